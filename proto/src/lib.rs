@@ -1,0 +1,27 @@
+//! The vocabulary that crosses process borders.
+//!
+//! Everything that two of router, shardnode and coordinator must agree on is named here once: ids, key ranges, how
+//! a row finds its keyspace id, values and rows, topology, catalog, positions, errors, and the service traits by
+//! which the three know each other. With the `transport` feature come the gRPC clients and servers behind those
+//! traits; without it this crate has no socket, no runtime, no clock.
+//!
+//! It must never know SQL, SQLite, or Raft: a type is an object id and a modifier here, a value is one of five
+//! storage classes, a log entry is a position.
+
+pub mod catalog;
+pub mod error;
+pub mod gtid;
+pub mod ids;
+pub mod key_range;
+pub mod keyspace_id;
+pub mod rows;
+pub mod services;
+pub mod topology;
+pub mod value;
+
+pub use error::{Retry, SqlState, WireError};
+pub use ids::*;
+pub use key_range::KeyRange;
+pub use keyspace_id::KeyspaceId;
+pub use rows::{RowBatch, RowBatchBuilder};
+pub use value::{Value, ValueRef};

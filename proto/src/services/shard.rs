@@ -1,0 +1,153 @@
+//! What a shard does for routers and for the coordinator.
+
+use super::{BoxFuture, BoxStream, ServiceResult};
+use crate::ids::{Epoch, GroupId, LogIndex, NodeId, RequestId, SchemaVersion, ShardId, TableId, Term};
+use crate::rows::RowBatch;
+use crate::value::Value;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The shards of one node.
+pub trait ShardService: Send + Sync {
+    /// Runs one fragment on one shard.
+    ///
+    /// Errors that name a [`crate::Retry`] other than `Never` and `Unknown` promise that nothing was executed.
+    fn execute(&self, request: FragmentRequest) -> BoxFuture<'_, ServiceResult<FragmentResponse>>;
+
+    /// Applies one step of a schema change to one shard, as an entry of its log. A step that was applied before is
+    /// answered with its first result.
+    fn apply_schema(&self, request: SchemaRequest) -> BoxFuture<'_, ServiceResult<LogIndex>>;
+
+    /// What the node's replicas are doing.
+    fn replicas(&self) -> BoxFuture<'_, ServiceResult<Vec<ReplicaStatus>>>;
+}
+
+/// One statement for one shard.
+#[derive(Clone, Debug)]
+pub struct FragmentRequest {
+    /// The shard.
+    pub shard: ShardId,
+    /// The topology it was routed by.
+    pub epoch: Epoch,
+    /// The catalog it was planned by.
+    pub schema_version: SchemaVersion,
+    /// SQL as SQLite runs it, over physical names, with parameters `?1..`.
+    pub sql: Arc<str>,
+    /// The values of the parameters. With `rows`, of those after the row's own: `?<width + 1>..`.
+    pub params: Vec<Value>,
+    /// Runs the statement once for each of these rows, in order, with the row's values as `?1..?<width>`.
+    pub rows: Option<RowBatch>,
+    /// Reads or writes, and how.
+    pub access: Access,
+    /// How long it may take, waiting included.
+    pub timeout: Duration,
+}
+
+/// How a fragment uses its shard.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Access {
+    /// Only reads.
+    Read {
+        /// How fresh it must be, and who may answer.
+        consistency: Consistency,
+        /// It looks up a few rows by key, so it may run on the caller's thread.
+        lookup: bool,
+    },
+    /// Writes, as one transaction.
+    Write {
+        /// Names the write, so that repeating it is safe.
+        request: RequestId,
+        /// Every request of this router below this sequence has been answered and can be forgotten.
+        settled: u64,
+        /// The first so many columns of the result are a row's primary key. A row that comes up twice is 21000 (ON
+        /// CONFLICT DO UPDATE may not hit a row twice). They are cut off the rows that are returned. 0 for no check.
+        touch: u16,
+    },
+}
+
+/// How fresh a read must be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Consistency {
+    /// By the leader; linearizable.
+    Strong,
+    /// By any replica that has applied this index.
+    Session(LogIndex),
+    /// By any replica no staler than this.
+    Bounded(Duration),
+    /// By any replica.
+    Eventual,
+}
+
+/// What a fragment gave.
+pub struct FragmentResponse {
+    /// Rows, in storage form.
+    pub rows: RowSource,
+    /// Rows inserted, updated or deleted.
+    pub affected: u64,
+    /// The position that the read saw or the write reached.
+    pub position: LogIndex,
+}
+
+/// Rows at once, or as they come.
+pub enum RowSource {
+    /// All of them.
+    Whole(RowBatch),
+    /// In batches. An error ends the stream.
+    Stream(BoxStream<ServiceResult<RowBatch>>),
+}
+
+/// One step of a schema change, for one shard.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SchemaRequest {
+    /// The shard.
+    pub shard: ShardId,
+    /// Names the step within the cluster, so that repeating it is safe.
+    pub step: SchemaStep,
+    /// SQL as SQLite runs it, in one transaction.
+    pub statements: Vec<String>,
+    /// From here on the shard refuses requests that were planned by an older catalog.
+    pub least_version: Option<SchemaVersion>,
+    /// The step fails with 55000 and changes nothing if one of these tables has a row.
+    pub require_empty: Vec<TableId>,
+}
+
+/// A step of a schema change: the job, and the step's number in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SchemaStep {
+    /// The job, numbered by the coordinator.
+    pub job: u64,
+    /// The step, from 1.
+    pub step: u32,
+}
+
+/// What a replica is doing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReplicaStatus {
+    /// Its node.
+    pub node: NodeId,
+    /// Its group.
+    pub group: GroupId,
+    /// Its part in the group.
+    pub role: ReplicaRole,
+    /// Its term.
+    pub term: Term,
+    /// The leader that it knows.
+    pub leader: Option<NodeId>,
+    /// The last index that its SQLite database has.
+    pub applied: LogIndex,
+    /// Why it stopped, if it did.
+    pub stopped: Option<String>,
+}
+
+/// A replica's part in its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplicaRole {
+    /// It executes, proposes, and answers strong reads.
+    Leader,
+    /// It applies what the leader sends.
+    Follower,
+    /// It asks for votes.
+    Candidate,
+    /// It catches up and doesn't vote.
+    Learner,
+}
