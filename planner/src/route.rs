@@ -1,0 +1,204 @@
+//! From what a plan knows of the shard key, and the values of a run, to the shards.
+//!
+//! In come a target, the scalars' values in storage form, and the topology. Out comes a [`Route`]. Nothing here knows
+//! what a statement does with the rows it finds.
+
+use crate::plan::{InsertTarget, KeyFilter, Route, ScalarId, Target};
+use dialect::Type;
+use proto::topology::{Keyspace, Sharding, Topology};
+use proto::{KeyspaceId, KeyspaceNumber, ShardId, Value, ValueRef, WireError};
+use std::collections::BTreeSet;
+
+/// More combinations of key values than this aren't worth looking up one by one: the fragment goes everywhere.
+const MOST_KEYS: usize = 65_536;
+
+/// Which shards a fragment goes to, now that the scalars have values.
+pub fn route(target: &Target, scalars: &[Value], topology: &Topology) -> Result<Route, WireError> {
+    match target {
+        Target::Keyspace {
+            keyspace,
+            key,
+            filter,
+        } => {
+            let keyspace = find_keyspace(*keyspace, topology)?;
+            match filter {
+                KeyFilter::Nothing => Ok(Route::None),
+                KeyFilter::All => Ok(all(keyspace)),
+                KeyFilter::In(columns) => by_values(keyspace, key, columns, scalars, topology),
+                KeyFilter::Between(low, high) => by_range(keyspace, key, *low, *high, scalars, topology),
+            }
+        }
+        Target::Any => {
+            let first = topology.keyspaces.values().find_map(|k| k.shards.first());
+            first
+                .map(|shard| Route::One(*shard))
+                .ok_or_else(|| WireError::internal("the cluster has no shard"))
+        }
+        Target::Everywhere => Ok(everywhere(topology)),
+    }
+}
+
+/// Which shards a row goes to. `row` is in storage form.
+pub fn route_row(target: &InsertTarget, row: &[Value], topology: &Topology) -> Result<Route, WireError> {
+    match target {
+        InsertTarget::Sharded { keyspace, key } => {
+            let found = find_keyspace(*keyspace, topology)?;
+            let forms: Vec<_> = key
+                .iter()
+                .map(|(place, ty)| key_form(*ty, row[*place].as_ref()))
+                .collect();
+            let id = keyspace_id(found, forms.iter().map(Value::as_ref));
+            one(found, &id, topology).map(Route::One)
+        }
+        InsertTarget::Single(keyspace) => Ok(all(find_keyspace(*keyspace, topology)?)),
+        InsertTarget::Everywhere => Ok(everywhere(topology)),
+    }
+}
+
+fn find_keyspace(number: KeyspaceNumber, topology: &Topology) -> Result<&Keyspace, WireError> {
+    topology
+        .keyspaces
+        .get(&number)
+        .ok_or_else(|| WireError::internal(format!("there is no keyspace {number}")))
+}
+
+fn all(keyspace: &Keyspace) -> Route {
+    match keyspace.shards.as_slice() {
+        [] => Route::None,
+        [shard] => Route::One(*shard),
+        shards => Route::All(shards.to_vec()),
+    }
+}
+
+fn everywhere(topology: &Topology) -> Route {
+    Route::All(
+        topology
+            .keyspaces
+            .values()
+            .flat_map(|k| k.shards.iter().copied())
+            .collect(),
+    )
+}
+
+fn some(keyspace: &Keyspace, shards: BTreeSet<ShardId>) -> Route {
+    // In the keyspace's own order, so that rows of a range keyspace come as its ranges do.
+    let mut found: Vec<_> = keyspace
+        .shards
+        .iter()
+        .copied()
+        .filter(|shard| shards.contains(shard))
+        .collect();
+    match found.len() {
+        0 => Route::None,
+        1 => Route::One(found.remove(0)),
+        n if n == keyspace.shards.len() => Route::All(found),
+        _ => Route::Some(found),
+    }
+}
+
+fn keyspace_id<'a>(keyspace: &Keyspace, key: impl IntoIterator<Item = ValueRef<'a>>) -> KeyspaceId {
+    match keyspace.sharding {
+        Sharding::Hash => KeyspaceId::hash(key),
+        Sharding::Range => KeyspaceId::range(key),
+        Sharding::Single => KeyspaceId(Vec::new()),
+    }
+}
+
+fn one(keyspace: &Keyspace, id: &KeyspaceId, topology: &Topology) -> Result<ShardId, WireError> {
+    topology
+        .shard_for(keyspace.number, &id.0)
+        .ok_or_else(|| WireError::internal(format!("keyspace \"{}\" has a gap", keyspace.name)))
+}
+
+fn key_form(ty: Type, value: ValueRef<'_>) -> Value {
+    let _ = ty;
+    value.to_owned()
+}
+
+fn by_values(
+    keyspace: &Keyspace,
+    key: &[Type],
+    columns: &[Vec<ScalarId>],
+    scalars: &[Value],
+    topology: &Topology,
+) -> Result<Route, WireError> {
+    let mut forms: Vec<Vec<Value>> = Vec::with_capacity(columns.len());
+    for (ty, values) in key.iter().zip(columns) {
+        let known = values
+            .iter()
+            .map(|id| scalars[id.0 as usize].as_ref())
+            .filter(|v| !v.is_null());
+        let column: Vec<_> = known.map(|v| key_form(*ty, v)).collect();
+        if column.is_empty() {
+            return Ok(Route::None);
+        }
+        forms.push(column);
+    }
+    if let [columns @ ..] = forms.as_slice()
+        && columns.iter().all(|c| c.len() == 1)
+    {
+        let id = keyspace_id(keyspace, columns.iter().map(|c| c[0].as_ref()));
+        return one(keyspace, &id, topology).map(Route::One);
+    }
+    let combinations = forms
+        .iter()
+        .try_fold(1usize, |n, column| n.checked_mul(column.len()));
+    if combinations.is_none_or(|n| n > MOST_KEYS) || keyspace.shards.len() == 1 {
+        return Ok(all(keyspace));
+    }
+    let mut shards = BTreeSet::new();
+    let mut at = vec![0; forms.len()];
+    loop {
+        let values = forms.iter().zip(&at).map(|(column, i)| column[*i].as_ref());
+        shards.insert(one(keyspace, &keyspace_id(keyspace, values), topology)?);
+        // Counts through every combination, the last column fastest.
+        let Some(column) = (0..forms.len()).rev().find(|c| at[*c] + 1 < forms[*c].len()) else {
+            break;
+        };
+        at[column] += 1;
+        at[column + 1..].fill(0);
+    }
+    Ok(some(keyspace, shards))
+}
+
+fn by_range(
+    keyspace: &Keyspace,
+    key: &[Type],
+    low: Option<(ScalarId, bool)>,
+    high: Option<(ScalarId, bool)>,
+    scalars: &[Value],
+    topology: &Topology,
+) -> Result<Route, WireError> {
+    if keyspace.sharding != Sharding::Range {
+        return Ok(all(keyspace));
+    }
+    let Some(ty) = key.first() else {
+        return Ok(all(keyspace));
+    };
+    let bound = |side: Option<(ScalarId, bool)>| -> Option<Option<KeyspaceId>> {
+        let Some((id, _)) = side else { return Some(None) };
+        let value = scalars[id.0 as usize].as_ref();
+        (!value.is_null()).then(|| Some(KeyspaceId::range([key_form(*ty, value).as_ref()])))
+    };
+    let (Some(low), Some(high)) = (bound(low), bound(high)) else {
+        return Ok(Route::None);
+    };
+    // Keys of several columns that begin with the bound have its encoding as a prefix, so the bound's shard and, for
+    // the upper one, every shard that begins with it, can hold such keys.
+    let mut shards = BTreeSet::new();
+    for id in &keyspace.shards {
+        let Some(shard) = topology.shards.get(id) else {
+            continue;
+        };
+        let ends_before = low
+            .as_ref()
+            .is_some_and(|low| shard.range.end.as_ref().is_some_and(|end| *end <= low.0));
+        let begins_after = high
+            .as_ref()
+            .is_some_and(|high| shard.range.start > high.0 && !shard.range.start.starts_with(&high.0));
+        if !ends_before && !begins_after {
+            shards.insert(*id);
+        }
+    }
+    Ok(some(keyspace, shards))
+}
