@@ -7,6 +7,13 @@
 //! Without the `sqlite` feature nothing here touches SQLite. Nothing here ever knows a table's name, a shard, or a
 //! session: settings that change meaning (the time zone) are arguments of the functions that need them.
 
+pub mod datetime;
+pub mod io;
+pub mod key;
+pub mod numeric;
+pub mod physical;
 pub mod types;
 
+pub use datetime::TimeZone;
+pub use numeric::Numeric;
 pub use types::Type;
