@@ -48,7 +48,11 @@ pub struct Roles {
 
 impl Roles {
     /// Everything: the common deployment.
-    pub const ALL: Roles = Roles { router: true, shardnode: true, coordinator: true };
+    pub const ALL: Roles = Roles {
+        router: true,
+        shardnode: true,
+        coordinator: true,
+    };
 }
 
 /// How a keyspace places rows.
@@ -113,14 +117,21 @@ impl Topology {
     /// The shard of a keyspace that holds a keyspace id. `None` for an unknown keyspace.
     pub fn shard_for(&self, keyspace: KeyspaceNumber, keyspace_id: &[u8]) -> Option<ShardId> {
         let shards = &self.keyspaces.get(&keyspace)?.shards;
-        let after =
-            shards.partition_point(|id| self.shards.get(id).is_some_and(|s| s.range.start.as_slice() <= keyspace_id));
+        let after = shards.partition_point(|id| {
+            self.shards
+                .get(id)
+                .is_some_and(|s| s.range.start.as_slice() <= keyspace_id)
+        });
         shards.get(after.checked_sub(1)?).copied()
     }
 
     /// A shard's name, for example `main/-80`.
     pub fn shard_name(&self, id: ShardId) -> String {
-        match self.shards.get(&id).and_then(|s| Some((self.keyspaces.get(&s.keyspace)?, s))) {
+        match self
+            .shards
+            .get(&id)
+            .and_then(|s| Some((self.keyspaces.get(&s.keyspace)?, s)))
+        {
             Some((keyspace, shard)) => format!("{}/{}", keyspace.name, shard.range),
             None => format!("shard {id}"),
         }
@@ -130,7 +141,11 @@ impl Topology {
     pub fn gtid_source(&self, id: ShardId) -> Option<GtidSource> {
         let shard = self.shards.get(&id)?;
         let keyspace = self.keyspaces.get(&shard.keyspace)?.name.clone();
-        Some(GtidSource { keyspace, shard: shard.range.clone(), incarnation: shard.incarnation })
+        Some(GtidSource {
+            keyspace,
+            shard: shard.range.clone(),
+            incarnation: shard.incarnation,
+        })
     }
 }
 
@@ -176,9 +191,25 @@ mod tests {
             let group = GroupId(id.0 + 1);
             let replicas = vec![NodeId(1)];
             let incarnation = Incarnation(1);
-            topology.shards.insert(id, Shard { id, keyspace: number, range, incarnation, group, replicas });
+            topology.shards.insert(
+                id,
+                Shard {
+                    id,
+                    keyspace: number,
+                    range,
+                    incarnation,
+                    group,
+                    replicas,
+                },
+            );
         }
-        let keyspace = Keyspace { number, name: "main".into(), sharding: Sharding::Hash, replicas: 1, shards };
+        let keyspace = Keyspace {
+            number,
+            name: "main".into(),
+            sharding: Sharding::Hash,
+            replicas: 1,
+            shards,
+        };
         topology.keyspaces.insert(number, keyspace);
         topology
     }

@@ -1,1 +1,9 @@
-//! placeholder
+//! Tests that need more than one crate: the repository's own rules, golden SQL against PostgreSQL's recorded answers,
+//! real processes with real clients.
+//!
+//! This library holds what they share: starting a cluster as a process, finding the tools that a test wants, and the
+//! form of a recorded script. It must never be used by anything but tests.
+
+pub mod cluster;
+pub mod script;
+pub mod tools;

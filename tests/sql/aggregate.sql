@@ -1,0 +1,38 @@
+-- Aggregates over shards: counted once, averaged over all, grouped and filtered after merging.
+CREATE TABLE sale (id int PRIMARY KEY, shop text, item text, amount int, price numeric(10,2), ratio float8, big bigint, sold timestamp) PARTITION BY HASH (id);
+SELECT count(*), sum(amount), min(price), max(shop), avg(amount) FROM sale;
+SELECT shop, count(*) FROM sale GROUP BY shop;
+INSERT INTO sale VALUES (1, 'north', 'cod', 3, 10.00, 0.5, 9223372036854775807, '2024-01-01 10:00'), (2, 'north', 'eel', 1, 25.50, 0.25, 1, '2024-01-01 11:30:15.5'), (3, 'south', 'cod', 7, 9.99, 1e10, NULL, '2024-01-02'), (4, 'south', 'tuna', NULL, 99.90, -1.5, 5, NULL), (5, 'west', 'cod', 2, NULL, NULL, 7, '2024-03-01 00:00:00'), (6, 'north', 'cod', 4, 10.50, 0.125, 2, '2024-01-01 10:00'), (7, NULL, 'eel', 5, 20.00, 3, 3, '2024-01-03');
+SELECT count(*) FROM sale;
+SELECT count(*) FROM sale WHERE id = 4;
+SELECT sum(amount), sum(price), sum(big) FROM sale;
+SELECT avg(amount), avg(price) FROM sale;
+-- approximate
+SELECT sum(ratio), avg(ratio) FROM sale;
+SELECT min(amount), max(amount), min(price), max(price), min(item), max(item), min(sold), max(sold) FROM sale;
+SELECT shop, count(*), sum(amount) FROM sale GROUP BY shop ORDER BY shop;
+SELECT shop, avg(price) FROM sale GROUP BY shop ORDER BY shop NULLS FIRST;
+SELECT item, shop, count(*) AS n FROM sale GROUP BY item, shop ORDER BY item, shop;
+SELECT shop, count(*) FROM sale GROUP BY shop HAVING count(*) > 1 ORDER BY shop;
+SELECT shop, sum(amount) AS total FROM sale GROUP BY shop HAVING sum(amount) >= 7 ORDER BY total DESC;
+SELECT item, max(price) - min(price) AS spread FROM sale GROUP BY item ORDER BY spread, item;
+SELECT amount % 2 AS odd, count(*) FROM sale GROUP BY amount % 2 ORDER BY 1;
+SELECT amount % 2 AS odd, count(*) FROM sale GROUP BY odd ORDER BY odd;
+SELECT upper(shop) AS s, count(*) FROM sale GROUP BY 1 ORDER BY 1 LIMIT 2;
+SELECT count(DISTINCT shop), count(DISTINCT item), sum(DISTINCT amount) FROM sale;
+SELECT shop, count(DISTINCT item) FROM sale GROUP BY shop ORDER BY shop;
+SELECT count(*) FILTER (WHERE amount > 2) AS many, count(*) FROM sale;
+SELECT shop FROM sale GROUP BY shop ORDER BY count(*) DESC, shop LIMIT 2;
+SELECT id, shop, count(*) FROM sale GROUP BY id ORDER BY id LIMIT 3;
+SELECT sum(amount) * 2 + 1 AS x FROM sale WHERE shop = 'north';
+SELECT count(*) FROM sale WHERE shop = 'nowhere';
+SELECT sum(amount) FROM sale WHERE shop = 'nowhere';
+SELECT shop, count(*) FROM sale WHERE shop = 'nowhere' GROUP BY shop;
+SELECT bool_and(amount > 0), bool_or(amount > 6) FROM sale;
+SELECT sum(price) FROM sale GROUP BY item ORDER BY item;
+SELECT DISTINCT count(*) FROM sale GROUP BY shop ORDER BY 1;
+SELECT item, avg(amount) FROM sale GROUP BY item ORDER BY avg(amount) DESC, item;
+SELECT avg(id::numeric), sum(id::float8) FROM sale;
+SELECT sold::date AS day, count(*) FROM sale GROUP BY sold::date ORDER BY day;
+SELECT max(id) FROM sale WHERE price < (SELECT avg(price) FROM sale);
+SELECT t.shop, t.n FROM (SELECT shop, count(*) AS n FROM sale GROUP BY shop) t WHERE t.n > 1 ORDER BY t.shop;

@@ -1,0 +1,35 @@
+//! Finds the programs that a test drives Shoal with: psql, pgbench, a PostgreSQL server.
+//!
+//! A machine with only Rust and a C compiler runs the tests, too: a test whose tool is missing says so on stderr and
+//! ends. With `SHOAL_TESTS_SKIP_NOTHING` set (as CI does) a missing tool is a failure.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+/// The path of a program, looked for in `PATH` and where Debian keeps PostgreSQL 15's.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let paths = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&paths)
+        .chain([PathBuf::from("/usr/lib/postgresql/15/bin")])
+        .map(|folder| folder.join(program))
+        .find(|path| is_program(path))
+}
+
+fn is_program(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    path.metadata()
+        .is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
+}
+
+/// The path of a program, or `None` after saying that the test is skipped.
+pub fn find_or_skip(program: &str, test: &str) -> Option<PathBuf> {
+    let found = find(program);
+    if found.is_none() {
+        assert!(
+            env::var_os("SHOAL_TESTS_SKIP_NOTHING").is_none(),
+            "{test} needs {program}, which is missing"
+        );
+        eprintln!("SKIPPED {test}: {program} is not installed");
+    }
+    found
+}
