@@ -16,9 +16,7 @@ pub struct OutputSettings {
 
 impl Default for OutputSettings {
     fn default() -> Self {
-        Self {
-            zone: TimeZone::utc(),
-        }
+        Self { zone: TimeZone::utc() }
     }
 }
 

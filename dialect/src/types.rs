@@ -86,18 +86,12 @@ impl Typed {
 
     /// As the catalog writes it.
     pub fn to_ref(self) -> TypeRef {
-        TypeRef {
-            oid: self.ty.oid(),
-            modifier: self.modifier,
-        }
+        TypeRef { oid: self.ty.oid(), modifier: self.modifier }
     }
 
     /// Read from the catalog. `None` for an oid that Shoal doesn't have.
     pub fn from_ref(ty: TypeRef) -> Option<Self> {
-        Some(Self {
-            ty: Type::from_oid(ty.oid)?,
-            modifier: ty.modifier,
-        })
+        Some(Self { ty: Type::from_oid(ty.oid)?, modifier: ty.modifier })
     }
 }
 

@@ -15,11 +15,7 @@ const MOST_KEYS: usize = 65_536;
 /// Which shards a fragment goes to, now that the scalars have values.
 pub fn route(target: &Target, scalars: &[Value], topology: &Topology) -> Result<Route, WireError> {
     match target {
-        Target::Keyspace {
-            keyspace,
-            key,
-            filter,
-        } => {
+        Target::Keyspace { keyspace, key, filter } => {
             let keyspace = find_keyspace(*keyspace, topology)?;
             match filter {
                 KeyFilter::Nothing => Ok(Route::None),
@@ -43,10 +39,7 @@ pub fn route_row(target: &InsertTarget, row: &[Value], topology: &Topology) -> R
     match target {
         InsertTarget::Sharded { keyspace, key } => {
             let found = find_keyspace(*keyspace, topology)?;
-            let forms: Vec<_> = key
-                .iter()
-                .map(|(place, ty)| key_form(*ty, row[*place].as_ref()))
-                .collect();
+            let forms: Vec<_> = key.iter().map(|(place, ty)| key_form(*ty, row[*place].as_ref())).collect();
             let id = keyspace_id(found, forms.iter().map(Value::as_ref));
             one(found, &id, topology).map(Route::One)
         }
@@ -71,23 +64,12 @@ fn all(keyspace: &Keyspace) -> Route {
 }
 
 fn everywhere(topology: &Topology) -> Route {
-    Route::All(
-        topology
-            .keyspaces
-            .values()
-            .flat_map(|k| k.shards.iter().copied())
-            .collect(),
-    )
+    Route::All(topology.keyspaces.values().flat_map(|k| k.shards.iter().copied()).collect())
 }
 
 fn some(keyspace: &Keyspace, shards: BTreeSet<ShardId>) -> Route {
     // In the keyspace's own order, so that rows of a range keyspace come as its ranges do.
-    let mut found: Vec<_> = keyspace
-        .shards
-        .iter()
-        .copied()
-        .filter(|shard| shards.contains(shard))
-        .collect();
+    let mut found: Vec<_> = keyspace.shards.iter().copied().filter(|shard| shards.contains(shard)).collect();
     match found.len() {
         0 => Route::None,
         1 => Route::One(found.remove(0)),
@@ -124,10 +106,7 @@ fn by_values(
 ) -> Result<Route, WireError> {
     let mut forms: Vec<Vec<Value>> = Vec::with_capacity(columns.len());
     for (ty, values) in key.iter().zip(columns) {
-        let known = values
-            .iter()
-            .map(|id| scalars[id.0 as usize].as_ref())
-            .filter(|v| !v.is_null());
+        let known = values.iter().map(|id| scalars[id.0 as usize].as_ref()).filter(|v| !v.is_null());
         let column: Vec<_> = known.map(|v| key_form(*ty, v)).collect();
         if column.is_empty() {
             return Ok(Route::None);
@@ -140,9 +119,7 @@ fn by_values(
         let id = keyspace_id(keyspace, columns.iter().map(|c| c[0].as_ref()));
         return one(keyspace, &id, topology).map(Route::One);
     }
-    let combinations = forms
-        .iter()
-        .try_fold(1usize, |n, column| n.checked_mul(column.len()));
+    let combinations = forms.iter().try_fold(1usize, |n, column| n.checked_mul(column.len()));
     if combinations.is_none_or(|n| n > MOST_KEYS) || keyspace.shards.len() == 1 {
         return Ok(all(keyspace));
     }
@@ -190,9 +167,8 @@ fn by_range(
         let Some(shard) = topology.shards.get(id) else {
             continue;
         };
-        let ends_before = low
-            .as_ref()
-            .is_some_and(|low| shard.range.end.as_ref().is_some_and(|end| *end <= low.0));
+        let ends_before =
+            low.as_ref().is_some_and(|low| shard.range.end.as_ref().is_some_and(|end| *end <= low.0));
         let begins_after = high
             .as_ref()
             .is_some_and(|high| shard.range.start > high.0 && !shard.range.start.starts_with(&high.0));

@@ -159,13 +159,7 @@ mod tests {
         assert!(!two.has(Rule::PushLimit) && !two.has(Rule::PushOrder) && two.has(Rule::PushFilter));
         assert_eq!(Rules::parse(&two.to_string()), Ok(two));
         assert!(Rules::parse("-all +push-limit").unwrap().has(Rule::PushLimit));
-        assert_eq!(
-            Rules::parse("-nope").unwrap_err().sqlstate,
-            SqlState::INVALID_PARAMETER_VALUE
-        );
-        assert_eq!(
-            Rules::parse("é").unwrap_err().sqlstate,
-            SqlState::INVALID_PARAMETER_VALUE
-        );
+        assert_eq!(Rules::parse("-nope").unwrap_err().sqlstate, SqlState::INVALID_PARAMETER_VALUE);
+        assert_eq!(Rules::parse("é").unwrap_err().sqlstate, SqlState::INVALID_PARAMETER_VALUE);
     }
 }

@@ -206,32 +206,21 @@ impl Catalog {
         tables: impl IntoIterator<Item = Arc<Table>>,
         sequences: impl IntoIterator<Item = Arc<Sequence>>,
     ) -> Self {
-        let mut catalog = Catalog {
-            version,
-            ..Catalog::default()
-        };
+        let mut catalog = Catalog { version, ..Catalog::default() };
         for table in tables {
-            catalog
-                .names
-                .insert(table.name.clone(), Relation::Table(table.id));
+            catalog.names.insert(table.name.clone(), Relation::Table(table.id));
             if let Some(name) = &table.primary_key_name {
                 // The primary key's index shares no number with any other; its name is taken all the same.
-                catalog
-                    .names
-                    .insert(name.clone(), Relation::Index(table.id, IndexId(0)));
+                catalog.names.insert(name.clone(), Relation::Index(table.id, IndexId(0)));
             }
             for index in &table.indexes {
-                catalog
-                    .names
-                    .insert(index.name.clone(), Relation::Index(table.id, index.id));
+                catalog.names.insert(index.name.clone(), Relation::Index(table.id, index.id));
             }
             catalog.tables.insert(table.id, table);
         }
         for sequence in sequences {
             if !sequence.hidden {
-                catalog
-                    .names
-                    .insert(sequence.name.clone(), Relation::Sequence(sequence.id));
+                catalog.names.insert(sequence.name.clone(), Relation::Sequence(sequence.id));
             }
             catalog.sequences.insert(sequence.id, sequence);
         }

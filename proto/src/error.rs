@@ -21,10 +21,7 @@ impl SqlState {
     /// The code's five characters; `None` unless they are upper-case letters and digits.
     pub fn parse(code: &str) -> Option<Self> {
         let bytes: [u8; 5] = code.as_bytes().try_into().ok()?;
-        bytes
-            .iter()
-            .all(|b| b.is_ascii_digit() || b.is_ascii_uppercase())
-            .then_some(Self(bytes))
+        bytes.iter().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase()).then_some(Self(bytes))
     }
 
     /// The five characters.
@@ -207,10 +204,7 @@ impl WireError {
 
     /// `0A000`: a thing that PostgreSQL has and Shoal refuses.
     pub fn unsupported(what: impl fmt::Display) -> Self {
-        Self::new(
-            SqlState::FEATURE_NOT_SUPPORTED,
-            format!("{what} is not supported"),
-        )
+        Self::new(SqlState::FEATURE_NOT_SUPPORTED, format!("{what} is not supported"))
     }
 
     /// `XX000`: something that can't be, was.

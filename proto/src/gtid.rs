@@ -143,19 +143,8 @@ mod tests {
 
     #[test]
     fn a_bad_position_is_named() {
-        for bad in [
-            "x",
-            "main/-.1",
-            "main/-:3",
-            "/-.1:3",
-            "main/8-.1:3",
-            "main/-.1:-3",
-            "main/-.x:3",
-        ] {
-            assert_eq!(
-                bad.parse::<GtidSet>().unwrap_err(),
-                ParseGtidError(bad.to_owned())
-            );
+        for bad in ["x", "main/-.1", "main/-:3", "/-.1:3", "main/8-.1:3", "main/-.1:-3", "main/-.x:3"] {
+            assert_eq!(bad.parse::<GtidSet>().unwrap_err(), ParseGtidError(bad.to_owned()));
         }
     }
 }

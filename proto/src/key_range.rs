@@ -41,10 +41,7 @@ impl KeyRange {
             bytes
         };
         (0..shards)
-            .map(|i| KeyRange {
-                start: bound(i),
-                end: (i + 1 < shards).then(|| bound(i + 1)),
-            })
+            .map(|i| KeyRange { start: bound(i), end: (i + 1 < shards).then(|| bound(i + 1)) })
             .collect()
     }
 
@@ -64,10 +61,7 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     if !text.len().is_multiple_of(2) || !text.is_ascii() {
         return None;
     }
-    (0..text.len())
-        .step_by(2)
-        .map(|i| u8::from_str_radix(&text[i..i + 2], 16).ok())
-        .collect()
+    (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).ok()).collect()
 }
 
 impl fmt::Display for KeyRange {
@@ -89,12 +83,7 @@ mod tests {
 
     #[test]
     fn even_splits_have_short_names_and_cover_everything() {
-        let names = |n| {
-            KeyRange::split_evenly(n)
-                .iter()
-                .map(|r| r.to_string())
-                .collect::<Vec<_>>()
-        };
+        let names = |n| KeyRange::split_evenly(n).iter().map(|r| r.to_string()).collect::<Vec<_>>();
         assert_eq!(names(1), ["-"]);
         assert_eq!(names(2), ["-80", "80-"]);
         assert_eq!(names(4), ["-40", "40-80", "80-c0", "c0-"]);

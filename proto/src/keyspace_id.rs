@@ -111,10 +111,7 @@ mod tests {
 
     #[test]
     fn zeros_are_one_key() {
-        assert_eq!(
-            KeyspaceId::hash([ValueRef::Real(0.0)]),
-            KeyspaceId::hash([ValueRef::Real(-0.0)])
-        );
+        assert_eq!(KeyspaceId::hash([ValueRef::Real(0.0)]), KeyspaceId::hash([ValueRef::Real(-0.0)]));
     }
 
     /// Recorded once. A change here means that stored rows can no longer be found.

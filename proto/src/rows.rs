@@ -41,11 +41,7 @@ pub struct RowBatchBuilder {
 impl RowBatchBuilder {
     /// A builder for rows of this width.
     pub fn new(columns: u16) -> Self {
-        Self {
-            columns,
-            values: 0,
-            data: Vec::new(),
-        }
+        Self { columns, values: 0, data: Vec::new() }
     }
 
     /// Adds the next value, left to right, row after row.
@@ -74,11 +70,7 @@ impl RowBatchBuilder {
         for value in row {
             self.push(value);
         }
-        debug_assert_eq!(
-            self.values - before,
-            u64::from(self.columns),
-            "a row of another width"
-        );
+        debug_assert_eq!(self.values - before, u64::from(self.columns), "a row of another width");
         if self.columns == 0 {
             self.values += 1;
         }
@@ -108,16 +100,8 @@ impl RowBatchBuilder {
 
     /// The batch. The last row must be whole.
     pub fn finish(self) -> RowBatch {
-        debug_assert_eq!(
-            self.values % u64::from(self.columns.max(1)),
-            0,
-            "an unfinished row"
-        );
-        RowBatch {
-            columns: self.columns,
-            rows: self.rows(),
-            data: self.data.into(),
-        }
+        debug_assert_eq!(self.values % u64::from(self.columns.max(1)), 0, "an unfinished row");
+        RowBatch { columns: self.columns, rows: self.rows(), data: self.data.into() }
     }
 }
 
@@ -176,11 +160,7 @@ impl RowBatch {
 
     /// The rows, in order.
     pub fn rows(&self) -> Rows<'_> {
-        Rows {
-            columns: self.columns,
-            left: self.rows,
-            rest: &self.data,
-        }
+        Rows { columns: self.columns, left: self.rows, rest: &self.data }
     }
 }
 
@@ -197,10 +177,7 @@ impl<'a> Iterator for Rows<'a> {
 
     fn next(&mut self) -> Option<Row<'a>> {
         self.left = self.left.checked_sub(1)?;
-        let row = Row {
-            columns: self.columns,
-            rest: self.rest,
-        };
+        let row = Row { columns: self.columns, rest: self.rest };
         for _ in 0..self.columns {
             self.rest = split_value(self.rest).expect("checked when the batch was made").1;
         }
@@ -258,11 +235,7 @@ fn split_value(data: &[u8]) -> Option<(Raw<'_>, &[u8])> {
         TEXT | BLOB => {
             let (len, rest) = split_varint(rest)?;
             let (bytes, rest) = rest.split_at_checked(usize::try_from(len).ok()?)?;
-            let value = if tag == TEXT {
-                Raw::Text(bytes)
-            } else {
-                Raw::Value(ValueRef::Blob(bytes))
-            };
+            let value = if tag == TEXT { Raw::Text(bytes) } else { Raw::Value(ValueRef::Blob(bytes)) };
             Some((value, rest))
         }
         _ => None,
@@ -288,20 +261,7 @@ mod tests {
     use crate::value::Value;
 
     fn values() -> Vec<Value> {
-        let ints = [
-            0,
-            1,
-            -1,
-            127,
-            128,
-            -128,
-            -129,
-            32767,
-            32768,
-            i64::from(i32::MIN),
-            i64::MAX,
-            i64::MIN,
-        ];
+        let ints = [0, 1, -1, 127, 128, -128, -129, 32767, 32768, i64::from(i32::MIN), i64::MAX, i64::MIN];
         let mut values: Vec<_> = ints.into_iter().map(Value::Int).collect();
         values.extend([
             Value::Null,
@@ -309,11 +269,7 @@ mod tests {
             Value::Real(f64::INFINITY),
             Value::Text("é".repeat(100)),
         ]);
-        values.extend([
-            Value::Text(String::new()),
-            Value::Blob(vec![0, 255]),
-            Value::Blob(vec![7; 20_000]),
-        ]);
+        values.extend([Value::Text(String::new()), Value::Blob(vec![0, 255]), Value::Blob(vec![7; 20_000])]);
         values
     }
 
@@ -328,10 +284,7 @@ mod tests {
     #[test]
     fn every_value_comes_back() {
         let batch = batch();
-        let read: Vec<_> = batch
-            .rows()
-            .map(|mut row| row.nth(1).unwrap().to_owned())
-            .collect();
+        let read: Vec<_> = batch.rows().map(|mut row| row.nth(1).unwrap().to_owned()).collect();
         assert_eq!(read, values());
         let decoded = RowBatch::decode(2, batch.len() as u32, batch.data().clone()).unwrap();
         assert_eq!(decoded, batch);
@@ -356,12 +309,7 @@ mod tests {
         assert!(RowBatch::decode(2, rows - 1, batch.data().clone()).is_err());
         assert!(RowBatch::decode(1, 1, Bytes::from_static(&[0x10, 1, 0xff])).is_err());
         assert!(
-            RowBatch::decode(
-                1,
-                1,
-                Bytes::from_static(&[0x10, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff])
-            )
-            .is_err()
+            RowBatch::decode(1, 1, Bytes::from_static(&[0x10, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff])).is_err()
         );
     }
 

@@ -48,11 +48,7 @@ pub struct Roles {
 
 impl Roles {
     /// Everything: the common deployment.
-    pub const ALL: Roles = Roles {
-        router: true,
-        shardnode: true,
-        coordinator: true,
-    };
+    pub const ALL: Roles = Roles { router: true, shardnode: true, coordinator: true };
 }
 
 /// How a keyspace places rows.
@@ -118,20 +114,14 @@ impl Topology {
     pub fn shard_for(&self, keyspace: KeyspaceNumber, keyspace_id: &[u8]) -> Option<ShardId> {
         let shards = &self.keyspaces.get(&keyspace)?.shards;
         let after = shards.partition_point(|id| {
-            self.shards
-                .get(id)
-                .is_some_and(|s| s.range.start.as_slice() <= keyspace_id)
+            self.shards.get(id).is_some_and(|s| s.range.start.as_slice() <= keyspace_id)
         });
         shards.get(after.checked_sub(1)?).copied()
     }
 
     /// A shard's name, for example `main/-80`.
     pub fn shard_name(&self, id: ShardId) -> String {
-        match self
-            .shards
-            .get(&id)
-            .and_then(|s| Some((self.keyspaces.get(&s.keyspace)?, s)))
-        {
+        match self.shards.get(&id).and_then(|s| Some((self.keyspaces.get(&s.keyspace)?, s))) {
             Some((keyspace, shard)) => format!("{}/{}", keyspace.name, shard.range),
             None => format!("shard {id}"),
         }
@@ -141,11 +131,7 @@ impl Topology {
     pub fn gtid_source(&self, id: ShardId) -> Option<GtidSource> {
         let shard = self.shards.get(&id)?;
         let keyspace = self.keyspaces.get(&shard.keyspace)?.name.clone();
-        Some(GtidSource {
-            keyspace,
-            shard: shard.range.clone(),
-            incarnation: shard.incarnation,
-        })
+        Some(GtidSource { keyspace, shard: shard.range.clone(), incarnation: shard.incarnation })
     }
 }
 
@@ -191,25 +177,10 @@ mod tests {
             let group = GroupId(id.0 + 1);
             let replicas = vec![NodeId(1)];
             let incarnation = Incarnation(1);
-            topology.shards.insert(
-                id,
-                Shard {
-                    id,
-                    keyspace: number,
-                    range,
-                    incarnation,
-                    group,
-                    replicas,
-                },
-            );
+            topology.shards.insert(id, Shard { id, keyspace: number, range, incarnation, group, replicas });
         }
-        let keyspace = Keyspace {
-            number,
-            name: "main".into(),
-            sharding: Sharding::Hash,
-            replicas: 1,
-            shards,
-        };
+        let keyspace =
+            Keyspace { number, name: "main".into(), sharding: Sharding::Hash, replicas: 1, shards };
         topology.keyspaces.insert(number, keyspace);
         topology
     }

@@ -43,11 +43,7 @@ pub fn binary() -> PathBuf {
             let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
             let output = Command::new(cargo)
                 .args(["build", "-p", "cli", "--bin", "shoal", "--message-format", "json"])
-                .args(if cfg!(debug_assertions) {
-                    &[][..]
-                } else {
-                    &["--release"][..]
-                })
+                .args(if cfg!(debug_assertions) { &[][..] } else { &["--release"][..] })
                 .stderr(Stdio::inherit())
                 .output()
                 .expect("cargo runs");
@@ -66,29 +62,17 @@ impl Cluster {
     /// Starts `shoal dev` with these further arguments, on a data directory of its own.
     pub fn start(arguments: &[&str]) -> Cluster {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        Self::start_in(
-            DataDir::Own(dir),
-            arguments.iter().map(|a| a.to_string()).collect(),
-        )
+        Self::start_in(DataDir::Own(dir), arguments.iter().map(|a| a.to_string()).collect())
     }
 
     /// The same on a data directory that stays.
     pub fn start_at(data: &Path, arguments: &[&str]) -> Cluster {
-        Self::start_in(
-            DataDir::Given(data.to_owned()),
-            arguments.iter().map(|a| a.to_string()).collect(),
-        )
+        Self::start_in(DataDir::Given(data.to_owned()), arguments.iter().map(|a| a.to_string()).collect())
     }
 
     fn start_in(data: DataDir, arguments: Vec<String>) -> Cluster {
         let (child, address, admin) = launch(data.path(), &arguments);
-        Cluster {
-            child,
-            address,
-            admin,
-            data,
-            arguments,
-        }
+        Cluster { child, address, admin, data, arguments }
     }
 
     /// Kills the process as `kill -9` does, and starts another on the same data.
@@ -125,9 +109,7 @@ impl Cluster {
 
     /// A connected client. Its connection runs in the background of the caller's runtime.
     pub async fn connect(&self) -> tokio_postgres::Client {
-        connect(&self.config())
-            .await
-            .expect("the cluster accepts connections")
+        connect(&self.config()).await.expect("the cluster accepts connections")
     }
 }
 
@@ -135,11 +117,7 @@ impl Cluster {
 pub fn config_for(address: &str) -> tokio_postgres::Config {
     let (host, port) = address.rsplit_once(':').expect("host:port");
     let mut config = tokio_postgres::Config::new();
-    config
-        .host(host)
-        .port(port.parse().expect("a port"))
-        .user("shoal")
-        .dbname("shoal");
+    config.host(host).port(port.parse().expect("a port")).user("shoal").dbname("shoal");
     config
 }
 
@@ -174,16 +152,11 @@ fn launch(data: &Path, arguments: &[String]) -> (Child, String, String) {
     });
     let (mut address, mut admin) = (None, None);
     while address.is_none() || admin.is_none() {
-        let line = receive
-            .recv_timeout(START)
-            .expect("shoal dev prints its addresses in time");
+        let line = receive.recv_timeout(START).expect("shoal dev prints its addresses in time");
         if let Some(rest) = line.strip_prefix("admin: ") {
             admin = Some(rest.trim().to_owned());
         } else if let Some(host) = word_after(&line, "-h") {
-            address = Some(format!(
-                "{host}:{}",
-                word_after(&line, "-p").expect("psql's -p follows its -h")
-            ));
+            address = Some(format!("{host}:{}", word_after(&line, "-p").expect("psql's -p follows its -h")));
         }
     }
     (child, address.expect("found"), admin.expect("found"))

@@ -39,11 +39,7 @@ pub fn parse(script: &str) -> Vec<Statement> {
                 }
                 sql.push_str(line.trim_end());
                 if line.trim_end().ends_with(';') {
-                    statements.push(Statement {
-                        sql: std::mem::take(&mut sql),
-                        verbatim,
-                        approximate,
-                    });
+                    statements.push(Statement { sql: std::mem::take(&mut sql), verbatim, approximate });
                     (verbatim, approximate) = (false, false);
                 }
             }
@@ -59,12 +55,7 @@ pub fn for_postgres(statement: &Statement) -> String {
         return statement.sql.clone();
     }
     let mut sql = statement.sql.clone();
-    for opening in [
-        "PARTITION BY HASH (",
-        "PARTITION BY RANGE (",
-        "WITH (placement",
-        "WITH (keyspace",
-    ] {
+    for opening in ["PARTITION BY HASH (", "PARTITION BY RANGE (", "WITH (placement", "WITH (keyspace"] {
         while let Some(start) = sql.find(opening) {
             let end = start + sql[start..].find(')').expect("the clause ends") + 1;
             sql.replace_range(start..end, "");
@@ -90,19 +81,15 @@ pub async fn answer(client: &Client, sql: &str) -> String {
                     .iter()
                     .enumerate()
                     .map(|(i, column)| {
-                        let ty = types
-                            .as_ref()
-                            .and_then(|types| types.get(i))
-                            .map_or("?", String::as_str);
+                        let ty = types.as_ref().and_then(|types| types.get(i)).map_or("?", String::as_str);
                         format!("{}:{ty}", column.name())
                     })
                     .collect();
                 writeln!(out, "{}", names.join("|")).expect("strings take text");
             }
             SimpleQueryMessage::Row(row) => {
-                let values: Vec<_> = (0..row.len())
-                    .map(|i| row.get(i).unwrap_or("∅").replace('\n', "\\n"))
-                    .collect();
+                let values: Vec<_> =
+                    (0..row.len()).map(|i| row.get(i).unwrap_or("∅").replace('\n', "\\n")).collect();
                 rows.push(values.join("|"));
             }
             SimpleQueryMessage::CommandComplete(count) => {
@@ -123,20 +110,12 @@ pub async fn answer(client: &Client, sql: &str) -> String {
 /// The result's column types, by way of the extended protocol; `None` where a statement can't be prepared.
 async fn column_types(client: &Client, sql: &str) -> Option<Vec<String>> {
     let head = sql.trim_start().get(..6)?.to_ascii_uppercase();
-    if !["SELECT", "VALUES", "INSERT", "UPDATE", "DELETE", "WITH A"]
-        .iter()
-        .any(|word| head.starts_with(word))
+    if !["SELECT", "VALUES", "INSERT", "UPDATE", "DELETE", "WITH A"].iter().any(|word| head.starts_with(word))
     {
         return None;
     }
     let statement = client.prepare(sql).await.ok()?;
-    Some(
-        statement
-            .columns()
-            .iter()
-            .map(|column| column.type_().name().to_owned())
-            .collect(),
-    )
+    Some(statement.columns().iter().map(|column| column.type_().name().to_owned()).collect())
 }
 
 fn error_line(error: &tokio_postgres::Error) -> String {
@@ -169,11 +148,7 @@ pub fn same(expected: &str, actual: &str, approximate: bool) -> bool {
     left.len() == right.len()
         && left.iter().zip(&right).all(|(left, right)| {
             let (left, right): (Vec<_>, Vec<_>) = (left.split('|').collect(), right.split('|').collect());
-            left.len() == right.len()
-                && left
-                    .iter()
-                    .zip(&right)
-                    .all(|(left, right)| same_value(left, right))
+            left.len() == right.len() && left.iter().zip(&right).all(|(left, right)| same_value(left, right))
         })
 }
 
@@ -188,11 +163,7 @@ fn same_value(left: &str, right: &str) -> bool {
 pub fn parse_expected(text: &str) -> Vec<(String, String)> {
     let mut recorded: Vec<(String, String)> = Vec::new();
     for line in text.lines() {
-        match (
-            line.strip_prefix("> "),
-            line.strip_prefix("+ "),
-            recorded.last_mut(),
-        ) {
+        match (line.strip_prefix("> "), line.strip_prefix("+ "), recorded.last_mut()) {
             (Some(first), _, _) => recorded.push((first.to_owned(), String::new())),
             (_, Some(more), Some((sql, _))) => {
                 sql.push('\n');
@@ -227,10 +198,7 @@ mod tests {
         let script =
             "-- a comment\nCREATE TABLE t (a int)\n  PARTITION BY HASH (a);\n\n-- verbatim\nSELECT 1;\n";
         let statements = parse(script);
-        assert_eq!(
-            for_postgres(&statements[0]).replace(char::is_whitespace, ""),
-            "CREATETABLEt(aint);"
-        );
+        assert_eq!(for_postgres(&statements[0]).replace(char::is_whitespace, ""), "CREATETABLEt(aint);");
         assert!(statements[1].verbatim);
     }
 

@@ -16,63 +16,17 @@ const EDGES: &[(&str, &[&str])] = &[
     ("shardnode", &["proto", "dialect", "replica"]),
     ("coordinator", &["proto", "dialect", "replica"]),
     ("router", &["proto", "dialect", "planner"]),
-    (
-        "cli",
-        &[
-            "proto",
-            "dialect",
-            "planner",
-            "replica",
-            "shardnode",
-            "coordinator",
-            "router",
-        ],
-    ),
-    (
-        "tests",
-        &[
-            "proto",
-            "dialect",
-            "planner",
-            "replica",
-            "shardnode",
-            "coordinator",
-            "router",
-        ],
-    ),
-    (
-        "benches",
-        &[
-            "proto",
-            "dialect",
-            "planner",
-            "replica",
-            "shardnode",
-            "coordinator",
-            "router",
-        ],
-    ),
+    ("cli", &["proto", "dialect", "planner", "replica", "shardnode", "coordinator", "router"]),
+    ("tests", &["proto", "dialect", "planner", "replica", "shardnode", "coordinator", "router"]),
+    ("benches", &["proto", "dialect", "planner", "replica", "shardnode", "coordinator", "router"]),
 ];
 
 /// What the crates that must stay pure may never depend on, features being what they are in their own manifests.
-const IMPURE_CRATES: &[&str] = &[
-    "tokio",
-    "tonic",
-    "rusqlite",
-    "rand",
-    "raft",
-    "raft-engine",
-    "pgwire",
-];
+const IMPURE_CRATES: &[&str] = &["tokio", "tonic", "rusqlite", "rand", "raft", "raft-engine", "pgwire"];
 
 /// Folders and files whose code may have no socket, thread, clock or random source.
-const PURE: &[&str] = &[
-    "proto/src",
-    "dialect/src",
-    "planner/src",
-    "replica/src/consensus",
-    "replica/src/engine",
-];
+const PURE: &[&str] =
+    &["proto/src", "dialect/src", "planner/src", "replica/src/consensus", "replica/src/engine"];
 
 /// Parts of them that are impure on purpose, behind a feature.
 const PURE_EXCEPT: &[&str] = &["proto/src/transport"];
@@ -94,32 +48,18 @@ const IMPURE_WORDS: &[&str] = &[
 ];
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the crate lies in the workspace")
-        .to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace").to_owned()
 }
 
 #[test]
 fn crates_know_only_whom_they_may() {
-    let metadata = MetadataCommand::new()
-        .no_deps()
-        .manifest_path(root().join("Cargo.toml"))
-        .exec()
-        .unwrap();
+    let metadata = MetadataCommand::new().no_deps().manifest_path(root().join("Cargo.toml")).exec().unwrap();
     let ours: BTreeSet<&str> = EDGES.iter().map(|(name, _)| *name).collect();
     let found: BTreeSet<&str> = metadata.packages.iter().map(|p| p.name.as_str()).collect();
     assert_eq!(found, ours, "a crate without a line in EDGES, or the reverse");
     for package in &metadata.packages {
-        let (_, allowed) = EDGES
-            .iter()
-            .find(|(name, _)| *name == package.name.as_str())
-            .unwrap();
-        for dependency in package
-            .dependencies
-            .iter()
-            .filter(|d| d.kind == DependencyKind::Normal)
-        {
+        let (_, allowed) = EDGES.iter().find(|(name, _)| *name == package.name.as_str()).unwrap();
+        for dependency in package.dependencies.iter().filter(|d| d.kind == DependencyKind::Normal) {
             if ours.contains(dependency.name.as_str()) {
                 assert!(
                     allowed.contains(&dependency.name.as_str()),
@@ -134,21 +74,10 @@ fn crates_know_only_whom_they_may() {
 
 #[test]
 fn pure_crates_depend_on_nothing_impure() {
-    let metadata = MetadataCommand::new()
-        .no_deps()
-        .manifest_path(root().join("Cargo.toml"))
-        .exec()
-        .unwrap();
+    let metadata = MetadataCommand::new().no_deps().manifest_path(root().join("Cargo.toml")).exec().unwrap();
     for name in ["proto", "dialect", "planner"] {
-        let package = metadata
-            .packages
-            .iter()
-            .find(|p| p.name.as_str() == name)
-            .unwrap();
-        let plain = package
-            .dependencies
-            .iter()
-            .filter(|d| d.kind == DependencyKind::Normal && !d.optional);
+        let package = metadata.packages.iter().find(|p| p.name.as_str() == name).unwrap();
+        let plain = package.dependencies.iter().filter(|d| d.kind == DependencyKind::Normal && !d.optional);
         for dependency in plain {
             assert!(
                 !IMPURE_CRATES.contains(&dependency.name.as_str()),

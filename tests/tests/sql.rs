@@ -19,10 +19,7 @@ fn four_shards_answer_as_postgresql() {
 }
 
 fn run_all(shards: &str) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql");
     let mut scripts: Vec<_> = fs::read_dir(&folder)
         .unwrap()
@@ -43,21 +40,14 @@ fn run_all(shards: &str) {
         let recorded = script::parse_expected(&fs::read_to_string(path.with_extension("expected")).unwrap());
         let texts: Vec<_> = statements.iter().map(|s| s.sql.as_str()).collect();
         let expected: Vec<_> = recorded.iter().map(|(sql, _)| sql.as_str()).collect();
-        assert_eq!(
-            texts, expected,
-            "{name}.expected is of another script: record it again"
-        );
+        assert_eq!(texts, expected, "{name}.expected is of another script: record it again");
         runtime.block_on(async {
             let client = cluster.connect().await;
             for (statement, (_, expected)) in statements.iter().zip(&recorded) {
                 let actual = script::answer(&client, &statement.sql).await;
                 if !script::same(expected, &actual, statement.approximate) {
-                    writeln!(
-                        differences,
-                        "{name}: {}\nexpected\n{expected}but got\n{actual}",
-                        statement.sql
-                    )
-                    .unwrap();
+                    writeln!(differences, "{name}: {}\nexpected\n{expected}but got\n{actual}", statement.sql)
+                        .unwrap();
                 }
             }
         });

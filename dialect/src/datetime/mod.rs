@@ -69,12 +69,7 @@ pub fn round_timestamp(timestamp: i64, _modifier: i32) -> i64 {
 
 /// The parts of a finite timestamp.
 pub fn to_civil(_timestamp: i64) -> Civil {
-    Civil {
-        year: 2000,
-        month: 1,
-        day: 1,
-        time: 0,
-    }
+    Civil { year: 2000, month: 1, day: 1, time: 0 }
 }
 
 /// The timestamp of these parts. `None` if it is out of PostgreSQL's range.

@@ -15,10 +15,7 @@ pub struct TimeZone {
 impl TimeZone {
     /// UTC.
     pub fn utc() -> Self {
-        Self {
-            zone: jiff::tz::TimeZone::UTC,
-            name: "UTC".into(),
-        }
+        Self { zone: jiff::tz::TimeZone::UTC, name: "UTC".into() }
     }
 
     /// The zone of a name (`Europe/Berlin`, `UTC`, `EST`), an abbreviation or a POSIX-style offset (`+02`, `UTC-3`),

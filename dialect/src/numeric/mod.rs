@@ -51,10 +51,7 @@ impl Numeric {
 
     /// An integer, of scale 0.
     pub fn from_i64(value: i64) -> Self {
-        Numeric::Finite(Decimal {
-            unscaled: value.into(),
-            scale: 0,
-        })
+        Numeric::Finite(Decimal { unscaled: value.into(), scale: 0 })
     }
 
     /// `float8::numeric`: 15 significant digits, as PostgreSQL does it.

@@ -15,22 +15,12 @@ fn main() -> Result<(), Failure> {
     let names: Vec<String> = env::args().skip(1).collect();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("sql");
     let server = Server::start()?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let mut scripts: Vec<PathBuf> = fs::read_dir(&folder)?
-        .map(|e| Ok(e?.path()))
-        .collect::<Result<_, Failure>>()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut scripts: Vec<PathBuf> =
+        fs::read_dir(&folder)?.map(|e| Ok(e?.path())).collect::<Result<_, Failure>>()?;
     scripts.sort();
-    for path in scripts
-        .iter()
-        .filter(|path| path.extension().is_some_and(|e| e == "sql"))
-    {
-        let name = path
-            .file_stem()
-            .expect("it has an extension")
-            .to_string_lossy()
-            .into_owned();
+    for path in scripts.iter().filter(|path| path.extension().is_some_and(|e| e == "sql")) {
+        let name = path.file_stem().expect("it has an extension").to_string_lossy().into_owned();
         if !names.is_empty() && !names.contains(&name) {
             continue;
         }
@@ -58,27 +48,15 @@ impl Server {
             server.check(Command::new("chown").arg(user).arg(server.folder.path()))?;
         }
         let data = server.folder.path().join("data");
-        let initdb = [
-            "--locale=C.UTF-8",
-            "--encoding=UTF8",
-            "--username=postgres",
-            "--auth=trust",
-            "--pgdata",
-        ];
+        let initdb =
+            ["--locale=C.UTF-8", "--encoding=UTF8", "--username=postgres", "--auth=trust", "--pgdata"];
         server.check(server.command("initdb")?.args(initdb).arg(&data))?;
         let socket = server.folder.path().display();
         let options =
             format!("-c listen_addresses= -c unix_socket_directories={socket} -c timezone=UTC -c fsync=off");
         let log = server.folder.path().join("log");
         let mut start = server.command("pg_ctl")?;
-        server.check(
-            start
-                .arg("-D")
-                .arg(&data)
-                .arg("-l")
-                .arg(log)
-                .args(["-w", "-o", &options, "start"]),
-        )?;
+        server.check(start.arg("-D").arg(&data).arg("-l").arg(log).args(["-w", "-o", &options, "start"]))?;
         Ok(server)
     }
 
@@ -97,27 +75,17 @@ impl Server {
 
     fn check(&self, command: &mut Command) -> Result<(), Failure> {
         let status = command.current_dir("/").stdout(Stdio::null()).status()?;
-        if status.success() {
-            Ok(())
-        } else {
-            Err(format!("{command:?} failed").into())
-        }
+        if status.success() { Ok(()) } else { Err(format!("{command:?} failed").into()) }
     }
 
     async fn connect(&self, database: &str) -> Result<tokio_postgres::Client, Failure> {
         let mut config = tokio_postgres::Config::new();
-        config
-            .host_path(self.folder.path())
-            .user("postgres")
-            .dbname(database);
+        config.host_path(self.folder.path()).user("postgres").dbname(database);
         Ok(tests::cluster::connect(&config).await?)
     }
 
     async fn record(&self, name: &str, text: &str) -> Result<String, Failure> {
-        self.connect("postgres")
-            .await?
-            .batch_execute(&format!("CREATE DATABASE \"{name}\""))
-            .await?;
+        self.connect("postgres").await?.batch_execute(&format!("CREATE DATABASE \"{name}\"")).await?;
         let client = self.connect(name).await?;
         let mut recorded = String::new();
         for statement in script::parse(text) {
