@@ -1,1 +1,32 @@
-//! placeholder
+//! Raft-replicated SQLite: the engine under shardnode and coordinator.
+//!
+//! A [`Host`] holds every replica of one node. A write runs on the leader's writer connection, its changes are
+//! captured as a changeset, and the changeset travels in the Raft log; followers apply it and never run user SQL.
+//!
+//! The life of a write:
+//!
+//! 1. [`Replica::write`] puts it into the group's inbox and waits for its reply ([`replica`]).
+//! 2. The group's engine thread gathers everything that waits and runs it in one SQLite transaction, each write in a
+//!    savepoint of its own with its own capture ([`engine`], [`session`]).
+//! 3. The batch becomes one log entry ([`entry`]) and is proposed, in the term in which it was executed ([`consensus`]).
+//! 4. The node's consensus thread sends it to the followers, then syncs its own log ([`driver`], [`log`]).
+//! 5. Raft commits. The engine writes the entry's index beside the rows, commits, and the replies go out.
+//!
+//! Nothing uncommitted is ever visible to a reader, and there is no undo: a leader that lost its office rolls back, and
+//! what Raft commits after all arrives as on any follower.
+//!
+//! It must never know what a table means: no catalog, no shard, no key range, no plan.
+
+mod config;
+mod error;
+mod host;
+mod replica;
+mod snapshot;
+mod write;
+
+pub use config::Config;
+pub use error::ReplicaError;
+pub use host::Host;
+pub use replica::Replica;
+pub use snapshot::Snapshot;
+pub use write::{SchemaEntry, Write, WriteFn, Written, note};

@@ -1,0 +1,54 @@
+//! What a node's replicas are told once, at their start.
+
+use proto::NodeId;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The settings of a [`crate::Host`].
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node.
+    pub node: NodeId,
+    /// Where its files live: `log/` is the shared Raft log, `groups/<id>/` a replica's database.
+    pub data_dir: PathBuf,
+    /// The unit of Raft's time.
+    pub tick: Duration,
+    /// A follower that heard nothing for this many ticks (up to twice as many, by lot) asks for votes.
+    pub election_ticks: u32,
+    /// A leader sends a heartbeat every so many ticks. Less than `election_ticks`.
+    pub heartbeat_ticks: u32,
+    /// What election timeouts are drawn from, together with replica and term.
+    pub seed: u64,
+    /// How many snapshots of one replica may be open at once; more wait.
+    pub max_snapshots: usize,
+    /// How many writes to one replica may be under way at once; more wait.
+    pub max_writes: usize,
+    /// How many bytes one transaction may put into the log. More is refused with 54000.
+    pub max_transaction_bytes: usize,
+    /// A batch that has this many bytes takes no further transaction.
+    pub max_batch_bytes: usize,
+    /// The writer checkpoints a database whose WAL has grown past this many bytes.
+    pub checkpoint_bytes: u64,
+    /// Each log file's size. Tests choose small ones.
+    pub log_file_bytes: u64,
+}
+
+impl Config {
+    /// The defaults: elections after one to two seconds of silence, 8 MiB per transaction.
+    pub fn new(node: NodeId, data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            node,
+            data_dir: data_dir.into(),
+            tick: Duration::from_millis(100),
+            election_ticks: 10,
+            heartbeat_ticks: 2,
+            seed: node.0,
+            max_snapshots: 256,
+            max_writes: 1024,
+            max_transaction_bytes: 8 << 20,
+            max_batch_bytes: 1 << 20,
+            checkpoint_bytes: 8 << 20,
+            log_file_bytes: 32 << 20,
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! What can go wrong with a replica itself, as against with a request.
+
+use proto::{GroupId, Retry, SqlState, WireError};
+use std::path::{Path, PathBuf};
+
+/// A replica or a node's log that can't be opened or can't go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaError {
+    /// The operating system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What it said.
+        source: std::io::Error,
+    },
+    /// SQLite refused.
+    #[error("{}: {source}", path.display())]
+    Sqlite {
+        /// The database.
+        path: PathBuf,
+        /// What it said.
+        source: rusqlite::Error,
+    },
+    /// The Raft log refused.
+    #[error("Raft log {}: {source}", path.display())]
+    Log {
+        /// The log's directory.
+        path: PathBuf,
+        /// What it said.
+        source: raft_engine::Error,
+    },
+    /// Raft refused.
+    #[error("Raft: {0}")]
+    Raft(#[from] raft::Error),
+    /// What was read can't be what was written.
+    #[error("{}: {message}", path.display())]
+    Damaged {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// An argument makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// The group isn't on this node.
+    #[error("group {0} has no replica on this node")]
+    UnknownGroup(GroupId),
+    /// The host was shut down.
+    #[error("the node is shutting down")]
+    ShutDown,
+}
+
+impl ReplicaError {
+    /// Names the database that refused.
+    pub(crate) fn sqlite(path: &Path) -> impl FnOnce(rusqlite::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Sqlite { path, source }
+    }
+
+    /// Names the file that refused.
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, source }
+    }
+}
+
+impl From<ReplicaError> for WireError {
+    fn from(error: ReplicaError) -> Self {
+        let (sqlstate, retry) = match &error {
+            ReplicaError::Io { .. } | ReplicaError::Sqlite { .. } | ReplicaError::Log { .. } => {
+                (SqlState::IO_ERROR, Retry::Never)
+            }
+            ReplicaError::Damaged { .. } => (SqlState::DATA_CORRUPTED, Retry::Never),
+            ReplicaError::Raft(_) | ReplicaError::Invalid(_) => (SqlState::INTERNAL_ERROR, Retry::Never),
+            ReplicaError::UnknownGroup(_) => (SqlState::CANNOT_CONNECT_NOW, Retry::NotLeader(None)),
+            ReplicaError::ShutDown => (SqlState::ADMIN_SHUTDOWN, Retry::NotLeader(None)),
+        };
+        WireError::new(sqlstate, error.to_string()).with_retry(retry)
+    }
+}
