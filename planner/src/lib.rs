@@ -14,6 +14,7 @@ pub mod plan;
 mod route;
 mod settings;
 pub mod text;
+pub mod utility;
 
 pub use plan::Plan;
 pub use route::{route, route_row};
