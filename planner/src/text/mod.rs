@@ -400,3 +400,25 @@ impl Text {
         with_stack(self.depth, || tokens::parse(self))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn smoke() {
+        let texts = split("SELECT a, 'x' FROM T WHERE b = 12;; INSERT INTO t VALUES (1.5, E'\\n')").unwrap();
+        assert_eq!(texts.len(), 2);
+        assert_eq!(texts[0].literal(0).unwrap(), "x");
+        assert_eq!(texts[1].literal(1).unwrap(), "\n");
+        for text in &texts {
+            text.parse().unwrap();
+        }
+        let deep = format!("SELECT 1 WHERE {}true", "true OR ".repeat(9_000));
+        drop(split(&deep).unwrap()[0].parse().unwrap());
+        let deep = format!("SELECT 1 WHERE {}true", "true OR ".repeat(40_000));
+        assert_eq!(split(&deep).unwrap_err().sqlstate, SqlState::STATEMENT_TOO_COMPLEX);
+        let deep = format!("SELECT {}1{}", "(".repeat(450), ")".repeat(450));
+        drop(split(&deep).unwrap()[0].parse().unwrap());
+    }
+}
