@@ -8,10 +8,13 @@
 //! session: settings that change meaning (the time zone) are arguments of the functions that need them.
 
 pub mod datetime;
+pub mod functions;
 pub mod io;
 pub mod key;
 pub mod numeric;
 pub mod physical;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
 pub mod types;
 
 pub use datetime::TimeZone;
