@@ -18,8 +18,9 @@ pub mod rows;
 pub mod services;
 pub mod topology;
 pub mod value;
+pub mod wire;
 
-pub use error::{Retry, SqlState, WireError};
+pub use error::{Retry, SqlState, Violation, WireError};
 pub use ids::*;
 pub use key_range::KeyRange;
 pub use keyspace_id::KeyspaceId;

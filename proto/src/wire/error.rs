@@ -1,0 +1,98 @@
+//! Errors as messages.
+
+use super::generated as pb;
+use super::{Convert, DecodeError, id, maybe, one, required};
+use crate::error::{Retry, SqlState, Violation, WireError};
+use crate::ids::{ColumnId, Epoch, IndexId, NodeId, SchemaVersion, TableId};
+
+impl Convert for Retry {
+    type Message = pb::Retry;
+    const NAME: &'static str = "retry";
+
+    fn to_message(&self) -> pb::Retry {
+        use pb::retry::Kind;
+        let kind = match self {
+            Retry::Never => Kind::Never(pb::Nothing {}),
+            Retry::NotLeader(leader) => Kind::NotLeader(pb::retry::NotLeader { leader: leader.map(|n| n.0) }),
+            Retry::StaleEpoch(epoch) => Kind::StaleEpoch(epoch.0),
+            Retry::StaleSchema(version) => Kind::StaleSchema(version.0),
+            Retry::Later => Kind::Later(pb::Nothing {}),
+            Retry::Unknown => Kind::Unknown(pb::Nothing {}),
+        };
+        pb::Retry { kind: Some(kind) }
+    }
+
+    fn from_message(message: pb::Retry) -> Result<Self, DecodeError> {
+        use pb::retry::Kind;
+        Ok(match required("kind", message.kind)? {
+            Kind::Never(pb::Nothing {}) => Retry::Never,
+            Kind::NotLeader(pb::retry::NotLeader { leader: None }) => Retry::NotLeader(None),
+            Kind::NotLeader(pb::retry::NotLeader { leader: Some(leader) }) => {
+                Retry::NotLeader(Some(NodeId(id("not_leader.leader", leader)?)))
+            }
+            Kind::StaleEpoch(epoch) => Retry::StaleEpoch(Epoch(epoch)),
+            Kind::StaleSchema(version) => Retry::StaleSchema(SchemaVersion(version)),
+            Kind::Later(pb::Nothing {}) => Retry::Later,
+            Kind::Unknown(pb::Nothing {}) => Retry::Unknown,
+        })
+    }
+}
+
+impl Convert for Violation {
+    type Message = pb::Violation;
+    const NAME: &'static str = "violation";
+
+    fn to_message(&self) -> pb::Violation {
+        use pb::violation::{Check, Kind, NotNull, Unique};
+        let kind = match self {
+            Violation::NotNull(table, column) => Kind::NotNull(NotNull { table: table.0, column: column.0 }),
+            Violation::Unique(table, index) => {
+                Kind::Unique(Unique { table: table.0, index: index.map(|i| i.0) })
+            }
+            Violation::Check(table, position) => Kind::Check(Check { table: table.0, position: *position }),
+        };
+        pb::Violation { kind: Some(kind) }
+    }
+
+    fn from_message(message: pb::Violation) -> Result<Self, DecodeError> {
+        use pb::violation::{Check, Kind, NotNull, Unique};
+        Ok(match required("kind", message.kind)? {
+            Kind::NotNull(NotNull { table, column }) => {
+                Violation::NotNull(TableId(id("not_null.table", table)?), ColumnId(column))
+            }
+            Kind::Unique(Unique { table, index }) => {
+                Violation::Unique(TableId(id("unique.table", table)?), index.map(IndexId))
+            }
+            Kind::Check(Check { table, position }) => {
+                Violation::Check(TableId(id("check.table", table)?), position)
+            }
+        })
+    }
+}
+
+impl Convert for WireError {
+    type Message = pb::WireError;
+    const NAME: &'static str = "error";
+
+    fn to_message(&self) -> pb::WireError {
+        let WireError { sqlstate, message, detail, hint, position, retry, violation } = self;
+        pb::WireError {
+            sqlstate: sqlstate.to_string(),
+            message: message.clone(),
+            detail: detail.clone(),
+            hint: hint.clone(),
+            position: *position,
+            retry: Some(retry.to_message()),
+            violation: violation.as_ref().map(Violation::to_message),
+        }
+    }
+
+    fn from_message(message: pb::WireError) -> Result<Self, DecodeError> {
+        let pb::WireError { sqlstate, message, detail, hint, position, retry, violation } = message;
+        let sqlstate = SqlState::parse(&sqlstate)
+            .ok_or_else(|| DecodeError::new("sqlstate", format_args!("{sqlstate:?} is not an SQLSTATE")))?;
+        let retry = one("retry", retry)?;
+        let violation = maybe("violation", violation)?;
+        Ok(WireError { sqlstate, message, detail, hint, position, retry, violation })
+    }
+}

@@ -1,0 +1,199 @@
+//! The shard service's requests and responses as messages.
+
+use super::generated as pb;
+use super::values::{list, unlist};
+use super::{Convert, DecodeError, id, known, maybe, one, required};
+use crate::ids::{Epoch, GroupId, LogIndex, NodeId, SchemaVersion, ShardId, TableId, Term};
+use crate::rows::RowBatch;
+use crate::services::{
+    Access, Consistency, FragmentRequest, ReplicaRole, ReplicaStatus, SchemaRequest, SchemaStep,
+};
+use std::time::Duration;
+
+/// A duration in nanoseconds. 584 years are for ever.
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl Convert for Consistency {
+    type Message = pb::Consistency;
+    const NAME: &'static str = "consistency";
+
+    fn to_message(&self) -> pb::Consistency {
+        use pb::consistency::Kind;
+        let kind = match self {
+            Consistency::Strong => Kind::Strong(pb::Nothing {}),
+            Consistency::Session(index) => Kind::Session(index.0),
+            Consistency::Bounded(staleness) => Kind::Bounded(nanos(*staleness)),
+            Consistency::Eventual => Kind::Eventual(pb::Nothing {}),
+        };
+        pb::Consistency { kind: Some(kind) }
+    }
+
+    fn from_message(message: pb::Consistency) -> Result<Self, DecodeError> {
+        use pb::consistency::Kind;
+        Ok(match required("kind", message.kind)? {
+            Kind::Strong(pb::Nothing {}) => Consistency::Strong,
+            Kind::Session(index) => Consistency::Session(LogIndex(index)),
+            Kind::Bounded(staleness) => Consistency::Bounded(Duration::from_nanos(staleness)),
+            Kind::Eventual(pb::Nothing {}) => Consistency::Eventual,
+        })
+    }
+}
+
+impl Convert for Access {
+    type Message = pb::Access;
+    const NAME: &'static str = "access";
+
+    fn to_message(&self) -> pb::Access {
+        use pb::access::{Kind, Read, Write};
+        let kind = match self {
+            Access::Read { consistency, lookup } => {
+                Kind::Read(Read { consistency: Some(consistency.to_message()), lookup: *lookup })
+            }
+            Access::Write { request, settled, touch } => Kind::Write(Write {
+                request: Some(request.to_message()),
+                settled: *settled,
+                touch: u32::from(*touch),
+            }),
+        };
+        pb::Access { kind: Some(kind) }
+    }
+
+    fn from_message(message: pb::Access) -> Result<Self, DecodeError> {
+        use pb::access::{Kind, Read, Write};
+        Ok(match required("kind", message.kind)? {
+            Kind::Read(Read { consistency, lookup }) => {
+                Access::Read { consistency: one("read.consistency", consistency)?, lookup }
+            }
+            Kind::Write(Write { request, settled, touch }) => Access::Write {
+                request: one("write.request", request)?,
+                settled,
+                touch: u16::try_from(touch).map_err(|e| DecodeError::new("write.touch", e))?,
+            },
+        })
+    }
+}
+
+impl Convert for FragmentRequest {
+    type Message = pb::FragmentRequest;
+    const NAME: &'static str = "fragment";
+
+    fn to_message(&self) -> pb::FragmentRequest {
+        let FragmentRequest { shard, epoch, schema_version, sql, params, rows, access, timeout } = self;
+        pb::FragmentRequest {
+            shard: shard.0,
+            epoch: epoch.0,
+            schema_version: schema_version.0,
+            sql: sql.as_ref().to_owned(),
+            params: Some(list(params)),
+            rows: rows.as_ref().map(RowBatch::to_message),
+            access: Some(access.to_message()),
+            timeout: nanos(*timeout),
+        }
+    }
+
+    fn from_message(message: pb::FragmentRequest) -> Result<Self, DecodeError> {
+        let pb::FragmentRequest { shard, epoch, schema_version, sql, params, rows, access, timeout } =
+            message;
+        Ok(FragmentRequest {
+            shard: ShardId(id("shard", shard)?),
+            epoch: Epoch(epoch),
+            schema_version: SchemaVersion(schema_version),
+            sql: sql.into(),
+            params: unlist("params", required("params", params)?)?,
+            rows: maybe("rows", rows)?,
+            access: one("access", access)?,
+            timeout: Duration::from_nanos(timeout),
+        })
+    }
+}
+
+impl Convert for SchemaStep {
+    type Message = pb::SchemaStep;
+    const NAME: &'static str = "step";
+
+    fn to_message(&self) -> pb::SchemaStep {
+        pb::SchemaStep { job: self.job, step: self.step }
+    }
+
+    fn from_message(message: pb::SchemaStep) -> Result<Self, DecodeError> {
+        Ok(SchemaStep { job: message.job, step: id("step", message.step)? })
+    }
+}
+
+impl Convert for SchemaRequest {
+    type Message = pb::SchemaRequest;
+    const NAME: &'static str = "schema_request";
+
+    fn to_message(&self) -> pb::SchemaRequest {
+        let SchemaRequest { shard, step, statements, least_version, require_empty } = self;
+        pb::SchemaRequest {
+            shard: shard.0,
+            step: Some(step.to_message()),
+            statements: statements.clone(),
+            least_version: least_version.map(|version| version.0),
+            require_empty: require_empty.iter().map(|table| table.0).collect(),
+        }
+    }
+
+    fn from_message(message: pb::SchemaRequest) -> Result<Self, DecodeError> {
+        let pb::SchemaRequest { shard, step, statements, least_version, require_empty } = message;
+        Ok(SchemaRequest {
+            shard: ShardId(id("shard", shard)?),
+            step: one("step", step)?,
+            statements,
+            least_version: least_version.map(SchemaVersion),
+            require_empty: tables("require_empty", require_empty)?,
+        })
+    }
+}
+
+/// Table ids, none of them 0.
+pub(super) fn tables(field: &str, ids: Vec<u32>) -> Result<Vec<TableId>, DecodeError> {
+    ids.into_iter().map(|table| Ok(TableId(id(field, table)?))).collect()
+}
+
+impl Convert for ReplicaStatus {
+    type Message = pb::ReplicaStatus;
+    const NAME: &'static str = "replica";
+
+    fn to_message(&self) -> pb::ReplicaStatus {
+        let ReplicaStatus { node, group, role, term, leader, applied, stopped } = self;
+        let role = match role {
+            ReplicaRole::Leader => pb::ReplicaRole::Leader,
+            ReplicaRole::Follower => pb::ReplicaRole::Follower,
+            ReplicaRole::Candidate => pb::ReplicaRole::Candidate,
+            ReplicaRole::Learner => pb::ReplicaRole::Learner,
+        };
+        pb::ReplicaStatus {
+            node: node.0,
+            group: group.0,
+            role: role.into(),
+            term: term.0,
+            leader: leader.map(|leader| leader.0),
+            applied: applied.0,
+            stopped: stopped.clone(),
+        }
+    }
+
+    fn from_message(message: pb::ReplicaStatus) -> Result<Self, DecodeError> {
+        let pb::ReplicaStatus { node, group, role, term, leader, applied, stopped } = message;
+        let role = match known("role", role)? {
+            pb::ReplicaRole::Unspecified => return Err(DecodeError::new("role", "it is missing")),
+            pb::ReplicaRole::Leader => ReplicaRole::Leader,
+            pb::ReplicaRole::Follower => ReplicaRole::Follower,
+            pb::ReplicaRole::Candidate => ReplicaRole::Candidate,
+            pb::ReplicaRole::Learner => ReplicaRole::Learner,
+        };
+        Ok(ReplicaStatus {
+            node: NodeId(id("node", node)?),
+            group: GroupId(id("group", group)?),
+            role,
+            term: Term(term),
+            leader: leader.map(|leader| Ok(NodeId(id("leader", leader)?))).transpose()?,
+            applied: LogIndex(applied),
+            stopped,
+        })
+    }
+}

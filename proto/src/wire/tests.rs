@@ -1,0 +1,339 @@
+//! Every type comes back as it went, and damaged bytes are errors.
+
+use super::generated as pb;
+use super::{Convert, DecodeError, Wire};
+use crate::catalog::*;
+use crate::services::*;
+use crate::topology::*;
+use crate::*;
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Encodes and decodes, then reads the bytes cut short at every place and with every byte changed.
+fn check<T: Wire>(value: &T, same: impl Fn(&T, &T) -> bool) {
+    let bytes = value.encode();
+    let back = T::decode(&bytes).expect("its own bytes");
+    assert!(same(value, &back));
+    assert_eq!(back.encode(), bytes);
+    for cut in 0..bytes.len() {
+        let _ = T::decode(&bytes[..cut]);
+    }
+    let mut damaged = bytes.clone();
+    for at in 0..bytes.len() {
+        for mask in [0x01, 0x02, 0x08, 0x80, 0xff] {
+            damaged[at] = bytes[at] ^ mask;
+            // Damage that reads as another value must at least read as a sound one.
+            if let Ok(other) = T::decode(&damaged) {
+                other.encode();
+            }
+        }
+        damaged[at] = bytes[at];
+    }
+}
+
+fn check_equal<T: Wire + PartialEq + Debug>(value: T) {
+    check(&value, |a, b| {
+        assert_eq!(a, b);
+        true
+    });
+}
+
+fn error<T: Convert + Debug>(message: &T::Message) -> DecodeError {
+    T::decode(&prost::Message::encode_to_vec(message)).unwrap_err()
+}
+
+fn sequence() -> Sequence {
+    Sequence {
+        id: SequenceId(16390),
+        name: "t_id_seq".into(),
+        ty: TypeRef { oid: 20, modifier: -1 },
+        start: 5,
+        increment: -3,
+        min: i64::MIN,
+        max: i64::MAX,
+        cycle: true,
+        cache: 7,
+        owner: Some((TableId(16384), ColumnId(2))),
+        hidden: true,
+    }
+}
+
+fn table() -> Table {
+    let default = ColumnDefault::Sequence { id: SequenceId(16390), identity_always: Some(false) };
+    let serial = ColumnDefault::Sequence { id: SequenceId(1), identity_always: None };
+    let expression = ColumnDefault::Expression("'é'::text".into());
+    let column = |id, default: Option<ColumnDefault>| Column {
+        id: ColumnId(id),
+        name: format!("column {id}"),
+        ty: TypeRef { oid: 1700, modifier: 655_366 },
+        not_null: id == 1,
+        default,
+    };
+    Table {
+        id: TableId(16384),
+        name: "t".into(),
+        columns: vec![
+            column(1, Some(default)),
+            column(2, Some(expression)),
+            column(3, None),
+            column(0, Some(serial)),
+        ],
+        primary_key: vec![ColumnId(1), ColumnId(0)],
+        primary_key_name: Some("t_pkey".into()),
+        indexes: vec![Index {
+            id: IndexId(16385),
+            name: "t_i".into(),
+            columns: vec![
+                IndexColumn { column: ColumnId(2), descending: true, nulls_first: false },
+                IndexColumn { column: ColumnId(1), descending: false, nulls_first: true },
+            ],
+            unique: true,
+            constraint: true,
+        }],
+        checks: vec![Check { name: "c".into(), expression: "a > 0".into(), physical: "c1 > 0".into() }],
+        placement: Placement::Sharded { keyspace: KeyspaceNumber(3), key: vec![ColumnId(1)] },
+        next_column: ColumnId(4),
+        modified: SchemaVersion(12),
+    }
+}
+
+fn topology() -> Topology {
+    let mut topology = Topology { epoch: Epoch(8), ..Topology::default() };
+    for (id, roles) in [
+        (1, Roles::ALL),
+        (2, Roles { router: true, shardnode: false, coordinator: false }),
+        (3, Roles { router: false, shardnode: true, coordinator: false }),
+    ] {
+        let id = NodeId(id);
+        topology.nodes.insert(id, Node { id, address: format!("10.0.0.{id}:5434"), roles });
+    }
+    let mut shards = Vec::new();
+    for (i, range) in KeyRange::split_evenly(3).into_iter().enumerate() {
+        let id = ShardId(i as u64 + 1);
+        let replicas = vec![NodeId(1), NodeId(3)];
+        shards.push(id);
+        topology.shards.insert(
+            id,
+            Shard {
+                id,
+                keyspace: KeyspaceNumber(1),
+                range,
+                incarnation: Incarnation(2),
+                group: GroupId(id.0 + 1),
+                replicas,
+            },
+        );
+    }
+    for (number, sharding) in [(1, Sharding::Hash), (2, Sharding::Range), (3, Sharding::Single)] {
+        let number = KeyspaceNumber(number);
+        let (name, shards) = (format!("k{number}"), shards.clone());
+        topology.keyspaces.insert(number, Keyspace { number, name, sharding, replicas: 3, shards });
+    }
+    let source = |range, incarnation| gtid::GtidSource {
+        keyspace: "main".into(),
+        shard: KeyRange::parse(range).unwrap(),
+        incarnation: Incarnation(incarnation),
+    };
+    topology.lineage.insert(source("-80", 1), vec![source("-40", 1), source("40-80", 1)]);
+    topology
+}
+
+fn state() -> ClusterState {
+    let mut leaders = Leaders::default();
+    leaders.learn(GroupId(1), Term(4), NodeId(3));
+    leaders.learn(GroupId(2), Term(1), NodeId(1));
+    let catalog = Catalog::new(SchemaVersion(12), [Arc::new(table())], [Arc::new(sequence())]);
+    ClusterState { topology: Arc::new(topology()), leaders: Arc::new(leaders), catalog: Arc::new(catalog) }
+}
+
+fn statuses() -> Vec<ReplicaStatus> {
+    let roles = [ReplicaRole::Leader, ReplicaRole::Follower, ReplicaRole::Candidate, ReplicaRole::Learner];
+    let status = |(i, role): (u64, _)| ReplicaStatus {
+        node: NodeId(i + 1),
+        group: GroupId(4),
+        role,
+        term: Term(9),
+        leader: (i % 2 == 0).then_some(NodeId(2)),
+        applied: LogIndex(77),
+        stopped: (i == 1).then(|| "disk full".to_owned()),
+    };
+    (0u64..).zip(roles).map(status).collect()
+}
+
+fn values() -> Vec<Value> {
+    vec![
+        Value::Null,
+        Value::Int(-70_000),
+        Value::Real(1.5),
+        Value::Text("é".into()),
+        Value::Blob(vec![0, 255]),
+    ]
+}
+
+#[test]
+fn the_catalog_comes_back() {
+    check_equal(table());
+    check_equal(Table { placement: Placement::Reference, primary_key_name: None, ..table() });
+    check_equal(Table { placement: Placement::Single { keyspace: KeyspaceNumber(0) }, ..table() });
+    check_equal(sequence());
+    check_equal(Sequence { owner: None, hidden: false, cycle: false, ..sequence() });
+}
+
+#[test]
+fn the_topology_comes_back() {
+    check_equal(topology());
+    for shard in topology().shards.into_values() {
+        check_equal(shard);
+    }
+    for keyspace in topology().keyspaces.into_values() {
+        check_equal(keyspace);
+    }
+    for node in topology().nodes.into_values() {
+        check_equal(node);
+    }
+    check_equal(state().leaders.as_ref().clone());
+    check_equal(KeyRange::parse("80-c0").unwrap());
+}
+
+#[test]
+fn states_come_back() {
+    check(&state(), |a, b| {
+        assert_eq!(a.topology, b.topology);
+        assert_eq!(a.leaders, b.leaders);
+        assert_eq!(a.catalog.version(), b.catalog.version());
+        assert_eq!(b.catalog.table_named("t"), Some(&Arc::new(table())));
+        b.catalog.sequence(SequenceId(16390)) == Some(&Arc::new(sequence()))
+    });
+    check(&ClusterStatus { state: state(), replicas: statuses() }, |a, b| a.replicas == b.replicas);
+    statuses().into_iter().for_each(check_equal);
+}
+
+#[test]
+fn errors_come_back() {
+    let retries = [
+        Retry::Never,
+        Retry::NotLeader(None),
+        Retry::NotLeader(Some(NodeId(3))),
+        Retry::StaleEpoch(Epoch(4)),
+        Retry::StaleSchema(SchemaVersion(5)),
+        Retry::Later,
+        Retry::Unknown,
+    ];
+    for retry in retries {
+        let error = WireError::new(SqlState::UNIQUE_VIOLATION, "duplicate key").with_retry(retry);
+        check_equal(error.clone());
+        check_equal(error.with_hint("hint").with_detail("detail").at(7));
+    }
+    let (table, column) = (TableId(5), ColumnId(0));
+    for violation in [
+        Violation::NotNull(table, column),
+        Violation::Unique(table, None),
+        Violation::Unique(table, Some(IndexId(6))),
+        Violation::Check(table, 3),
+    ] {
+        check_equal(WireError::internal("x").with_violation(violation));
+    }
+}
+
+#[test]
+fn fragments_come_back() {
+    let mut rows = RowBatchBuilder::new(2);
+    rows.push_row([ValueRef::Int(1), ValueRef::Text("a")]);
+    rows.push_row([ValueRef::Null, ValueRef::Text("b")]);
+    let rows = rows.finish();
+    let request = RequestId { router: RouterIncarnation(u64::MAX), sequence: 4 };
+    let read = |consistency| Access::Read { consistency, lookup: true };
+    for access in [
+        read(Consistency::Strong),
+        read(Consistency::Session(LogIndex(5))),
+        read(Consistency::Bounded(Duration::from_millis(1500))),
+        read(Consistency::Eventual),
+        Access::Write { request, settled: 3, touch: u16::MAX },
+    ] {
+        let fragment = FragmentRequest {
+            shard: ShardId(4),
+            epoch: Epoch(8),
+            schema_version: SchemaVersion(12),
+            sql: "SELECT ?1".into(),
+            params: values(),
+            rows: Some(rows.clone()),
+            access,
+            timeout: Duration::from_micros(2_500_001),
+        };
+        check(&fragment, |a, b| {
+            assert_eq!((a.shard, a.epoch, a.schema_version), (b.shard, b.epoch, b.schema_version));
+            assert_eq!((&a.sql, &a.params, &a.rows), (&b.sql, &b.params, &b.rows));
+            (a.access, a.timeout) == (b.access, b.timeout)
+        });
+    }
+}
+
+#[test]
+fn schema_changes_come_back() {
+    check_equal(SchemaRequest {
+        shard: ShardId(4),
+        step: SchemaStep { job: 9, step: 2 },
+        statements: vec!["CREATE TABLE t5 (c1)".into(), "DROP TABLE t4".into()],
+        least_version: Some(SchemaVersion(0)),
+        require_empty: vec![TableId(4), TableId(5)],
+    });
+    let fill = (1..).map(ColumnId).zip(values()).collect();
+    let tables = vec![TableId(16384), TableId(16385)];
+    for change in [
+        SchemaChange::CreateTable { table: table(), sequences: vec![sequence()] },
+        SchemaChange::ReplaceTable { table: table(), sequences: vec![sequence(), sequence()], fill },
+        SchemaChange::DropTables(tables.clone()),
+        SchemaChange::Truncate { tables, restart_identity: true },
+        SchemaChange::CreateSequence(sequence()),
+        SchemaChange::ReplaceSequence { sequence: sequence(), restart: Some(-1) },
+        SchemaChange::ReplaceSequence { sequence: sequence(), restart: None },
+        SchemaChange::DropSequences(vec![SequenceId(16390)]),
+    ] {
+        let request = RequestId { router: RouterIncarnation(7), sequence: 1 };
+        check_equal(SchemaChangeRequest { request, planned_by: SchemaVersion(3), change });
+    }
+    check_equal(SequenceBlock { first: -4, increment: -1, count: 32 });
+    let keyspace =
+        CreateKeyspace { name: "k".into(), sharding: Sharding::Range, shards: 4, replicas: Some(0) };
+    check_equal(CreateKeyspace { replicas: None, ..keyspace.clone() });
+    check_equal(keyspace);
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    let mut message = topology().to_message();
+    message.shards[1].range = Some(pb::KeyRange { start: vec![0x80].into(), end: Some(vec![0x40].into()) });
+    let wrong = error::<Topology>(&message);
+    assert_eq!(wrong.to_string(), "malformed topology.shards[1].range.end: it is not after the start");
+
+    let mut message = topology().to_message();
+    message.keyspaces[0].sharding = 9;
+    assert_eq!(
+        error::<Topology>(&message).to_string(),
+        "malformed topology.keyspaces[0].sharding: unknown value 9"
+    );
+
+    let mut message = topology().to_message();
+    message.nodes[2].id = 1;
+    assert_eq!(error::<Topology>(&message).field(), "topology.nodes");
+
+    let mut message = table().to_message();
+    message.columns[2].r#type = None;
+    assert_eq!(error::<Table>(&message).to_string(), "malformed table.columns[2].type: it is missing");
+    message = table().to_message();
+    message.placement = Some(pb::Placement { kind: None });
+    assert_eq!(error::<Table>(&message).field(), "table.placement.kind");
+
+    let mut message = WireError::internal("x").to_message();
+    message.sqlstate = "xx0".into();
+    assert_eq!(error::<WireError>(&message).field(), "error.sqlstate");
+
+    let bad = pb::RowBatch { columns: 70_000, rows: 1, data: Default::default() };
+    assert_eq!(error::<RowBatch>(&bad).field(), "rows.columns");
+    let bad = pb::RowBatch { columns: 1, rows: 1, data: vec![0x10, 1, 0xff].into() };
+    assert_eq!(error::<RowBatch>(&bad).field(), "rows.data");
+
+    assert_eq!(error::<Shard>(&pb::Shard { id: 0, ..Default::default() }).field(), "shard.id");
+    assert!(Table::decode(&[0xff; 20]).unwrap_err().to_string().starts_with("malformed table: "));
+}

@@ -1,0 +1,240 @@
+//! The cluster's shape as messages.
+
+use super::generated as pb;
+use super::{Convert, DecodeError, each, id, known, messages, one};
+use crate::gtid::GtidSource;
+use crate::ids::{Epoch, GroupId, Incarnation, KeyspaceNumber, NodeId, ShardId, Term};
+use crate::key_range::KeyRange;
+use crate::topology::{Keyspace, Leaders, Node, Roles, Shard, Sharding, Topology};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+
+impl Convert for KeyRange {
+    type Message = pb::KeyRange;
+    const NAME: &'static str = "key_range";
+
+    fn to_message(&self) -> pb::KeyRange {
+        let bytes = Bytes::copy_from_slice;
+        pb::KeyRange { start: bytes(&self.start), end: self.end.as_deref().map(bytes) }
+    }
+
+    fn from_message(message: pb::KeyRange) -> Result<Self, DecodeError> {
+        let pb::KeyRange { start, end } = message;
+        if end.as_ref().is_some_and(|end| *end <= start) {
+            return Err(DecodeError::new("end", "it is not after the start"));
+        }
+        Ok(KeyRange { start: start.into(), end: end.map(Vec::from) })
+    }
+}
+
+pub(super) fn sharding_number(sharding: Sharding) -> i32 {
+    let sharding = match sharding {
+        Sharding::Hash => pb::Sharding::Hash,
+        Sharding::Range => pb::Sharding::Range,
+        Sharding::Single => pb::Sharding::Single,
+    };
+    sharding.into()
+}
+
+pub(super) fn sharding(number: i32) -> Result<Sharding, DecodeError> {
+    match known("sharding", number)? {
+        pb::Sharding::Unspecified => Err(DecodeError::new("sharding", "it is missing")),
+        pb::Sharding::Hash => Ok(Sharding::Hash),
+        pb::Sharding::Range => Ok(Sharding::Range),
+        pb::Sharding::Single => Ok(Sharding::Single),
+    }
+}
+
+/// Node ids, none of them 0.
+fn nodes(field: &str, ids: Vec<u64>) -> Result<Vec<NodeId>, DecodeError> {
+    ids.into_iter().map(|node| Ok(NodeId(id(field, node)?))).collect()
+}
+
+impl Convert for Node {
+    type Message = pb::Node;
+    const NAME: &'static str = "node";
+
+    fn to_message(&self) -> pb::Node {
+        let Node { id, address, roles: Roles { router, shardnode, coordinator } } = self;
+        pb::Node {
+            id: id.0,
+            address: address.clone(),
+            router: *router,
+            shardnode: *shardnode,
+            coordinator: *coordinator,
+        }
+    }
+
+    fn from_message(message: pb::Node) -> Result<Self, DecodeError> {
+        let pb::Node { id: node, address, router, shardnode, coordinator } = message;
+        Ok(Node { id: NodeId(id("id", node)?), address, roles: Roles { router, shardnode, coordinator } })
+    }
+}
+
+impl Convert for Keyspace {
+    type Message = pb::Keyspace;
+    const NAME: &'static str = "keyspace";
+
+    fn to_message(&self) -> pb::Keyspace {
+        let Keyspace { number, name, sharding, replicas, shards } = self;
+        pb::Keyspace {
+            number: number.0,
+            name: name.clone(),
+            sharding: sharding_number(*sharding),
+            replicas: *replicas,
+            shards: shards.iter().map(|shard| shard.0).collect(),
+        }
+    }
+
+    fn from_message(message: pb::Keyspace) -> Result<Self, DecodeError> {
+        let pb::Keyspace { number, name, sharding: how, replicas, shards } = message;
+        Ok(Keyspace {
+            number: KeyspaceNumber(id("number", number)?),
+            name,
+            sharding: sharding(how)?,
+            replicas,
+            shards: shards
+                .into_iter()
+                .map(|shard| Ok(ShardId(id("shards", shard)?)))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl Convert for Shard {
+    type Message = pb::Shard;
+    const NAME: &'static str = "shard";
+
+    fn to_message(&self) -> pb::Shard {
+        let Shard { id, keyspace, range, incarnation, group, replicas } = self;
+        pb::Shard {
+            id: id.0,
+            keyspace: keyspace.0,
+            range: Some(range.to_message()),
+            incarnation: incarnation.0,
+            group: group.0,
+            replicas: replicas.iter().map(|node| node.0).collect(),
+        }
+    }
+
+    fn from_message(message: pb::Shard) -> Result<Self, DecodeError> {
+        let pb::Shard { id: shard, keyspace, range, incarnation, group, replicas } = message;
+        Ok(Shard {
+            id: ShardId(id("id", shard)?),
+            keyspace: KeyspaceNumber(id("keyspace", keyspace)?),
+            range: one("range", range)?,
+            incarnation: Incarnation(incarnation),
+            group: GroupId(id("group", group)?),
+            replicas: nodes("replicas", replicas)?,
+        })
+    }
+}
+
+impl Convert for GtidSource {
+    type Message = pb::GtidSource;
+    const NAME: &'static str = "gtid_source";
+
+    fn to_message(&self) -> pb::GtidSource {
+        let GtidSource { keyspace, shard, incarnation } = self;
+        pb::GtidSource {
+            keyspace: keyspace.clone(),
+            shard: Some(shard.to_message()),
+            incarnation: incarnation.0,
+        }
+    }
+
+    fn from_message(message: pb::GtidSource) -> Result<Self, DecodeError> {
+        let pb::GtidSource { keyspace, shard, incarnation } = message;
+        if keyspace.is_empty() {
+            return Err(DecodeError::new("keyspace", "it is missing"));
+        }
+        Ok(GtidSource { keyspace, shard: one("shard", shard)?, incarnation: Incarnation(incarnation) })
+    }
+}
+
+/// What a retired log went on in: one entry of [`Topology::lineage`].
+struct Lineage(GtidSource, Vec<GtidSource>);
+
+impl Convert for Lineage {
+    type Message = pb::Lineage;
+    const NAME: &'static str = "lineage";
+
+    fn to_message(&self) -> pb::Lineage {
+        pb::Lineage { source: Some(self.0.to_message()), successors: messages(&self.1) }
+    }
+
+    fn from_message(message: pb::Lineage) -> Result<Self, DecodeError> {
+        Ok(Lineage(one("source", message.source)?, each("successors", message.successors)?))
+    }
+}
+
+impl Convert for Topology {
+    type Message = pb::Topology;
+    const NAME: &'static str = "topology";
+
+    fn to_message(&self) -> pb::Topology {
+        let Topology { epoch, nodes, keyspaces, shards, lineage } = self;
+        pb::Topology {
+            epoch: epoch.0,
+            nodes: messages(nodes.values()),
+            keyspaces: messages(keyspaces.values()),
+            shards: messages(shards.values()),
+            lineage: lineage.iter().map(|(s, next)| Lineage(s.clone(), next.clone()).to_message()).collect(),
+        }
+    }
+
+    fn from_message(message: pb::Topology) -> Result<Self, DecodeError> {
+        let pb::Topology { epoch, nodes, keyspaces, shards, lineage } = message;
+        let lineage: Vec<Lineage> = each("lineage", lineage)?;
+        Ok(Topology {
+            epoch: Epoch(epoch),
+            nodes: keyed("nodes", each("nodes", nodes)?, |node: &Node| node.id)?,
+            keyspaces: keyed("keyspaces", each("keyspaces", keyspaces)?, |keyspace: &Keyspace| {
+                keyspace.number
+            })?,
+            shards: keyed("shards", each("shards", shards)?, |shard: &Shard| shard.id)?,
+            lineage: keyed("lineage", lineage, |entry| entry.0.clone())?
+                .into_iter()
+                .map(|(source, Lineage(_, successors))| (source, successors))
+                .collect(),
+        })
+    }
+}
+
+/// A map of things by their own ids, each there once.
+fn keyed<K: Ord, V>(
+    field: &str,
+    values: Vec<V>,
+    key: impl Fn(&V) -> K,
+) -> Result<BTreeMap<K, V>, DecodeError> {
+    let count = values.len();
+    let map: BTreeMap<K, V> = values.into_iter().map(|value| (key(&value), value)).collect();
+    if map.len() == count { Ok(map) } else { Err(DecodeError::new(field, "an id comes up twice")) }
+}
+
+impl Convert for Leaders {
+    type Message = pb::Leaders;
+    const NAME: &'static str = "leaders";
+
+    fn to_message(&self) -> pb::Leaders {
+        let mut leaders: Vec<_> = self
+            .iter()
+            .map(|(group, term, node)| pb::Leader { group: group.0, term: term.0, node: node.0 })
+            .collect();
+        leaders.sort_unstable_by_key(|leader| leader.group);
+        pb::Leaders { leaders }
+    }
+
+    fn from_message(message: pb::Leaders) -> Result<Self, DecodeError> {
+        let mut leaders = Leaders::default();
+        for pb::Leader { group, term, node } in message.leaders {
+            let group = GroupId(id("leaders.group", group)?);
+            let node = NodeId(id("leaders.node", node)?);
+            if leaders.get(group).is_some() {
+                return Err(DecodeError::new("leaders.group", "it comes up twice"));
+            }
+            leaders.learn(group, Term(term), node);
+        }
+        Ok(leaders)
+    }
+}
