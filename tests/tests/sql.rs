@@ -1,4 +1,5 @@
-//! Golden SQL: every script of `tests/sql`, on one shard and on four, answers as PostgreSQL 15 did.
+//! Golden SQL: every script of `tests/sql`, on one shard and on four, answers as PostgreSQL 15 did; and every query
+//! answers the same with all pushdown rules off, and with each one off.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -16,6 +17,24 @@ fn one_shard_answers_as_postgresql() {
 #[test]
 fn four_shards_answer_as_postgresql() {
     run_all("4");
+}
+
+/// Each value of `shoal.rules` that must make no difference.
+const RULES: &[&str] = &[
+    "none",
+    "-route-by-key",
+    "-push-whole",
+    "-push-filter",
+    "-push-projection",
+    "-push-aggregate",
+    "-push-distinct",
+    "-push-order",
+    "-push-limit",
+];
+
+/// Whether a statement can be repeated without changing anything.
+fn is_query(sql: &str) -> bool {
+    (sql.starts_with("SELECT") || sql.starts_with("VALUES")) && !sql.contains("nextval")
 }
 
 fn run_all(shards: &str) {
@@ -45,6 +64,19 @@ fn run_all(shards: &str) {
             let client = cluster.connect().await;
             for (statement, (_, expected)) in statements.iter().zip(&recorded) {
                 let actual = script::answer(&client, &statement.sql).await;
+                let rules = if is_query(&statement.sql) { RULES } else { &[] };
+                for rules in rules {
+                    client.simple_query(&format!("SET shoal.rules = '{rules}'")).await.unwrap();
+                    let other = script::answer(&client, &statement.sql).await;
+                    if !script::same(&actual, &other, statement.approximate) {
+                        let sql = &statement.sql;
+                        writeln!(differences, "{name}: {sql}\nall rules\n{actual}but with {rules}\n{other}")
+                            .unwrap();
+                    }
+                }
+                if !rules.is_empty() {
+                    client.simple_query("SET shoal.rules = 'all'").await.unwrap();
+                }
                 if !script::same(expected, &actual, statement.approximate) {
                     writeln!(differences, "{name}: {}\nexpected\n{expected}but got\n{actual}", statement.sql)
                         .unwrap();
