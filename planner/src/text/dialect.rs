@@ -1,8 +1,17 @@
 //! The grammar that sqlparser is asked to follow: PostgreSQL's.
+//!
+//! Operators bind as in PostgreSQL's `gram.y`, and expressions begin as there. What sqlparser would read otherwise:
+//! `-2^2` is `(-2)^2`, `~1+1` is `~(1+1)`, `a ~ b || c` is `(a ~ b) || c`, `a < b < c` is an error, any type may stand
+//! before a string, and reserved words name nothing.
 
+use super::keywords::{self, Category};
+use sqlparser::ast::{
+    BinaryOperator, Expr, Function, FunctionArguments, ObjectName, TypedString, UnaryOperator,
+};
 use sqlparser::dialect::{Dialect, PostgreSqlDialect, Precedence};
 use sqlparser::keywords::Keyword;
 use sqlparser::parser::{Parser, ParserError};
+use sqlparser::tokenizer::Token;
 
 /// PostgreSQL's dialect, with sqlparser's differences mended.
 #[derive(Clone, Copy, Debug, Default)]
@@ -10,6 +19,22 @@ pub struct ShoalDialect;
 
 /// What sqlparser thinks PostgreSQL is.
 const POSTGRES: PostgreSqlDialect = PostgreSqlDialect {};
+
+// From weakest to strongest: gram.y's order, on sqlparser's scale.
+const OR: u8 = 10;
+const AND: u8 = 20;
+const NOT: u8 = 30;
+const IS: u8 = 40;
+const COMPARISON: u8 = 50;
+const LIKE: u8 = 60;
+const OPERATOR: u8 = 70;
+const SUM: u8 = 80;
+const PRODUCT: u8 = 90;
+const POWER: u8 = 100;
+const AT_TIME_ZONE: u8 = 110;
+const COLLATE: u8 = 120;
+const SIGN: u8 = 125;
+const CAST: u8 = 140;
 
 macro_rules! as_postgres {
     ($($name:ident)*) => {
@@ -41,52 +66,262 @@ impl Dialect for ShoalDialect {
         POSTGRES.is_reserved_for_identifier(keyword)
     }
 
-    fn is_table_alias(&self, keyword: &Keyword, parser: &mut Parser) -> bool {
-        POSTGRES.is_table_alias(keyword, parser)
+    fn is_column_alias(&self, keyword: &Keyword, _parser: &mut Parser) -> bool {
+        keywords::is_bare_label(*keyword)
     }
 
-    fn get_next_precedence(&self, parser: &Parser) -> Option<Result<u8, ParserError>> {
-        POSTGRES.get_next_precedence(parser)
+    fn is_table_alias(&self, keyword: &Keyword, _parser: &mut Parser) -> bool {
+        keywords::is_table_alias(*keyword)
     }
 
     fn prec_value(&self, precedence: Precedence) -> u8 {
         POSTGRES.prec_value(precedence)
     }
 
+    fn get_next_precedence(&self, parser: &Parser) -> Option<Result<u8, ParserError>> {
+        Some(Ok(binding(parser)))
+    }
+
+    fn parse_prefix(&self, parser: &mut Parser) -> Option<Result<Expr, ParserError>> {
+        prefix(parser)
+    }
+
+    fn parse_infix(
+        &self,
+        parser: &mut Parser,
+        left: &Expr,
+        _precedence: u8,
+    ) -> Option<Result<Expr, ParserError>> {
+        infix(parser, left)
+    }
+
     as_postgres! {
         supports_unicode_string_literal
         supports_filter_during_aggregation
         supports_group_by_expr
-        supports_alter_user_as_alter_role
         allow_extract_custom
         allow_extract_single_quotes
-        supports_create_index_with_clause
-        supports_explain_with_utility_options
-        supports_listen_notify
-        supports_exclude_constraint
-        supports_factorial_operator
         supports_bitwise_shift_operators
-        supports_comment_on
-        supports_load_extension
         supports_named_fn_args_with_colon_operator
         supports_named_fn_args_with_expr_name
         supports_empty_projections
-        supports_nested_comments
-        supports_string_escape_constant
         supports_array_typedef_with_brackets
-        supports_geometric_types
         supports_order_by_using_operator
-        supports_set_names
-        supports_alter_column_type_using
         supports_left_associative_joins_without_parens
         supports_notnull_operator
         supports_interval_options
         supports_insert_table_alias
-        supports_create_table_like_parenthesized
-        supports_select_wildcard_with_alias
         supports_comma_separated_trim
-        supports_xml_expressions
-        supports_aliased_function_args
-        supports_comment_optimizer_hint
+    }
+}
+
+/// How strongly the next token binds what stands before it; 0 if it doesn't.
+fn binding(parser: &Parser) -> u8 {
+    let keyword_after = |n: usize| match &parser.peek_nth_token_ref(n).token {
+        Token::Word(word) => word.keyword,
+        _ => Keyword::NoKeyword,
+    };
+    match &parser.peek_token_ref().token {
+        Token::Word(word) => match word.keyword {
+            Keyword::OR => OR,
+            Keyword::AND => AND,
+            Keyword::IS | Keyword::NOTNULL => IS,
+            Keyword::IN | Keyword::BETWEEN | Keyword::LIKE | Keyword::ILIKE | Keyword::SIMILAR => LIKE,
+            Keyword::OVERLAPS => LIKE,
+            Keyword::NOT => match keyword_after(1) {
+                Keyword::IN | Keyword::BETWEEN | Keyword::LIKE | Keyword::ILIKE | Keyword::SIMILAR => LIKE,
+                _ => 0,
+            },
+            Keyword::OPERATOR if parser.peek_nth_token_ref(1).token == Token::LParen => OPERATOR,
+            Keyword::AT if keyword_after(1) == Keyword::TIME && keyword_after(2) == Keyword::ZONE => {
+                AT_TIME_ZONE
+            }
+            Keyword::COLLATE => COLLATE,
+            _ => 0,
+        },
+        Token::Eq | Token::Neq | Token::Lt | Token::Gt | Token::LtEq | Token::GtEq => COMPARISON,
+        Token::Plus | Token::Minus => SUM,
+        Token::Mul | Token::Div | Token::Mod => PRODUCT,
+        Token::Caret => POWER,
+        Token::DoubleColon => CAST,
+        Token::StringConcat
+        | Token::Ampersand
+        | Token::Pipe
+        | Token::Sharp
+        | Token::Tilde
+        | Token::TildeAsterisk
+        | Token::ExclamationMarkTilde
+        | Token::ExclamationMarkTildeAsterisk
+        | Token::DoubleTilde
+        | Token::DoubleTildeAsterisk
+        | Token::ExclamationMarkDoubleTilde
+        | Token::ExclamationMarkDoubleTildeAsterisk
+        | Token::ShiftLeft
+        | Token::ShiftRight
+        | Token::Overlap
+        | Token::CaretAt
+        | Token::Arrow
+        | Token::LongArrow
+        | Token::HashArrow
+        | Token::HashLongArrow
+        | Token::AtArrow
+        | Token::ArrowAt
+        | Token::HashMinus
+        | Token::AtQuestion
+        | Token::AtAt
+        | Token::Question
+        | Token::QuestionAnd
+        | Token::QuestionPipe
+        | Token::CustomBinaryOperator(_) => OPERATOR,
+        _ => 0,
+    }
+}
+
+/// Begins an expression. `None` leaves it to sqlparser.
+fn prefix(parser: &mut Parser) -> Option<Result<Expr, ParserError>> {
+    let unary = |parser: &mut Parser, op: UnaryOperator, strength: u8| {
+        parser.advance_token();
+        let operand = parser.parse_subexpr(strength);
+        Some(operand.map(|expr| Expr::UnaryOp { op, expr: Box::new(expr) }))
+    };
+    match &parser.peek_token_ref().token {
+        Token::Minus => unary(parser, UnaryOperator::Minus, SIGN),
+        Token::Plus => unary(parser, UnaryOperator::Plus, SIGN),
+        Token::Tilde => unary(parser, UnaryOperator::BitwiseNot, OPERATOR),
+        Token::AtSign => unary(parser, UnaryOperator::PGAbs, OPERATOR),
+        Token::PGSquareRoot => unary(parser, UnaryOperator::PGSquareRoot, OPERATOR),
+        Token::PGCubeRoot => unary(parser, UnaryOperator::PGCubeRoot, OPERATOR),
+        Token::Number(..) | Token::SingleQuotedString(_) | Token::Placeholder(_) => {
+            Some(parser.parse_value().map(Expr::Value))
+        }
+        Token::LParen => None,
+        Token::Word(word) if word.quote_style.is_some() => Some(name(parser)),
+        Token::Word(word) => match word.keyword {
+            Keyword::NOT => unary(parser, UnaryOperator::Not, NOT),
+            Keyword::NULL | Keyword::TRUE | Keyword::FALSE => Some(parser.parse_value().map(Expr::Value)),
+            Keyword::CURRENT_USER
+            | Keyword::CURRENT_ROLE
+            | Keyword::SESSION_USER
+            | Keyword::USER
+            | Keyword::CURRENT_CATALOG => Some(nullary(parser)),
+            // Only where INSERT and UPDATE take it; the binder knows.
+            Keyword::DEFAULT => Some(parser.parse_identifier().map(Expr::Identifier)),
+            Keyword::CASE
+            | Keyword::CAST
+            | Keyword::ARRAY
+            | Keyword::CURRENT_DATE
+            | Keyword::CURRENT_TIME
+            | Keyword::CURRENT_TIMESTAMP
+            | Keyword::LOCALTIME
+            | Keyword::LOCALTIMESTAMP => None,
+            _ => match keywords::category(&word.value) {
+                Category::Free => Some(name(parser)),
+                Category::Column => match word.keyword {
+                    Keyword::COALESCE | Keyword::ROW | Keyword::GROUPING | Keyword::VALUES => {
+                        Some(name(parser))
+                    }
+                    Keyword::NoKeyword => Some(name(parser)),
+                    _ => None,
+                },
+                Category::Function if word.value == "current_schema" => Some(nullary(parser)),
+                Category::Function if parser.peek_nth_token_ref(1).token == Token::LParen => {
+                    Some(name(parser))
+                }
+                Category::Function | Category::Reserved => {
+                    let found = parser.peek_token_ref();
+                    Some(parser.expected_ref("an expression", found))
+                }
+            },
+        },
+        _ => {
+            let found = parser.peek_token_ref();
+            match found.token {
+                Token::LBracket | Token::SingleQuotedByteStringLiteral(_) | Token::HexStringLiteral(_) => {
+                    None
+                }
+                _ => Some(parser.expected_ref("an expression", found)),
+            }
+        }
+    }
+}
+
+/// A column's first name, a function call, or a type before a string.
+fn name(parser: &mut Parser) -> Result<Expr, ParserError> {
+    match parser.peek_nth_token_ref(1).token {
+        Token::SingleQuotedString(_) => {
+            let data_type = parser.parse_data_type()?;
+            let value = parser.parse_value()?;
+            Ok(Expr::TypedString(TypedString { data_type, value, uses_odbc_syntax: false }))
+        }
+        Token::LParen => {
+            let name = parser.parse_identifier()?;
+            parser.parse_function(ObjectName::from(vec![name]))
+        }
+        // `double precision '1.5'`
+        Token::Word(ref next) if next.keyword == Keyword::PRECISION && next.quote_style.is_none() => {
+            let data_type = parser.parse_data_type()?;
+            let value = parser.parse_value()?;
+            Ok(Expr::TypedString(TypedString { data_type, value, uses_odbc_syntax: false }))
+        }
+        _ => parser.parse_identifier().map(Expr::Identifier),
+    }
+}
+
+/// A function that is called without parentheses.
+fn nullary(parser: &mut Parser) -> Result<Expr, ParserError> {
+    let name = parser.parse_identifier()?;
+    if parser.peek_token_ref().token == Token::LParen {
+        return parser.parse_function(ObjectName::from(vec![name]));
+    }
+    Ok(Expr::Function(Function {
+        name: ObjectName::from(vec![name]),
+        uses_odbc_syntax: false,
+        parameters: FunctionArguments::None,
+        args: FunctionArguments::None,
+        null_treatment: None,
+        filter: None,
+        over: None,
+        within_group: Vec::new(),
+    }))
+}
+
+fn is_comparison(op: &BinaryOperator) -> bool {
+    matches!(
+        op,
+        BinaryOperator::Eq
+            | BinaryOperator::NotEq
+            | BinaryOperator::Lt
+            | BinaryOperator::LtEq
+            | BinaryOperator::Gt
+            | BinaryOperator::GtEq
+    )
+}
+
+/// Goes on after an operand. `None` leaves it to sqlparser.
+fn infix(parser: &mut Parser, left: &Expr) -> Option<Result<Expr, ParserError>> {
+    let next = parser.peek_token_ref();
+    match &next.token {
+        // Comparisons don't associate.
+        Token::Eq | Token::Neq | Token::Lt | Token::Gt | Token::LtEq | Token::GtEq => match left {
+            Expr::BinaryOp { op, .. } if is_comparison(op) => {
+                Some(parser.expected_ref("end of expression", next))
+            }
+            _ => None,
+        },
+        Token::Word(word) => match word.keyword {
+            Keyword::LIKE | Keyword::ILIKE | Keyword::SIMILAR | Keyword::BETWEEN => match left {
+                Expr::Like { .. } | Expr::ILike { .. } | Expr::SimilarTo { .. } | Expr::Between { .. } => {
+                    Some(parser.expected_ref("end of expression", next))
+                }
+                _ => None,
+            },
+            Keyword::COLLATE => {
+                parser.advance_token();
+                let collation = parser.parse_object_name(false);
+                Some(collation.map(|collation| Expr::Collate { expr: Box::new(left.clone()), collation }))
+            }
+            _ => None,
+        },
+        _ => None,
     }
 }

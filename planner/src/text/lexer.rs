@@ -101,11 +101,7 @@ const fn is_operator(byte: u8) -> bool {
 impl<'a> Lexer<'a> {
     /// Begins at a byte of a text.
     pub fn new(text: &'a str, at: usize) -> Self {
-        Self {
-            text,
-            bytes: text.as_bytes(),
-            at,
-        }
+        Self { text, bytes: text.as_bytes(), at }
     }
 
     fn byte(&self, at: usize) -> u8 {
@@ -113,10 +109,7 @@ impl<'a> Lexer<'a> {
     }
 
     fn fail(&self, message: impl Into<String>, at: usize) -> LexError {
-        LexError {
-            error: WireError::new(SqlState::SYNTAX_ERROR, message),
-            at,
-        }
+        LexError { error: WireError::new(SqlState::SYNTAX_ERROR, message), at }
     }
 
     /// As PostgreSQL words an error that the rest of the text shows: it quotes all of it.
@@ -173,11 +166,7 @@ impl<'a> Lexer<'a> {
                 Lexeme::Symbol
             }
             b':' => {
-                self.at += if matches!(self.byte(start + 1), b':' | b'=') {
-                    2
-                } else {
-                    1
-                };
+                self.at += if matches!(self.byte(start + 1), b':' | b'=') { 2 } else { 1 };
                 Lexeme::Symbol
             }
             _ if is_operator(first) => self.operator(start)?,
@@ -186,11 +175,7 @@ impl<'a> Lexer<'a> {
                 return Err(self.fail_near("syntax error", start, end));
             }
         };
-        Ok(Some(Token {
-            lexeme,
-            start,
-            end: self.at,
-        }))
+        Ok(Some(Token { lexeme, start, end: self.at }))
     }
 
     fn skip_space(&mut self) -> Result<(), LexError> {
@@ -325,11 +310,7 @@ impl<'a> Lexer<'a> {
         loop {
             match self.bytes.get(self.at) {
                 None => {
-                    let what = if self.bytes[start] | 0x20 == b'b' {
-                        "bit"
-                    } else {
-                        "hexadecimal"
-                    };
+                    let what = if self.bytes[start] | 0x20 == b'b' { "bit" } else { "hexadecimal" };
                     let what = format!("unterminated {what} string literal");
                     return Err(self.fail_near(&what, start, self.bytes.len()));
                 }
@@ -406,12 +387,9 @@ impl<'a> Lexer<'a> {
         }
         // `a*-1` is `a * (-1)`: an operator ends in + or - only if it has one of the characters that SQL's own lack.
         let special = |bytes: &[u8]| {
-            bytes.iter().any(|b| {
-                matches!(
-                    b,
-                    b'~' | b'!' | b'@' | b'#' | b'^' | b'&' | b'|' | b'`' | b'?' | b'%'
-                )
-            })
+            bytes
+                .iter()
+                .any(|b| matches!(b, b'~' | b'!' | b'@' | b'#' | b'^' | b'&' | b'|' | b'`' | b'?' | b'%'))
         };
         if end - start > 1
             && matches!(self.bytes[end - 1], b'+' | b'-')
@@ -435,11 +413,7 @@ pub(crate) fn identifier<'a>(token: Token, text: &'a str) -> Cow<'a, str> {
     let folded = match token.lexeme {
         Lexeme::Quoted => {
             let inner = &raw[1..raw.len() - 1];
-            if inner.contains('"') {
-                Cow::Owned(inner.replace("\"\"", "\""))
-            } else {
-                Cow::Borrowed(inner)
-            }
+            if inner.contains('"') { Cow::Owned(inner.replace("\"\"", "\"")) } else { Cow::Borrowed(inner) }
         }
         _ if raw.bytes().any(|b| b.is_ascii_uppercase()) => Cow::Owned(raw.to_ascii_lowercase()),
         _ => Cow::Borrowed(raw),
@@ -512,11 +486,7 @@ fn unescape(raw: &str) -> Result<String, LexError> {
         at,
     };
     let encoding = |at: usize| {
-        fail(
-            SqlState::CHARACTER_NOT_IN_REPERTOIRE,
-            "invalid byte sequence for encoding \"UTF8\"",
-            at,
-        )
+        fail(SqlState::CHARACTER_NOT_IN_REPERTOIRE, "invalid byte sequence for encoding \"UTF8\"", at)
     };
     let escape = SqlState::INVALID_ESCAPE_SEQUENCE;
     let mut out: Vec<u8> = Vec::with_capacity(raw.len());
@@ -575,9 +545,7 @@ fn unescape(raw: &str) -> Result<String, LexError> {
                 }
                 b'u' | b'U' => {
                     let digits = if letter == b'u' { 4 } else { 8 };
-                    let hex = bytes
-                        .get(at..at + digits)
-                        .filter(|hex| hex.iter().all(u8::is_ascii_hexdigit));
+                    let hex = bytes.get(at..at + digits).filter(|hex| hex.iter().all(u8::is_ascii_hexdigit));
                     let Some(code) = hex
                         .and_then(|hex| std::str::from_utf8(hex).ok())
                         .and_then(|hex| u32::from_str_radix(hex, 16).ok())
@@ -604,11 +572,7 @@ fn unescape(raw: &str) -> Result<String, LexError> {
                             out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
                         }
                         _ => {
-                            return Err(fail(
-                                SqlState::SYNTAX_ERROR,
-                                "invalid Unicode escape value",
-                                place,
-                            ));
+                            return Err(fail(SqlState::SYNTAX_ERROR, "invalid Unicode escape value", place));
                         }
                     }
                 }
@@ -618,11 +582,7 @@ fn unescape(raw: &str) -> Result<String, LexError> {
     }
     let end = raw.len();
     if high.is_some() {
-        return Err(fail(
-            SqlState::SYNTAX_ERROR,
-            "invalid Unicode surrogate pair",
-            end - 1,
-        ));
+        return Err(fail(SqlState::SYNTAX_ERROR, "invalid Unicode surrogate pair", end - 1));
     }
     if out.contains(&0) {
         return Err(fail(

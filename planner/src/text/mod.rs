@@ -112,10 +112,7 @@ pub struct Tree<T> {
 
 impl<T> Tree<T> {
     fn new(root: T, depth: u32) -> Self {
-        Self {
-            root: Some(root),
-            depth,
-        }
+        Self { root: Some(root), depth }
     }
 
     /// How deep it can be: for [`with_stack`].
@@ -249,10 +246,7 @@ impl<'a> Scan<'a> {
     fn too_complex(&self, what: &str, token: Token) -> LexError {
         let error = WireError::new(SqlState::STATEMENT_TOO_COMPLEX, what)
             .with_hint("Use fewer or shallower expressions, for example = ANY ($1) instead of many ORs.");
-        LexError {
-            error,
-            at: token.start,
-        }
+        LexError { error, at: token.start }
     }
 
     #[inline]
@@ -292,13 +286,7 @@ impl<'a> Scan<'a> {
                 self.literal(token, start, kind, tag, lexer::Quote::Plain);
             }
             Lexeme::Decimal => {
-                self.literal(
-                    token,
-                    start,
-                    LiteralKind::Numeric,
-                    tag::NUMERIC,
-                    lexer::Quote::Plain,
-                );
+                self.literal(token, start, LiteralKind::Numeric, tag::NUMERIC, lexer::Quote::Plain);
             }
             Lexeme::Text(quote) => self.literal(token, start, LiteralKind::Text, tag::TEXT, quote),
             Lexeme::Bits => self.literal(token, start, LiteralKind::Bits, tag::BITS, lexer::Quote::Plain),
@@ -348,12 +336,7 @@ impl<'a> Scan<'a> {
             self.literals.reserve(4);
         }
         let place = |at: usize| u32::try_from(at - start).expect("a statement is bounded");
-        self.literals.push(Literal {
-            kind,
-            start: place(token.start),
-            end: place(token.end),
-            quote,
-        });
+        self.literals.push(Literal { kind, start: place(token.start), end: place(token.end), quote });
     }
 }
 
@@ -374,10 +357,7 @@ impl Text {
     /// The slot of the literal that begins at a place of the tree.
     pub fn slot(&self, place: Location) -> Option<u32> {
         let start = u32::try_from(place.column.checked_sub(1)?).ok()?;
-        self.literals
-            .binary_search_by_key(&start, |literal| literal.start)
-            .ok()
-            .map(|slot| slot as u32)
+        self.literals.binary_search_by_key(&start, |literal| literal.start).ok().map(|slot| slot as u32)
     }
 
     /// What an error's position field says of a place of the tree: characters from the start of what the client

@@ -1,9 +1,10 @@
 //! From lexed tokens to sqlparser's, and from its errors to PostgreSQL's.
 
 use super::dialect::ShoalDialect;
-use super::lexer::{self, Lexeme, Lexer, Quote};
+use super::lexer::{self, Lexeme, Lexer};
 use super::{Parsed, Text, Tree, keywords};
 use proto::{SqlState, WireError};
+use sqlparser::keywords::Keyword;
 use sqlparser::parser::{Parser, ParserError};
 use sqlparser::tokenizer::{Location, Span, Token, TokenWithSpan, Word};
 
@@ -13,12 +14,19 @@ const RECURSION: usize = 4 * super::MAX_NESTING;
 /// The tree of a statement.
 pub(super) fn parse(text: &Text) -> Result<Parsed, WireError> {
     let dialect = ShoalDialect;
-    let mut parser = Parser::new(&dialect)
-        .with_recursion_limit(RECURSION)
-        .with_tokens_with_locations(tokens(text)?);
-    let statement = parser
-        .parse_statement()
-        .map_err(|error| parse_error(text, error))?;
+    let tokens = tokens(text)?;
+    let first = match tokens.first().map(|first| &first.token) {
+        Some(Token::Word(word)) => word.keyword,
+        Some(Token::LParen) => Keyword::SELECT,
+        _ => Keyword::NoKeyword,
+    };
+    let mut parser = Parser::new(&dialect).with_recursion_limit(RECURSION).with_tokens_with_locations(tokens);
+    match first {
+        Keyword::SELECT | Keyword::VALUES | Keyword::TABLE | Keyword::WITH => {}
+        Keyword::INSERT | Keyword::UPDATE | Keyword::DELETE => {}
+        _ => return Err(syntax_error(text, Some(parser.peek_token_ref().span))),
+    }
+    let statement = parser.parse_statement().map_err(|error| parse_error(text, error))?;
     let statement = Tree::new(statement, text.depth());
     let rest = parser.peek_token();
     if rest.token != Token::EOF {
@@ -33,20 +41,27 @@ pub(super) fn tokens(text: &Text) -> Result<Vec<TokenWithSpan>, WireError> {
     let mut tokens = Vec::with_capacity(text.key.len() / 4);
     while let Some(token) = lexer.next().map_err(|e| e.error)? {
         let raw = &text.source[token.start..token.end];
+        let place = |at: usize| Location::new(1, at as u64 + 1);
+        let span = Span::new(place(token.start), place(token.end));
         let kind = match token.lexeme {
+            // sqlparser lacks it.
+            Lexeme::Word if raw.eq_ignore_ascii_case("isnull") => {
+                let word = |value: &str| {
+                    let keyword = keywords::keyword(value);
+                    Token::Word(Word { value: value.to_owned(), quote_style: None, keyword })
+                };
+                tokens.push(TokenWithSpan::new(word("is"), span));
+                word("null")
+            }
             Lexeme::Word => {
                 let value = lexer::identifier(token, &text.source).into_owned();
                 let keyword = keywords::keyword(&value);
-                Token::Word(Word {
-                    value,
-                    quote_style: None,
-                    keyword,
-                })
+                Token::Word(Word { value, quote_style: None, keyword })
             }
             Lexeme::Quoted => Token::Word(Word {
                 value: lexer::identifier(token, &text.source).into_owned(),
                 quote_style: Some('"'),
-                keyword: sqlparser::keywords::Keyword::NoKeyword,
+                keyword: Keyword::NoKeyword,
             }),
             Lexeme::Integer | Lexeme::Decimal => Token::Number(raw.to_owned(), false),
             Lexeme::Text(quote) => Token::SingleQuotedString(lexer::string(quote, raw).into_owned()),
@@ -60,14 +75,30 @@ pub(super) fn tokens(text: &Text) -> Result<Vec<TokenWithSpan>, WireError> {
                 None => Token::CustomBinaryOperator(raw.to_owned()),
             },
         };
-        let place = |at: usize| Location::new(1, at as u64 + 1);
-        tokens.push(TokenWithSpan::new(
-            kind,
-            Span::new(place(token.start), place(token.end)),
-        ));
+        tokens.push(TokenWithSpan::new(kind, span));
     }
-    let _ = Quote::Plain;
+    strengthen_locks(&mut tokens);
     Ok(tokens)
+}
+
+/// `FOR NO KEY UPDATE` and `FOR KEY SHARE`, which sqlparser lacks, as the next stronger locks that it has.
+fn strengthen_locks(tokens: &mut Vec<TokenWithSpan>) {
+    let words = |at: usize, words: &[Keyword]| {
+        words.iter().enumerate().all(|(i, keyword)| {
+            matches!(tokens.get(at + i), Some(TokenWithSpan { token: Token::Word(w), .. }) if w.keyword == *keyword)
+        })
+    };
+    let mut extra = Vec::new();
+    for at in 0..tokens.len() {
+        if words(at, &[Keyword::FOR, Keyword::NO, Keyword::KEY, Keyword::UPDATE]) {
+            extra.extend([at + 1, at + 2]);
+        } else if words(at, &[Keyword::FOR, Keyword::KEY, Keyword::SHARE]) {
+            extra.push(at + 1);
+        }
+    }
+    for at in extra.into_iter().rev() {
+        tokens.remove(at);
+    }
 }
 
 fn symbol(raw: &str) -> Option<Token> {
@@ -156,9 +187,8 @@ pub(super) fn parse_error(text: &Text, error: ParserError) -> WireError {
                 .with_hint("Use fewer or shallower expressions.")
         }
         ParserError::ParserError(message) | ParserError::TokenizerError(message) => {
-            let column = message
-                .rsplit_once("Column: ")
-                .and_then(|(_, column)| column.trim().parse::<u64>().ok());
+            let column =
+                message.rsplit_once("Column: ").and_then(|(_, column)| column.trim().parse::<u64>().ok());
             let span = column.map(|column| Span::new(Location::new(1, column), Location::new(1, column)));
             if message.contains("found: EOF") {
                 return syntax_error(text, None);
