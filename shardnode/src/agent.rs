@@ -1,0 +1,144 @@
+//! What makes a node part of its cluster: it registers, follows the topology, and reports.
+//!
+//! In comes the coordinator's watch stream, out go registrations and reports, to whichever coordinators answer.
+//! Nothing here serves a request.
+
+use crate::node::ShardNode;
+use futures_core::Stream;
+use proto::services::{BoxStream, ClusterState, CoordinatorService, Peers, ReplicaRole, ReplicaStatus};
+use proto::topology::Node;
+use proto::{GroupId, NodeId, Retry, Term};
+use replica::Host;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+
+/// How often a node looks whether it has gained or lost a group.
+const LOOK: Duration = Duration::from_millis(50);
+/// How often it reports though nothing of that kind has changed.
+const REPORT: Duration = Duration::from_secs(2);
+/// How soon it reports again to a coordinator that didn't hear it.
+const REPORT_AGAIN: Duration = Duration::from_millis(250);
+/// How long it waits for a coordinator's answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The pause after a first failure; it doubles up to the second.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A node's part in its cluster.
+pub struct Agent {
+    /// The node, as it registers itself.
+    pub node: Node,
+    /// Its replicas.
+    pub host: Arc<Host>,
+    /// Its shards; `None` for a node that holds none.
+    pub shards: Option<Arc<ShardNode>>,
+    /// The way to the coordinators.
+    pub peers: Arc<dyn Peers>,
+}
+
+impl Agent {
+    /// Plays the part until it is dropped.
+    pub async fn run(self) {
+        tokio::join!(self.register(), self.follow(), self.report());
+    }
+
+    async fn register(&self) {
+        let mut pause = FIRST_PAUSE;
+        let mut hint: Option<NodeId> = None;
+        loop {
+            let mut coordinators = self.peers.coordinators();
+            coordinators.sort_by_key(|(node, _)| Some(*node) != hint);
+            for (node, coordinator) in coordinators {
+                match tokio::time::timeout(PATIENCE, coordinator.register(self.node.clone())).await {
+                    Ok(Ok(())) => return,
+                    Ok(Err(error)) => {
+                        if let Retry::NotLeader(Some(leader)) = error.retry {
+                            hint = Some(leader);
+                        }
+                        tracing::debug!(%node, %error, "not registered yet");
+                    }
+                    Err(_) => tracing::debug!(%node, "no answer to a registration"),
+                }
+            }
+            wait(&mut pause).await;
+        }
+    }
+
+    async fn follow(&self) {
+        let Some(shards) = &self.shards else { return };
+        let mut pause = FIRST_PAUSE;
+        loop {
+            for (node, coordinator) in self.coordinators() {
+                let watched = tokio::time::timeout(PATIENCE, coordinator.watch()).await;
+                let mut states = match watched {
+                    Ok(Ok(states)) => states,
+                    Ok(Err(error)) => {
+                        tracing::debug!(%node, %error, "the cluster can't be watched there");
+                        continue;
+                    }
+                    Err(_) => continue,
+                };
+                while let Some(state) = next(&mut states).await {
+                    pause = FIRST_PAUSE;
+                    let shards = Arc::clone(shards);
+                    if let Err(error) = tokio::task::spawn_blocking(move || shards.follow(state)).await {
+                        tracing::error!(%error, "following the topology has failed");
+                    }
+                }
+            }
+            wait(&mut pause).await;
+        }
+    }
+
+    async fn report(&self) {
+        let mut ticks = tokio::time::interval(LOOK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut last: Vec<Office> = Vec::new();
+        let mut due = Instant::now();
+        loop {
+            ticks.tick().await;
+            let statuses = self.host.statuses();
+            let offices: Vec<_> = statuses.iter().map(office).collect();
+            if offices == last && Instant::now() < due {
+                continue;
+            }
+            let mut reports = JoinSet::new();
+            for (_, coordinator) in self.peers.coordinators() {
+                let (node, statuses) = (self.node.id, statuses.clone());
+                reports.spawn(async move {
+                    let report = tokio::time::timeout(PATIENCE, coordinator.report(node, statuses));
+                    matches!(report.await, Ok(Ok(())))
+                });
+            }
+            let heard = reports.join_all().await.into_iter().all(|heard| heard);
+            last = offices;
+            due = Instant::now() + if heard { REPORT } else { REPORT_AGAIN };
+        }
+    }
+
+    /// The coordinators, the one on this node first.
+    fn coordinators(&self) -> Vec<(NodeId, Arc<dyn CoordinatorService>)> {
+        let mut coordinators = self.peers.coordinators();
+        coordinators.sort_by_key(|(node, _)| *node != self.node.id);
+        coordinators
+    }
+}
+
+/// What others want to hear of at once when it changes.
+type Office = (GroupId, ReplicaRole, Term, Option<NodeId>, bool);
+
+fn office(status: &ReplicaStatus) -> Office {
+    (status.group, status.role, status.term, status.leader, status.stopped.is_some())
+}
+
+async fn next(states: &mut BoxStream<ClusterState>) -> Option<ClusterState> {
+    poll_fn(|context| Stream::poll_next(Pin::as_mut(states), context)).await
+}
+
+async fn wait(pause: &mut Duration) {
+    tokio::time::sleep(*pause).await;
+    *pause = (*pause * 2).min(LONGEST_PAUSE);
+}

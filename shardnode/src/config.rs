@@ -1,0 +1,39 @@
+//! The settings of a shardnode.
+
+use proto::NodeId;
+use std::time::Duration;
+
+/// The settings of a [`crate::ShardNode`].
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node.
+    pub node: NodeId,
+    /// How many reads that aren't lookups may run at once; more wait.
+    pub readers: usize,
+    /// How many of them may have begun and not ended, those included that wait for their client; more wait.
+    pub streams: usize,
+    /// A batch of a streamed result that has this many bytes is sent.
+    pub batch_bytes: usize,
+    /// A batch of a streamed result that has this many rows is sent.
+    pub batch_rows: u32,
+    /// How many bytes of rows a write may return. More is refused with 54000.
+    pub returning_bytes: usize,
+    /// How long a schema entry may wait to be applied before its caller is told to ask again.
+    pub schema_timeout: Duration,
+}
+
+impl Config {
+    /// The defaults: two readers for each processor, batches of 256 KiB or 1000 rows.
+    pub fn new(node: NodeId) -> Self {
+        let processors = std::thread::available_parallelism().map_or(2, usize::from);
+        Self {
+            node,
+            readers: (2 * processors).max(4),
+            streams: 256,
+            batch_bytes: 256 << 10,
+            batch_rows: 1000,
+            returning_bytes: 4 << 20,
+            schema_timeout: Duration::from_secs(60),
+        }
+    }
+}

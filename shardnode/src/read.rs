@@ -1,0 +1,63 @@
+//! Running a read on a snapshot.
+//!
+//! In come a read-only connection inside a read transaction and a statement with its parameters; out come rows in
+//! storage form. Nothing here can write: the connection can't, and a statement that would is refused before it runs.
+
+use crate::fence;
+use dialect::sqlite::{error, parameter, value_ref};
+use proto::services::{FragmentRequest, FragmentResponse, RowSource};
+use proto::{RowBatchBuilder, WireError};
+use replica::Snapshot;
+use rusqlite::{CachedStatement, Connection, Row};
+
+/// Runs a whole read here and now.
+pub(crate) fn lookup(snapshot: &Snapshot, request: &FragmentRequest) -> Result<FragmentResponse, WireError> {
+    let connection = snapshot.connection();
+    fence::check(connection, request.schema_version)?;
+    let mut statement = prepare(connection, request)?;
+    let columns = statement.column_count();
+    let mut batch = RowBatchBuilder::new(columns as u16);
+    let mut rows = statement.raw_query();
+    while let Some(row) = rows.next().map_err(error)? {
+        push(row, columns, &mut batch)?;
+    }
+    Ok(FragmentResponse {
+        rows: RowSource::Whole(batch.finish()),
+        affected: 0,
+        position: snapshot.position(),
+    })
+}
+
+/// The request's statement with its parameters bound.
+pub(crate) fn prepare<'a>(
+    connection: &'a Connection,
+    request: &FragmentRequest,
+) -> Result<CachedStatement<'a>, WireError> {
+    let mut statement = connection.prepare_cached(&request.sql).map_err(error)?;
+    // Without columns it is no query, but may well be "read-only" (BEGIN, ATTACH).
+    if !statement.readonly() || statement.column_count() == 0 {
+        return Err(WireError::internal("a fragment that should only read would write"));
+    }
+    if request.rows.is_some() {
+        return Err(WireError::internal("a fragment that only reads was sent rows"));
+    }
+    let wanted = statement.parameter_count();
+    if request.params.len() < wanted {
+        return Err(WireError::internal(format!(
+            "a fragment has {wanted} parameters and was sent {}",
+            request.params.len()
+        )));
+    }
+    for (place, value) in request.params.iter().take(wanted).enumerate() {
+        statement.raw_bind_parameter(place + 1, parameter(value)).map_err(error)?;
+    }
+    Ok(statement)
+}
+
+/// Adds a row of SQLite's to the batch.
+pub(crate) fn push(row: &Row<'_>, columns: usize, batch: &mut RowBatchBuilder) -> Result<(), WireError> {
+    for column in 0..columns {
+        batch.push(value_ref(row.get_ref(column).map_err(error)?)?);
+    }
+    Ok(())
+}

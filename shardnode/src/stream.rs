@@ -1,0 +1,246 @@
+//! Reads that may be long: on a thread of their own, in batches, against a bounded channel.
+//!
+//! In come a snapshot and a request, out come batches as the reader takes them. A result of one batch is returned
+//! whole. The query ends when its deadline passes or when nobody reads any more; a query that waits for its reader
+//! leaves its turn to another, so that readers who wait for each other's rows (an ordered merge) can't starve.
+
+use crate::config::Config;
+use crate::{fence, read};
+use dialect::sqlite::error;
+use parking_lot::Mutex;
+use proto::services::{FragmentRequest, FragmentResponse, RowSource};
+use proto::{LogIndex, RowBatch, RowBatchBuilder, SqlState, WireError};
+use futures_core::Stream;
+use replica::Snapshot;
+use rusqlite::InterruptHandle;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+/// Batches that wait for the reader.
+const BATCHES: usize = 2;
+/// SQLite forgets an interruption that comes between two statements, so it is repeated until the query has ended.
+const INTERRUPT_AGAIN: Duration = Duration::from_millis(20);
+
+/// Where long reads run.
+pub(crate) struct Readers {
+    running: Arc<Semaphore>,
+    open: Arc<Semaphore>,
+    batch_bytes: usize,
+    batch_rows: u32,
+}
+
+/// What the first batch tells.
+struct Begun {
+    first: RowBatch,
+    position: LogIndex,
+    rest: Option<mpsc::Receiver<RowBatch>>,
+}
+
+impl Readers {
+    pub(crate) fn new(config: &Config) -> Self {
+        Self {
+            running: Arc::new(Semaphore::new(config.readers)),
+            open: Arc::new(Semaphore::new(config.streams)),
+            batch_bytes: config.batch_bytes,
+            batch_rows: config.batch_rows,
+        }
+    }
+
+    /// Waits for a turn, opens the snapshot with `open`, and runs the request on it.
+    pub(crate) async fn run(
+        &self,
+        request: FragmentRequest,
+        deadline: Instant,
+        open: impl Future<Output = Result<Snapshot, WireError>>,
+    ) -> Result<FragmentResponse, WireError> {
+        let turn = async {
+            let open = Arc::clone(&self.open).acquire_owned().await;
+            let running = Arc::clone(&self.running).acquire_owned().await;
+            open.and_then(|open| running.map(|running| (open, running)))
+        };
+        let (place, turn) = tokio::time::timeout_at(deadline.into(), turn)
+            .await
+            .map_err(|_| timed_out())?
+            .expect("the semaphores are never closed");
+        let snapshot = open.await?;
+        let (begun, answer) = oneshot::channel();
+        let fault = Arc::new(Mutex::new(None));
+        let query = Query {
+            request,
+            deadline,
+            turn: Some(turn),
+            turns: Arc::clone(&self.running),
+            batch_bytes: self.batch_bytes,
+            batch_rows: self.batch_rows,
+            begun: Some(begun),
+            sender: None,
+            runtime: Handle::current(),
+        };
+        let guard: Guard = Arc::new(Mutex::new(Some(snapshot.interrupt_handle())));
+        let watchdog = tokio::spawn(interrupt_from(deadline, Arc::clone(&guard))).abort_handle();
+        let cancel = Cancel { guard: Arc::clone(&guard), runtime: Handle::current() };
+        let failed = Arc::clone(&fault);
+        tokio::task::spawn_blocking(move || {
+            let _place = place;
+            let mut query = query;
+            let result = query.run(&snapshot);
+            // Past this, an interruption would hit the connection's next user.
+            *guard.lock() = None;
+            watchdog.abort();
+            drop(snapshot);
+            if let Err(error) = result {
+                *failed.lock() = Some(error);
+            }
+            // Only now do the channels close: who sees them closed finds the error.
+            drop(query);
+        });
+        match answer.await {
+            Ok(Begun { first, position, rest: None }) => {
+                Ok(FragmentResponse { rows: RowSource::Whole(first), affected: 0, position })
+            }
+            Ok(Begun { first, position, rest: Some(rest) }) => {
+                let stream = Batches { first: Some(first), rest, fault, _cancel: cancel };
+                Ok(FragmentResponse { rows: RowSource::Stream(Box::pin(stream)), affected: 0, position })
+            }
+            Err(_) => Err(fault
+                .lock()
+                .take()
+                .unwrap_or_else(|| WireError::internal("a query's thread ended without a word"))),
+        }
+    }
+}
+
+/// 57014, as PostgreSQL words it for `statement_timeout`.
+pub(crate) fn timed_out() -> WireError {
+    WireError::new(SqlState::QUERY_CANCELED, "canceling statement due to statement timeout")
+}
+
+/// The way to a running query; `None` once it has ended.
+type Guard = Arc<Mutex<Option<InterruptHandle>>>;
+
+/// Interrupts the query from this moment on, until it has ended.
+async fn interrupt_from(moment: Instant, guard: Guard) {
+    tokio::time::sleep_until(moment.into()).await;
+    loop {
+        match &*guard.lock() {
+            Some(handle) => handle.interrupt(),
+            None => return,
+        }
+        tokio::time::sleep(INTERRUPT_AGAIN).await;
+    }
+}
+
+/// Held by whoever waits for the query. Dropped, it ends the query.
+struct Cancel {
+    guard: Guard,
+    runtime: Handle,
+}
+
+impl Drop for Cancel {
+    fn drop(&mut self) {
+        if self.guard.lock().is_some() {
+            self.runtime.spawn(interrupt_from(Instant::now(), Arc::clone(&self.guard)));
+        }
+    }
+}
+
+/// A query on its thread.
+struct Query {
+    request: FragmentRequest,
+    deadline: Instant,
+    /// The right to run; given up while it waits for its reader.
+    turn: Option<OwnedSemaphorePermit>,
+    turns: Arc<Semaphore>,
+    batch_bytes: usize,
+    batch_rows: u32,
+    begun: Option<oneshot::Sender<Begun>>,
+    sender: Option<mpsc::Sender<RowBatch>>,
+    runtime: Handle,
+}
+
+impl Query {
+    fn run(&mut self, snapshot: &Snapshot) -> Result<(), WireError> {
+        let connection = snapshot.connection();
+        fence::check(connection, self.request.schema_version)?;
+        let mut statement = read::prepare(connection, &self.request)?;
+        let columns = statement.column_count();
+        let mut batch = RowBatchBuilder::new(columns as u16);
+        let mut rows = statement.raw_query();
+        while let Some(row) = rows.next().map_err(|e| self.explain(e))? {
+            read::push(row, columns, &mut batch)?;
+            if batch.byte_len() >= self.batch_bytes || batch.rows() >= self.batch_rows {
+                let full = std::mem::replace(&mut batch, RowBatchBuilder::new(columns as u16));
+                self.send(full.finish(), snapshot.position())?;
+            }
+        }
+        match self.begun.take() {
+            Some(begun) => {
+                let whole = Begun { first: batch.finish(), position: snapshot.position(), rest: None };
+                // Nobody waits any more: there is nobody to tell.
+                let _ = begun.send(whole);
+            }
+            None if batch.rows() > 0 => self.send(batch.finish(), snapshot.position())?,
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn explain(&self, failure: rusqlite::Error) -> WireError {
+        let failure = error(failure);
+        if failure.sqlstate == SqlState::QUERY_CANCELED && Instant::now() >= self.deadline {
+            return timed_out();
+        }
+        failure
+    }
+
+    fn send(&mut self, batch: RowBatch, position: LogIndex) -> Result<(), WireError> {
+        let gone = || WireError::new(SqlState::QUERY_CANCELED, "canceling statement due to user request");
+        if let Some(begun) = self.begun.take() {
+            let (sender, rest) = mpsc::channel(BATCHES);
+            self.sender = Some(sender);
+            return begun.send(Begun { first: batch, position, rest: Some(rest) }).map_err(|_| gone());
+        }
+        let sender = self.sender.as_ref().expect("made with the first batch");
+        let batch = match sender.try_send(batch) {
+            Ok(()) => return Ok(()),
+            Err(mpsc::error::TrySendError::Closed(_)) => return Err(gone()),
+            Err(mpsc::error::TrySendError::Full(batch)) => batch,
+        };
+        self.turn = None;
+        let turns = Arc::clone(&self.turns);
+        let wait = async {
+            sender.send(batch).await.map_err(|_| gone())?;
+            Ok(turns.acquire_owned().await.expect("never closed"))
+        };
+        let turn = self.runtime.block_on(tokio::time::timeout_at(self.deadline.into(), wait));
+        self.turn = Some(turn.map_err(|_| timed_out())??);
+        Ok(())
+    }
+}
+
+/// A streamed result. An error comes last.
+struct Batches {
+    first: Option<RowBatch>,
+    rest: mpsc::Receiver<RowBatch>,
+    fault: Arc<Mutex<Option<WireError>>>,
+    _cancel: Cancel,
+}
+
+impl Stream for Batches {
+    type Item = Result<RowBatch, WireError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(first)));
+        }
+        self.rest.poll_recv(context).map(|batch| match batch {
+            Some(batch) => Some(Ok(batch)),
+            None => self.fault.lock().take().map(Err),
+        })
+    }
+}

@@ -1,0 +1,160 @@
+//! A write: one statement, run once or once for each of its rows, all or nothing.
+//!
+//! In comes the leader's writer connection inside a savepoint; out come bytes that say how many rows were affected
+//! and what they returned. The bytes travel in the log beside the rows, so that a repeated request is told the same.
+//! Nothing here knows when the batch around it commits.
+
+use crate::fence;
+use bytes::{BufMut, Bytes, BytesMut};
+use dialect::sqlite::{error, parameter, value_ref};
+use proto::services::{FragmentResponse, RowSource};
+use proto::{
+    LogIndex, RowBatch, RowBatchBuilder, SchemaVersion, SqlState, Value, ValueRef, WireError,
+};
+use rusqlite::types::ToSqlOutput;
+use rusqlite::{Connection, Statement};
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// What a write does.
+pub(crate) struct Job {
+    pub(crate) sql: Arc<str>,
+    pub(crate) params: Vec<Value>,
+    pub(crate) rows: Option<RowBatch>,
+    pub(crate) touch: u16,
+    pub(crate) schema_version: SchemaVersion,
+    /// The most bytes that it may return.
+    pub(crate) returning_bytes: usize,
+}
+
+/// What has come together over the runs of a statement.
+struct Outcome {
+    affected: u64,
+    touch: usize,
+    columns: usize,
+    touched: HashSet<Vec<u8>>,
+    returned: RowBatchBuilder,
+    limit: usize,
+}
+
+/// Runs the write and encodes what it has to say.
+pub(crate) fn run(connection: &Connection, job: &Job) -> Result<Bytes, WireError> {
+    fence::check(connection, job.schema_version)?;
+    let mut statement = connection.prepare_cached(&job.sql).map_err(error)?;
+    // Anything else that isn't read-only (ATTACH, a PRAGMA, a transaction's end) would pull the savepoint away.
+    let verb = job.sql.trim_start().get(..6).unwrap_or_default().to_ascii_uppercase();
+    if statement.readonly() || !matches!(verb.as_str(), "INSERT" | "UPDATE" | "DELETE") && !verb.starts_with("WITH") {
+        return Err(WireError::internal("a fragment that should change rows would do something else"));
+    }
+    let columns = statement.column_count();
+    let touch = usize::from(job.touch);
+    let returned = columns
+        .checked_sub(touch)
+        .and_then(|left| u16::try_from(left).ok())
+        .ok_or_else(|| WireError::internal("a fragment returns fewer columns than its key has"))?;
+    let mut outcome = Outcome {
+        affected: 0,
+        touch,
+        columns,
+        touched: HashSet::new(),
+        returned: RowBatchBuilder::new(returned),
+        limit: job.returning_bytes,
+    };
+    let width = job.rows.as_ref().map_or(0, |rows| usize::from(rows.columns()));
+    let wanted = statement.parameter_count();
+    if width + job.params.len() < wanted {
+        return Err(WireError::internal(format!(
+            "a fragment has {wanted} parameters and was sent {}",
+            width + job.params.len()
+        )));
+    }
+    for (place, value) in job.params.iter().enumerate().take_while(|(place, _)| width + place < wanted) {
+        statement.raw_bind_parameter(width + place + 1, parameter(value)).map_err(error)?;
+    }
+    match &job.rows {
+        None => outcome.run(connection, &mut statement)?,
+        Some(rows) => {
+            for row in rows.rows() {
+                for (place, value) in row.enumerate().take(wanted) {
+                    statement.raw_bind_parameter(place + 1, bound(value)).map_err(error)?;
+                }
+                outcome.run(connection, &mut statement)?;
+            }
+        }
+    }
+    Ok(encode(outcome.affected, &outcome.returned.finish()))
+}
+
+fn bound(value: ValueRef<'_>) -> ToSqlOutput<'_> {
+    use rusqlite::types::ValueRef as Sqlite;
+    ToSqlOutput::Borrowed(match value {
+        ValueRef::Null => Sqlite::Null,
+        ValueRef::Int(v) => Sqlite::Integer(v),
+        ValueRef::Real(v) => Sqlite::Real(v),
+        ValueRef::Text(v) => Sqlite::Text(v.as_bytes()),
+        ValueRef::Blob(v) => Sqlite::Blob(v),
+    })
+}
+
+impl Outcome {
+    /// Runs the statement to its end, with what is bound.
+    fn run(&mut self, connection: &Connection, statement: &mut Statement<'_>) -> Result<(), WireError> {
+        let mut rows = statement.raw_query();
+        while let Some(row) = rows.next().map_err(error)? {
+            if self.touch > 0 {
+                let mut key = RowBatchBuilder::new(self.touch as u16);
+                for column in 0..self.touch {
+                    key.push(value_ref(row.get_ref(column).map_err(error)?)?);
+                }
+                if !self.touched.insert(key.finish().data().to_vec()) {
+                    return Err(WireError::new(
+                        SqlState::CARDINALITY_VIOLATION,
+                        "ON CONFLICT DO UPDATE command cannot affect row a second time",
+                    )
+                    .with_hint(
+                        "Ensure that no rows proposed for insertion within the same command have duplicate \
+                         constrained values.",
+                    ));
+                }
+            }
+            if self.columns > self.touch {
+                for column in self.touch..self.columns {
+                    self.returned.push(value_ref(row.get_ref(column).map_err(error)?)?);
+                }
+                if self.returned.byte_len() > self.limit {
+                    return Err(WireError::new(
+                        SqlState::PROGRAM_LIMIT_EXCEEDED,
+                        format!("RETURNING gives more than {} bytes of rows", self.limit),
+                    )
+                    .with_hint("Change fewer rows at once, or return fewer columns."));
+                }
+            }
+        }
+        // The statement has come to its end: only now does SQLite tell what it changed.
+        self.affected += connection.changes();
+        Ok(())
+    }
+}
+
+fn encode(affected: u64, rows: &RowBatch) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(14 + rows.data().len());
+    bytes.put_u64_le(affected);
+    bytes.put_u16_le(rows.columns());
+    bytes.put_u32_le(rows.len() as u32);
+    bytes.extend_from_slice(rows.data());
+    bytes.freeze()
+}
+
+/// Reads what [`run`] encoded, perhaps in another process long ago.
+pub(crate) fn decode(output: &Bytes, position: LogIndex) -> Result<FragmentResponse, WireError> {
+    let damaged = || WireError::new(SqlState::DATA_CORRUPTED, "a write's recorded result is damaged");
+    let (affected, rest) = output.split_first_chunk::<8>().ok_or_else(damaged)?;
+    let (columns, rest) = rest.split_first_chunk::<2>().ok_or_else(damaged)?;
+    let (rows, _) = rest.split_first_chunk::<4>().ok_or_else(damaged)?;
+    let batch = RowBatch::decode(u16::from_le_bytes(*columns), u32::from_le_bytes(*rows), output.slice(14..));
+    Ok(FragmentResponse {
+        rows: RowSource::Whole(batch.map_err(|_| damaged())?),
+        affected: u64::from_le_bytes(*affected),
+        position,
+    })
+}
