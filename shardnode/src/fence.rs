@@ -11,7 +11,8 @@ use rusqlite::Connection;
 /// What every replica of a shard runs before its first log entry.
 pub(crate) fn init() -> Vec<String> {
     vec![
-        "CREATE TABLE shoal_shard (id INTEGER NOT NULL PRIMARY KEY, least_version INTEGER NOT NULL) STRICT".into(),
+        "CREATE TABLE shoal_shard (id INTEGER NOT NULL PRIMARY KEY, least_version INTEGER NOT NULL) STRICT"
+            .into(),
         "INSERT INTO shoal_shard VALUES (1, 0)".into(),
     ]
 }
@@ -29,8 +30,9 @@ pub(crate) fn check(connection: &Connection, version: SchemaVersion) -> Result<(
     let least = SchemaVersion(least as u64);
     if version < least {
         let message = format!("planned by schema version {version}, but the shard serves {least} and later");
-        return Err(WireError::new(SqlState::SERIALIZATION_FAILURE, message)
-            .with_retry(Retry::StaleSchema(least)));
+        return Err(
+            WireError::new(SqlState::SERIALIZATION_FAILURE, message).with_retry(Retry::StaleSchema(least))
+        );
     }
     Ok(())
 }

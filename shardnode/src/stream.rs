@@ -7,10 +7,10 @@
 use crate::config::Config;
 use crate::{fence, read};
 use dialect::sqlite::error;
+use futures_core::Stream;
 use parking_lot::Mutex;
 use proto::services::{FragmentRequest, FragmentResponse, RowSource};
 use proto::{LogIndex, RowBatch, RowBatchBuilder, SqlState, WireError};
-use futures_core::Stream;
 use replica::Snapshot;
 use rusqlite::InterruptHandle;
 use std::future::Future;
@@ -215,7 +215,7 @@ impl Query {
         let turns = Arc::clone(&self.turns);
         let wait = async {
             sender.send(batch).await.map_err(|_| gone())?;
-            Ok(turns.acquire_owned().await.expect("never closed"))
+            Ok::<_, WireError>(turns.acquire_owned().await.expect("never closed"))
         };
         let turn = self.runtime.block_on(tokio::time::timeout_at(self.deadline.into(), wait));
         self.turn = Some(turn.map_err(|_| timed_out())??);

@@ -8,9 +8,7 @@ use crate::fence;
 use bytes::{BufMut, Bytes, BytesMut};
 use dialect::sqlite::{error, parameter, value_ref};
 use proto::services::{FragmentResponse, RowSource};
-use proto::{
-    LogIndex, RowBatch, RowBatchBuilder, SchemaVersion, SqlState, Value, ValueRef, WireError,
-};
+use proto::{LogIndex, RowBatch, RowBatchBuilder, SchemaVersion, SqlState, Value, ValueRef, WireError};
 use rusqlite::types::ToSqlOutput;
 use rusqlite::{Connection, Statement};
 use std::collections::HashSet;
@@ -43,7 +41,9 @@ pub(crate) fn run(connection: &Connection, job: &Job) -> Result<Bytes, WireError
     let mut statement = connection.prepare_cached(&job.sql).map_err(error)?;
     // Anything else that isn't read-only (ATTACH, a PRAGMA, a transaction's end) would pull the savepoint away.
     let verb = job.sql.trim_start().get(..6).unwrap_or_default().to_ascii_uppercase();
-    if statement.readonly() || !matches!(verb.as_str(), "INSERT" | "UPDATE" | "DELETE") && !verb.starts_with("WITH") {
+    if statement.readonly()
+        || !matches!(verb.as_str(), "INSERT" | "UPDATE" | "DELETE") && !verb.starts_with("WITH")
+    {
         return Err(WireError::internal("a fragment that should change rows would do something else"));
     }
     let columns = statement.column_count();
