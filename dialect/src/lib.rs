@@ -8,6 +8,7 @@
 //! session: settings that change meaning (the time zone) are arguments of the functions that need them.
 
 pub mod datetime;
+pub mod float;
 pub mod functions;
 pub mod io;
 pub mod key;

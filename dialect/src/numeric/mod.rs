@@ -1,10 +1,24 @@
 //! Exact decimal numbers with PostgreSQL's rules.
 //!
 //! In come texts, integers, floats and stored bytes; out come the same, and the results of arithmetic with the
-//! display scale that PostgreSQL 15 gives them. Nothing here knows a column or its modifier's place in the catalog.
+//! display scale that PostgreSQL 15 gives them. Nothing here knows a column.
+//!
+//! A value lives as an integer and a display scale ([`Decimal`]); PostgreSQL keeps no digit beyond the display scale
+//! either, so the two say the same. Bounds are PostgreSQL's: 131072 digits before the point, 16383 after it.
 
-use proto::WireError;
+mod arithmetic;
+mod float;
+mod integer;
+mod power;
+mod storage;
+mod text;
+mod wire;
+
+use integer::Integer;
+use proto::{SqlState, WireError};
 use std::cmp::Ordering;
+
+pub use storage::SCALE_BYTES;
 
 /// A numeric: a decimal of any length with its display scale, or one of the three special values.
 #[derive(Clone, Debug)]
@@ -22,170 +36,237 @@ pub enum Numeric {
 /// A finite numeric: an integer divided by ten to the power of the display scale.
 #[derive(Clone, Debug)]
 pub struct Decimal {
-    unscaled: num_bigint::BigInt,
-    scale: u16,
+    unscaled: Integer,
+    scale: u32,
 }
 
-fn pending<T>() -> Result<T, WireError> {
-    Err(WireError::unsupported("numeric"))
+/// Digits that may stand before the point.
+const MAX_DIGITS_BEFORE: u32 = 131_072;
+/// The greatest display scale.
+const MAX_SCALE: u32 = 16_383;
+
+fn overflow() -> WireError {
+    WireError::new(SqlState::NUMERIC_VALUE_OUT_OF_RANGE, "value overflows numeric format")
+}
+
+impl Decimal {
+    fn new(unscaled: Integer, scale: u32) -> Self {
+        Self { unscaled, scale }
+    }
+
+    /// The value if it is within PostgreSQL's bounds, else 22003.
+    fn checked(self) -> Result<Numeric, WireError> {
+        let digits = MAX_DIGITS_BEFORE + self.scale;
+        let too_long = self.unscaled.may_exceed_digits(digits) && self.unscaled.digit_count() > digits;
+        if too_long || self.scale > MAX_SCALE { Err(overflow()) } else { Ok(Numeric::Finite(self)) }
+    }
+
+    /// The integer that the value would have at another, not smaller, scale.
+    fn unscaled_at(&self, scale: u32) -> Integer {
+        self.unscaled.shift_up(scale - self.scale)
+    }
+
+    /// Rounded to a scale (half away from zero), or filled up with zeros to it. A negative scale rounds before the
+    /// point and leaves a display scale of 0.
+    fn rounded(&self, scale: i32) -> Decimal {
+        self.rescaled(scale, Integer::div_round)
+    }
+
+    /// Cut to a scale, or filled up with zeros to it.
+    fn truncated(&self, scale: i32) -> Decimal {
+        self.rescaled(scale, |a, b| a.div_rem(b).0)
+    }
+
+    fn rescaled(&self, scale: i32, divide: impl Fn(&Integer, &Integer) -> Integer) -> Decimal {
+        let drop = i64::from(self.scale) - i64::from(scale);
+        if drop <= 0 {
+            let scale = scale as u32;
+            return Decimal::new(self.unscaled_at(scale), scale);
+        }
+        // One digit more than there are leaves nothing but a zero, and spares a huge power.
+        let unscaled = if drop > i64::from(self.unscaled.digit_count()) {
+            Integer::ZERO
+        } else {
+            divide(&self.unscaled, &integer::power_of_ten(drop as u32))
+        };
+        Decimal::new(unscaled.shift_up(scale.min(0).unsigned_abs()), scale.max(0) as u32)
+    }
+
+    /// How many digits stand before the point; 0 or less if the first significant one stands after it.
+    fn digits_before(&self) -> i32 {
+        self.unscaled.digit_count() as i32 - self.scale as i32
+    }
+
+    fn is_zero(&self) -> bool {
+        self.unscaled.is_zero()
+    }
+
+    fn compare(&self, other: &Decimal) -> Ordering {
+        if self.scale == other.scale {
+            return self.unscaled.compare(&other.unscaled);
+        }
+        let signs = self.unscaled.signum().cmp(&other.unscaled.signum());
+        if signs != Ordering::Equal {
+            return signs;
+        }
+        let scale = self.scale.max(other.scale);
+        self.unscaled_at(scale).compare(&other.unscaled_at(scale))
+    }
+}
+
+impl From<i64> for Numeric {
+    fn from(value: i64) -> Self {
+        Self::from_i64(value)
+    }
 }
 
 impl Numeric {
-    /// Reads PostgreSQL's text form, white space around it allowed.
-    pub fn parse(_text: &str) -> Result<Self, WireError> {
-        pending()
-    }
-
-    /// Appends the text form.
-    pub fn write_text(&self, _out: &mut Vec<u8>) {}
-
-    /// Reads the storage form. Fails (XX001) on bytes that no numeric has.
-    pub fn decode(_bytes: &[u8]) -> Result<Self, WireError> {
-        pending()
-    }
-
-    /// The storage form.
-    pub fn encode(&self) -> Vec<u8> {
-        Vec::new()
-    }
-
     /// An integer, of scale 0.
     pub fn from_i64(value: i64) -> Self {
-        Numeric::Finite(Decimal { unscaled: value.into(), scale: 0 })
+        Self::from_unscaled(value, 0)
     }
 
-    /// `float8::numeric`: 15 significant digits, as PostgreSQL does it.
-    pub fn from_f64(_value: f64) -> Result<Self, WireError> {
-        pending()
+    /// `unscaled` divided by ten to the power of `scale`, shown with that scale (at most 16383).
+    pub fn from_unscaled(unscaled: i64, scale: u16) -> Self {
+        Numeric::Finite(Decimal::new(unscaled.into(), u32::from(scale).min(MAX_SCALE)))
     }
 
-    /// `float4::numeric`: 6 significant digits.
-    pub fn from_f32(_value: f32) -> Result<Self, WireError> {
-        pending()
+    /// Rounded (half away from zero) to an integer; `kind` is what errors call the target, for example `bigint`.
+    fn to_integer(&self, kind: &str) -> Result<Option<i64>, WireError> {
+        let refuse = |what: &str| {
+            Err(WireError::new(SqlState::FEATURE_NOT_SUPPORTED, format!("cannot convert {what} to {kind}")))
+        };
+        match self {
+            Numeric::NaN => refuse("NaN"),
+            Numeric::Infinity | Numeric::NegativeInfinity => refuse("infinity"),
+            Numeric::Finite(decimal) if decimal.scale == 0 => Ok(decimal.unscaled.to_i64()),
+            Numeric::Finite(decimal) => Ok(decimal.rounded(0).unscaled.to_i64()),
+        }
     }
 
-    /// Rounded (half away from zero) to an integer; `kind` is what 22003 calls the target, for example `bigint`.
-    pub fn to_i64(&self, _kind: &str) -> Result<i64, WireError> {
-        pending()
+    /// Rounded (half away from zero) to an integer; `kind` is what errors call the target, for example `bigint`.
+    pub fn to_i64(&self, kind: &str) -> Result<i64, WireError> {
+        self.to_integer(kind)?.ok_or_else(|| out_of_range(kind))
     }
 
-    /// The nearest double. Out of range is 22003.
-    pub fn to_f64(&self) -> Result<f64, WireError> {
-        pending()
+    /// Rounded to an `integer`.
+    pub fn to_i32(&self) -> Result<i32, WireError> {
+        let value = self.to_integer("integer")?;
+        value.and_then(|v| v.try_into().ok()).ok_or_else(|| out_of_range("integer"))
     }
 
-    /// The nearest 32-bit float. Out of range is 22003.
-    pub fn to_f32(&self) -> Result<f32, WireError> {
-        pending()
-    }
-
-    /// `+`.
-    pub fn add(&self, _other: &Self) -> Result<Self, WireError> {
-        pending()
-    }
-
-    /// `-`.
-    pub fn sub(&self, _other: &Self) -> Result<Self, WireError> {
-        pending()
-    }
-
-    /// `*`.
-    pub fn mul(&self, _other: &Self) -> Result<Self, WireError> {
-        pending()
-    }
-
-    /// `/`. Zero divides nothing: 22012.
-    pub fn div(&self, _other: &Self) -> Result<Self, WireError> {
-        pending()
-    }
-
-    /// `%`: has the sign of `self`.
-    pub fn rem(&self, _other: &Self) -> Result<Self, WireError> {
-        pending()
-    }
-
-    /// `div(a, b)`: the quotient cut to an integer.
-    pub fn div_trunc(&self, _other: &Self) -> Result<Self, WireError> {
-        pending()
-    }
-
-    /// `power(a, b)`, `a ^ b`.
-    pub fn power(&self, _other: &Self) -> Result<Self, WireError> {
-        pending()
-    }
-
-    /// `sqrt(a)`.
-    pub fn sqrt(&self) -> Result<Self, WireError> {
-        pending()
-    }
-
-    /// `exp(a)`.
-    pub fn exp(&self) -> Result<Self, WireError> {
-        pending()
-    }
-
-    /// `ln(a)`.
-    pub fn ln(&self) -> Result<Self, WireError> {
-        pending()
-    }
-
-    /// `log(base, a)` with `self` as base.
-    pub fn log(&self, _other: &Self) -> Result<Self, WireError> {
-        pending()
-    }
-
-    /// `-a`.
-    pub fn neg(&self) -> Self {
-        self.clone()
-    }
-
-    /// `abs(a)`.
-    pub fn abs(&self) -> Self {
-        self.clone()
-    }
-
-    /// `sign(a)`: -1, 0, 1 or NaN.
-    pub fn sign(&self) -> Self {
-        self.clone()
-    }
-
-    /// `round(a, scale)`: half away from zero; a negative scale rounds before the point.
-    pub fn round(&self, _scale: i32) -> Result<Self, WireError> {
-        pending()
-    }
-
-    /// `trunc(a, scale)`: towards zero.
-    pub fn trunc(&self, _scale: i32) -> Result<Self, WireError> {
-        pending()
-    }
-
-    /// `ceil(a)`.
-    pub fn ceil(&self) -> Result<Self, WireError> {
-        pending()
-    }
-
-    /// `floor(a)`.
-    pub fn floor(&self) -> Result<Self, WireError> {
-        pending()
+    /// Rounded to a `smallint`.
+    pub fn to_i16(&self) -> Result<i16, WireError> {
+        let value = self.to_integer("smallint")?;
+        value.and_then(|v| v.try_into().ok()).ok_or_else(|| out_of_range("smallint"))
     }
 
     /// `scale(a)`: digits after the point as shown. `None` for the special values.
     pub fn scale(&self) -> Option<i32> {
-        None
+        match self {
+            Numeric::Finite(decimal) => Some(decimal.scale as i32),
+            _ => None,
+        }
     }
 
-    /// `trim_scale(a)`.
-    pub fn trim_scale(&self) -> Self {
-        self.clone()
+    /// Whether it is `NaN`.
+    pub fn is_nan(&self) -> bool {
+        matches!(self, Numeric::NaN)
     }
 
-    /// What a column of type `numeric(p, s)` makes of the value; -1 for no modifier.
-    pub fn apply_modifier(&self, _modifier: i32) -> Result<Self, WireError> {
-        pending()
+    /// Whether it is a number that is zero.
+    pub fn is_zero(&self) -> bool {
+        matches!(self, Numeric::Finite(decimal) if decimal.is_zero())
     }
 
     /// PostgreSQL's total order: -Infinity, numbers, Infinity, NaN. 1.0 and 1.00 are equal.
-    pub fn compare(&self, _other: &Self) -> Ordering {
-        Ordering::Equal
+    pub fn compare(&self, other: &Self) -> Ordering {
+        match (self, other) {
+            (Numeric::Finite(a), Numeric::Finite(b)) => a.compare(b),
+            _ => self.rank().cmp(&other.rank()),
+        }
+    }
+
+    fn rank(&self) -> u8 {
+        match self {
+            Numeric::NegativeInfinity => 0,
+            Numeric::Finite(_) => 1,
+            Numeric::Infinity => 2,
+            Numeric::NaN => 3,
+        }
+    }
+
+    /// -1, 0 or 1 by the sign; 0 for NaN.
+    fn signum(&self) -> i32 {
+        match self {
+            Numeric::NegativeInfinity => -1,
+            Numeric::Finite(decimal) => decimal.unscaled.signum(),
+            Numeric::Infinity => 1,
+            Numeric::NaN => 0,
+        }
+    }
+
+    /// What a column of type `numeric(p, s)` makes of the value; -1 for no modifier.
+    pub fn apply_modifier(self, modifier: i32) -> Result<Self, WireError> {
+        if modifier < 4 {
+            return Ok(self);
+        }
+        let (precision, scale) = precision_and_scale(modifier);
+        let refuse = |detail: String| {
+            Err(WireError::new(SqlState::NUMERIC_VALUE_OUT_OF_RANGE, "numeric field overflow")
+                .with_detail(format!("A field with precision {precision}, scale {scale} {detail}.")))
+        };
+        let decimal = match self {
+            Numeric::NaN => return Ok(self),
+            Numeric::Infinity | Numeric::NegativeInfinity => {
+                return refuse("cannot hold an infinite value".into());
+            }
+            Numeric::Finite(decimal) if i64::from(decimal.scale) == i64::from(scale) => decimal,
+            Numeric::Finite(decimal) => decimal.rounded(scale),
+        };
+        let most = precision - scale;
+        if !decimal.is_zero() && decimal.digits_before() > most {
+            let limit = if most == 0 { "1".into() } else { format!("10^{most}") };
+            return refuse(format!("must round to an absolute value less than {limit}"));
+        }
+        Ok(Numeric::Finite(decimal))
+    }
+}
+
+/// Precision and scale of a `numeric(p, s)` modifier.
+pub fn precision_and_scale(modifier: i32) -> (i32, i32) {
+    let packed = modifier - 4;
+    ((packed >> 16) & 0xffff, ((packed & 0x7ff) ^ 1024) - 1024)
+}
+
+fn out_of_range(kind: &str) -> WireError {
+    WireError::new(SqlState::NUMERIC_VALUE_OUT_OF_RANGE, format!("{kind} out of range"))
+}
+
+impl PartialEq for Numeric {
+    fn eq(&self, other: &Self) -> bool {
+        self.compare(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Numeric {}
+
+impl PartialOrd for Numeric {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Numeric {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.compare(other)
+    }
+}
+
+impl std::fmt::Display for Numeric {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut text = Vec::new();
+        self.write_text(&mut text);
+        f.write_str(&String::from_utf8_lossy(&text))
     }
 }
