@@ -1,1 +1,0 @@
-//! Consensus by hand.

@@ -1,1 +1,0 @@
-//! Golden paths of the engine alone.
