@@ -45,3 +45,19 @@ pub fn output_text(
 pub fn output_binary(_ty: Typed, _value: ValueRef<'_>, _out: &mut Vec<u8>) -> Result<(), WireError> {
     Err(WireError::unsupported("output"))
 }
+
+/// Appends an unsigned integer in decimal.
+pub(crate) fn write_u64(value: u64, out: &mut Vec<u8>) {
+    let mut digits = [0u8; 20];
+    let mut start = digits.len();
+    let mut rest = value;
+    loop {
+        start -= 1;
+        digits[start] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[start..]);
+}
