@@ -1,23 +1,151 @@
 //! All replicas of one node.
 
 use crate::config::Config;
+use crate::consensus::{Consensus, Settings, Store};
+use crate::driver::{Clock, ConsensusThread, EngineThread, Mail, Mailbox, Shared};
+use crate::engine::{Engine, Limits};
 use crate::error::ReplicaError;
+use crate::log::{Log, LogReader};
+use crate::readers::Readers;
 use crate::replica::Replica;
+use parking_lot::Mutex;
 use proto::services::{RaftMessage, RaftService, RaftTransport, ReplicaStatus};
 use proto::{GroupId, NodeId};
+use protobuf::Message as _;
+use raft::eraftpb::Message;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::{self, JoinHandle};
 
 /// All replicas of one node: one consensus thread and one shared log, and an engine thread for each replica.
 pub struct Host {
     config: Config,
-    transport: Arc<dyn RaftTransport>,
+    clock: Clock,
+    mailbox: Arc<Mailbox>,
+    /// `None` once the host is shut down.
+    running: Mutex<Option<Running>>,
+    groups: Mutex<BTreeMap<GroupId, Replica>>,
+}
+
+struct Running {
+    log: Arc<Log>,
+    consensus: JoinHandle<()>,
+    engines: Vec<JoinHandle<()>>,
 }
 
 impl Host {
     /// Opens the node's log and every replica found on disk. Messages to other nodes go out through `transport`;
-    /// those for this node come in through [`RaftService::receive`].
+    /// those for this node come in through [`RaftService::receive`]. A replica that can't be opened is there as a
+    /// stopped one, whose status says why.
     pub fn open(config: Config, transport: Arc<dyn RaftTransport>) -> Result<Arc<Host>, ReplicaError> {
-        Ok(Arc::new(Host { config, transport }))
+        if config.heartbeat_ticks == 0 || config.election_ticks <= config.heartbeat_ticks {
+            return Err(ReplicaError::Invalid(
+                "election_ticks must be more than heartbeat_ticks, and that not 0".into(),
+            ));
+        }
+        let groups_dir = config.data_dir.join("groups");
+        fs::create_dir_all(&groups_dir).map_err(ReplicaError::io(&groups_dir))?;
+        let log = Arc::new(Log::open(&config.data_dir.join("log"), config.log_file_bytes)?);
+        let clock = Clock::start();
+        let mailbox = Arc::new(Mailbox::default());
+        let thread = ConsensusThread::new(mailbox.clone(), log.clone(), transport, clock, config.tick);
+        let consensus = spawn(format!("raft-{}", config.node), &config.data_dir, move || thread.run())?;
+        let running = Running { log, consensus, engines: Vec::new() };
+        let host = Host {
+            config,
+            clock,
+            mailbox,
+            running: Mutex::new(Some(running)),
+            groups: Mutex::new(BTreeMap::new()),
+        };
+        for group in host.groups_on_disk(&groups_dir)? {
+            let mut groups = host.groups.lock();
+            let opened = Engine::open(&host.directory(group), host.limits());
+            match opened {
+                Ok(None) => {}
+                Ok(Some(engine)) => {
+                    let replica = match host.start(group, engine) {
+                        Ok(replica) => replica,
+                        Err(error) => host.stopped(group, &error),
+                    };
+                    groups.insert(group, replica);
+                }
+                Err(error) => {
+                    groups.insert(group, host.stopped(group, &error));
+                }
+            }
+        }
+        Ok(Arc::new(host))
+    }
+
+    fn groups_on_disk(&self, directory: &Path) -> Result<Vec<GroupId>, ReplicaError> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(directory).map_err(ReplicaError::io(directory))? {
+            let name = entry.map_err(ReplicaError::io(directory))?.file_name();
+            if let Some(group) = name.to_str().and_then(|name| name.parse().ok()) {
+                found.push(GroupId(group));
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    fn directory(&self, group: GroupId) -> PathBuf {
+        self.config.data_dir.join("groups").join(group.to_string())
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            transaction_bytes: self.config.max_transaction_bytes,
+            batch_bytes: self.config.max_batch_bytes,
+            checkpoint_bytes: self.config.checkpoint_bytes,
+        }
+    }
+
+    fn shared(&self, group: GroupId, applied: u64) -> Arc<Shared> {
+        let database = Engine::database(&self.directory(group));
+        let readers = Readers::new(database, self.config.max_snapshots);
+        let mailbox = self.mailbox.clone();
+        Arc::new(Shared::new(
+            self.config.node,
+            group,
+            self.clock,
+            mailbox,
+            readers,
+            self.config.max_writes,
+            applied,
+        ))
+    }
+
+    fn start(&self, group: GroupId, engine: Engine) -> Result<Replica, ReplicaError> {
+        let mut running = self.running.lock();
+        let running = running.as_mut().ok_or(ReplicaError::ShutDown)?;
+        let applied = engine.applied();
+        let found = running.log.find(group.0, applied)?;
+        let store = Store::new(group.0, Box::new(running.log.clone()), found, engine.conf_state().clone());
+        let settings = Settings {
+            node: self.config.node.0,
+            group: group.0,
+            tick: self.config.tick,
+            election_ticks: self.config.election_ticks,
+            heartbeat_ticks: self.config.heartbeat_ticks,
+            seed: self.config.seed,
+        };
+        let consensus = Consensus::new(settings, store, applied, self.clock.now())?;
+        let shared = self.shared(group, applied);
+        let reader: Box<dyn LogReader> = Box::new(running.log.clone());
+        let thread = EngineThread::new(shared.clone(), engine, reader);
+        running.engines.push(spawn(format!("engine-{group}"), &self.config.data_dir, move || thread.run())?);
+        self.mailbox.send(Mail::Add { shared: shared.clone(), consensus: Box::new(consensus) });
+        Ok(Replica::new(shared))
+    }
+
+    fn stopped(&self, group: GroupId, error: &ReplicaError) -> Replica {
+        let shared = self.shared(group, 0);
+        shared.stop(error.to_string());
+        Replica::new(shared)
     }
 
     /// Makes this node's replica of a new group, or finds it made already. The same `voters` and `init` must be given
@@ -34,19 +162,29 @@ impl Host {
                 self.config.node
             )));
         }
-        let _ = (init, &self.transport);
-        Err(ReplicaError::UnknownGroup(group))
+        let mut groups = self.groups.lock();
+        if let Some(replica) = groups.get(&group) {
+            return Ok(replica.clone());
+        }
+        if self.running.lock().is_none() {
+            return Err(ReplicaError::ShutDown);
+        }
+        let mut voters: Vec<u64> = voters.iter().map(|node| node.0).collect();
+        voters.sort_unstable();
+        let engine = Engine::create(&self.directory(group), &voters, init, self.limits())?;
+        let replica = self.start(group, engine)?;
+        groups.insert(group, replica.clone());
+        Ok(replica)
     }
 
     /// The replica of a group, if this node has one.
     pub fn replica(&self, group: GroupId) -> Option<Replica> {
-        let _ = group;
-        None
+        self.groups.lock().get(&group).cloned()
     }
 
     /// Every replica.
     pub fn replicas(&self) -> Vec<Replica> {
-        Vec::new()
+        self.groups.lock().values().cloned().collect()
     }
 
     /// What every replica is doing.
@@ -55,11 +193,61 @@ impl Host {
     }
 
     /// Stops the threads and closes the files. What was waiting is answered with an error. Doing it again does nothing.
-    pub fn shutdown(&self) {}
+    pub fn shutdown(&self) {
+        let Some(running) = self.running.lock().take() else { return };
+        // First Raft, so that nothing is committed any more of which an engine would not tell its callers.
+        self.mailbox.send(Mail::ShutDown);
+        if running.consensus.join().is_err() {
+            tracing::error!(node = self.config.node.0, "the consensus thread had panicked");
+        }
+        for replica in self.replicas() {
+            replica.shared().close_for_shutdown();
+        }
+        for engine in running.engines {
+            if engine.join().is_err() {
+                tracing::error!(node = self.config.node.0, "an engine thread had panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
 }
 
 impl RaftService for Host {
     fn receive(&self, from: NodeId, messages: Vec<RaftMessage>) {
-        let _ = (from, messages);
+        let node = self.config.node.0;
+        self.mailbox.send_all(messages.into_iter().filter_map(|message| {
+            let RaftMessage { group, body } = message;
+            let bytes = body.len();
+            match parse(&body) {
+                Some(message) if message.from == from.0 && message.to == node => {
+                    Some(Mail::Raft { group, message, bytes })
+                }
+                _ => {
+                    tracing::warn!(
+                        node,
+                        group = group.0,
+                        "dropped a Raft message from node {from} that makes no sense"
+                    );
+                    None
+                }
+            }
+        }));
     }
+}
+
+fn parse(body: &bytes::Bytes) -> Option<Message> {
+    Message::parse_from_carllerche_bytes(body).ok()
+}
+
+fn spawn(
+    name: String,
+    data_dir: &Path,
+    run: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, ReplicaError> {
+    thread::Builder::new().name(name).spawn(run).map_err(ReplicaError::io(data_dir))
 }

@@ -5,11 +5,11 @@
 //!
 //! The life of a write:
 //!
-//! 1. [`Replica::write`] puts it into the group's inbox and waits for its reply ([`replica`]).
+//! 1. [`Replica::write`] puts it into the group's inbox and waits for its reply (`replica.rs`).
 //! 2. The group's engine thread gathers everything that waits and runs it in one SQLite transaction, each write in a
-//!    savepoint of its own with its own capture ([`engine`], [`session`]).
-//! 3. The batch becomes one log entry ([`entry`]) and is proposed, in the term in which it was executed ([`consensus`]).
-//! 4. The node's consensus thread sends it to the followers, then syncs its own log ([`driver`], [`log`]).
+//!    savepoint of its own with its own capture (`engine`, `session`).
+//! 3. The batch becomes one log entry (`entry`) and is proposed, in the term in which it was executed (`consensus`).
+//! 4. The node's consensus thread sends it to the followers, then syncs its own log (`driver`, `log`).
 //! 5. Raft commits. The engine writes the entry's index beside the rows, commits, and the replies go out.
 //!
 //! Nothing uncommitted is ever visible to a reader, and there is no undo: a leader that lost its office rolls back, and
@@ -17,10 +17,19 @@
 //!
 //! It must never know what a table means: no catalog, no shard, no key range, no plan.
 
+mod changeset;
 mod config;
+mod connection;
+mod consensus;
+mod driver;
+mod engine;
+mod entry;
 mod error;
 mod host;
+mod log;
+mod readers;
 mod replica;
+mod session;
 mod snapshot;
 mod write;
 

@@ -1,12 +1,16 @@
-//! The handle of one replica.
+//! The handle of one replica: what callers do with it, and how they wait.
 
+use crate::driver::{Inbox, Mail, PendingSchema, PendingWrite, Shared, WriteState};
+use crate::entry::{Note, Request, Schema};
+use crate::readers::too_late;
 use crate::snapshot::Snapshot;
 use crate::write::{SchemaEntry, Write, Written};
 use proto::services::{Consistency, ReplicaStatus};
-use proto::{GroupId, LogIndex, WireError};
+use proto::{GroupId, LogIndex, NodeId, Retry, SqlState, WireError};
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
+use tokio::time::timeout_at;
 
 /// A cheap handle of one replica.
 #[derive(Clone)]
@@ -14,12 +18,24 @@ pub struct Replica {
     shared: Arc<Shared>,
 }
 
-struct Shared {
-    group: GroupId,
-    status: watch::Receiver<ReplicaStatus>,
+/// Gives a write up if its caller goes away before it was begun.
+struct GiveUp(WriteState);
+
+impl Drop for GiveUp {
+    fn drop(&mut self) {
+        self.0.give_up();
+    }
 }
 
 impl Replica {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// The group it belongs to.
     pub fn group(&self) -> GroupId {
         self.shared.group
@@ -32,33 +48,148 @@ impl Replica {
 
     /// Whether it leads its group, as far as it knows.
     pub fn is_leader(&self) -> bool {
-        false
+        self.shared.is_leading()
     }
 
     /// Follows its status: role, leader, and applied index.
     pub fn watch(&self) -> watch::Receiver<ReplicaStatus> {
-        self.shared.status.clone()
+        self.shared.status.subscribe()
     }
 
     /// Runs a write and answers once the group has committed it.
     ///
-    /// [`proto::Retry::NotLeader`] promises that it wasn't executed and won't be. [`proto::Retry::Unknown`] (40001 or
-    /// 08007) says that it may have been, or may still be: repeat it under the same request id.
+    /// [`Retry::NotLeader`] and [`Retry::Later`] promise that it wasn't executed and won't be. [`Retry::Unknown`] says
+    /// that it may have been, or may still be: repeat it under the same request id.
     pub async fn write(&self, write: Write) -> Result<Written, WireError> {
-        drop(write);
-        Err(WireError::unsupported("writing to a replica"))
+        let Write { request, settled, deadline, run } = write;
+        let request = request.map(|id| Request::new(id, settled));
+        self.submit(deadline, |inbox, state, reply| {
+            inbox.writes.push_back(PendingWrite { request, run, state, reply });
+        })
+        .await
     }
 
     /// Has every replica run a schema entry, and answers once this one has. Errors as for [`Self::write`]; repeating
     /// an entry of the same id is always safe.
     pub async fn schema(&self, entry: SchemaEntry) -> Result<LogIndex, WireError> {
-        drop(entry);
-        Err(WireError::unsupported("changing a replica's schema"))
+        let schema = Schema {
+            job: entry.id.0,
+            step: entry.id.1,
+            statements: entry.statements,
+            require_empty: entry.require_empty,
+            notes: entry.notes.into_iter().map(|(key, value)| Note { key, value }).collect(),
+        };
+        self.submit(entry.deadline, |inbox, state, reply| {
+            inbox.schemas.push_back(PendingSchema { schema, state, reply });
+        })
+        .await
+    }
+
+    async fn submit<T>(
+        &self,
+        deadline: Instant,
+        enqueue: impl FnOnce(&mut Inbox, WriteState, oneshot::Sender<Result<T, WireError>>),
+    ) -> Result<T, WireError> {
+        if !self.shared.is_leading() {
+            return Err(self.shared.not_leader());
+        }
+        let _permit = match self.shared.writes.try_acquire() {
+            Ok(permit) => permit,
+            Err(_) => timeout_at(deadline.into(), self.shared.writes.acquire())
+                .await
+                .map_err(|_| too_late("earlier writes"))?
+                .map_err(|_| self.shared.not_leader())?,
+        };
+        let state = WriteState::default();
+        let give_up = GiveUp(state.clone());
+        let (reply, answer) = oneshot::channel();
+        {
+            let mut inbox = self.shared.inbox();
+            if inbox.closing.is_some() {
+                drop(inbox);
+                return Err(self.shared.not_leader());
+            }
+            enqueue(&mut inbox, state, reply);
+        }
+        self.shared.wake();
+        let unknown = |message: &str| {
+            WireError::new(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, message)
+                .with_retry(Retry::Unknown)
+                .with_hint("It may have been committed, or may still be.")
+        };
+        match timeout_at(deadline.into(), answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) if give_up.0.give_up() => Err(self.shared.not_leader()),
+            Ok(Err(_)) => Err(unknown("the replica stopped before the outcome was known")),
+            Err(_) if give_up.0.give_up() => Err(too_late("its turn")),
+            Err(_) => Err(unknown("the deadline passed before the outcome was known")),
+        }
     }
 
     /// Opens a snapshot that is as fresh as asked for, waiting until the deadline at most.
+    ///
+    /// `Strong` is for the leader; `Session` waits until this replica has the index and answers
+    /// [`Retry::NotLeader`] if it hasn't by the deadline; `Bounded` isn't supported yet.
     pub async fn snapshot(&self, consistency: Consistency, deadline: Instant) -> Result<Snapshot, WireError> {
-        let _ = (consistency, deadline);
-        Err(WireError::unsupported("reading from a replica"))
+        match consistency {
+            Consistency::Strong => self.strong(deadline).await,
+            Consistency::Session(index) => {
+                self.applied(index.0, deadline).await?;
+                self.open(deadline).await
+            }
+            Consistency::Eventual => self.open(deadline).await,
+            Consistency::Bounded(_) => Err(WireError::unsupported("reading with bounded staleness")
+                .with_hint("Use strong, session or eventual reads.")),
+        }
+    }
+
+    async fn strong(&self, deadline: Instant) -> Result<Snapshot, WireError> {
+        self.shared.use_lease();
+        if self.shared.holds_lease() {
+            let snapshot = self.open(deadline).await?;
+            // The snapshot is the group's state only if nobody else could lead when it was taken.
+            if self.shared.holds_lease() {
+                return Ok(snapshot);
+            }
+        }
+        if !self.shared.is_leading() {
+            return Err(self.shared.not_leader());
+        }
+        let (sender, confirmed) = oneshot::channel();
+        let waiter = Box::new(move |outcome: Result<u64, Option<NodeId>>| {
+            // A reader that went away isn't missed.
+            let _ = sender.send(outcome);
+        });
+        self.shared.mailbox.send(Mail::Confirm { group: self.shared.group, waiter });
+        let index = timeout_at(deadline.into(), confirmed)
+            .await
+            .map_err(|_| too_late("the group's majority"))?
+            .map_err(|_| self.shared.not_leader())?
+            .map_err(|_| self.shared.not_leader())?;
+        self.applied(index, deadline).await?;
+        self.open(deadline).await
+    }
+
+    async fn open(&self, deadline: Instant) -> Result<Snapshot, WireError> {
+        let permit = self.shared.readers.permit(deadline).await?;
+        let reader = self.shared.readers.open(permit)?;
+        Ok(Snapshot::new(reader, self.shared.clone()))
+    }
+
+    async fn applied(&self, index: u64, deadline: Instant) -> Result<(), WireError> {
+        if self.shared.applied() >= index {
+            return Ok(());
+        }
+        let mut status = self.watch();
+        let reached = status.wait_for(|status| status.applied.0 >= index || status.stopped.is_some());
+        match timeout_at(deadline.into(), reached).await {
+            Ok(Ok(status)) if status.stopped.is_none() => Ok(()),
+            Ok(_) => Err(self.shared.not_leader()),
+            Err(_) => {
+                let leader = self.shared.status.borrow().leader.filter(|leader| *leader != self.shared.node);
+                let message = format!("this replica hasn't reached index {index} in time");
+                Err(WireError::new(SqlState::QUERY_CANCELED, message).with_retry(Retry::NotLeader(leader)))
+            }
+        }
     }
 }

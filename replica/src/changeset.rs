@@ -1,0 +1,110 @@
+//! Checked application of changesets.
+//!
+//! A changeset and the tables it is for go in; either all of its changes were made, or an error comes out that stops
+//! the replica. SQLite by itself says OK and does nothing when a table is missing or has fewer columns. It must never
+//! know where a changeset came from.
+
+use crate::session::{self, ApplyError, OWN_PREFIX};
+use rusqlite::Connection;
+use std::collections::HashMap;
+
+/// What a table looks like to a changeset: for each of its columns, whether it is in the primary key.
+type Shape = Vec<bool>;
+
+/// The tables' shapes, as far as they were asked for. To be forgotten whenever the schema may have changed.
+#[derive(Default)]
+pub(crate) struct Shapes(HashMap<String, Option<Shape>>);
+
+/// A changeset that doesn't fit the database it is for.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChangesetError {
+    /// SQLite failed.
+    #[error("{0}")]
+    Sqlite(#[from] rusqlite::Error),
+    /// The rows or tables aren't those that the changeset was made on.
+    #[error("this replica differs from its leader: {0}")]
+    Diverged(String),
+}
+
+impl Shapes {
+    /// Forgets all.
+    pub fn forget(&mut self) {
+        self.0.clear();
+    }
+
+    fn get(&mut self, connection: &Connection, table: &str) -> rusqlite::Result<Option<&Shape>> {
+        if !self.0.contains_key(table) {
+            let shape = shape(connection, table)?;
+            self.0.insert(table.to_owned(), (!shape.is_empty()).then_some(shape));
+        }
+        Ok(self.0.get(table).and_then(Option::as_ref))
+    }
+}
+
+fn shape(connection: &Connection, table: &str) -> rusqlite::Result<Shape> {
+    // Generated columns (hidden 2 and 3) aren't in changesets.
+    let mut statement = connection
+        .prepare_cached("SELECT pk > 0 FROM pragma_table_xinfo(?1, 'main') WHERE hidden = 0 ORDER BY cid")?;
+    statement.query_map([table], |row| row.get(0))?.collect()
+}
+
+/// Applies a changeset, inside the caller's transaction. Foreign keys and triggers must be off: what they did is in
+/// the changeset.
+pub(crate) fn apply(
+    connection: &Connection,
+    shapes: &mut Shapes,
+    changeset: &[u8],
+) -> Result<(), ChangesetError> {
+    let mut expected = 0;
+    for part in session::inspect(changeset)? {
+        match shapes.get(connection, &part.table)? {
+            None => return Err(ChangesetError::Diverged(format!("it has no table {}", part.table))),
+            Some(shape) if *shape != part.key => {
+                let message = format!("its table {} has other columns or another primary key", part.table);
+                return Err(ChangesetError::Diverged(message));
+            }
+            Some(_) => expected += part.changes,
+        }
+    }
+    let before = connection.total_changes();
+    session::apply(connection, changeset).map_err(|error| match error {
+        ApplyError::Sqlite(error) => ChangesetError::Sqlite(error),
+        ApplyError::Conflict { table, kind } => ChangesetError::Diverged(format!("table {table}: {kind}")),
+    })?;
+    // A change that needs two steps (a swap of unique values) is counted twice, so there may be more, never fewer.
+    let made = connection.total_changes() - before;
+    if made < expected {
+        return Err(ChangesetError::Diverged(format!("{made} of {expected} changes were made")));
+    }
+    Ok(())
+}
+
+/// The tables whose rows a changeset could miss: those without a primary key, or with a nullable one.
+pub(crate) fn uncapturable(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    let tables: Vec<String> = connection
+        .prepare(
+            "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'",
+        )?
+        .query_map([], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    let mut found = Vec::new();
+    let mut columns = connection.prepare(
+        "SELECT upper(type), \"notnull\", (SELECT count(*) FROM pragma_table_xinfo(?1, 'main') WHERE pk > 0),
+                (SELECT wr FROM pragma_table_list(?1) WHERE schema = 'main')
+         FROM pragma_table_xinfo(?1, 'main') WHERE pk > 0",
+    )?;
+    for table in tables.into_iter().filter(|name| !name.starts_with(OWN_PREFIX)) {
+        let mut rows = columns.query([&table])?;
+        let (mut keyed, mut nullable) = (false, false);
+        while let Some(row) = rows.next()? {
+            let (ty, not_null, count, without_rowid): (String, bool, u32, bool) =
+                (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+            keyed = true;
+            nullable |= !not_null && !without_rowid && !(count == 1 && ty == "INTEGER");
+        }
+        if !keyed || nullable {
+            found.push(table);
+        }
+    }
+    Ok(found)
+}

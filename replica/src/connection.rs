@@ -1,0 +1,91 @@
+//! Opening a replica's database: one writer, many readers.
+//!
+//! A path goes in, a configured connection comes out, with Shoal's functions registered. Here alone is decided which
+//! pragmas hold. It must never know a table.
+
+use crate::session::OWN_PREFIX;
+use rusqlite::config::DbConfig;
+use rusqlite::hooks::{AuthAction, AuthContext, Authorization, TransactionOperation};
+use rusqlite::{Connection, OpenFlags};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+const WRITER_STATEMENTS: usize = 512;
+const READER_STATEMENTS: usize = 256;
+
+/// What a writer connection shares with its hooks.
+#[derive(Clone, Default)]
+pub(crate) struct Hooks {
+    /// Whether a caller's closure runs, so that only rows may be touched.
+    pub guarded: Arc<AtomicBool>,
+    /// How many pages the WAL had after the last commit.
+    pub wal_pages: Arc<AtomicU64>,
+}
+
+/// Opens the one connection that writes.
+pub(crate) fn writer(path: &Path, hooks: &Hooks) -> rusqlite::Result<Connection> {
+    let mut connection = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
+    connection.execute_batch(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 0;
+         PRAGMA cache_size = -16384; PRAGMA mmap_size = 268435456; PRAGMA temp_store = MEMORY;",
+    )?;
+    // What a closed connection leaves in the WAL is taken up at the next open; shutdown checkpoints by itself.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    // Nobody else writes; only an emptying checkpoint has anyone to wait for, and says how long.
+    connection.busy_timeout(Duration::ZERO)?;
+    connection.set_prepared_statement_cache_capacity(WRITER_STATEMENTS);
+    dialect::sqlite::register(&connection)?;
+    let guarded = hooks.guarded.clone();
+    connection.authorizer(Some(move |context: AuthContext<'_>| {
+        if guarded.load(Ordering::Relaxed) { authorize(&context) } else { Authorization::Allow }
+    }))?;
+    let wal_pages = hooks.wal_pages.clone();
+    connection.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, pages: std::ffi::c_int| {
+        wal_pages.store(u64::try_from(pages).unwrap_or(0), Ordering::Relaxed);
+        Ok(())
+    }))?;
+    Ok(connection)
+}
+
+/// A write may read and change rows. What the log couldn't carry is denied when it is prepared.
+fn authorize(context: &AuthContext<'_>) -> Authorization {
+    let own = |table: &str| table.starts_with(OWN_PREFIX) || table.starts_with("sqlite_");
+    let allow = match context.action {
+        AuthAction::Select
+        | AuthAction::Read { .. }
+        | AuthAction::Function { .. }
+        | AuthAction::Recursive => true,
+        AuthAction::Insert { table_name }
+        | AuthAction::Delete { table_name }
+        | AuthAction::Update { table_name, .. } => context.database_name == Some("temp") || !own(table_name),
+        AuthAction::Savepoint { operation, savepoint_name } => {
+            !matches!(operation, TransactionOperation::Unknown) && !savepoint_name.starts_with(OWN_PREFIX)
+        }
+        // The session extension asks for a table's columns when it first sees it change.
+        AuthAction::Pragma { pragma_name, pragma_value } => {
+            pragma_value.is_none() || pragma_name.eq_ignore_ascii_case("table_xinfo")
+        }
+        _ => false,
+    };
+    if allow { Authorization::Allow } else { Authorization::Deny }
+}
+
+/// Opens a connection that only reads.
+pub(crate) fn reader(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
+    connection.execute_batch(
+        "PRAGMA query_only = ON; PRAGMA cache_size = -4096; PRAGMA mmap_size = 268435456;
+         PRAGMA temp_store = MEMORY;",
+    )?;
+    connection.set_prepared_statement_cache_capacity(READER_STATEMENTS);
+    dialect::sqlite::register(&connection)?;
+    Ok(connection)
+}

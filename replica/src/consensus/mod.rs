@@ -1,0 +1,372 @@
+//! Consensus: one group's Raft as a synchronous state machine.
+//!
+//! Messages, ticks, proposals and read rounds go in; entries to persist, messages to send, committed entries and
+//! finished rounds come out ([`Consensus::ready`], then [`Consensus::persisted`]). Time comes in as a duration since
+//! the node's start, randomness as a seed. It must never own a socket, a thread, a clock or a random source, nor know
+//! what an entry does.
+//!
+//! What raft-rs leaves to its user is settled here: proposals are never forwarded; votes wait for one election timeout
+//! after a start and after any word from a leader, by the clock and not by ticks (a lease depends on it); election
+//! timeouts are drawn from seed, replica and term.
+
+mod logger;
+mod store;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use store::Store;
+
+use crate::error::ReplicaError;
+use proto::NodeId;
+use raft::eraftpb::{Entry, HardState, Message, MessageType};
+use raft::{RawNode, ReadOnlyOption, StateRole};
+use std::time::Duration;
+
+/// The least entries that one message carries, in bytes.
+const MESSAGE_BYTES: u64 = 1 << 20;
+const INFLIGHT_MESSAGES: usize = 64;
+/// How much one ready hands over for applying.
+const COMMITTED_BYTES: u64 = 4 << 20;
+/// A lease is this share (in fifths) of the least election timeout.
+const LEASE_FIFTHS: u32 = 4;
+
+/// What one group's consensus is told at its start.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    pub node: u64,
+    pub group: u64,
+    pub tick: Duration,
+    pub election_ticks: u32,
+    pub heartbeat_ticks: u32,
+    pub seed: u64,
+}
+
+/// What a replica is in its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub role: StateRole,
+    pub term: u64,
+    /// The leader that it knows.
+    pub leader: Option<NodeId>,
+    /// For a leader, its term's first entry: once it is applied, the leader has all that earlier terms committed.
+    pub first: Option<u64>,
+}
+
+/// What to do now. Messages first, then the log, then [`Consensus::persisted`].
+#[derive(Default)]
+pub(crate) struct Ready {
+    /// To send at once.
+    pub messages: Vec<Message>,
+    /// To append to the log.
+    pub entries: Vec<Entry>,
+    /// To write to the log.
+    pub hard_state: Option<HardState>,
+    /// Whether the log must be synced.
+    pub sync: bool,
+    /// Committed, to be applied in order.
+    pub committed: Vec<Entry>,
+}
+
+/// A round that confirmed this replica's leadership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Confirmed {
+    /// The round.
+    pub round: u64,
+    /// Everything that was acknowledged before the round was sent is at or before this index.
+    pub index: u64,
+    /// Until when no other replica can be elected; nothing if leadership is being handed over.
+    pub lease: Option<Duration>,
+}
+
+/// One group's Raft.
+pub(crate) struct Consensus {
+    raw: RawNode<Store>,
+    settings: Settings,
+    pending: Option<raft::Ready>,
+    /// No vote is given before this time.
+    quiet_until: Duration,
+    start_term: u64,
+    /// The leader's first entry, with its term.
+    first: Option<(u64, u64)>,
+    rounds: u64,
+    round: Option<(u64, Duration)>,
+    confirmed: Vec<Confirmed>,
+    /// The term in which leadership was offered to another: no lease holds any more.
+    offered: Option<u64>,
+    fresh: bool,
+    ticks: u64,
+}
+
+impl Consensus {
+    /// Takes up a group's log. `applied` is what its database has.
+    pub fn new(settings: Settings, store: Store, applied: u64, now: Duration) -> Result<Self, ReplicaError> {
+        let config = raft::Config {
+            id: settings.node,
+            election_tick: settings.election_ticks as usize,
+            heartbeat_tick: settings.heartbeat_ticks as usize,
+            applied,
+            max_size_per_msg: MESSAGE_BYTES,
+            max_inflight_msgs: INFLIGHT_MESSAGES,
+            check_quorum: true,
+            pre_vote: true,
+            read_only_option: ReadOnlyOption::Safe,
+            max_committed_size_per_ready: COMMITTED_BYTES,
+            ..raft::Config::default()
+        };
+        let raw = RawNode::new(&config, store, &logger::logger(settings.node, settings.group))?;
+        // A group that never had a term never had a leader whose lease a vote could break.
+        let fresh = raw.raft.term == 0;
+        let quiet_until = if fresh { Duration::ZERO } else { now + settings.tick * settings.election_ticks };
+        let start_term = raw.raft.term;
+        let mut consensus = Self {
+            raw,
+            settings,
+            pending: None,
+            quiet_until,
+            start_term,
+            first: None,
+            rounds: 0,
+            round: None,
+            confirmed: Vec::new(),
+            offered: None,
+            fresh,
+            ticks: 0,
+        };
+        if consensus.is_sole_voter() {
+            consensus.raw.campaign()?;
+        }
+        consensus.after_input();
+        Ok(consensus)
+    }
+
+    /// Whether this replica alone makes its group's majority.
+    pub fn is_sole_voter(&self) -> bool {
+        let voters = self.raw.raft.prs().conf().voters();
+        voters.ids().iter().eq([self.settings.node])
+    }
+
+    /// Takes a message from another replica.
+    pub fn step(&mut self, message: Message, now: Duration) -> Result<(), ReplicaError> {
+        use MessageType::*;
+        match message.get_msg_type() {
+            // raft-rs forwards these to the leader: a deposed leader's changes would land on another state.
+            MsgPropose | MsgReadIndex | MsgReadIndexResp => return Ok(()),
+            MsgSnapshot => return Ok(()),
+            MsgRequestVote | MsgRequestPreVote => {
+                let forced = message.context.as_ref() == b"CampaignTransfer";
+                if now < self.quiet_until && !forced {
+                    return Ok(());
+                }
+            }
+            MsgHeartbeat | MsgAppend if message.term >= self.raw.raft.term => {
+                self.fresh = false;
+                self.quiet_until = now + self.settings.tick * self.settings.election_ticks;
+            }
+            _ => {}
+        }
+        let stepped = self.raw.step(message);
+        self.after_input();
+        match stepped {
+            // Whatever a peer sends that makes no sense here is dropped; a failing log isn't.
+            Err(raft::Error::Store(error)) => Err(raft::Error::Store(error).into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets one tick pass.
+    pub fn tick(&mut self) -> Result<(), ReplicaError> {
+        self.ticks += 1;
+        self.raw.tick();
+        // Nobody leads a new group yet, and one of its voters need not wait to ask for votes. The others' replicas
+        // may not exist yet, so it asks again.
+        if self.fresh
+            && self.raw.raft.leader_id == 0
+            && self.rank() == 0
+            && self.ticks.is_multiple_of(u64::from(self.settings.heartbeat_ticks))
+            && self.raw.raft.state != StateRole::Leader
+        {
+            self.raw.campaign()?;
+        }
+        self.after_input();
+        Ok(())
+    }
+
+    /// Appends an entry, if this replica leads in `term`; gives its index.
+    pub fn propose(&mut self, term: u64, data: bytes::Bytes) -> Option<u64> {
+        let raft = &self.raw.raft;
+        if raft.state != StateRole::Leader || raft.term != term || raft.lead_transferee.is_some() {
+            return None;
+        }
+        let before = raft.raft_log.last_index();
+        let mut entry = Entry { data, ..Entry::default() };
+        entry.set_entry_type(raft::eraftpb::EntryType::EntryNormal);
+        let mut message = Message::default();
+        message.set_msg_type(MessageType::MsgPropose);
+        message.from = self.settings.node;
+        message.set_entries(vec![entry].into());
+        let proposed = self.raw.raft.step(message);
+        self.after_input();
+        let last = self.raw.raft.raft_log.last_index();
+        (proposed.is_ok() && last == before + 1).then_some(last)
+    }
+
+    /// Sends a round that confirms leadership, unless one is under way. Its end is told by [`Self::take_confirmed`].
+    /// `None` if this replica doesn't lead, or hasn't committed an entry of its term yet.
+    pub fn confirm(&mut self, now: Duration) -> Option<u64> {
+        let raft = &self.raw.raft;
+        if raft.state != StateRole::Leader || !raft.commit_to_current_term() || self.round.is_some() {
+            return None;
+        }
+        self.rounds += 1;
+        self.round = Some((self.rounds, now));
+        let mut context = raft.term.to_le_bytes().to_vec();
+        context.extend(self.rounds.to_le_bytes());
+        self.raw.read_index(context);
+        self.after_input();
+        Some(self.rounds)
+    }
+
+    /// The rounds that ended since the last call.
+    pub fn take_confirmed(&mut self) -> Vec<Confirmed> {
+        std::mem::take(&mut self.confirmed)
+    }
+
+    /// What is to be done; `None` if nothing is.
+    pub fn ready(&mut self) -> Option<Ready> {
+        debug_assert!(self.pending.is_none(), "a ready is persisted before the next is taken");
+        if !self.raw.has_ready() {
+            return None;
+        }
+        let mut ready = self.raw.ready();
+        for state in ready.take_read_states() {
+            self.round_ended(&state);
+        }
+        let out = Ready {
+            messages: ready.take_messages(),
+            entries: ready.entries().clone(),
+            hard_state: ready.hs().cloned(),
+            sync: ready.must_sync(),
+            committed: ready.take_committed_entries(),
+        };
+        self.note_offer(&out.messages);
+        self.pending = Some(ready);
+        Some(out)
+    }
+
+    /// The ready's entries and hard state are in the log, synced if it asked for that. Gives messages to send now, and
+    /// what is committed thereby.
+    pub fn persisted(&mut self) -> (Vec<Message>, Vec<Entry>) {
+        let mut ready = self.pending.take().expect("only what was taken is persisted");
+        self.raw.mut_store().appended(ready.entries());
+        let mut messages = ready.take_persisted_messages();
+        let mut light = self.raw.advance_append(ready);
+        messages.extend(light.take_messages());
+        self.note_offer(&messages);
+        (messages, light.take_committed_entries())
+    }
+
+    /// The database has applied up to here.
+    pub fn applied(&mut self, index: u64) {
+        let log = &self.raw.raft.raft_log;
+        if index > log.applied && index <= log.committed.min(log.persisted) {
+            self.raw.advance_apply_to(index);
+            self.after_input();
+        }
+    }
+
+    /// What this replica is in its group.
+    pub fn standing(&self) -> Standing {
+        let raft = &self.raw.raft;
+        Standing {
+            role: raft.state,
+            term: raft.term,
+            leader: (raft.leader_id != 0).then_some(NodeId(raft.leader_id)),
+            first: self.first.filter(|(_, term)| *term == raft.term).map(|(index, _)| index),
+        }
+    }
+
+    /// Up to where every voter has the log, as far as a leader knows; 0 for others.
+    pub fn floor(&self) -> u64 {
+        let raft = &self.raw.raft;
+        if raft.state != StateRole::Leader {
+            return 0;
+        }
+        raft.prs().iter().map(|(_, progress)| progress.matched).min().unwrap_or(0)
+    }
+
+    /// The log below [`Store::cut_at`] isn't needed any more.
+    pub fn store(&mut self) -> &mut Store {
+        self.raw.mut_store()
+    }
+
+    /// Whether leadership was offered to another replica in this term. It may be elected at any moment, so no lease
+    /// holds any more.
+    pub fn has_offered(&self) -> bool {
+        self.offered == Some(self.raw.raft.term)
+    }
+
+    fn round_ended(&mut self, state: &raft::ReadState) {
+        let raft = &self.raw.raft;
+        let Some((round, sent)) = self.round else { return };
+        let mut context = raft.term.to_le_bytes().to_vec();
+        context.extend(round.to_le_bytes());
+        if state.request_ctx != context {
+            return;
+        }
+        self.round = None;
+        let length = self.settings.tick * (self.settings.election_ticks - 1) * LEASE_FIFTHS / 5;
+        let lease = (!self.has_offered()).then_some(sent + length);
+        self.confirmed.push(Confirmed { round, index: state.index, lease });
+    }
+
+    fn note_offer(&mut self, messages: &[Message]) {
+        if messages.iter().any(|message| message.get_msg_type() == MessageType::MsgTimeoutNow) {
+            self.offered = Some(self.raw.raft.term);
+        }
+    }
+
+    /// The place of this replica among its group's voters, turned by the group's id so that groups spread.
+    fn rank(&self) -> u64 {
+        let mut voters: Vec<u64> = self.raw.raft.prs().conf().voters().ids().iter().collect();
+        voters.sort_unstable();
+        let at = voters.iter().position(|voter| *voter == self.settings.node).unwrap_or(voters.len()) as u64;
+        let count = voters.len().max(1) as u64;
+        (at + self.settings.group) % count
+    }
+
+    fn after_input(&mut self) {
+        let timeout = self.election_timeout();
+        let raft = &mut self.raw.raft;
+        raft.set_randomized_election_timeout(timeout);
+        if raft.state == StateRole::Leader {
+            self.fresh = false;
+            if self.first.is_none_or(|(_, term)| term != raft.term) {
+                // A new leader appends an empty entry at once, and nothing was appended since.
+                self.first = Some((raft.raft_log.last_index(), raft.term));
+                self.round = None;
+            }
+        } else {
+            self.first = None;
+            self.round = None;
+        }
+    }
+
+    /// raft-rs draws it from the thread's random source, anew inside step and tick, so it's overwritten after each.
+    fn election_timeout(&self) -> usize {
+        let least = u64::from(self.settings.election_ticks);
+        let term = self.raw.raft.term;
+        // After a restart of the whole group all wait for the same silence: they ask one after the other.
+        let extra = if term == self.start_term {
+            (1 + 3 * self.rank()).min(least - 1)
+        } else {
+            let mut bytes = [0; 32];
+            for (chunk, part) in
+                bytes.chunks_mut(8).zip([self.settings.seed, self.settings.node, self.settings.group, term])
+            {
+                chunk.copy_from_slice(&part.to_le_bytes());
+            }
+            u64::from(crc32fast::hash(&bytes)) % least
+        };
+        usize::try_from(least + extra).expect("a few hundred ticks at most")
+    }
+}

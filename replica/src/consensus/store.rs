@@ -1,0 +1,143 @@
+//! What Raft reads back: the durable log behind a cache of its newest entries.
+//!
+//! The driver writes entries to the log and then tells the store; Raft reads through [`raft::Storage`]. It must never
+//! write.
+
+use crate::log::{Cut, Found, LogReader};
+use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
+use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
+use std::collections::VecDeque;
+
+/// Newer entries up to this many bytes are kept in memory, so that neither a commit nor a follower that keeps up
+/// reads from disk.
+const CACHE_BYTES: usize = 1 << 20;
+
+/// One group's log, as Raft sees it.
+pub(crate) struct Store {
+    group: u64,
+    reader: Box<dyn LogReader>,
+    hard_state: HardState,
+    conf_state: ConfState,
+    cut: Cut,
+    last: u64,
+    cache: VecDeque<Entry>,
+    cache_bytes: usize,
+}
+
+impl Store {
+    /// The log as it was found on disk.
+    pub fn new(group: u64, reader: Box<dyn LogReader>, found: Found, conf_state: ConfState) -> Self {
+        Self {
+            group,
+            reader,
+            hard_state: found.hard_state,
+            conf_state,
+            cut: found.cut,
+            last: found.last,
+            cache: VecDeque::new(),
+            cache_bytes: 0,
+        }
+    }
+
+    /// Takes note of entries that the log has now. They replace any of the same index and after.
+    pub fn appended(&mut self, entries: &[Entry]) {
+        let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return };
+        while self.cache.back().is_some_and(|entry| entry.index >= first.index) {
+            let dropped = self.cache.pop_back().expect("it was just seen");
+            self.cache_bytes -= dropped.data.len();
+        }
+        self.cache.extend(entries.iter().cloned());
+        self.cache_bytes += entries.iter().map(|entry| entry.data.len()).sum::<usize>();
+        self.last = last.index;
+        while self.cache.len() > 1 && self.cache_bytes > CACHE_BYTES {
+            let dropped = self.cache.pop_front().expect("it has more than one");
+            self.cache_bytes -= dropped.data.len();
+        }
+    }
+
+    /// What was forgotten.
+    pub fn cut(&self) -> Cut {
+        self.cut
+    }
+
+    /// The cut that forgets everything up to `index` but the last entry, if that forgets anything.
+    pub fn cut_at(&self, index: u64) -> Option<Cut> {
+        let index = index.min(self.last.checked_sub(1)?);
+        (index > self.cut.index).then(|| self.term(index).ok().map(|term| Cut { index, term }))?
+    }
+
+    /// Takes note of a cut that the log has made.
+    pub fn was_cut(&mut self, cut: Cut) {
+        self.cut = cut;
+        while self.cache.front().is_some_and(|entry| entry.index <= cut.index) {
+            let dropped = self.cache.pop_front().expect("it was just seen");
+            self.cache_bytes -= dropped.data.len();
+        }
+    }
+
+    fn cached(&self, index: u64) -> Option<usize> {
+        let first = self.cache.front()?.index;
+        usize::try_from(index.checked_sub(first)?).ok().filter(|at| *at < self.cache.len())
+    }
+}
+
+impl Storage for Store {
+    fn initial_state(&self) -> raft::Result<RaftState> {
+        Ok(RaftState { hard_state: self.hard_state.clone(), conf_state: self.conf_state.clone() })
+    }
+
+    fn entries(
+        &self,
+        low: u64,
+        high: u64,
+        max_size: impl Into<Option<u64>>,
+        _: GetEntriesContext,
+    ) -> raft::Result<Vec<Entry>> {
+        let max_size = max_size.into();
+        if low <= self.cut.index {
+            return Err(Error::Store(StorageError::Compacted));
+        }
+        if let Some(start) = self.cached(low) {
+            let count = usize::try_from(high - low).unwrap_or(usize::MAX);
+            let mut entries: Vec<Entry> = self.cache.range(start..).take(count).cloned().collect();
+            raft::util::limit_size(&mut entries, max_size);
+            return Ok(entries);
+        }
+        let entries = self
+            .reader
+            .entries(self.group, low, high, max_size)
+            .map_err(|e| Error::Store(StorageError::Other(Box::new(e))))?;
+        if entries.is_empty() {
+            return Err(Error::Store(StorageError::Unavailable));
+        }
+        Ok(entries)
+    }
+
+    fn term(&self, index: u64) -> raft::Result<u64> {
+        if index == self.cut.index {
+            return Ok(self.cut.term);
+        }
+        if index < self.cut.index {
+            return Err(Error::Store(StorageError::Compacted));
+        }
+        if index > self.last {
+            return Err(Error::Store(StorageError::Unavailable));
+        }
+        let entries = self.entries(index, index + 1, None, GetEntriesContext::empty(false))?;
+        Ok(entries.first().map_or(0, |entry| entry.term))
+    }
+
+    fn first_index(&self) -> raft::Result<u64> {
+        Ok(self.cut.index + 1)
+    }
+
+    fn last_index(&self) -> raft::Result<u64> {
+        Ok(self.last)
+    }
+
+    fn snapshot(&self, _: u64, _: u64) -> raft::Result<Snapshot> {
+        // Snapshots come with the next stone. Until then no voter's log is cut below what another voter has, so
+        // nobody needs one.
+        Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    }
+}

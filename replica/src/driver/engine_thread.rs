@@ -1,0 +1,434 @@
+//! A group's engine thread: batches on a leader, committed entries on a follower.
+//!
+//! It sleeps until its inbox has something, and does one thing at a time in this order: apply what is committed, undo
+//! the open batch if leadership was lost, begin the next batch. Replies of a batch that lost its leader wait until
+//! what stands at the batch's index is known: the batch after all, or something else.
+
+use super::inbox::{Closing, Committed, Inbox, PendingSchema, PendingWrite};
+use super::mailbox::Mail;
+use super::shared::Shared;
+use crate::engine::{Applied, Engine, Ran};
+use crate::entry::{Body, Entry};
+use crate::error::ReplicaError;
+use crate::log::LogReader;
+use crate::write::Written;
+use bytes::Bytes;
+use prost::Message as _;
+use proto::{LogIndex, Retry, SqlState, WireError};
+use raft::StateRole;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// One SQLite transaction applies about this many bytes of entries.
+const APPLY_BYTES: usize = 1 << 20;
+/// A batch takes no more writes than this.
+const BATCH_WRITES: usize = 1024;
+/// How long new readers are held back so that a long WAL can be emptied.
+const HOLD: Duration = Duration::from_millis(50);
+
+/// A group's engine thread.
+pub(crate) struct EngineThread {
+    shared: Arc<Shared>,
+    engine: Engine,
+    log: Box<dyn LogReader>,
+    open: Option<Open>,
+    limbo: Vec<Limbo>,
+}
+
+/// The batch whose SQLite transaction is open.
+struct Open {
+    term: u64,
+    /// Its entry's index, once it was proposed.
+    index: Option<u64>,
+    replies: Vec<Reply>,
+}
+
+/// Replies whose entry was proposed and isn't committed, and that no open batch stands for.
+struct Limbo {
+    term: u64,
+    index: u64,
+    replies: Vec<Reply>,
+}
+
+/// A caller, and what it will hear if the entry commits.
+enum Reply {
+    Write(oneshot::Sender<Result<Written, WireError>>, Result<Ran, WireError>),
+    Schema(oneshot::Sender<Result<LogIndex, WireError>>),
+}
+
+enum Work {
+    Apply(Vec<Committed>),
+    ApplyFromLog(u64),
+    Proposed(Option<u64>),
+    Deposed,
+    Refuse(Vec<PendingWrite>, Vec<PendingSchema>),
+    Batch(Vec<PendingWrite>),
+    Schema(PendingSchema),
+    Close(Closing),
+}
+
+impl EngineThread {
+    pub fn new(shared: Arc<Shared>, engine: Engine, log: Box<dyn LogReader>) -> Self {
+        Self { shared, engine, log, open: None, limbo: Vec::new() }
+    }
+
+    /// Runs until the replica is closed.
+    pub fn run(mut self) {
+        loop {
+            let work = self.next();
+            let done = match work {
+                Work::Close(closing) => {
+                    self.close(&closing);
+                    return;
+                }
+                Work::Apply(entries) => self.apply(entries),
+                Work::ApplyFromLog(last) => self.apply_from_log(last),
+                Work::Proposed(index) => self.proposed(index),
+                Work::Deposed => self.deposed(),
+                Work::Refuse(writes, schemas) => {
+                    self.refuse(writes, schemas);
+                    Ok(())
+                }
+                Work::Batch(writes) => self.batch(writes),
+                Work::Schema(schema) => self.schema(schema),
+            };
+            let done = done.and_then(|()| self.maintain());
+            if let Err(error) = done {
+                self.shared.stop(error.to_string());
+            }
+        }
+    }
+
+    fn next(&mut self) -> Work {
+        let shared = self.shared.clone();
+        let mut inbox = shared.inbox();
+        loop {
+            if let Some(closing) = inbox.closing.clone() {
+                return Work::Close(closing);
+            }
+            if let Some(work) = self.choose(&mut inbox) {
+                return work;
+            }
+            shared.wait(&mut inbox);
+        }
+    }
+
+    fn choose(&mut self, inbox: &mut Inbox) -> Option<Work> {
+        if let Some(open) = &self.open
+            && open.index.is_none()
+        {
+            // Only the consensus thread knows whether the batch is in the log; it answers promptly.
+            return inbox.proposal.take().map(Work::Proposed);
+        }
+        let applied = self.engine.applied();
+        if inbox.committed > applied {
+            let entries = inbox.take(applied, APPLY_BYTES);
+            return Some(if entries.is_empty() {
+                Work::ApplyFromLog(inbox.committed)
+            } else {
+                Work::Apply(entries)
+            });
+        }
+        let standing = inbox.standing;
+        if let Some(open) = &self.open {
+            let leads = standing.role == StateRole::Leader && standing.term == open.term;
+            return (!leads).then_some(Work::Deposed);
+        }
+        if inbox.writes.is_empty() && inbox.schemas.is_empty() {
+            return None;
+        }
+        let Some(first) = standing.first else {
+            return Some(Work::Refuse(inbox.writes.drain(..).collect(), inbox.schemas.drain(..).collect()));
+        };
+        // What earlier leaders committed comes first, and so does a schema entry that is under way.
+        let schema_under_way = self.limbo.iter().any(|limbo| limbo.term == standing.term);
+        if applied < first || schema_under_way {
+            return None;
+        }
+        if let Some(schema) = inbox.schemas.pop_front() {
+            return Some(Work::Schema(schema));
+        }
+        let count = inbox.writes.len().min(BATCH_WRITES);
+        Some(Work::Batch(inbox.writes.drain(..count).collect()))
+    }
+
+    fn batch(&mut self, writes: Vec<PendingWrite>) -> Result<(), ReplicaError> {
+        let term = self.shared.inbox().standing.term;
+        let mut replies = Vec::with_capacity(writes.len());
+        let mut writes = writes.into_iter();
+        self.engine.begin()?;
+        while !self.engine.is_full() {
+            let Some(write) = writes.next() else { break };
+            if !write.state.begin() {
+                continue;
+            }
+            match self.engine.run(write.request, write.run) {
+                Ok(ran) => replies.push(Reply::Write(write.reply, ran)),
+                Err(error) => {
+                    // The replica stops. Nothing of the batch was proposed, so nothing of it happened.
+                    drop(write.reply.send(Err(self.nothing_happened(&error.to_string()))));
+                    for reply in replies {
+                        reply.refuse(&self.nothing_happened(&error.to_string()));
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        // What a full batch didn't take comes first in the next.
+        let mut left: Vec<PendingWrite> = writes.collect();
+        if !left.is_empty() {
+            let mut inbox = self.shared.inbox();
+            while let Some(write) = left.pop() {
+                inbox.writes.push_front(write);
+            }
+        }
+        match self.engine.seal(self.shared.floor()) {
+            Some(data) => {
+                self.open = Some(Open { term, index: None, replies });
+                self.propose(term, data);
+            }
+            None => {
+                self.engine.rollback()?;
+                self.confirm(replies);
+            }
+        }
+        Ok(())
+    }
+
+    /// A batch that changed nothing needs no entry. Its replies say what the group's state is, so they may only go out
+    /// if this replica still led when it looked.
+    fn confirm(&self, replies: Vec<Reply>) {
+        let index = LogIndex(self.engine.applied());
+        if self.shared.holds_lease() {
+            self.shared.use_lease();
+            return replies.into_iter().for_each(|reply| reply.accept(index, None));
+        }
+        let shared = self.shared.clone();
+        let waiter = Box::new(move |confirmed: Result<u64, _>| {
+            for reply in replies {
+                match confirmed {
+                    Ok(_) => reply.accept(index, None),
+                    Err(_) => reply.refuse(&shared.not_leader()),
+                }
+            }
+        });
+        self.shared.mailbox.send(Mail::Confirm { group: self.shared.group, waiter });
+    }
+
+    fn schema(&mut self, pending: PendingSchema) -> Result<(), ReplicaError> {
+        if !pending.state.begin() {
+            return Ok(());
+        }
+        let term = self.shared.inbox().standing.term;
+        let data = Entry::new(self.shared.floor(), Body::Schema(pending.schema)).encode_to_vec().into();
+        // No SQLite transaction is open for it: it runs when it is committed, here as everywhere.
+        self.open = Some(Open { term, index: None, replies: vec![Reply::Schema(pending.reply)] });
+        self.propose(term, data);
+        Ok(())
+    }
+
+    fn propose(&self, term: u64, data: Bytes) {
+        self.shared.inbox().proposal = None;
+        self.shared.mailbox.send(Mail::Propose { group: self.shared.group, term, data });
+    }
+
+    fn proposed(&mut self, index: Option<u64>) -> Result<(), ReplicaError> {
+        let Some(mut open) = self.open.take() else { return Ok(()) };
+        match index {
+            None => {
+                self.engine.rollback()?;
+                let error = self.shared.not_leader();
+                open.replies.into_iter().for_each(|reply| reply.refuse(&error));
+            }
+            Some(index) if open.is_schema() => {
+                self.limbo.push(Limbo { term: open.term, index, replies: open.replies });
+            }
+            Some(index) => {
+                open.index = Some(index);
+                self.open = Some(open);
+            }
+        }
+        Ok(())
+    }
+
+    /// Leadership was lost with a batch open: it is undone, and whoever waits for it hears when its index is committed.
+    fn deposed(&mut self) -> Result<(), ReplicaError> {
+        self.engine.rollback()?;
+        if let Some(Open { term, index: Some(index), replies }) = self.open.take() {
+            self.limbo.push(Limbo { term, index, replies });
+        }
+        Ok(())
+    }
+
+    fn apply_from_log(&mut self, last: u64) -> Result<(), ReplicaError> {
+        let low = self.engine.applied() + 1;
+        let entries = self.log.entries(self.shared.group.0, low, last + 1, Some(APPLY_BYTES as u64))?;
+        if entries.is_empty() {
+            let message = format!("log index {low} is committed, but not in the log");
+            return Err(ReplicaError::Damaged { path: self.engine.path().to_owned(), message });
+        }
+        self.apply(entries.into_iter().map(Committed::from).collect())
+    }
+
+    fn apply(&mut self, mut entries: Vec<Committed>) -> Result<(), ReplicaError> {
+        if let Some(Open { term, index: Some(index), .. }) = self.open {
+            let own = entries.iter().position(|entry| entry.index == index);
+            match own {
+                // Raft's own entries before the batch change no row, and the batch's index covers them.
+                Some(at)
+                    if entries[at].term == term
+                        && entries[..at].iter().all(|entry| entry.data.is_empty()) =>
+                {
+                    entries.drain(..=at);
+                    self.commit(index)?;
+                }
+                // Something else got in between. Undone, the batch comes back as on any follower, if it does.
+                _ => self.deposed()?,
+            }
+        }
+        self.apply_as_follower(&entries)
+    }
+
+    fn commit(&mut self, index: u64) -> Result<(), ReplicaError> {
+        self.engine.commit(index, self.shared.floor())?;
+        self.publish();
+        if let Some(open) = self.open.take() {
+            open.replies.into_iter().for_each(|reply| reply.accept(LogIndex(index), None));
+        }
+        Ok(())
+    }
+
+    fn apply_as_follower(&mut self, entries: &[Committed]) -> Result<(), ReplicaError> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let pairs: Vec<(u64, Bytes)> =
+            entries.iter().map(|entry| (entry.index, entry.data.clone())).collect();
+        let answers = self.engine.apply(&pairs)?;
+        self.publish();
+        for entry in entries {
+            self.resolve(entry, &answers);
+        }
+        Ok(())
+    }
+
+    /// What stands at an index is known now: those who waited for it hear.
+    fn resolve(&mut self, entry: &Committed, answers: &[Applied]) {
+        while let Some(at) = self.limbo.iter().position(|limbo| limbo.index == entry.index) {
+            let limbo = self.limbo.swap_remove(at);
+            let answer = answers.iter().find(|(index, _)| *index == entry.index).map(|(_, answer)| answer);
+            for reply in limbo.replies {
+                if limbo.term == entry.term {
+                    reply.accept(LogIndex(entry.index), answer);
+                } else {
+                    reply.refuse(&self.shared.not_leader());
+                }
+            }
+        }
+    }
+
+    fn publish(&self) {
+        let forgettable = self.engine.durable().min(self.engine.floor());
+        self.shared.set_applied(self.engine.applied(), forgettable);
+    }
+
+    fn refuse(&self, writes: Vec<PendingWrite>, schemas: Vec<PendingSchema>) {
+        let error = self.shared.not_leader();
+        for write in writes {
+            drop(write.reply.send(Err(error.clone())));
+        }
+        for schema in schemas {
+            drop(schema.reply.send(Err(error.clone())));
+        }
+    }
+
+    /// The WAL is the writer's to shorten, between batches.
+    fn maintain(&mut self) -> Result<(), ReplicaError> {
+        if !self.engine.wants_checkpoint() {
+            return Ok(());
+        }
+        if self.engine.wants_hold() {
+            let _held = self.shared.readers.hold();
+            self.engine.checkpoint(Some(HOLD))?;
+        } else {
+            self.engine.checkpoint(None)?;
+        }
+        self.publish();
+        Ok(())
+    }
+
+    fn nothing_happened(&self, why: &str) -> WireError {
+        let message =
+            format!("the replica of group {} on node {} stops: {why}", self.shared.group, self.shared.node);
+        WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(Retry::NotLeader(None))
+    }
+
+    fn close(mut self, closing: &Closing) {
+        let (error, unknown) = match closing {
+            Closing::ShutDown => {
+                let error = WireError::new(SqlState::ADMIN_SHUTDOWN, "the node is shutting down");
+                (error.clone().with_retry(Retry::NotLeader(None)), error.with_retry(Retry::Unknown))
+            }
+            Closing::Stopped(why) => {
+                let error = self.nothing_happened(why);
+                (error.clone(), error.with_retry(Retry::Unknown))
+            }
+        };
+        // Was it proposed? If so, it may yet be committed.
+        let open = self.open.take().map(|open| open.replies).unwrap_or_default();
+        for reply in open.into_iter().chain(self.limbo.drain(..).flat_map(|limbo| limbo.replies)) {
+            reply.refuse(&unknown);
+        }
+        let (writes, schemas) = {
+            let mut inbox = self.shared.inbox();
+            (std::mem::take(&mut inbox.writes), std::mem::take(&mut inbox.schemas))
+        };
+        for write in writes {
+            drop(write.reply.send(Err(error.clone())));
+        }
+        for schema in schemas {
+            drop(schema.reply.send(Err(error.clone())));
+        }
+        self.shared.readers.close();
+        if matches!(closing, Closing::ShutDown) {
+            // A clean end leaves a short WAL; a failing disk must not be written to any more.
+            let ended = self.engine.rollback().and_then(|()| self.engine.checkpoint(Some(Duration::ZERO)));
+            if let Err(error) = ended {
+                tracing::warn!(group = self.shared.group.0, "the last checkpoint failed: {error}");
+            }
+        }
+    }
+}
+
+impl Open {
+    fn is_schema(&self) -> bool {
+        matches!(self.replies.as_slice(), [Reply::Schema(_)])
+    }
+}
+
+impl Reply {
+    /// The entry is committed at this index. A caller that went away isn't missed.
+    fn accept(self, index: LogIndex, answer: Option<&Result<u64, WireError>>) {
+        match self {
+            Reply::Write(reply, ran) => {
+                let written = ran.map(|ran| Written { output: ran.output, index, repeated: ran.repeated });
+                drop(reply.send(written));
+            }
+            Reply::Schema(reply) => {
+                let answer = match answer {
+                    Some(answer) => answer.clone().map(LogIndex),
+                    None => Err(WireError::internal("a schema entry was applied without an answer")),
+                };
+                drop(reply.send(answer));
+            }
+        }
+    }
+
+    fn refuse(self, error: &WireError) {
+        match self {
+            Reply::Write(reply, _) => drop(reply.send(Err(error.clone()))),
+            Reply::Schema(reply) => drop(reply.send(Err(error.clone()))),
+        }
+    }
+}

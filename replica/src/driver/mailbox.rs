@@ -1,0 +1,104 @@
+//! What waits for a node's consensus thread.
+
+use super::shared::Shared;
+use crate::consensus::Consensus;
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+use proto::{GroupId, NodeId};
+use raft::eraftpb::Message;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Messages from other nodes beyond this many are dropped; Raft sends again.
+const MAX_MESSAGES: usize = 16 << 10;
+/// And beyond this many bytes.
+const MAX_BYTES: usize = 64 << 20;
+
+/// What a confirmation round calls when it ends: with the index that it confirmed, or with the leader that is known
+/// instead.
+pub(crate) type Waiter = Box<dyn FnOnce(Result<u64, Option<NodeId>>) + Send>;
+
+/// One thing for the consensus thread.
+pub(crate) enum Mail {
+    /// A message from another node.
+    Raft { group: GroupId, message: Message, bytes: usize },
+    /// An entry to propose in this term.
+    Propose { group: GroupId, term: u64, data: Bytes },
+    /// Someone who waits for leadership to be confirmed.
+    Confirm { group: GroupId, waiter: Waiter },
+    /// A group to serve from now on.
+    Add { shared: Arc<Shared>, consensus: Box<Consensus> },
+    /// A group to serve no more.
+    Remove { group: GroupId },
+    /// The end.
+    ShutDown,
+}
+
+/// A queue with one reader.
+#[derive(Default)]
+pub(crate) struct Mailbox {
+    queue: Mutex<Queue>,
+    arrived: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    mail: Vec<Mail>,
+    messages: usize,
+    bytes: usize,
+    closed: bool,
+}
+
+impl Mailbox {
+    /// Puts something in. Afterwards nothing but a message of a full or closed mailbox is lost.
+    pub fn send(&self, mail: Mail) {
+        self.send_all([mail]);
+    }
+
+    /// Puts several things in.
+    pub fn send_all(&self, mails: impl IntoIterator<Item = Mail>) {
+        let mut queue = self.queue.lock();
+        if queue.closed {
+            return;
+        }
+        for mail in mails {
+            if let Mail::Raft { bytes, .. } = &mail {
+                if queue.messages >= MAX_MESSAGES || queue.bytes + bytes > MAX_BYTES {
+                    continue;
+                }
+                queue.messages += 1;
+                queue.bytes += bytes;
+            }
+            queue.mail.push(mail);
+        }
+        drop(queue);
+        self.arrived.notify_one();
+    }
+
+    /// Takes everything, waiting until there is something or it's `until`.
+    pub fn take(&self, until: Instant) -> Vec<Mail> {
+        let mut queue = self.queue.lock();
+        while queue.mail.is_empty() {
+            if self.arrived.wait_until(&mut queue, until).timed_out() {
+                break;
+            }
+        }
+        queue.messages = 0;
+        queue.bytes = 0;
+        std::mem::take(&mut queue.mail)
+    }
+
+    /// Takes nothing in any more; what is still inside is dropped.
+    pub fn close(&self) {
+        let mail = {
+            let mut queue = self.queue.lock();
+            queue.closed = true;
+            std::mem::take(&mut queue.mail)
+        };
+        for mail in mail {
+            if let Mail::Confirm { waiter, .. } = mail {
+                waiter(Err(None));
+            }
+        }
+    }
+}

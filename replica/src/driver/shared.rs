@@ -1,0 +1,235 @@
+//! What a replica's handles and its two threads share.
+
+use super::inbox::{Closing, Inbox};
+use super::mailbox::{Mail, Mailbox};
+use crate::consensus::Standing;
+use crate::readers::Readers;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use proto::services::{ReplicaRole, ReplicaStatus};
+use proto::{GroupId, LogIndex, NodeId, Retry, SqlState, Term, WireError};
+use raft::StateRole;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, watch};
+
+/// The node's monotonic clock, counted from its start.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock(Instant);
+
+impl Clock {
+    pub fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    pub fn now(self) -> Duration {
+        self.0.elapsed()
+    }
+
+    fn nanos(self) -> u64 {
+        u64::try_from(self.now().as_nanos()).expect("a node doesn't run for 584 years")
+    }
+}
+
+const NOT_LEADING: u64 = u64::MAX;
+
+/// What a replica's handles and its two threads share.
+pub(crate) struct Shared {
+    pub node: NodeId,
+    pub group: GroupId,
+    pub clock: Clock,
+    pub mailbox: Arc<Mailbox>,
+    pub readers: Readers,
+    pub writes: Semaphore,
+    pub status: watch::Sender<ReplicaStatus>,
+    inbox: Mutex<Inbox>,
+    arrived: Condvar,
+    /// What the database has. Written by the engine thread.
+    applied: AtomicU64,
+    /// What the log may forget. Written by the engine thread.
+    forgettable: AtomicU64,
+    /// What every voter's log has. Written by the consensus thread.
+    floor: AtomicU64,
+    /// The first entry of the term that this replica leads in. Written by the consensus thread.
+    first: AtomicU64,
+    /// Until when, on the node's clock in nanoseconds, nobody else can lead. Written by the consensus thread.
+    lease: AtomicU64,
+    /// Whether a strong read came since the lease was last renewed.
+    lease_used: AtomicBool,
+}
+
+impl Shared {
+    pub fn new(
+        node: NodeId,
+        group: GroupId,
+        clock: Clock,
+        mailbox: Arc<Mailbox>,
+        readers: Readers,
+        max_writes: usize,
+        applied: u64,
+    ) -> Self {
+        let status = ReplicaStatus {
+            node,
+            group,
+            role: ReplicaRole::Follower,
+            term: Term(0),
+            leader: None,
+            applied: LogIndex(applied),
+            stopped: None,
+        };
+        Self {
+            node,
+            group,
+            clock,
+            mailbox,
+            readers,
+            writes: Semaphore::new(max_writes),
+            status: watch::Sender::new(status),
+            inbox: Mutex::new(Inbox::new(applied)),
+            arrived: Condvar::new(),
+            applied: AtomicU64::new(applied),
+            forgettable: AtomicU64::new(0),
+            floor: AtomicU64::new(0),
+            first: AtomicU64::new(NOT_LEADING),
+            lease: AtomicU64::new(0),
+            lease_used: AtomicBool::new(false),
+        }
+    }
+
+    /// The engine's inbox.
+    pub fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock()
+    }
+
+    /// Wakes the engine thread.
+    pub fn wake(&self) {
+        self.arrived.notify_one();
+    }
+
+    /// Lets go of the inbox until [`Self::wake`].
+    pub fn wait(&self, inbox: &mut MutexGuard<'_, Inbox>) {
+        self.arrived.wait(inbox);
+    }
+
+    /// What the database has.
+    pub fn applied(&self) -> u64 {
+        self.applied.load(Ordering::Acquire)
+    }
+
+    /// The database has this now, and the log may forget that.
+    pub fn set_applied(&self, applied: u64, forgettable: u64) {
+        self.forgettable.store(forgettable, Ordering::Release);
+        if self.applied.swap(applied, Ordering::AcqRel) != applied {
+            self.status.send_modify(|status| status.applied = LogIndex(applied));
+        }
+    }
+
+    /// What the log may forget.
+    pub fn forgettable(&self) -> u64 {
+        self.forgettable.load(Ordering::Acquire)
+    }
+
+    /// What every voter's log has, as far as a leader knows.
+    pub fn floor(&self) -> u64 {
+        self.floor.load(Ordering::Acquire)
+    }
+
+    /// Sets [`Self::floor`].
+    pub fn set_floor(&self, floor: u64) {
+        self.floor.store(floor, Ordering::Release);
+    }
+
+    /// Whether this replica leads and has applied all that earlier leaders committed.
+    pub fn is_serving(&self) -> bool {
+        self.applied() >= self.first.load(Ordering::Acquire)
+    }
+
+    /// Whether it leads, as far as it knows.
+    pub fn is_leading(&self) -> bool {
+        self.first.load(Ordering::Acquire) != NOT_LEADING
+    }
+
+    /// Whether nobody else can lead now, so that this replica's committed state is the group's.
+    pub fn holds_lease(&self) -> bool {
+        self.is_serving() && self.clock.nanos() < self.lease.load(Ordering::Acquire)
+    }
+
+    /// Says that leases are of use here.
+    pub fn use_lease(&self) {
+        if !self.lease_used.load(Ordering::Relaxed) {
+            self.lease_used.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the lease was used since the last call.
+    pub fn take_lease_use(&self) -> bool {
+        self.lease_used.swap(false, Ordering::Relaxed)
+    }
+
+    /// Extends the lease.
+    pub fn renew_lease(&self, until: Duration) {
+        let until = u64::try_from(until.as_nanos()).unwrap_or(u64::MAX);
+        self.lease.fetch_max(until, Ordering::AcqRel);
+    }
+
+    /// Ends the lease.
+    pub fn end_lease(&self) {
+        self.lease.store(0, Ordering::Release);
+    }
+
+    /// Publishes what this replica is in its group.
+    pub fn set_standing(&self, standing: Standing) {
+        self.end_lease();
+        self.first.store(standing.first.unwrap_or(NOT_LEADING), Ordering::Release);
+        let role = match standing.role {
+            StateRole::Leader => ReplicaRole::Leader,
+            StateRole::Follower => ReplicaRole::Follower,
+            StateRole::Candidate | StateRole::PreCandidate => ReplicaRole::Candidate,
+        };
+        self.status.send_modify(|status| {
+            status.role = role;
+            status.term = Term(standing.term);
+            status.leader = standing.leader;
+        });
+    }
+
+    /// Stops the replica: what waits and what comes is answered with `why`. The node goes on.
+    pub fn stop(&self, why: String) {
+        tracing::error!(group = self.group.0, "the replica stops: {why}");
+        self.end_lease();
+        self.first.store(NOT_LEADING, Ordering::Release);
+        self.status.send_modify(|status| {
+            status.role = ReplicaRole::Follower;
+            status.leader = None;
+            status.stopped.get_or_insert_with(|| why.clone());
+        });
+        self.close(Closing::Stopped(why));
+        self.mailbox.send(Mail::Remove { group: self.group });
+    }
+
+    /// Ends the engine thread for the node's end.
+    pub fn close_for_shutdown(&self) {
+        self.close(Closing::ShutDown);
+    }
+
+    fn close(&self, closing: Closing) {
+        self.inbox().closing.get_or_insert(closing);
+        self.wake();
+    }
+
+    /// What a caller hears who came to the wrong replica. Nothing was executed.
+    pub fn not_leader(&self) -> WireError {
+        let (leader, stopped) = {
+            let status = self.status.borrow();
+            (status.leader.filter(|leader| *leader != self.node), status.stopped.clone())
+        };
+        let message = match (stopped, leader) {
+            (Some(why), _) => {
+                format!("the replica of group {} on node {} has stopped: {why}", self.group, self.node)
+            }
+            (None, Some(leader)) => format!("group {} is led by node {leader}", self.group),
+            (None, None) => format!("group {} has no leader that node {} knows", self.group, self.node),
+        };
+        WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(Retry::NotLeader(leader))
+    }
+}

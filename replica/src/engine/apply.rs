@@ -1,0 +1,66 @@
+//! Committed entries, as a follower applies them.
+//!
+//! Several entries share one SQLite transaction; the applied index moves with it. Every check that fails stops the
+//! replica: it must not serve rows that may differ from the others'.
+
+use super::Engine;
+use crate::changeset::{self, ChangesetError};
+use crate::entry::{Batch, Body, Entry};
+use crate::error::ReplicaError;
+use bytes::Bytes;
+use proto::WireError;
+
+/// A schema entry's answer, at its index.
+pub(crate) type Applied = (u64, Result<u64, WireError>);
+
+impl Engine {
+    /// Applies entries in their order, the first of which follows the applied index. Empty data is Raft's own: it only
+    /// moves the index. Gives the answers of the schema entries among them.
+    pub fn apply(&mut self, entries: &[(u64, Bytes)]) -> Result<Vec<Applied>, ReplicaError> {
+        debug_assert!(self.batch.is_none(), "an open batch is committed or rolled back first");
+        let Some((last, _)) = entries.last() else { return Ok(Vec::new()) };
+        self.follow(true)?;
+        self.execute("/*replica*/ BEGIN IMMEDIATE")?;
+        let mut answers = Vec::new();
+        let mut floor = self.floor;
+        for (position, (index, data)) in entries.iter().enumerate() {
+            let expected = self.applied + 1 + position as u64;
+            if *index != expected {
+                return Err(self.damaged(format!("entry {index} came where {expected} was expected")));
+            }
+            if data.is_empty() {
+                continue;
+            }
+            let entry = Entry::read(data.clone())
+                .map_err(|what| self.damaged(format!("log index {index}: {what}")))?;
+            floor = floor.max(entry.floor);
+            match entry.body {
+                Some(Body::Batch(batch)) => self.apply_batch(*index, &batch)?,
+                Some(Body::Schema(schema)) => answers.push((*index, self.apply_schema(*index, &schema)?)),
+                None => {}
+            }
+        }
+        self.write_applied(*last, floor)?;
+        self.execute("/*replica*/ COMMIT")?;
+        self.applied = *last;
+        self.floor = floor;
+        Ok(answers)
+    }
+
+    fn apply_batch(&mut self, index: u64, batch: &Batch) -> Result<(), ReplicaError> {
+        for transaction in &batch.transactions {
+            if !transaction.changeset.is_empty() {
+                changeset::apply(&self.connection, &mut self.shapes, &transaction.changeset).map_err(
+                    |error| match error {
+                        ChangesetError::Sqlite(error) => self.stop(error),
+                        ChangesetError::Diverged(why) => self.damaged(format!("log index {index}: {why}")),
+                    },
+                )?;
+            }
+            if let Some(request) = &transaction.request {
+                self.remember(request, &transaction.output)?;
+            }
+        }
+        Ok(())
+    }
+}

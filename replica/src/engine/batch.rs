@@ -1,0 +1,146 @@
+//! A leader's batch: transactions that run in savepoints of one SQLite transaction, and become one log entry.
+
+use super::{Engine, OpenBatch, is_local};
+use crate::entry::{Batch, Body, Entry, Request, Transaction};
+use crate::error::ReplicaError;
+use crate::session::Session;
+use crate::write::WriteFn;
+use bytes::Bytes;
+use prost::Message as _;
+use proto::{SqlState, WireError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+
+/// What a write of a batch did, to be told once the batch is committed.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Ran {
+    /// What the closure gave, or the first run of this name.
+    pub output: Bytes,
+    /// Whether an earlier request of this name was found.
+    pub repeated: bool,
+}
+
+impl Engine {
+    /// Opens a batch.
+    pub fn begin(&mut self) -> Result<(), ReplicaError> {
+        debug_assert!(self.batch.is_none(), "one batch at a time");
+        self.follow(false)?;
+        self.execute("/*replica*/ BEGIN IMMEDIATE")?;
+        self.batch = Some(OpenBatch::default());
+        Ok(())
+    }
+
+    /// Runs a write in the open batch. The inner result is the write's own: its error undid this write alone.
+    ///
+    /// Nothing may be told of it, not even the error (it may be due to an earlier write of the batch), before the batch
+    /// is committed or leadership is confirmed.
+    pub fn run(
+        &mut self,
+        request: Option<Request>,
+        run: WriteFn,
+    ) -> Result<Result<Ran, WireError>, ReplicaError> {
+        if let Some(request) = request {
+            match self.remembered(&request)? {
+                Ok(None) => {}
+                Ok(Some(output)) => return Ok(Ok(Ran { output, repeated: true })),
+                Err(refused) => return Ok(Err(refused)),
+            }
+        }
+        self.execute("/*replica*/ SAVEPOINT replica_write")?;
+        let (outcome, changeset) = {
+            let session = Session::new(&self.connection).map_err(|e| self.stop(e))?;
+            self.hooks.guarded.store(true, Ordering::Relaxed);
+            let outcome = catch_unwind(AssertUnwindSafe(|| run(&self.connection)))
+                .unwrap_or_else(|_| Err(WireError::internal("a write panicked")));
+            self.hooks.guarded.store(false, Ordering::Relaxed);
+            let changeset = match &outcome {
+                Ok(_) => session.changeset(),
+                Err(_) => Ok(Bytes::new()),
+            };
+            (outcome, changeset)
+        };
+        // SQLite rolls the whole transaction back by itself when the disk is full or an I/O operation fails.
+        if self.connection.is_autocommit() {
+            self.batch = None;
+            let why = outcome.err().map_or_else(|| "a write ended the transaction".into(), |e| e.to_string());
+            return Err(self.damaged(why));
+        }
+        let result = match (outcome, changeset) {
+            (Ok(output), Ok(changeset)) => self.accept(request, changeset, output)?,
+            (Err(error), _) if is_local_state(error.sqlstate) => {
+                return Err(self.damaged(error.message));
+            }
+            (Err(error), _) => Err(error),
+            (Ok(_), Err(error)) if is_local(&error) => return Err(self.stop(error)),
+            (Ok(_), Err(error)) => Err(dialect::sqlite::error(error)),
+        };
+        if result.is_err() {
+            self.execute("/*replica*/ ROLLBACK TO replica_write")?;
+        }
+        self.execute("/*replica*/ RELEASE replica_write")?;
+        Ok(result)
+    }
+
+    fn accept(
+        &mut self,
+        request: Option<Request>,
+        changeset: Bytes,
+        output: Bytes,
+    ) -> Result<Result<Ran, WireError>, ReplicaError> {
+        let bytes = changeset.len() + output.len();
+        if bytes > self.limits.transaction_bytes {
+            let limit = self.limits.transaction_bytes;
+            let error = WireError::new(SqlState::PROGRAM_LIMIT_EXCEEDED, "transaction is too big")
+                .with_detail(format!("It changes {bytes} bytes; at most {limit} fit into one log entry."))
+                .with_hint("Split it into smaller transactions.");
+            return Ok(Err(error));
+        }
+        if let Some(request) = &request {
+            self.remember(request, &output)?;
+        }
+        if request.is_some() || !changeset.is_empty() {
+            let batch = self.batch.as_mut().expect("a write runs in an open batch");
+            batch.bytes += bytes;
+            let remembered = if request.is_some() { output.clone() } else { Bytes::new() };
+            batch.transactions.push(Transaction { changeset, request, output: remembered });
+        }
+        Ok(Ok(Ran { output, repeated: false }))
+    }
+
+    /// Whether the open batch takes no further write.
+    pub fn is_full(&self) -> bool {
+        self.batch.as_ref().is_some_and(|batch| batch.bytes >= self.limits.batch_bytes)
+    }
+
+    /// The open batch as a log entry; `None` if nothing in it needs one. Its transaction stays open.
+    pub fn seal(&mut self, floor: u64) -> Option<Bytes> {
+        let batch = self.batch.as_mut()?;
+        let transactions = std::mem::take(&mut batch.transactions);
+        (!transactions.is_empty())
+            .then(|| Entry::new(floor, Body::Batch(Batch { transactions })).encode_to_vec().into())
+    }
+
+    /// Commits the open batch: Raft has committed its entry at `index`.
+    pub fn commit(&mut self, index: u64, floor: u64) -> Result<(), ReplicaError> {
+        debug_assert!(self.batch.is_some(), "only an open batch is committed");
+        self.write_applied(index, floor)?;
+        self.execute("/*replica*/ COMMIT")?;
+        self.batch = None;
+        self.applied = index;
+        self.floor = self.floor.max(floor);
+        Ok(())
+    }
+
+    /// Undoes the open batch, if there is one.
+    pub fn rollback(&mut self) -> Result<(), ReplicaError> {
+        if self.batch.take().is_some() {
+            self.execute("/*replica*/ ROLLBACK")?;
+        }
+        Ok(())
+    }
+}
+
+/// A closure's error is already a wire error; these say that the machine failed, not the request.
+fn is_local_state(state: SqlState) -> bool {
+    [SqlState::IO_ERROR, SqlState::DISK_FULL, SqlState::DATA_CORRUPTED].contains(&state)
+}

@@ -1,0 +1,149 @@
+//! The engine: a SQLite writer connection as a synchronous state machine.
+//!
+//! Writes and committed log entries go in, log entries and replies come out:
+//!
+//! 1. A leader gathers a batch: [`Engine::begin`], [`Engine::run`] for each write, [`Engine::seal`] for the entry.
+//! 2. It is proposed. If Raft commits it: [`Engine::commit`] with its index. If leadership is lost first:
+//!    [`Engine::rollback`], and what Raft commits comes as on any follower.
+//! 3. A follower gets committed entries: [`Engine::apply`].
+//!
+//! The applied index, Raft's ConfState, remembered requests and schema results are rows of the same database, written
+//! in the same transactions as what they describe. An error of an `Engine` method means that the replica must stop:
+//! it isn't the request's fault, and going on could diverge from the others. It must never know a thread, a socket, a
+//! clock, or who leads.
+
+mod apply;
+mod batch;
+mod checkpoint;
+mod open;
+mod requests;
+mod schema;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use apply::Applied;
+pub(crate) use batch::Ran;
+pub(crate) use checkpoint::Checkpointed;
+
+use crate::changeset::Shapes;
+use crate::connection::Hooks;
+use crate::entry::Transaction;
+use crate::error::ReplicaError;
+use raft::eraftpb::ConfState;
+use rusqlite::Connection;
+use rusqlite::config::DbConfig;
+use std::path::{Path, PathBuf};
+
+/// What bounds an engine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// How many bytes one transaction may put into the log.
+    pub transaction_bytes: usize,
+    /// A batch of this many bytes is full.
+    pub batch_bytes: usize,
+    /// A WAL of this many bytes is due for a checkpoint.
+    pub checkpoint_bytes: u64,
+}
+
+/// One replica's writer connection and what stands on it.
+pub(crate) struct Engine {
+    path: PathBuf,
+    connection: Connection,
+    hooks: Hooks,
+    limits: Limits,
+    applied: u64,
+    floor: u64,
+    conf_state: ConfState,
+    shapes: Shapes,
+    batch: Option<OpenBatch>,
+    following: bool,
+    checkpointed: Checkpointed,
+    page_bytes: u64,
+}
+
+/// A batch whose SQLite transaction is open.
+#[derive(Default)]
+struct OpenBatch {
+    transactions: Vec<Transaction>,
+    bytes: usize,
+}
+
+impl Engine {
+    /// The database file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The last index whose effects are committed in the database.
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// Up to where every voter has the log, as the applied entries say.
+    pub fn floor(&self) -> u64 {
+        self.floor
+    }
+
+    /// Who is in the group, at the applied index.
+    pub fn conf_state(&self) -> &ConfState {
+        &self.conf_state
+    }
+
+    fn stop(&self, source: rusqlite::Error) -> ReplicaError {
+        ReplicaError::Sqlite { path: self.path.clone(), source }
+    }
+
+    fn damaged(&self, message: impl Into<String>) -> ReplicaError {
+        ReplicaError::Damaged { path: self.path.clone(), message: message.into() }
+    }
+
+    /// The comment in these statements keeps them apart from a write's own in the statement cache: what is found there
+    /// isn't authorized again.
+    fn execute(&self, sql: &str) -> Result<(), ReplicaError> {
+        let mut statement = self.connection.prepare_cached(sql).map_err(|e| self.stop(e))?;
+        statement.execute([]).map_err(|e| self.stop(e))?;
+        Ok(())
+    }
+
+    /// Foreign keys and triggers act on a leader, and their effects are in the changeset; a follower must not let them
+    /// act again. `PRAGMA foreign_keys` would be ignored inside a transaction, `sqlite3_db_config` isn't. It makes
+    /// SQLite prepare every statement again, so it's done only when the role changes.
+    fn follow(&mut self, following: bool) -> Result<(), ReplicaError> {
+        if self.following != following {
+            for config in [DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER] {
+                self.connection.set_db_config(config, !following).map_err(|e| self.stop(e))?;
+            }
+            self.following = following;
+        }
+        Ok(())
+    }
+
+    fn write_applied(&self, index: u64, floor: u64) -> Result<(), ReplicaError> {
+        let sql = "UPDATE replica_state SET applied = ?1, floor = max(floor, ?2)";
+        let mut statement = self.connection.prepare_cached(sql).map_err(|e| self.stop(e))?;
+        statement.execute([index.cast_signed(), floor.cast_signed()]).map_err(|e| self.stop(e))?;
+        Ok(())
+    }
+}
+
+/// Whether an error comes from this machine and not from what was asked: other replicas need not have it.
+pub(crate) fn is_local(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::*;
+    matches!(
+        error.sqlite_error_code(),
+        Some(
+            SystemIoFailure
+                | DiskFull
+                | DatabaseCorrupt
+                | NotADatabase
+                | OutOfMemory
+                | CannotOpen
+                | ReadOnly
+                | PermissionDenied
+                | DatabaseBusy
+                | DatabaseLocked
+                | FileLockingProtocolFailed
+                | NoLargeFileSupport
+        )
+    )
+}

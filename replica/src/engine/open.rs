@@ -1,0 +1,143 @@
+//! Making a replica's database, and opening it again after any stop.
+//!
+//! Its system tables are made in the same transaction as the group's initial SQL, so a database either has both or is
+//! made anew.
+
+use super::{Checkpointed, Engine, Limits};
+use crate::changeset::{Shapes, uncapturable};
+use crate::connection::{self, Hooks};
+use crate::error::ReplicaError;
+use protobuf::Message as _;
+use raft::eraftpb::ConfState;
+use rusqlite::{Connection, OptionalExtension};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const SYSTEM_TABLES: &str = "
+    CREATE TABLE replica_state (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        applied INTEGER NOT NULL,
+        floor INTEGER NOT NULL,
+        conf_state BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE replica_requests (
+        router INTEGER NOT NULL, sequence INTEGER NOT NULL, output BLOB NOT NULL,
+        PRIMARY KEY (router, sequence)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE replica_marks (router INTEGER PRIMARY KEY, settled INTEGER NOT NULL) STRICT;
+    CREATE TABLE replica_schema (
+        job INTEGER NOT NULL, step INTEGER NOT NULL, position INTEGER NOT NULL, failure BLOB,
+        PRIMARY KEY (job, step)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE replica_notes (key TEXT PRIMARY KEY NOT NULL, value BLOB NOT NULL) STRICT, WITHOUT ROWID;";
+
+impl Engine {
+    /// Where a group's database lies in its directory.
+    pub fn database(directory: &Path) -> PathBuf {
+        directory.join("replica.sqlite")
+    }
+
+    /// Makes a new database, or finishes one whose making was cut short; one that is finished is opened.
+    pub fn create(
+        directory: &Path,
+        voters: &[u64],
+        init: &[String],
+        limits: Limits,
+    ) -> Result<Engine, ReplicaError> {
+        if let Some(engine) = Self::open(directory, limits)? {
+            return Ok(engine);
+        }
+        fs::create_dir_all(directory).map_err(ReplicaError::io(directory))?;
+        let path = Self::database(directory);
+        let hooks = Hooks::default();
+        let connection = connection::writer(&path, &hooks).map_err(ReplicaError::sqlite(&path))?;
+        let conf_state = ConfState { voters: voters.to_vec(), ..ConfState::default() };
+        let encoded = conf_state.write_to_bytes().map_err(|e| ReplicaError::Invalid(e.to_string()))?;
+        let make = || -> rusqlite::Result<Vec<String>> {
+            connection.execute_batch("BEGIN IMMEDIATE")?;
+            connection.execute_batch(SYSTEM_TABLES)?;
+            for statement in init {
+                connection.execute_batch(statement)?;
+            }
+            connection.execute("INSERT INTO replica_state VALUES (1, 0, 0, ?1)", [&encoded])?;
+            let uncapturable = uncapturable(&connection)?;
+            if uncapturable.is_empty() {
+                connection.execute_batch("COMMIT")?;
+                connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+            }
+            Ok(uncapturable)
+        };
+        let uncapturable = make().map_err(ReplicaError::sqlite(&path))?;
+        if !uncapturable.is_empty() {
+            let tables = uncapturable.join(", ");
+            return Err(ReplicaError::Invalid(format!(
+                "tables without a primary key that is NOT NULL: {tables}"
+            )));
+        }
+        drop(connection);
+        let sync =
+            |path: &Path| fs::File::open(path).and_then(|f| f.sync_all()).map_err(ReplicaError::io(path));
+        sync(directory)?;
+        if let Some(parent) = directory.parent() {
+            sync(parent)?;
+        }
+        Self::open(directory, limits)?.ok_or_else(|| ReplicaError::Damaged {
+            path,
+            message: "it was just made and has no state".into(),
+        })
+    }
+
+    /// Opens a finished database; `None` if there is none.
+    pub fn open(directory: &Path, limits: Limits) -> Result<Option<Engine>, ReplicaError> {
+        let path = Self::database(directory);
+        if !path.try_exists().map_err(ReplicaError::io(&path))? {
+            return Ok(None);
+        }
+        let hooks = Hooks::default();
+        let connection = connection::writer(&path, &hooks).map_err(ReplicaError::sqlite(&path))?;
+        let Some((applied, floor, conf_state)) = state(&connection).map_err(ReplicaError::sqlite(&path))?
+        else {
+            return Ok(None);
+        };
+        let conf_state = ConfState::parse_from_bytes(&conf_state).map_err(|e| ReplicaError::Damaged {
+            path: path.clone(),
+            message: format!("its ConfState: {e}"),
+        })?;
+        let page_bytes: i64 = connection
+            .query_row("PRAGMA page_size", [], |row| row.get(0))
+            .map_err(ReplicaError::sqlite(&path))?;
+        let mut engine = Engine {
+            path,
+            connection,
+            hooks,
+            limits,
+            applied: applied.cast_unsigned(),
+            floor: floor.cast_unsigned(),
+            conf_state,
+            shapes: Shapes::default(),
+            batch: None,
+            // Whatever the connection's settings are, the first call sets them.
+            following: true,
+            checkpointed: Checkpointed::default(),
+            page_bytes: page_bytes.cast_unsigned(),
+        };
+        engine.follow(false)?;
+        Ok(Some(engine))
+    }
+}
+
+fn state(connection: &Connection) -> rusqlite::Result<Option<(i64, i64, Vec<u8>)>> {
+    let made: bool = connection.query_row(
+        "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name = 'replica_state'",
+        [],
+        |row| row.get(0),
+    )?;
+    if !made {
+        return Ok(None);
+    }
+    connection
+        .query_row("SELECT applied, floor, conf_state FROM replica_state", [], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        })
+        .optional()
+}

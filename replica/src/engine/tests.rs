@@ -1,0 +1,1 @@
+//! Golden paths of the engine alone.

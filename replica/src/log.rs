@@ -1,0 +1,193 @@
+//! The node's Raft log: one raft-engine for all groups, so that one fsync serves many.
+//!
+//! Entries and hard states go in, batched; entries come out by index. It must never know what an entry means, nor when
+//! it may be forgotten: that is said to it.
+
+use crate::error::ReplicaError;
+use raft::eraftpb::{Entry, HardState};
+use raft_engine::{Command, LogBatch, MessageExt, ReadableSize, RecoveryMode};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+const HARD_STATE: &[u8] = b"hard";
+const CUT: &[u8] = b"cut";
+/// Log files beyond this many times one file's size are purged of what was compacted.
+const PURGE_FILES: u64 = 4;
+
+struct Entries;
+
+impl MessageExt for Entries {
+    type Entry = Entry;
+
+    fn index(entry: &Entry) -> u64 {
+        entry.index
+    }
+}
+
+/// The last entry that was compacted away: Raft still asks for its term.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Cut {
+    /// Its index; 0 if nothing was compacted.
+    pub index: u64,
+    /// Its term.
+    pub term: u64,
+}
+
+/// What a group's log reader asks.
+pub(crate) trait LogReader: Send {
+    /// Entries of `low..high`, at least one, and no more than `max_bytes` beyond the first.
+    fn entries(
+        &self,
+        group: u64,
+        low: u64,
+        high: u64,
+        max_bytes: Option<u64>,
+    ) -> Result<Vec<Entry>, ReplicaError>;
+}
+
+/// The log of one node.
+pub(crate) struct Log {
+    engine: raft_engine::Engine,
+    path: PathBuf,
+}
+
+/// What a group's log holds when it is opened.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Found {
+    /// Term, vote and commit index, as last written.
+    pub hard_state: HardState,
+    /// What was compacted.
+    pub cut: Cut,
+    /// The last entry's index; the cut's if there is none.
+    pub last: u64,
+}
+
+/// Writes of several groups that become durable together.
+#[derive(Default)]
+pub(crate) struct Batch(LogBatch);
+
+impl Batch {
+    /// Appends entries, which replace any of the same index and after.
+    pub fn append(&mut self, group: u64, entries: &[Entry]) -> Result<(), raft_engine::Error> {
+        self.0.add_entries::<Entries>(group, entries)
+    }
+
+    /// Sets a group's hard state.
+    pub fn hard_state(&mut self, group: u64, state: &HardState) -> Result<(), raft_engine::Error> {
+        self.0.put_message(group, HARD_STATE.to_vec(), state)
+    }
+
+    /// Forgets a group's entries up to the cut.
+    pub fn cut(&mut self, group: u64, cut: Cut) -> Result<(), raft_engine::Error> {
+        let mut value = cut.index.to_le_bytes().to_vec();
+        value.extend(cut.term.to_le_bytes());
+        self.0.put(group, CUT.to_vec(), value)?;
+        self.0.add_command(group, Command::Compact { index: cut.index + 1 });
+        Ok(())
+    }
+}
+
+impl Log {
+    /// Opens or makes a log.
+    pub fn open(path: &Path, file_bytes: u64) -> Result<Self, ReplicaError> {
+        let dir =
+            path.to_str().ok_or_else(|| ReplicaError::Invalid(format!("{} isn't UTF-8", path.display())))?;
+        let config = raft_engine::Config {
+            dir: dir.to_owned(),
+            recovery_mode: RecoveryMode::TolerateTailCorruption,
+            recovery_threads: 2,
+            target_file_size: ReadableSize(file_bytes),
+            purge_threshold: ReadableSize(file_bytes * PURGE_FILES),
+            ..raft_engine::Config::default()
+        };
+        let wrap = |source| ReplicaError::Log { path: path.to_owned(), source };
+        let engine = raft_engine::Engine::open(config).map_err(wrap)?;
+        Ok(Self { engine, path: path.to_owned() })
+    }
+
+    /// The log's directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn wrap(&self, source: raft_engine::Error) -> ReplicaError {
+        ReplicaError::Log { path: self.path.clone(), source }
+    }
+
+    fn damaged(&self, message: String) -> ReplicaError {
+        ReplicaError::Damaged { path: self.path.clone(), message }
+    }
+
+    /// What the log holds of a group. `applied` is what the group's database has: a log that ends before it has lost
+    /// entries which were acknowledged, and one that begins after it can't bring the database up to date.
+    pub fn find(&self, group: u64, applied: u64) -> Result<Found, ReplicaError> {
+        let hard_state: Option<HardState> =
+            self.engine.get_message(group, HARD_STATE).map_err(|e| self.wrap(e))?;
+        let cut = match self.engine.get(group, CUT) {
+            None => Cut::default(),
+            Some(value) => {
+                let (index, term) =
+                    value.split_first_chunk::<8>().ok_or_else(|| self.damaged("a short cut".into()))?;
+                let term = term.first_chunk::<8>().ok_or_else(|| self.damaged("a short cut".into()))?;
+                Cut { index: u64::from_le_bytes(*index), term: u64::from_le_bytes(*term) }
+            }
+        };
+        let last = self.engine.last_index(group).unwrap_or(cut.index);
+        let mut hard_state = hard_state.unwrap_or_default();
+        if let Some(first) = self.engine.first_index(group)
+            && first != cut.index + 1
+        {
+            return Err(
+                self.damaged(format!("group {group} begins at {first}, but was cut at {}", cut.index))
+            );
+        }
+        if cut.index > applied {
+            let begin = cut.index + 1;
+            return Err(
+                self.damaged(format!("group {group} begins at {begin}, but its database is at {applied}"))
+            );
+        }
+        if last < applied || last < hard_state.commit {
+            let need = applied.max(hard_state.commit);
+            return Err(self.damaged(format!("group {group} ends at {last}, but {need} was committed")));
+        }
+        // The database is synced less often than the log but commits are written lazily: either may be ahead.
+        hard_state.commit = hard_state.commit.max(applied);
+        Ok(Found { hard_state, cut, last })
+    }
+
+    /// Writes a batch; with `sync`, it is durable afterwards.
+    pub fn write(&self, batch: Batch, sync: bool) -> Result<(), ReplicaError> {
+        let mut batch = batch.0;
+        // raft-engine panics where an fsync fails; what it wrote before can't be trusted then, and the node's
+        // replicas stop.
+        match catch_unwind(AssertUnwindSafe(|| self.engine.write(&mut batch, sync))) {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(self.wrap(error)),
+            Err(_) => Err(self.damaged("it could not be synced".into())),
+        }
+    }
+
+    /// Frees the space of what was cut.
+    pub fn purge(&self) -> Result<(), ReplicaError> {
+        self.engine.purge_expired_files().map_err(|e| self.wrap(e))?;
+        Ok(())
+    }
+}
+
+impl LogReader for std::sync::Arc<Log> {
+    fn entries(
+        &self,
+        group: u64,
+        low: u64,
+        high: u64,
+        max_bytes: Option<u64>,
+    ) -> Result<Vec<Entry>, ReplicaError> {
+        let mut entries = Vec::new();
+        let max = max_bytes.map(|max| usize::try_from(max).unwrap_or(usize::MAX));
+        self.engine
+            .fetch_entries_to::<Entries>(group, low, high, max, &mut entries)
+            .map_err(|e| self.wrap(e))?;
+        Ok(entries)
+    }
+}

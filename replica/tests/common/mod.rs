@@ -1,0 +1,197 @@
+//! Hosts in one process over a network that can lose messages.
+
+use bytes::Bytes;
+use proto::services::{RaftMessage, RaftService, RaftTransport};
+use proto::{GroupId, LogIndex, NodeId, RequestId, RouterIncarnation, WireError};
+use replica::{Config, Host, Replica, SchemaEntry, Write, Written};
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
+
+/// How long anything may take before a test fails.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The group that tests use.
+pub const GROUP: GroupId = GroupId(7);
+
+/// Carries messages between hosts, but for pairs that are cut.
+#[derive(Default)]
+pub struct Network {
+    hosts: Mutex<HashMap<NodeId, Weak<Host>>>,
+    cut: Mutex<HashSet<(NodeId, NodeId)>>,
+}
+
+struct Link {
+    from: NodeId,
+    network: Arc<Network>,
+}
+
+impl RaftTransport for Link {
+    fn send(&self, to: NodeId, messages: Vec<RaftMessage>) {
+        if self.network.cut.lock().unwrap().contains(&(self.from, to)) {
+            return;
+        }
+        let host = self.network.hosts.lock().unwrap().get(&to).and_then(Weak::upgrade);
+        if let Some(host) = host {
+            host.receive(self.from, messages);
+        }
+    }
+}
+
+impl Network {
+    /// Cuts a node off from all others, both ways.
+    pub fn isolate(&self, node: NodeId, nodes: &[NodeId]) {
+        let mut cut = self.cut.lock().unwrap();
+        for other in nodes.iter().filter(|other| **other != node) {
+            cut.insert((node, *other));
+            cut.insert((*other, node));
+        }
+    }
+
+    /// Mends everything.
+    pub fn heal(&self) {
+        self.cut.lock().unwrap().clear();
+    }
+}
+
+/// Hosts with a directory each.
+pub struct Cluster {
+    pub network: Arc<Network>,
+    pub nodes: Vec<NodeId>,
+    pub hosts: HashMap<NodeId, Arc<Host>>,
+    directory: tempfile::TempDir,
+}
+
+impl Cluster {
+    /// So many hosts, with no group yet.
+    pub fn new(count: u64) -> Self {
+        let nodes: Vec<NodeId> = (1..=count).map(NodeId).collect();
+        let directory = tempfile::tempdir().unwrap();
+        let mut cluster =
+            Self { network: Arc::default(), nodes: nodes.clone(), hosts: HashMap::new(), directory };
+        for node in nodes {
+            cluster.start(node);
+        }
+        cluster
+    }
+
+    /// A node's files.
+    pub fn data_dir(&self, node: NodeId) -> PathBuf {
+        self.directory.path().join(node.to_string())
+    }
+
+    /// Opens a node's host.
+    pub fn start(&mut self, node: NodeId) {
+        let mut config = Config::new(node, self.data_dir(node));
+        config.tick = Duration::from_millis(20);
+        config.checkpoint_bytes = 64 << 10;
+        config.log_file_bytes = 1 << 20;
+        let link = Link { from: node, network: self.network.clone() };
+        let host = Host::open(config, Arc::new(link)).unwrap();
+        self.network.hosts.lock().unwrap().insert(node, Arc::downgrade(&host));
+        self.hosts.insert(node, host);
+    }
+
+    /// Shuts a node's host down.
+    pub fn stop(&mut self, node: NodeId) {
+        self.network.hosts.lock().unwrap().remove(&node);
+        self.hosts.remove(&node).unwrap().shutdown();
+    }
+
+    /// Makes the group on every host.
+    pub fn create(&self, init: &[&str]) {
+        let init: Vec<String> = init.iter().map(|sql| (*sql).to_owned()).collect();
+        for node in &self.nodes {
+            self.hosts[node].create(GROUP, &self.nodes, &init).unwrap();
+        }
+    }
+
+    /// A node's replica of the group.
+    pub fn replica(&self, node: NodeId) -> Replica {
+        self.hosts[&node].replica(GROUP).unwrap()
+    }
+
+    /// Waits for a leader among these nodes whom a majority follows.
+    pub async fn leader_among(&self, nodes: &[NodeId]) -> Replica {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            for node in nodes {
+                let replica = self.replica(*node);
+                let ready = replica
+                    .snapshot(
+                        proto::services::Consistency::Strong,
+                        Instant::now() + Duration::from_millis(200),
+                    )
+                    .await;
+                if ready.is_ok() {
+                    return replica;
+                }
+            }
+            assert!(Instant::now() < until, "no leader: {:?}", self.statuses());
+            // Something changes at some node before a leader can be there.
+            let mut watches: Vec<_> = nodes.iter().map(|node| self.replica(*node).watch()).collect();
+            let changes = watches.iter_mut().map(|watch| Box::pin(watch.changed()));
+            let any = futures::future::select_all(changes);
+            let _ = tokio::time::timeout(Duration::from_millis(50), any).await;
+        }
+    }
+
+    /// Waits for a leader.
+    pub async fn leader(&self) -> Replica {
+        self.leader_among(&self.nodes).await
+    }
+
+    /// What every replica is doing.
+    pub fn statuses(&self) -> Vec<proto::services::ReplicaStatus> {
+        self.hosts.values().flat_map(|host| host.statuses()).collect()
+    }
+}
+
+/// When to give up.
+pub fn soon() -> Instant {
+    Instant::now() + PATIENCE
+}
+
+/// A request's name.
+pub fn request(sequence: u64) -> RequestId {
+    RequestId { router: RouterIncarnation(9), sequence }
+}
+
+/// A write of one statement, that tells how many rows it changed.
+pub fn sql(sql: &str) -> Write {
+    let sql = sql.to_owned();
+    Write {
+        request: None,
+        settled: 0,
+        deadline: soon(),
+        run: Box::new(move |connection| {
+            let rows = connection.prepare_cached(&sql).and_then(|mut statement| statement.execute([]));
+            rows.map(|rows| Bytes::from(rows.to_string())).map_err(dialect::sqlite::error)
+        }),
+    }
+}
+
+/// Runs one statement.
+pub async fn write(replica: &Replica, statement: &str) -> Result<Written, WireError> {
+    replica.write(sql(statement)).await
+}
+
+/// Runs schema statements.
+pub async fn schema(replica: &Replica, id: u64, statements: &[&str]) -> Result<LogIndex, WireError> {
+    replica
+        .schema(SchemaEntry {
+            id: (id, 1),
+            statements: statements.iter().map(|sql| (*sql).to_owned()).collect(),
+            require_empty: Vec::new(),
+            notes: vec![("schema".into(), Bytes::from(id.to_string()))],
+            deadline: soon(),
+        })
+        .await
+}
+
+/// One number, as a snapshot sees it.
+pub async fn number(replica: &Replica, consistency: proto::services::Consistency, query: &str) -> i64 {
+    let snapshot = replica.snapshot(consistency, soon()).await.unwrap();
+    snapshot.connection().query_row(query, [], |row| row.get(0)).unwrap()
+}

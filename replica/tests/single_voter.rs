@@ -1,0 +1,199 @@
+//! A group of one replica: the same path as any other, over one disk.
+
+mod common;
+
+use common::{Cluster, GROUP, number, request, schema, soon, sql, write};
+use proto::services::Consistency::{Eventual, Session, Strong};
+use proto::{NodeId, Retry, SqlState};
+use replica::note;
+
+const TABLE: &str = "CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2 TEXT UNIQUE) STRICT";
+
+#[tokio::test]
+async fn what_was_written_is_read() {
+    let cluster = Cluster::new(1);
+    cluster.create(&[TABLE]);
+    let replica = cluster.leader().await;
+    let written = write(&replica, "INSERT INTO t1 VALUES (1, 'a'), (2, 'b')").await.unwrap();
+    assert_eq!(written.output.as_ref(), b"2");
+    assert!(!written.repeated);
+    assert_eq!(number(&replica, Strong, "SELECT count(*) FROM t1").await, 2);
+    let snapshot = replica.snapshot(Session(written.index), soon()).await.unwrap();
+    assert_eq!(snapshot.position(), written.index);
+}
+
+#[tokio::test]
+async fn a_failed_write_undoes_itself_alone() {
+    let cluster = Cluster::new(1);
+    cluster.create(&[TABLE]);
+    let replica = cluster.leader().await;
+    let writes = (0..50).map(|i| {
+        let key = i / 2;
+        let replica = replica.clone();
+        async move { write(&replica, &format!("INSERT INTO t1 VALUES ({key}, 'v{key}')")).await }
+    });
+    let results = futures::future::join_all(writes).await;
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 25);
+    assert_eq!(number(&replica, Strong, "SELECT count(*) FROM t1").await, 25);
+}
+
+#[tokio::test]
+async fn a_snapshot_stays_as_it_was() {
+    let cluster = Cluster::new(1);
+    cluster.create(&[TABLE]);
+    let replica = cluster.leader().await;
+    write(&replica, "INSERT INTO t1 VALUES (1, 'a')").await.unwrap();
+    let before = replica.snapshot(Strong, soon()).await.unwrap();
+    write(&replica, "INSERT INTO t1 VALUES (2, 'b')").await.unwrap();
+    let count: i64 = before.connection().query_row("SELECT count(*) FROM t1", [], |row| row.get(0)).unwrap();
+    assert_eq!(count, 1);
+    assert_eq!(number(&replica, Eventual, "SELECT count(*) FROM t1").await, 2);
+}
+
+#[tokio::test]
+async fn a_repeated_request_is_answered_once() {
+    let mut cluster = Cluster::new(1);
+    cluster.create(&[TABLE]);
+    let named = |key: u64, sequence: u64, settled: u64| {
+        let mut write = sql(&format!("INSERT INTO t1 VALUES ({key}, 'x{key}')"));
+        write.request = Some(request(sequence));
+        write.settled = settled;
+        write
+    };
+    let replica = cluster.leader().await;
+    let first = replica.write(named(1, 5, 1)).await.unwrap();
+    let again = replica.write(named(100, 5, 1)).await.unwrap();
+    assert!(again.repeated && again.output == first.output && again.index >= first.index);
+    // At once, in one batch.
+    let (a, b) = tokio::join!(replica.write(named(2, 6, 1)), replica.write(named(200, 6, 1)));
+    assert!(a.unwrap().repeated != b.unwrap().repeated);
+    drop(replica);
+    cluster.stop(NodeId(1));
+    cluster.start(NodeId(1));
+    let replica = cluster.leader().await;
+    assert!(replica.write(named(101, 5, 1)).await.unwrap().repeated);
+    assert_eq!(number(&replica, Strong, "SELECT count(*) FROM t1").await, 2);
+    // What is settled is forgotten, and refused rather than run again.
+    replica.write(named(3, 1000, 999)).await.unwrap();
+    let refused = replica.write(named(102, 5, 1)).await.unwrap_err();
+    assert_eq!((refused.sqlstate, refused.retry), (SqlState::TRANSACTION_RESOLUTION_UNKNOWN, Retry::Never));
+    assert_eq!(number(&replica, Strong, "SELECT count(*) FROM t1").await, 3);
+}
+
+#[tokio::test]
+async fn a_schema_entry_is_applied_once_or_answers_its_error() {
+    let cluster = Cluster::new(1);
+    cluster.create(&[]);
+    let replica = cluster.leader().await;
+    let index = schema(&replica, 1, &[TABLE]).await.unwrap();
+    assert_eq!(schema(&replica, 1, &[TABLE]).await.unwrap(), index);
+    let failed = schema(&replica, 2, &["CREATE TABLE t2 (c1 INTEGER PRIMARY KEY)", TABLE]).await.unwrap_err();
+    assert_eq!(failed.retry, Retry::Never);
+    assert_eq!(schema(&replica, 2, &[]).await.unwrap_err(), failed);
+    let tables = "SELECT count(*) FROM sqlite_schema WHERE name LIKE 't%' AND type = 'table'";
+    assert_eq!(number(&replica, Strong, tables).await, 1);
+    let snapshot = replica.snapshot(Strong, soon()).await.unwrap();
+    assert_eq!(note(snapshot.connection(), "schema").unwrap().unwrap().as_ref(), b"1");
+    // Rows of such tables would be missing in changesets.
+    for bad in ["CREATE TABLE t3 (c1 INT)", "CREATE TABLE t3 (c1 TEXT PRIMARY KEY)"] {
+        let refused = schema(&replica, 3 + bad.len() as u64, &[bad]).await.unwrap_err();
+        assert_eq!(refused.sqlstate, SqlState::INVALID_TABLE_DEFINITION);
+    }
+}
+
+#[tokio::test]
+async fn a_write_changes_rows_and_nothing_else() {
+    let cluster = Cluster::new(1);
+    cluster.create(&[TABLE]);
+    let replica = cluster.leader().await;
+    write(&replica, "INSERT INTO t1 VALUES (0, 'z')").await.unwrap();
+    for denied in [
+        "CREATE TABLE t9 (c1 INTEGER PRIMARY KEY)",
+        "DROP TABLE t1",
+        "COMMIT",
+        "PRAGMA user_version = 7",
+        "UPDATE replica_state SET applied = 0",
+        "DELETE FROM replica_requests",
+        "RELEASE replica_write",
+    ] {
+        assert!(write(&replica, denied).await.is_err(), "{denied}");
+    }
+    write(&replica, "INSERT INTO t1 VALUES (1, 'a')").await.unwrap();
+    assert_eq!(number(&replica, Strong, "SELECT count(*) FROM t1").await, 2);
+}
+
+#[tokio::test]
+async fn too_big_a_transaction_is_refused() {
+    let cluster = Cluster::new(1);
+    cluster.create(&[TABLE]);
+    let replica = cluster.leader().await;
+    let refused =
+        write(&replica, "INSERT INTO t1 VALUES (1, printf('%.*c', 9000000, 'x'))").await.unwrap_err();
+    assert_eq!(refused.sqlstate, SqlState::PROGRAM_LIMIT_EXCEEDED);
+    assert_eq!(number(&replica, Strong, "SELECT count(*) FROM t1").await, 0);
+}
+
+#[tokio::test]
+async fn everything_is_there_after_a_restart_and_a_crash() {
+    let mut cluster = Cluster::new(1);
+    cluster.create(&[TABLE]);
+    let node = NodeId(1);
+    let replica = cluster.leader().await;
+    for i in 0..200 {
+        write(&replica, &format!("INSERT INTO t1 VALUES ({i}, printf('%.*c{i}', 2000, 'x'))")).await.unwrap();
+    }
+    // A crash: the files as they are at this moment, without a clean end.
+    let image = tempfile::tempdir().unwrap();
+    copy(&cluster.data_dir(node), image.path());
+    drop(replica);
+    cluster.stop(node);
+    cluster.start(node);
+    assert_eq!(number(&cluster.leader().await, Strong, "SELECT count(*) FROM t1").await, 200);
+    cluster.stop(node);
+
+    // The same, with the database as it was after its last checkpoint: the log replays the rest.
+    for lose_wal in [false, true] {
+        std::fs::remove_dir_all(cluster.data_dir(node)).unwrap();
+        copy(image.path(), &cluster.data_dir(node));
+        if lose_wal {
+            let group = cluster.data_dir(node).join("groups").join(GROUP.to_string());
+            std::fs::write(group.join("replica.sqlite-wal"), b"").unwrap();
+        }
+        cluster.start(node);
+        let replica = cluster.leader().await;
+        assert_eq!(number(&replica, Strong, "SELECT count(*) FROM t1").await, 200);
+        write(&replica, "DELETE FROM t1 WHERE c1 = 0").await.unwrap();
+        drop(replica);
+        cluster.stop(node);
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_lost_what_was_applied_stops_the_replica() {
+    let mut cluster = Cluster::new(1);
+    cluster.create(&[TABLE]);
+    let node = NodeId(1);
+    write(&cluster.leader().await, "INSERT INTO t1 VALUES (1, 'a')").await.unwrap();
+    cluster.stop(node);
+    std::fs::remove_dir_all(cluster.data_dir(node).join("log")).unwrap();
+    cluster.start(node);
+    let replica = cluster.replica(node);
+    let why = replica.status().stopped.unwrap();
+    assert!(why.contains("log") && why.contains("ends at 0"), "{why}");
+    assert!(write(&replica, "INSERT INTO t1 VALUES (2, 'b')").await.is_err());
+    // The node goes on.
+    cluster.hosts[&node].create(proto::GroupId(8), &[node], &[]).unwrap();
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
