@@ -17,6 +17,8 @@ pub mod keyspace_id;
 pub mod rows;
 pub mod services;
 pub mod topology;
+#[cfg(feature = "transport")]
+pub mod transport;
 pub mod value;
 pub mod wire;
 

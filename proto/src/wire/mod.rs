@@ -8,12 +8,17 @@
 mod catalog;
 mod coordinator;
 mod error;
+#[cfg(feature = "transport")]
+mod link;
 mod shard;
 mod topology;
 mod values;
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(feature = "transport")]
+pub(crate) use link::{Allocate, Report, ResponseHead, SetSequence, StateDecoder, StateEncoder, Statuses};
 
 /// What the build script generates.
 #[allow(missing_docs, unused_qualifications, clippy::all)]

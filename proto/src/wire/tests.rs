@@ -337,3 +337,41 @@ fn what_is_wrong_is_named() {
     assert_eq!(error::<Shard>(&pb::Shard { id: 0, ..Default::default() }).field(), "shard.id");
     assert!(Table::decode(&[0xff; 20]).unwrap_err().to_string().starts_with("malformed table: "));
 }
+
+#[cfg(feature = "transport")]
+mod link {
+    use super::*;
+    use crate::wire::*;
+
+    #[test]
+    fn what_only_the_transport_sends_comes_back() {
+        let mut rows = RowBatchBuilder::new(1);
+        values().iter().for_each(|value| rows.push(value.as_ref()));
+        let whole = Some(rows.finish());
+        check_equal(ResponseHead { affected: 4, position: LogIndex(5), whole });
+        check_equal(ResponseHead { affected: 0, position: LogIndex(5), whole: None });
+        check_equal(Statuses(statuses()));
+        check_equal(Report(NodeId(3), statuses()));
+        check_equal(Allocate(SequenceId(3), 32));
+        check_equal(SetSequence(SequenceId(3), i64::MIN));
+    }
+
+    #[test]
+    fn a_state_is_sent_as_what_changed() {
+        let (mut encoder, mut decoder) = (StateEncoder::default(), StateDecoder::default());
+        let first = state();
+        let message = encoder.next(first.clone()).unwrap();
+        let first_read = decoder.next(message).unwrap();
+        assert_eq!(first_read.topology, first.topology);
+        assert!(encoder.next(first.clone()).is_none());
+
+        let second = ClusterState { leaders: Arc::new(Leaders::default()), ..first };
+        let message = encoder.next(second).unwrap();
+        assert!(message.topology.is_none() && message.catalog.is_none());
+        let second_read = decoder.next(message).unwrap();
+        assert_eq!(second_read.leaders.as_ref(), &Leaders::default());
+        assert!(Arc::ptr_eq(&second_read.catalog, &first_read.catalog));
+
+        assert!(StateDecoder::default().next(pb::ClusterState::default()).is_err());
+    }
+}

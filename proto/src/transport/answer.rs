@@ -1,0 +1,265 @@
+//! From a call's bytes to a service, and from what it says to the answer's bytes.
+
+use super::lane::Closed;
+use super::server::Reply;
+use super::{MAX_MESSAGE, PIECE};
+use crate::error::{Retry, SqlState, WireError};
+use crate::rows::{RowBatch, RowBatchBuilder};
+use crate::services::*;
+use crate::wire::generated::Nothing;
+use crate::wire::generated::link::{Answer, Call, answer::Kind as AnswerKind, call::Kind};
+use crate::wire::{
+    Allocate, Convert, DecodeError, Report, ResponseHead, SetSequence, StateEncoder, Statuses, Wire,
+};
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt};
+use prost::Message;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Bytes that a message has beside its row batch, at most.
+const ENVELOPE: usize = 128;
+
+/// How a request ended that has no answer.
+enum End {
+    /// With an error, which the client hears.
+    Failed(WireError),
+    /// Nobody would hear more.
+    Closed,
+    /// The client sent what nobody understands.
+    Malformed(DecodeError),
+}
+
+impl From<WireError> for End {
+    fn from(error: WireError) -> Self {
+        End::Failed(error)
+    }
+}
+
+impl From<Closed> for End {
+    fn from(_: Closed) -> Self {
+        End::Closed
+    }
+}
+
+impl From<DecodeError> for End {
+    fn from(error: DecodeError) -> Self {
+        End::Malformed(error)
+    }
+}
+
+/// Runs one request to its end.
+pub(super) async fn answer(reply: Reply, call: Bytes, timeout: Option<Duration>) {
+    let kind = match Call::decode(call).map(|call| call.kind) {
+        Ok(Some(kind)) => kind,
+        Ok(None) => return reply.refuse("a request of an unknown kind"),
+        Err(e) => return reply.refuse(format_args!("malformed request: {e}")),
+    };
+    let writes = writes(&kind);
+    // A fragment minds its own time, which reaches as far as its result; others are dropped here.
+    let timeout = timeout.filter(|_| !matches!(kind, Kind::Execute(_)));
+    let run = AssertUnwindSafe(run(&reply, kind)).catch_unwind();
+    let ended = match timeout {
+        None => run.await,
+        Some(timeout) => match tokio::time::timeout(timeout, run).await {
+            Ok(ended) => ended,
+            // The client has given up in the same moment.
+            Err(_) => return,
+        },
+    };
+    let end = ended.unwrap_or_else(|_| {
+        tracing::error!("a request panicked");
+        let retry = if writes { Retry::Unknown } else { Retry::Never };
+        Err(End::Failed(WireError::internal("the request panicked").with_retry(retry)))
+    });
+    match end {
+        Ok(()) | Err(End::Closed) => {}
+        // A closed lane has nobody to tell.
+        Err(End::Failed(error)) => drop(reply.fail(error).await),
+        Err(End::Malformed(e)) => reply.refuse(e),
+    }
+}
+
+fn writes(kind: &Kind) -> bool {
+    use crate::wire::generated::{FragmentRequest, access};
+    match kind {
+        Kind::Execute(FragmentRequest { access: Some(access), .. }) => {
+            matches!(access.kind, Some(access::Kind::Write(_)))
+        }
+        Kind::Execute(_) | Kind::Replicas(_) | Kind::Watch(_) | Kind::Status(_) => false,
+        Kind::ApplySchema(_) | Kind::Register(_) | Kind::Report(_) | Kind::ChangeSchema(_) => true,
+        Kind::Allocate(_) | Kind::SetSequence(_) | Kind::CreateKeyspace(_) => true,
+    }
+}
+
+async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
+    let answer = match call {
+        Kind::Execute(request) => {
+            let request = FragmentRequest::from_message(request)?;
+            let writes = matches!(request.access, Access::Write { .. });
+            let response = shard(reply)?.execute(request).await?;
+            return rows(reply, response, writes).await;
+        }
+        Kind::ApplySchema(request) => {
+            let request = SchemaRequest::from_message(request)?;
+            AnswerKind::ApplySchema(shard(reply)?.apply_schema(request).await?.0)
+        }
+        Kind::Replicas(Nothing {}) => {
+            let replicas = shard(reply)?.replicas().await?;
+            AnswerKind::Replicas(Statuses(replicas).to_message())
+        }
+        Kind::Watch(Nothing {}) => {
+            let states = coordinator(reply)?.watch().await?;
+            return watch(reply, states).await;
+        }
+        Kind::Register(node) => {
+            let node = crate::topology::Node::from_message(node)?;
+            coordinator(reply)?.register(node).await?;
+            AnswerKind::Register(Nothing {})
+        }
+        Kind::Report(report) => {
+            let Report(node, replicas) = Report::from_message(report)?;
+            coordinator(reply)?.report(node, replicas).await?;
+            AnswerKind::Report(Nothing {})
+        }
+        Kind::ChangeSchema(request) => {
+            let request = SchemaChangeRequest::from_message(request)?;
+            AnswerKind::ChangeSchema(coordinator(reply)?.change_schema(request).await?.0)
+        }
+        Kind::Allocate(request) => {
+            let Allocate(sequence, count) = Allocate::from_message(request)?;
+            AnswerKind::Allocate(coordinator(reply)?.allocate(sequence, count).await?.to_message())
+        }
+        Kind::SetSequence(request) => {
+            let SetSequence(sequence, next) = SetSequence::from_message(request)?;
+            coordinator(reply)?.set_sequence(sequence, next).await?;
+            AnswerKind::SetSequence(Nothing {})
+        }
+        Kind::CreateKeyspace(request) => {
+            let request = CreateKeyspace::from_message(request)?;
+            AnswerKind::CreateKeyspace(coordinator(reply)?.create_keyspace(request).await?.0)
+        }
+        Kind::Status(Nothing {}) => AnswerKind::Status(coordinator(reply)?.status().await?.to_message()),
+    };
+    send(reply, answer, true).await
+}
+
+fn shard(reply: &Reply) -> Result<Arc<dyn ShardService>, WireError> {
+    let services = reply.services();
+    services.shard.clone().ok_or_else(|| absent(services.node, "holds no shards"))
+}
+
+fn coordinator(reply: &Reply) -> Result<Arc<dyn CoordinatorService>, WireError> {
+    let services = reply.services();
+    services.coordinator.clone().ok_or_else(|| absent(services.node, "holds no replica of the coordinator"))
+}
+
+fn absent(node: crate::ids::NodeId, what: &str) -> WireError {
+    WireError::new(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, format!("node {node} {what}"))
+        .with_retry(Retry::NotLeader(None))
+}
+
+async fn send(reply: &Reply, answer: AnswerKind, end: bool) -> Result<(), End> {
+    let bytes = Answer { kind: Some(answer) }.encode_to_vec();
+    if bytes.len() > MAX_MESSAGE {
+        return Err(too_big(bytes.len(), false).into());
+    }
+    Ok(reply.message(bytes.into(), end).await?)
+}
+
+fn too_big(bytes: usize, writes: bool) -> WireError {
+    let retry = if writes { Retry::Unknown } else { Retry::Never };
+    WireError::new(SqlState::PROGRAM_LIMIT_EXCEEDED, format!("a result of {bytes} bytes is too big"))
+        .with_detail(format!("A row may have at most {MAX_MESSAGE} bytes between nodes."))
+        .with_retry(retry)
+}
+
+/// Sends a fragment's result: whole if it is small, else batch by batch.
+async fn rows(reply: &Reply, response: FragmentResponse, writes: bool) -> Result<(), End> {
+    let FragmentResponse { rows, affected, position } = response;
+    let head = |whole| AnswerKind::Execute(ResponseHead { affected, position, whole }.to_message());
+    match rows {
+        RowSource::Whole(batch) if batch.data().len() + ENVELOPE <= MAX_MESSAGE => {
+            send(reply, head(Some(batch)), true).await
+        }
+        RowSource::Whole(batch) => {
+            send(reply, head(None), false).await?;
+            send_batch(reply, batch, writes).await?;
+            Ok(reply.end().await?)
+        }
+        RowSource::Stream(mut batches) => {
+            send(reply, head(None), false).await?;
+            while let Some(batch) = batches.next().await {
+                send_batch(reply, batch?, writes).await?;
+            }
+            Ok(reply.end().await?)
+        }
+    }
+}
+
+/// Sends a batch, in several if it is too big for one message.
+async fn send_batch(reply: &Reply, batch: RowBatch, writes: bool) -> Result<(), End> {
+    if batch.data().len() + ENVELOPE <= MAX_MESSAGE {
+        return Ok(reply.message(batch.encode().into(), false).await?);
+    }
+    for part in split(&batch) {
+        let bytes = part.encode();
+        if bytes.len() > MAX_MESSAGE {
+            return Err(too_big(bytes.len(), writes).into());
+        }
+        reply.message(bytes.into(), false).await?;
+    }
+    Ok(())
+}
+
+/// The same rows in batches of a few pieces each, as far as rows can be parted.
+fn split(batch: &RowBatch) -> impl Iterator<Item = RowBatch> {
+    let mut rows = batch.rows().peekable();
+    std::iter::from_fn(move || {
+        rows.peek()?;
+        let mut builder = RowBatchBuilder::new(batch.columns());
+        while builder.byte_len() < 16 * PIECE
+            && let Some(row) = rows.next()
+        {
+            builder.push_row(row);
+        }
+        Some(builder.finish())
+    })
+}
+
+async fn watch(reply: &Reply, mut states: BoxStream<ClusterState>) -> Result<(), End> {
+    send(reply, AnswerKind::Watch(Nothing {}), false).await?;
+    let mut encoder = StateEncoder::default();
+    while let Some(state) = states.next().await {
+        if let Some(changed) = encoder.next(state) {
+            let bytes = changed.encode_to_vec();
+            if bytes.len() > MAX_MESSAGE {
+                return Err(too_big(bytes.len(), false).into());
+            }
+            reply.message(bytes.into(), false).await?;
+        }
+    }
+    Ok(reply.end().await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::value::ValueRef;
+
+    #[test]
+    fn a_batch_splits_between_rows() {
+        let mut builder = RowBatchBuilder::new(2);
+        let blob = vec![7; 300_000];
+        for i in 0..20 {
+            builder.push_row([ValueRef::Int(i), ValueRef::Blob(&blob)]);
+        }
+        let batch = builder.finish();
+        let parts: Vec<_> = split(&batch).collect();
+        assert_eq!(parts.len(), 5);
+        let rows: Vec<_> = parts.iter().flat_map(RowBatch::rows).map(Iterator::collect::<Vec<_>>).collect();
+        assert_eq!(rows, batch.rows().map(Iterator::collect::<Vec<_>>).collect::<Vec<_>>());
+        assert_eq!(split(&RowBatchBuilder::new(3).finish()).count(), 0);
+    }
+}

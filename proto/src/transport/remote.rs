@@ -1,0 +1,216 @@
+//! The service traits, by calls to a node elsewhere.
+//!
+//! Each method says how its call and its answer are written, how long it may take, and what it means to lose the
+//! connection in the middle: a read may be asked again, a write may have run.
+
+use super::client::NodeClient;
+use super::link::Messages;
+use crate::error::Retry;
+use crate::ids::{KeyspaceNumber, LogIndex, NodeId, SchemaVersion, SequenceId};
+use crate::rows::RowBatch;
+use crate::services::*;
+use crate::topology::Node;
+use crate::wire::generated::link::{answer, call};
+use crate::wire::generated::{ClusterState as StateMessage, Nothing};
+use crate::wire::{
+    Allocate, Convert, DecodeError, Report, ResponseHead, SetSequence, StateDecoder, Statuses, decode_message,
+};
+use prost::Message;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio_stream::Stream;
+
+impl ShardService for NodeClient {
+    fn execute(&self, request: FragmentRequest) -> BoxFuture<'_, ServiceResult<FragmentResponse>> {
+        Box::pin(async move {
+            let lost = match request.access {
+                Access::Read { .. } => Retry::Later,
+                Access::Write { .. } => Retry::Unknown,
+            };
+            let limit = request.timeout;
+            let call = |left: Option<Duration>| {
+                let timeout = left.map_or(limit, on_time);
+                call::Kind::Execute(FragmentRequest { timeout, ..request }.to_message())
+            };
+            let (kind, link, messages) = self.call(Some(limit), lost.clone(), call).await?;
+            let target = self.target();
+            let answer::Kind::Execute(head) = kind else {
+                return Err(target.garbled(&link, &lost, "an answer to another request"));
+            };
+            let ResponseHead { affected, position, whole } =
+                ResponseHead::from_message(head).map_err(|e| target.garbled(&link, &lost, &e.to_string()))?;
+            let rows = match (whole, messages) {
+                (Some(batch), None) => RowSource::Whole(batch),
+                (None, Some(messages)) => {
+                    RowSource::Stream(Box::pin(RowStream { messages, client: self.clone(), lost }))
+                }
+                _ => return Err(target.garbled(&link, &lost, "rows both at once and to come, or neither")),
+            };
+            Ok(FragmentResponse { rows, affected, position })
+        })
+    }
+
+    fn apply_schema(&self, request: SchemaRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {
+        Box::pin(async move {
+            let call = call::Kind::ApplySchema(request.to_message());
+            let read = |answer| match answer {
+                answer::Kind::ApplySchema(index) => Some(Ok(LogIndex(index))),
+                _ => None,
+            };
+            self.simple(None, Retry::Unknown, call, read).await
+        })
+    }
+
+    fn replicas(&self) -> BoxFuture<'_, ServiceResult<Vec<ReplicaStatus>>> {
+        Box::pin(async move {
+            let read = |answer| match answer {
+                answer::Kind::Replicas(message) => Some(Statuses::from_message(message).map(|s| s.0)),
+                _ => None,
+            };
+            self.simple(self.call_timeout(), Retry::Later, call::Kind::Replicas(Nothing {}), read).await
+        })
+    }
+}
+
+/// The time that the server gets of what is left: a little less, so that what it says in its last moment arrives.
+fn on_time(left: Duration) -> Duration {
+    left.saturating_sub((left / 10).min(Duration::from_millis(20)))
+}
+
+/// A streamed result.
+struct RowStream {
+    messages: Messages,
+    /// Keeps the connection.
+    client: NodeClient,
+    lost: Retry,
+}
+
+impl Stream for RowStream {
+    type Item = ServiceResult<RowBatch>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let message = ready!(Pin::new(&mut self.messages).poll_next(cx));
+        Poll::Ready(message.map(|message| {
+            let link = self.messages.link();
+            match message {
+                Ok(bytes) => decode_message(bytes)
+                    .map_err(|e: DecodeError| self.client.target().garbled(link, &self.lost, &e.to_string())),
+                Err(failure) => Err(self.client.target().failed(failure, link, &self.lost)),
+            }
+        }))
+    }
+}
+
+impl CoordinatorService for NodeClient {
+    fn watch(&self) -> BoxFuture<'_, ServiceResult<BoxStream<ClusterState>>> {
+        Box::pin(async move {
+            let (kind, link, messages) =
+                self.call(None, Retry::Later, |_| call::Kind::Watch(Nothing {})).await?;
+            match (kind, messages) {
+                (answer::Kind::Watch(Nothing {}), Some(messages)) => {
+                    let states = StateDecoder::default();
+                    Ok(Box::pin(StateStream { messages, states, client: self.clone() })
+                        as BoxStream<ClusterState>)
+                }
+                _ => Err(self.target().garbled(&link, &Retry::Later, "an answer to another request")),
+            }
+        })
+    }
+
+    fn register(&self, node: Node) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(async move {
+            let call = call::Kind::Register(node.to_message());
+            let read = |answer| matches!(answer, answer::Kind::Register(_)).then_some(Ok(()));
+            self.simple(self.call_timeout(), Retry::Unknown, call, read).await
+        })
+    }
+
+    fn report(&self, node: NodeId, replicas: Vec<ReplicaStatus>) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(async move {
+            let call = call::Kind::Report(Report(node, replicas).to_message());
+            let read = |answer| matches!(answer, answer::Kind::Report(_)).then_some(Ok(()));
+            self.simple(self.call_timeout(), Retry::Unknown, call, read).await
+        })
+    }
+
+    fn change_schema(&self, request: SchemaChangeRequest) -> BoxFuture<'_, ServiceResult<SchemaVersion>> {
+        Box::pin(async move {
+            let call = call::Kind::ChangeSchema(request.to_message());
+            let read = |answer| match answer {
+                answer::Kind::ChangeSchema(version) => Some(Ok(SchemaVersion(version))),
+                _ => None,
+            };
+            self.simple(None, Retry::Unknown, call, read).await
+        })
+    }
+
+    fn allocate(&self, sequence: SequenceId, count: u32) -> BoxFuture<'_, ServiceResult<SequenceBlock>> {
+        Box::pin(async move {
+            let call = call::Kind::Allocate(Allocate(sequence, count).to_message());
+            let read = |answer| match answer {
+                answer::Kind::Allocate(block) => Some(SequenceBlock::from_message(block)),
+                _ => None,
+            };
+            self.simple(self.call_timeout(), Retry::Unknown, call, read).await
+        })
+    }
+
+    fn set_sequence(&self, sequence: SequenceId, next: i64) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(async move {
+            let call = call::Kind::SetSequence(SetSequence(sequence, next).to_message());
+            let read = |answer| matches!(answer, answer::Kind::SetSequence(_)).then_some(Ok(()));
+            self.simple(self.call_timeout(), Retry::Unknown, call, read).await
+        })
+    }
+
+    fn create_keyspace(&self, request: CreateKeyspace) -> BoxFuture<'_, ServiceResult<KeyspaceNumber>> {
+        Box::pin(async move {
+            let call = call::Kind::CreateKeyspace(request.to_message());
+            let read = |answer| match answer {
+                answer::Kind::CreateKeyspace(number) => Some(Ok(KeyspaceNumber(number))),
+                _ => None,
+            };
+            self.simple(None, Retry::Unknown, call, read).await
+        })
+    }
+
+    fn status(&self) -> BoxFuture<'_, ServiceResult<ClusterStatus>> {
+        Box::pin(async move {
+            let read = |answer| match answer {
+                answer::Kind::Status(status) => Some(ClusterStatus::from_message(status)),
+                _ => None,
+            };
+            self.simple(self.call_timeout(), Retry::Later, call::Kind::Status(Nothing {}), read).await
+        })
+    }
+}
+
+/// The states that a watch gives. It ends when the connection does; whoever follows asks again.
+struct StateStream {
+    messages: Messages,
+    states: StateDecoder,
+    /// Keeps the connection.
+    client: NodeClient,
+}
+
+impl Stream for StateStream {
+    type Item = ClusterState;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<ClusterState>> {
+        let message = ready!(Pin::new(&mut self.messages).poll_next(cx));
+        let Some(message) = message else { return Poll::Ready(None) };
+        let failure = match message {
+            Ok(bytes) => {
+                let state = StateMessage::decode(bytes).map_err(|e| e.to_string());
+                match state.and_then(|message| self.states.next(message).map_err(|e| e.to_string())) {
+                    Ok(state) => return Poll::Ready(Some(state)),
+                    Err(e) => self.client.target().garbled(self.messages.link(), &Retry::Later, &e),
+                }
+            }
+            Err(failure) => self.client.target().failed(failure, self.messages.link(), &Retry::Later),
+        };
+        tracing::debug!(node = %self.client.target(), error = %failure, "the watch ended");
+        Poll::Ready(None)
+    }
+}

@@ -1,0 +1,300 @@
+//! Clients and servers over real sockets.
+
+mod garbage;
+mod raft;
+mod requests;
+
+use super::*;
+use crate::catalog::Catalog;
+use crate::services::*;
+use crate::topology::{Leaders, Topology};
+use crate::*;
+use futures::StreamExt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Nothing here takes so long unless it hangs.
+const HANG: Duration = Duration::from_secs(20);
+
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(HANG, future).await.expect("it hangs")
+}
+
+/// A shard that does what the SQL says, and tells of what begins and what is dropped.
+struct Shard {
+    events: mpsc::UnboundedSender<&'static str>,
+    /// Batches that streams have been asked for.
+    made: Arc<AtomicUsize>,
+}
+
+/// Tells when it is dropped.
+struct Dropped(mpsc::UnboundedSender<&'static str>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        let _ = self.0.send("dropped");
+    }
+}
+
+/// A batch of one row of an integer and a blob.
+fn batch(number: i64, bytes: usize) -> RowBatch {
+    let mut builder = RowBatchBuilder::new(2);
+    builder.push_row([ValueRef::Int(number), ValueRef::Blob(&vec![7; bytes])]);
+    builder.finish()
+}
+
+impl ShardService for Shard {
+    fn execute(&self, request: FragmentRequest) -> BoxFuture<'_, ServiceResult<FragmentResponse>> {
+        Box::pin(async move {
+            let whole = |batch| {
+                Ok(FragmentResponse { rows: RowSource::Whole(batch), affected: 3, position: LogIndex(9) })
+            };
+            let number = |at: usize| match request.params.get(at) {
+                Some(Value::Int(number)) => *number,
+                other => panic!("no number {other:?}"),
+            };
+            match request.sql.as_ref() {
+                "echo" => {
+                    let mut builder = RowBatchBuilder::new(request.params.len() as u16);
+                    builder.push_row(request.params.iter().map(Value::as_ref));
+                    whole(builder.finish())
+                }
+                "big" => whole(batch(1, number(0) as usize)),
+                "many big" => {
+                    let mut builder = RowBatchBuilder::new(2);
+                    let blob = vec![7; number(1) as usize];
+                    for i in 0..number(0) {
+                        builder.push_row([ValueRef::Int(i), ValueRef::Blob(&blob)]);
+                    }
+                    whole(builder.finish())
+                }
+                "stream" => {
+                    let (count, bytes) = (number(0), number(1) as usize);
+                    let (dropped, made) = (Dropped(self.events.clone()), self.made.clone());
+                    let batches = futures::stream::iter(0..count).map(move |i| {
+                        let _ = &dropped;
+                        made.fetch_add(1, Ordering::SeqCst);
+                        Ok(batch(i, bytes))
+                    });
+                    let rows = RowSource::Stream(Box::pin(batches));
+                    Ok(FragmentResponse { rows, affected: 0, position: LogIndex(1) })
+                }
+                "break" => {
+                    let broken = WireError::new(SqlState::DIVISION_BY_ZERO, "division by zero");
+                    let rows = futures::stream::iter([Ok(batch(1, 1)), Err(broken)]);
+                    let rows = RowSource::Stream(Box::pin(rows));
+                    Ok(FragmentResponse { rows, affected: 0, position: LogIndex(1) })
+                }
+                "hang" => {
+                    let _dropped = Dropped(self.events.clone());
+                    let _ = self.events.send("hanging");
+                    std::future::pending().await
+                }
+                "panic" => panic!("as asked"),
+                _ => Err(WireError::new(SqlState::UNDEFINED_TABLE, "x".repeat(100_000))
+                    .with_hint("hint")
+                    .with_detail("detail")
+                    .with_violation(Violation::Unique(TableId(4), None))
+                    .with_retry(Retry::StaleEpoch(Epoch(7)))),
+            }
+        })
+    }
+
+    fn apply_schema(&self, request: SchemaRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {
+        Box::pin(async move { Ok(LogIndex(request.step.job)) })
+    }
+
+    fn replicas(&self) -> BoxFuture<'_, ServiceResult<Vec<ReplicaStatus>>> {
+        Box::pin(async move { Ok(vec![status()]) })
+    }
+}
+
+fn status() -> ReplicaStatus {
+    ReplicaStatus {
+        node: NodeId(2),
+        group: GroupId(1),
+        role: ReplicaRole::Leader,
+        term: Term(4),
+        leader: Some(NodeId(2)),
+        applied: LogIndex(77),
+        stopped: None,
+    }
+}
+
+/// A coordinator that answers with what it was asked.
+struct Coordinator(watch::Receiver<ClusterState>);
+
+impl CoordinatorService for Coordinator {
+    fn watch(&self) -> BoxFuture<'_, ServiceResult<BoxStream<ClusterState>>> {
+        let states = tokio_stream::wrappers::WatchStream::new(self.0.clone());
+        Box::pin(async move { Ok(Box::pin(states) as BoxStream<ClusterState>) })
+    }
+
+    fn register(&self, node: topology::Node) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(async move { Err(WireError::internal(format!("{} {}", node.id, node.address))) })
+    }
+
+    fn report(&self, node: NodeId, replicas: Vec<ReplicaStatus>) -> BoxFuture<'_, ServiceResult<()>> {
+        let right = node == NodeId(2) && replicas == [status()];
+        Box::pin(async move { if right { Ok(()) } else { Err(WireError::internal("another report")) } })
+    }
+
+    fn change_schema(&self, request: SchemaChangeRequest) -> BoxFuture<'_, ServiceResult<SchemaVersion>> {
+        Box::pin(async move { Ok(SchemaVersion(request.planned_by.0 + 1)) })
+    }
+
+    fn allocate(&self, sequence: SequenceId, count: u32) -> BoxFuture<'_, ServiceResult<SequenceBlock>> {
+        Box::pin(async move { Ok(SequenceBlock { first: i64::from(sequence.0), increment: 1, count }) })
+    }
+
+    fn set_sequence(&self, sequence: SequenceId, next: i64) -> BoxFuture<'_, ServiceResult<()>> {
+        let right = (sequence, next) == (SequenceId(5), -8);
+        Box::pin(async move { if right { Ok(()) } else { Err(WireError::internal("another value")) } })
+    }
+
+    fn create_keyspace(&self, request: CreateKeyspace) -> BoxFuture<'_, ServiceResult<KeyspaceNumber>> {
+        Box::pin(async move { Ok(KeyspaceNumber(request.shards)) })
+    }
+
+    fn status(&self) -> BoxFuture<'_, ServiceResult<ClusterStatus>> {
+        let state = self.0.borrow().clone();
+        Box::pin(async move { Ok(ClusterStatus { state, replicas: vec![status()] }) })
+    }
+}
+
+fn state(epoch: u64) -> ClusterState {
+    ClusterState {
+        topology: Arc::new(Topology { epoch: Epoch(epoch), ..Topology::default() }),
+        leaders: Arc::new(Leaders::default()),
+        catalog: Arc::new(Catalog::default()),
+    }
+}
+
+/// What a node was sent.
+struct Raft(mpsc::UnboundedSender<(NodeId, RaftMessage)>);
+
+impl RaftService for Raft {
+    fn receive(&self, from: NodeId, messages: Vec<RaftMessage>) {
+        for message in messages {
+            let _ = self.0.send((from, message));
+        }
+    }
+}
+
+/// Node 2, with all services.
+struct Node {
+    address: SocketAddr,
+    events: mpsc::UnboundedReceiver<&'static str>,
+    made: Arc<AtomicUsize>,
+    states: watch::Sender<ClusterState>,
+    messages: mpsc::UnboundedReceiver<(NodeId, RaftMessage)>,
+    stop: oneshot::Sender<()>,
+    stopped: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+impl Node {
+    async fn start() -> Node {
+        Node::start_at("127.0.0.1:0".parse().unwrap()).await
+    }
+
+    async fn start_at(address: SocketAddr) -> Node {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (events_in, events) = mpsc::unbounded_channel();
+        let (messages_in, messages) = mpsc::unbounded_channel();
+        let (states, states_out) = watch::channel(state(1));
+        let made = Arc::new(AtomicUsize::new(0));
+        let services = Services {
+            node: NodeId(2),
+            shard: Some(Arc::new(Shard { events: events_in, made: made.clone() })),
+            coordinator: Some(Arc::new(Coordinator(states_out))),
+            raft: Some(Arc::new(Raft(messages_in))),
+        };
+        let (stop, stopping) = oneshot::channel::<()>();
+        let shutdown = async move { drop(stopping.await) };
+        let stopped = tokio::spawn(serve(listener, services, shutdown));
+        Node { address, events, made, states, messages, stop, stopped }
+    }
+
+    fn client(&self) -> NodeClient {
+        client(self.address)
+    }
+
+    async fn event(&mut self) -> &'static str {
+        soon(self.events.recv()).await.unwrap()
+    }
+
+    async fn stop(self) {
+        drop(self.stop);
+        soon(self.stopped).await.unwrap().unwrap();
+    }
+}
+
+fn impatient() -> ClientConfig {
+    let least_backoff = Duration::from_millis(1);
+    ClientConfig { least_backoff, most_backoff: least_backoff, ..ClientConfig::default() }
+}
+
+fn client(address: SocketAddr) -> NodeClient {
+    NodeClient::with_config(address.to_string(), None, impatient())
+}
+
+fn read(sql: &str, params: Vec<Value>) -> FragmentRequest {
+    FragmentRequest {
+        shard: ShardId(1),
+        epoch: Epoch(1),
+        schema_version: SchemaVersion(1),
+        sql: sql.into(),
+        params,
+        rows: None,
+        access: Access::Read { consistency: Consistency::Strong, lookup: true },
+        timeout: HANG,
+    }
+}
+
+fn write(sql: &str, params: Vec<Value>) -> FragmentRequest {
+    let request = RequestId { router: RouterIncarnation(1), sequence: 1 };
+    FragmentRequest { access: Access::Write { request, settled: 0, touch: 0 }, ..read(sql, params) }
+}
+
+async fn ask(client: &NodeClient, request: FragmentRequest) -> ServiceResult<FragmentResponse> {
+    soon(client.execute(request)).await
+}
+
+async fn fails(client: &NodeClient, request: FragmentRequest) -> WireError {
+    match ask(client, request).await {
+        Err(error) => error,
+        Ok(_) => panic!("it should have failed"),
+    }
+}
+
+/// Every row of a result.
+async fn rows(response: FragmentResponse) -> ServiceResult<Vec<Vec<Value>>> {
+    let owned = |batch: &RowBatch| -> Vec<Vec<Value>> {
+        batch.rows().map(|row| row.map(ValueRef::to_owned).collect()).collect()
+    };
+    match response.rows {
+        RowSource::Whole(batch) => Ok(owned(&batch)),
+        RowSource::Stream(mut batches) => {
+            let mut rows = Vec::new();
+            while let Some(batch) = soon(batches.next()).await {
+                rows.extend(owned(&batch?));
+            }
+            Ok(rows)
+        }
+    }
+}
+
+/// Asks until a client has noticed that its node is back.
+async fn until_up(client: &NodeClient) {
+    soon(async {
+        while let Err(error) = client.execute(read("echo", vec![])).await {
+            assert_eq!(error.retry, Retry::Later, "{error}");
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}

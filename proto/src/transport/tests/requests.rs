@@ -1,0 +1,224 @@
+//! Requests that go well, and what becomes of those that don't.
+
+use super::*;
+use crate::services::SchemaChange;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_requests_share_a_stream() {
+    let node = Node::start().await;
+    let client = node.client();
+    let mut asking = Vec::new();
+    for i in 0..3000i64 {
+        let client = client.clone();
+        asking.push(tokio::spawn(async move {
+            // Some of them longer than a piece.
+            let text = "é".repeat(if i % 100 == 0 { 100_000 } else { 1 });
+            let params = vec![Value::Int(i), Value::Text(text)];
+            let response = ask(&client, read("echo", params.clone())).await.unwrap();
+            assert_eq!((response.affected, response.position), (3, LogIndex(9)));
+            assert_eq!(rows(response).await.unwrap(), [params]);
+        }));
+    }
+    for asked in asking {
+        asked.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_big_result_that_nobody_reads_holds_up_nobody() {
+    let mut node = Node::start().await;
+    let client = node.client();
+    let bytes = 50_000;
+    let stream = ask(&client, read("stream", vec![Value::Int(400), Value::Int(bytes)])).await.unwrap();
+    for i in 0..200 {
+        rows(ask(&client, read("echo", vec![Value::Int(i)])).await.unwrap()).await.unwrap();
+    }
+    // What the client granted, and the one batch that waits for credit.
+    let made = node.made.load(Ordering::SeqCst);
+    assert!(made <= WINDOW / bytes as usize + 1, "{made} batches made");
+    let numbers: Vec<_> = rows(stream).await.unwrap().into_iter().map(|row| row[0].clone()).collect();
+    assert_eq!(numbers, (0..400).map(Value::Int).collect::<Vec<_>>());
+    assert_eq!(node.event().await, "dropped");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn big_messages_travel_in_pieces() {
+    let node = Node::start().await;
+    let client = node.client();
+    let blob = Value::Blob(vec![5; 10 << 20]);
+    let response = ask(&client, read("echo", vec![blob.clone()])).await.unwrap();
+    assert!(matches!(response.rows, RowSource::Whole(_)));
+    assert_eq!(rows(response).await.unwrap(), [[blob]]);
+
+    let error = fails(&client, write("echo", vec![Value::Blob(vec![5; MAX_MESSAGE])])).await;
+    assert_eq!((error.sqlstate, error.retry.clone()), (SqlState::PROGRAM_LIMIT_EXCEEDED, Retry::Never));
+
+    // A result that is too big for one message, but not its rows.
+    let response = ask(&client, read("many big", vec![Value::Int(7), Value::Int(10 << 20)])).await.unwrap();
+    assert_eq!(rows(response).await.unwrap().len(), 7);
+    let huge =
+        ask(&client, read("many big", vec![Value::Int(2), Value::Int(MAX_MESSAGE as i64)])).await.unwrap();
+    assert_eq!(rows(huge).await.unwrap_err().sqlstate, SqlState::PROGRAM_LIMIT_EXCEEDED);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_arrive_as_they_were() {
+    let node = Node::start().await;
+    let client = node.client();
+    let error = fails(&client, write("nonsense", vec![])).await;
+    assert_eq!(error.retry, Retry::StaleEpoch(Epoch(7)));
+    assert_eq!(error.violation, Some(Violation::Unique(TableId(4), None)));
+    assert_eq!((error.hint.as_deref(), error.detail.as_deref()), (Some("hint"), Some("detail")));
+    assert!(error.message.len() < 20_000, "texts are bounded");
+
+    assert_eq!(fails(&client, write("panic", vec![])).await.retry, Retry::Unknown);
+    assert_eq!(fails(&client, read("panic", vec![])).await.retry, Retry::Never);
+    let broken = ask(&client, read("break", vec![])).await.unwrap();
+    assert_eq!(rows(broken).await.unwrap_err().sqlstate, SqlState::DIVISION_BY_ZERO);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropping_a_future_or_a_stream_drops_what_runs_for_it() {
+    let mut node = Node::start().await;
+    let client = node.client();
+    let asking = tokio::spawn({
+        let client = client.clone();
+        async move { client.execute(read("hang", vec![])).await.is_ok() }
+    });
+    assert_eq!(node.event().await, "hanging");
+    asking.abort();
+    assert_eq!(node.event().await, "dropped");
+
+    let stream = ask(&client, read("stream", vec![Value::Int(i64::MAX), Value::Int(1000)])).await.unwrap();
+    drop(stream);
+    assert_eq!(node.event().await, "dropped");
+
+    let asking = tokio::spawn({
+        let client = client.clone();
+        async move { client.execute(read("hang", vec![])).await.is_ok() }
+    });
+    assert_eq!(node.event().await, "hanging");
+    drop(client);
+    asking.abort();
+    assert_eq!(node.event().await, "dropped");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_its_deadline_a_request_is_given_up() {
+    let mut node = Node::start().await;
+    let client = node.client();
+    let timeout = Duration::from_millis(30);
+    for (request, retry) in [(read("hang", vec![]), Retry::Never), (write("hang", vec![]), Retry::Unknown)] {
+        let error = fails(&client, FragmentRequest { timeout, ..request }).await;
+        assert_eq!((error.sqlstate, error.retry.clone()), (SqlState::QUERY_CANCELED, retry));
+        assert_eq!(node.event().await, "hanging");
+        assert_eq!(node.event().await, "dropped");
+    }
+
+    // A listener that never answers: the request is never sent.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = super::client(silent.local_addr().unwrap());
+    let error = fails(&client, FragmentRequest { timeout, ..write("hang", vec![]) }).await;
+    assert_eq!((error.sqlstate, error.retry.clone()), (SqlState::CONNECTION_FAILURE, Retry::Later));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_connection_ends_its_requests_and_the_next_one_connects_again() {
+    let mut node = Node::start().await;
+    let (client, address) = (node.client(), node.address);
+    let ask_for = |request| {
+        let client = client.clone();
+        tokio::spawn(async move { fails(&client, request).await })
+    };
+    let (reading, writing) = (ask_for(read("hang", vec![])), ask_for(write("hang", vec![])));
+    assert_eq!((node.event().await, node.event().await), ("hanging", "hanging"));
+    let stream = ask(&client, read("stream", vec![Value::Int(i64::MAX), Value::Int(1000)])).await.unwrap();
+    let watched = soon(client.watch()).await.unwrap();
+    node.stop().await;
+
+    for (asked, retry) in [(reading, Retry::Later), (writing, Retry::Unknown)] {
+        let error = asked.await.unwrap();
+        assert_eq!((error.sqlstate, error.retry.clone()), (SqlState::CONNECTION_FAILURE, retry));
+        assert!(error.message.contains("the node is shutting down"), "{error}");
+    }
+    assert_eq!(rows(stream).await.unwrap_err().retry, Retry::Later);
+    assert!(soon(watched.collect::<Vec<_>>()).await.len() <= 1);
+    let error = fails(&client, write("echo", vec![])).await;
+    assert_eq!((error.sqlstate, error.retry.clone()), (SqlState::CONNECTION_FAILURE, Retry::Later));
+
+    let _node = Node::start_at(address).await;
+    until_up(&client).await;
+}
+
+#[test]
+fn a_killed_server_ends_the_requests() {
+    let there = tokio::runtime::Runtime::new().unwrap();
+    let here = tokio::runtime::Runtime::new().unwrap();
+    let mut node = there.block_on(Node::start());
+    let asked = here.spawn({
+        let client = { here.block_on(async { node.client() }) };
+        async move { fails(&client, write("hang", vec![])).await }
+    });
+    assert_eq!(here.block_on(node.event()), "hanging");
+    there.shutdown_background();
+    let error = here.block_on(asked).unwrap();
+    assert_eq!((error.sqlstate, error.retry.clone()), (SqlState::CONNECTION_FAILURE, Retry::Unknown));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_other_request_crosses() {
+    let node = Node::start().await;
+    let client = node.client();
+    let step = SchemaStep { job: 41, step: 1 };
+    let (least_version, require_empty) = (None, vec![]);
+    let request = SchemaRequest { shard: ShardId(1), step, statements: vec![], least_version, require_empty };
+    assert_eq!(soon(client.apply_schema(request)).await, Ok(LogIndex(41)));
+    assert_eq!(soon(client.replicas()).await, Ok(vec![status()]));
+    let (id, address) = (NodeId(9), "there:1".to_owned());
+    let registered = soon(client.register(topology::Node { id, address, roles: topology::Roles::ALL })).await;
+    assert_eq!(registered.unwrap_err().message, "9 there:1");
+    assert_eq!(soon(client.report(NodeId(2), vec![status()])).await, Ok(()));
+    let request = SchemaChangeRequest {
+        request: RequestId { router: RouterIncarnation(1), sequence: 1 },
+        planned_by: SchemaVersion(6),
+        change: SchemaChange::DropTables(vec![TableId(5)]),
+    };
+    assert_eq!(soon(client.change_schema(request)).await, Ok(SchemaVersion(7)));
+    let block = SequenceBlock { first: 5, increment: 1, count: 32 };
+    assert_eq!(soon(client.allocate(SequenceId(5), 32)).await, Ok(block));
+    assert_eq!(soon(client.set_sequence(SequenceId(5), -8)).await, Ok(()));
+    let (name, sharding, shards, replicas) = ("k".into(), topology::Sharding::Hash, 4, None);
+    let request = CreateKeyspace { name, sharding, shards, replicas };
+    assert_eq!(soon(client.create_keyspace(request)).await, Ok(KeyspaceNumber(4)));
+    let answer = soon(CoordinatorService::status(&client)).await.unwrap();
+    assert_eq!((answer.state.topology, answer.replicas), (state(1).topology, vec![status()]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_gives_the_newest_state_and_keeps_what_did_not_change() {
+    let node = Node::start().await;
+    let mut states = soon(node.client().watch()).await.unwrap();
+    let first = soon(states.next()).await.unwrap();
+    assert_eq!(first.topology.epoch, Epoch(1));
+    let next = ClusterState { topology: state(2).topology, ..node.states.borrow().clone() };
+    node.states.send_replace(next);
+    let second = soon(states.next()).await.unwrap();
+    assert_eq!(second.topology.epoch, Epoch(2));
+    assert!(Arc::ptr_eq(&first.catalog, &second.catalog) && Arc::ptr_eq(&first.leaders, &second.leaders));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_a_service_says_so() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let services = Services { node: NodeId(3), shard: None, coordinator: None, raft: None };
+    tokio::spawn(serve(listener, services, std::future::pending()));
+    let client = client(address);
+    assert_eq!(fails(&client, read("echo", vec![])).await.retry, Retry::NotLeader(None));
+    assert_eq!(soon(client.watch()).await.err().unwrap().retry, Retry::NotLeader(None));
+
+    let other = NodeClient::connect_node(NodeId(4), address.to_string());
+    let error = fails(&other, read("echo", vec![])).await;
+    assert!(error.message.contains("this is node 3, not node 4"), "{error}");
+    assert_eq!(error.retry, Retry::Later);
+}

@@ -1,0 +1,143 @@
+//! Messages that only the transport sends: heads of answers, small requests, and what changed in a state.
+
+use super::generated::{self as pb, link};
+use super::{Convert, DecodeError, each, id, maybe, messages};
+use crate::ids::{LogIndex, NodeId, SequenceId};
+use crate::rows::RowBatch;
+use crate::services::{ClusterState, ReplicaStatus};
+use std::sync::Arc;
+
+/// What a [`crate::services::FragmentResponse`] begins with, before its rows if they are streamed.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ResponseHead {
+    pub affected: u64,
+    pub position: LogIndex,
+    /// `None` if the rows follow.
+    pub whole: Option<RowBatch>,
+}
+
+impl Convert for ResponseHead {
+    type Message = link::FragmentResponse;
+    const NAME: &'static str = "response";
+
+    fn to_message(&self) -> link::FragmentResponse {
+        let whole = self.whole.as_ref().map(RowBatch::to_message);
+        link::FragmentResponse { affected: self.affected, position: self.position.0, whole }
+    }
+
+    fn from_message(message: link::FragmentResponse) -> Result<Self, DecodeError> {
+        let link::FragmentResponse { affected, position, whole } = message;
+        Ok(ResponseHead { affected, position: LogIndex(position), whole: maybe("whole", whole)? })
+    }
+}
+
+/// The statuses of many replicas.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Statuses(pub Vec<ReplicaStatus>);
+
+impl Convert for Statuses {
+    type Message = link::ReplicaStatuses;
+    const NAME: &'static str = "statuses";
+
+    fn to_message(&self) -> link::ReplicaStatuses {
+        link::ReplicaStatuses { replicas: messages(&self.0) }
+    }
+
+    fn from_message(message: link::ReplicaStatuses) -> Result<Self, DecodeError> {
+        Ok(Statuses(each("replicas", message.replicas)?))
+    }
+}
+
+/// What a node says of its replicas.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Report(pub NodeId, pub Vec<ReplicaStatus>);
+
+impl Convert for Report {
+    type Message = link::Report;
+    const NAME: &'static str = "report";
+
+    fn to_message(&self) -> link::Report {
+        link::Report { node: self.0.0, replicas: messages(&self.1) }
+    }
+
+    fn from_message(message: link::Report) -> Result<Self, DecodeError> {
+        Ok(Report(NodeId(id("node", message.node)?), each("replicas", message.replicas)?))
+    }
+}
+
+/// A sequence and how many of its values.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Allocate(pub SequenceId, pub u32);
+
+impl Convert for Allocate {
+    type Message = link::Allocate;
+    const NAME: &'static str = "allocate";
+
+    fn to_message(&self) -> link::Allocate {
+        link::Allocate { sequence: self.0.0, count: self.1 }
+    }
+
+    fn from_message(message: link::Allocate) -> Result<Self, DecodeError> {
+        Ok(Allocate(SequenceId(id("sequence", message.sequence)?), message.count))
+    }
+}
+
+/// A sequence and its next value.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct SetSequence(pub SequenceId, pub i64);
+
+impl Convert for SetSequence {
+    type Message = link::SetSequence;
+    const NAME: &'static str = "set_sequence";
+
+    fn to_message(&self) -> link::SetSequence {
+        link::SetSequence { sequence: self.0.0, next: self.1 }
+    }
+
+    fn from_message(message: link::SetSequence) -> Result<Self, DecodeError> {
+        Ok(SetSequence(SequenceId(id("sequence", message.sequence)?), message.next))
+    }
+}
+
+/// Sends of each state what the one before hadn't.
+#[derive(Default)]
+pub(crate) struct StateEncoder(Option<ClusterState>);
+
+impl StateEncoder {
+    /// The parts that changed. `None` if none did.
+    pub(crate) fn next(&mut self, state: ClusterState) -> Option<pb::ClusterState> {
+        let before = self.0.as_ref();
+        let topology = !before.is_some_and(|before| Arc::ptr_eq(&before.topology, &state.topology));
+        let leaders = !before.is_some_and(|before| Arc::ptr_eq(&before.leaders, &state.leaders));
+        let catalog = !before.is_some_and(|before| Arc::ptr_eq(&before.catalog, &state.catalog));
+        let changed = pb::ClusterState {
+            topology: topology.then(|| state.topology.to_message()),
+            leaders: leaders.then(|| state.leaders.to_message()),
+            catalog: catalog.then(|| state.catalog.to_message()),
+        };
+        self.0 = Some(state);
+        (topology || leaders || catalog).then_some(changed)
+    }
+}
+
+/// Puts states together again. Parts that weren't sent are the same objects as before.
+#[derive(Default)]
+pub(crate) struct StateDecoder(Option<ClusterState>);
+
+impl StateDecoder {
+    pub(crate) fn next(&mut self, message: pb::ClusterState) -> Result<ClusterState, DecodeError> {
+        let state = match &self.0 {
+            None => ClusterState::from_message(message)?,
+            Some(before) => {
+                let pb::ClusterState { topology, leaders, catalog } = message;
+                ClusterState {
+                    topology: maybe("topology", topology)?.map_or_else(|| before.topology.clone(), Arc::new),
+                    leaders: maybe("leaders", leaders)?.map_or_else(|| before.leaders.clone(), Arc::new),
+                    catalog: maybe("catalog", catalog)?.map_or_else(|| before.catalog.clone(), Arc::new),
+                }
+            }
+        };
+        self.0 = Some(state.clone());
+        Ok(state)
+    }
+}
