@@ -1,11 +1,16 @@
 //! Hosts in one process over a network that can lose messages.
 
+// Each test binary uses its part of this.
+#![allow(dead_code)]
+
 use bytes::Bytes;
+use proto::services::Consistency::{Session, Strong};
 use proto::services::{RaftMessage, RaftService, RaftTransport};
 use proto::{GroupId, LogIndex, NodeId, RequestId, RouterIncarnation, WireError};
 use replica::{Config, Host, Replica, SchemaEntry, Write, Written};
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -20,6 +25,8 @@ pub const GROUP: GroupId = GroupId(7);
 pub struct Network {
     hosts: Mutex<HashMap<NodeId, Weak<Host>>>,
     cut: Mutex<HashSet<(NodeId, NodeId)>>,
+    lose_every: AtomicU64,
+    sent: AtomicU64,
 }
 
 struct Link {
@@ -28,7 +35,12 @@ struct Link {
 }
 
 impl RaftTransport for Link {
-    fn send(&self, to: NodeId, messages: Vec<RaftMessage>) {
+    fn send(&self, to: NodeId, mut messages: Vec<RaftMessage>) {
+        let every = self.network.lose_every.load(Ordering::Relaxed);
+        messages.retain(|_| {
+            let sent = self.network.sent.fetch_add(1, Ordering::Relaxed);
+            every == 0 || !sent.is_multiple_of(every)
+        });
         if self.network.cut.lock().unwrap().contains(&(self.from, to)) {
             return;
         }
@@ -49,8 +61,14 @@ impl Network {
         }
     }
 
+    /// Loses one of so many messages; none if 0.
+    pub fn lose_every(&self, every: u64) {
+        self.lose_every.store(every, Ordering::Relaxed);
+    }
+
     /// Mends everything.
     pub fn heal(&self) {
+        self.lose_every(0);
         self.cut.lock().unwrap().clear();
     }
 }
@@ -140,6 +158,26 @@ impl Cluster {
     /// Waits for a leader.
     pub async fn leader(&self) -> Replica {
         self.leader_among(&self.nodes).await
+    }
+
+    /// The other nodes.
+    pub fn others(&self, node: NodeId) -> Vec<NodeId> {
+        self.nodes.iter().copied().filter(|other| *other != node).collect()
+    }
+
+    /// Waits until every replica has applied what the leader has, and checks that all have the same rows.
+    pub async fn assert_equal(&self, query: &str) -> String {
+        let leader = self.leader().await;
+        let index = leader.snapshot(Strong, soon()).await.unwrap().position();
+        let mut seen = Vec::new();
+        for node in &self.nodes {
+            let snapshot = self.replica(*node).snapshot(Session(index), soon()).await.unwrap();
+            let mut statement = snapshot.connection().prepare(query).unwrap();
+            let rows = statement.query_map([], |row| row.get::<_, Option<String>>(0)).unwrap();
+            seen.push(rows.map(|row| row.unwrap().unwrap_or_default()).collect::<Vec<_>>().join("\n"));
+        }
+        assert!(seen.windows(2).all(|pair| pair[0] == pair[1]), "replicas differ: {seen:#?}");
+        seen.swap_remove(0)
     }
 
     /// What every replica is doing.
