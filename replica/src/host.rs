@@ -32,6 +32,7 @@ pub struct Host {
 struct Running {
     log: Arc<Log>,
     consensus: JoinHandle<()>,
+    purger: JoinHandle<()>,
     engines: Vec<JoinHandle<()>>,
 }
 
@@ -50,9 +51,19 @@ impl Host {
         let log = Arc::new(Log::open(&config.data_dir.join("log"), config.log_file_bytes)?);
         let clock = Clock::start();
         let mailbox = Arc::new(Mailbox::default());
-        let thread = ConsensusThread::new(mailbox.clone(), log.clone(), transport, clock, config.tick);
+        let (purge, purges) = std::sync::mpsc::sync_channel(1);
+        let purged = log.clone();
+        let purger = spawn(format!("log-purge-{}", config.node), &config.data_dir, move || {
+            // Rewriting what is still needed of old log files may take long, and must not delay a tick.
+            while purges.recv().is_ok() {
+                if let Err(error) = purged.purge() {
+                    tracing::warn!("the log was not purged: {error}");
+                }
+            }
+        })?;
+        let thread = ConsensusThread::new(mailbox.clone(), log.clone(), transport, clock, config.tick, purge);
         let consensus = spawn(format!("raft-{}", config.node), &config.data_dir, move || thread.run())?;
-        let running = Running { log, consensus, engines: Vec::new() };
+        let running = Running { log, consensus, purger, engines: Vec::new() };
         let host = Host {
             config,
             clock,
@@ -199,6 +210,9 @@ impl Host {
         self.mailbox.send(Mail::ShutDown);
         if running.consensus.join().is_err() {
             tracing::error!(node = self.config.node.0, "the consensus thread had panicked");
+        }
+        if running.purger.join().is_err() {
+            tracing::error!(node = self.config.node.0, "the log's purger had panicked");
         }
         for replica in self.replicas() {
             replica.shared().close_for_shutdown();

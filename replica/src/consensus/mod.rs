@@ -365,7 +365,8 @@ impl Consensus {
             {
                 chunk.copy_from_slice(&part.to_le_bytes());
             }
-            u64::from(crc32fast::hash(&bytes)) % least
+            // Never the least: a voter that heard the dead leader a moment later would still have to refuse.
+            1 + u64::from(crc32fast::hash(&bytes)) % (least - 1)
         };
         usize::try_from(least + extra).expect("a few hundred ticks at most")
     }

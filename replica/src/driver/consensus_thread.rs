@@ -15,11 +15,12 @@ use raft::StateRole;
 use raft::eraftpb::{Entry, Message};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 /// The log is cut only if that frees so many entries.
 const CUT_ENTRIES: u64 = 1024;
-/// Every so many ticks, log files are purged.
+/// After so many ticks, log files are purged of what was cut.
 const PURGE_TICKS: u64 = 64;
 
 /// The node's consensus thread.
@@ -30,6 +31,7 @@ pub(crate) struct ConsensusThread {
     clock: Clock,
     tick: Duration,
     ticks: u64,
+    purge: SyncSender<()>,
     groups: HashMap<GroupId, Member>,
 }
 
@@ -52,8 +54,9 @@ impl ConsensusThread {
         transport: Arc<dyn RaftTransport>,
         clock: Clock,
         tick: Duration,
+        purge: SyncSender<()>,
     ) -> Self {
-        Self { mailbox, log, transport, clock, tick, ticks: 0, groups: HashMap::new() }
+        Self { mailbox, log, transport, clock, tick, ticks: 0, purge, groups: HashMap::new() }
     }
 
     /// Runs until it's told to end.
@@ -157,6 +160,10 @@ impl ConsensusThread {
 
     fn tick(&mut self, touched: &mut BTreeSet<GroupId>) {
         self.ticks += 1;
+        if self.ticks.is_multiple_of(PURGE_TICKS) {
+            // If the purger is still at it, once more would change nothing.
+            let _ = self.purge.try_send(());
+        }
         let now = self.clock.now();
         let groups: Vec<GroupId> = self.groups.keys().copied().collect();
         for group in groups {
@@ -173,10 +180,6 @@ impl ConsensusThread {
 
     /// Does what the touched groups' Raft asks for, until they ask for nothing.
     fn pump(&mut self, mut touched: BTreeSet<GroupId>) -> Result<(), ReplicaError> {
-        if self.ticks.is_multiple_of(PURGE_TICKS) && !touched.is_empty() {
-            self.log.purge()?;
-            self.ticks += 1;
-        }
         while !touched.is_empty() {
             let now = self.clock.now();
             let mut batch = Batch::default();

@@ -1,1 +1,319 @@
-//! Golden paths of the engine alone.
+//! The engine driven by hand: what a leader makes of writes, a follower makes of the entries.
+
+use super::*;
+use crate::entry::{Body, Entry, Request, Schema};
+use crate::write::WriteFn;
+use bytes::Bytes;
+use prost::Message as _;
+use tempfile::TempDir;
+
+const LIMITS: Limits = Limits { transaction_bytes: 1 << 20, batch_bytes: 1 << 16, checkpoint_bytes: 1 << 16 };
+
+/// A leader's engine and a follower's.
+struct Pair {
+    leader: Engine,
+    follower: Engine,
+    index: u64,
+    directory: TempDir,
+}
+
+fn write(sql: &'static str) -> WriteFn {
+    Box::new(move |connection| {
+        connection.execute_batch(sql).map_err(dialect::sqlite::error)?;
+        Ok(Bytes::new())
+    })
+}
+
+impl Pair {
+    fn new(init: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let open = |name: &str| {
+            Engine::create(&directory.path().join(name), &[1], &[init.to_owned()], LIMITS).unwrap()
+        };
+        Self { leader: open("leader"), follower: open("follower"), index: 0, directory }
+    }
+
+    /// Runs writes as one batch, applies its entry on the follower, and checks that both have the same rows.
+    fn batch(&mut self, writes: &[&'static str]) -> Vec<bool> {
+        self.leader.begin().unwrap();
+        let ran = writes.iter().map(|sql| self.leader.run(None, write(sql)).unwrap().is_ok()).collect();
+        match self.leader.seal(0) {
+            None => self.leader.rollback().unwrap(),
+            Some(data) => {
+                self.index += 1;
+                self.leader.commit(self.index, 0).unwrap();
+                self.follower.apply(&[(self.index, data)]).unwrap();
+            }
+        }
+        self.assert_equal();
+        ran
+    }
+
+    fn assert_equal(&self) {
+        assert_eq!(dump(&self.leader), dump(&self.follower));
+    }
+}
+
+fn dump(engine: &Engine) -> Vec<String> {
+    let connection = &engine.connection;
+    let tables: Vec<String> = connection
+        .prepare("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")
+        .unwrap()
+        .query_map([], |row| row.get(0))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    let mut found = Vec::new();
+    for table in tables {
+        let mut statement = connection.prepare(&format!("SELECT * FROM \"{table}\"")).unwrap();
+        let columns = statement.column_count();
+        let mut rows = statement.query([]).unwrap();
+        while let Some(row) = rows.next().unwrap() {
+            let values: Vec<String> =
+                (0..columns).map(|at| format!("{:?}", row.get_ref(at).unwrap())).collect();
+            found.push(format!("{table}: {}", values.join(", ")));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn unique_values_can_be_swapped() {
+    let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2 TEXT NOT NULL UNIQUE, c3) ");
+    pair.batch(&["INSERT INTO t1 VALUES (1, 'a', 0), (2, 'b', 0), (3, 'c', 0)"]);
+    let swap = "UPDATE t1 SET c2 = 'tmp' WHERE c1 = 1; UPDATE t1 SET c2 = 'a' WHERE c1 = 2;
+                UPDATE t1 SET c2 = 'b' WHERE c1 = 1";
+    assert_eq!(pair.batch(&[swap]), [true]);
+    let rotate = "UPDATE t1 SET c2 = c2 || '!'; UPDATE t1 SET c2 = 'c' WHERE c1 = 1;
+                  UPDATE t1 SET c2 = 'b' WHERE c1 = 2; UPDATE t1 SET c2 = 'a' WHERE c1 = 3";
+    assert_eq!(pair.batch(&[rotate]), [true]);
+}
+
+#[test]
+fn primary_keys_can_move_along_a_chain() {
+    let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2)");
+    pair.batch(&["INSERT INTO t1 VALUES (1, 'a'), (2, 'b'), (3, 'c'), (4, 'd')"]);
+    assert_eq!(pair.batch(&["UPDATE t1 SET c1 = -c1; UPDATE t1 SET c1 = 1 - c1"]), [true]);
+    assert_eq!(pair.batch(&["UPDATE t1 SET c1 = c1 + 10; UPDATE t1 SET c1 = 15 - (c1 - 10) - 10"]), [true]);
+}
+
+#[test]
+fn composite_text_and_blob_keys_work() {
+    let mut pair = Pair::new(
+        "CREATE TABLE t1 (c1 TEXT NOT NULL, c2 BLOB NOT NULL, c3 REAL, PRIMARY KEY (c2, c1)) STRICT;
+         CREATE TABLE t2 (c1 TEXT NOT NULL PRIMARY KEY, c2) WITHOUT ROWID;",
+    );
+    pair.batch(&["INSERT INTO t1 VALUES ('a', x'00', 1.5), ('a', x'0001', NULL), ('', x'', -0.0)"]);
+    pair.batch(&[
+        "UPDATE t1 SET c1 = c1 || 'x', c3 = 9e999 WHERE c3 IS NULL",
+        "DELETE FROM t1 WHERE c1 = ''",
+    ]);
+    pair.batch(&[
+        "INSERT INTO t2 VALUES ('k', 1)",
+        "UPDATE t2 SET c1 = 'm'",
+        "INSERT INTO t2 VALUES ('k', 2)",
+    ]);
+}
+
+#[test]
+fn generated_columns_are_computed_by_each_replica() {
+    let mut pair = Pair::new(
+        "CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2 INTEGER, c3 AS (c2 * 2) STORED, c4 AS (c2 + 1) VIRTUAL);
+         CREATE INDEX i1 ON t1 (c4);",
+    );
+    pair.batch(&["INSERT INTO t1 (c1, c2) VALUES (1, 10), (2, 20)", "UPDATE t1 SET c2 = 5 WHERE c3 = 40"]);
+}
+
+#[test]
+fn what_changes_nothing_needs_no_entry() {
+    let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2)");
+    pair.batch(&["INSERT INTO t1 VALUES (1, 5)"]);
+    assert_eq!(pair.index, 1);
+    pair.batch(&["UPDATE t1 SET c2 = 5", "DELETE FROM t1 WHERE c1 = 9"]);
+    pair.batch(&["INSERT INTO t1 VALUES (2, 2); DELETE FROM t1 WHERE c1 = 2"]);
+    assert_eq!(pair.index, 1);
+}
+
+#[test]
+fn cascades_and_triggers_act_on_the_leader_alone() {
+    let mut pair = Pair::new(
+        "CREATE TABLE t1 (c1 INTEGER PRIMARY KEY);
+         CREATE TABLE t2 (c1 INTEGER PRIMARY KEY, c2 INTEGER REFERENCES t1 ON DELETE CASCADE);
+         CREATE TABLE t3 (c1 INTEGER PRIMARY KEY, c2);
+         CREATE TRIGGER tr AFTER INSERT ON t1 BEGIN INSERT INTO t3 (c2) VALUES (random()); END;",
+    );
+    let ran = pair.batch(&[
+        "INSERT INTO t1 VALUES (1), (2)",
+        "INSERT INTO t2 VALUES (1, 1), (2, 2), (3, 1)",
+        "INSERT INTO t2 VALUES (4, 99)",
+    ]);
+    assert_eq!(ran, [true, true, false]);
+    pair.batch(&["DELETE FROM t1 WHERE c1 = 1"]);
+    assert!(dump(&pair.follower).iter().any(|row| row.starts_with("t2: Integer(2)")));
+}
+
+#[test]
+fn a_failed_write_and_its_request_leave_nothing() {
+    let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY)");
+    let ran = pair.batch(&[
+        "INSERT INTO t1 VALUES (1)",
+        "INSERT INTO t1 VALUES (2), (1)",
+        "INSERT INTO t1 VALUES (3)",
+    ]);
+    assert_eq!(ran, [true, false, true]);
+    let request = Some(Request { router: 1, sequence: 1, settled: 0 });
+    pair.leader.begin().unwrap();
+    assert!(pair.leader.run(request, write("INSERT INTO t1 VALUES (1)")).unwrap().is_err());
+    // The name is free again: nothing was done under it.
+    assert!(!pair.leader.run(request, write("INSERT INTO t1 VALUES (4)")).unwrap().unwrap().repeated);
+    pair.leader.rollback().unwrap();
+    assert_eq!(dump(&pair.leader), dump(&pair.follower));
+}
+
+#[test]
+fn a_write_that_panics_fails_alone() {
+    let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY)");
+    pair.leader.begin().unwrap();
+    pair.leader.run(None, write("INSERT INTO t1 VALUES (1)")).unwrap().unwrap();
+    assert!(pair.leader.run(None, Box::new(|_| panic!("of the test"))).unwrap().is_err());
+    let data = pair.leader.seal(0).unwrap();
+    pair.leader.commit(1, 0).unwrap();
+    pair.follower.apply(&[(1, data)]).unwrap();
+    pair.assert_equal();
+}
+
+fn entry_of(pair: &mut Pair, sql: &'static str) -> Bytes {
+    pair.leader.begin().unwrap();
+    pair.leader.run(None, write(sql)).unwrap().unwrap();
+    let data = pair.leader.seal(0).unwrap();
+    pair.leader.rollback().unwrap();
+    data
+}
+
+#[test]
+fn what_does_not_fit_stops_the_follower() {
+    let change = "INSERT INTO t1 VALUES (1, 'a')";
+    for (spoil, what) in [
+        ("DROP TABLE t1", "no table t1"),
+        ("ALTER TABLE t1 DROP COLUMN c2", "other columns"),
+        ("ALTER TABLE t1 ADD COLUMN c3", "other columns"),
+        ("DROP TABLE t1; CREATE TABLE t1 (c1 INTEGER, c2 TEXT PRIMARY KEY NOT NULL)", "primary key"),
+        ("INSERT INTO t1 VALUES (1, 'b')", "exists already"),
+    ] {
+        let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2)");
+        let data = entry_of(&mut pair, change);
+        pair.follower.connection.execute_batch(spoil).unwrap();
+        let error = pair.follower.apply(&[(1, data)]).unwrap_err().to_string();
+        assert!(
+            error.contains(what) && error.contains("replica.sqlite") && error.contains("index 1"),
+            "{error}"
+        );
+    }
+    for (spoil, change, what) in [
+        ("DELETE FROM t1", "UPDATE t1 SET c2 = 'z'", "missing"),
+        ("UPDATE t1 SET c2 = 'q'", "UPDATE t1 SET c2 = 'z'", "other values"),
+        ("UPDATE t1 SET c2 = 'q'", "DELETE FROM t1", "other values"),
+    ] {
+        let mut pair =
+            Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2); INSERT INTO t1 VALUES (1, 'a')");
+        let data = entry_of(&mut pair, change);
+        pair.follower.connection.execute_batch(spoil).unwrap();
+        let error = pair.follower.apply(&[(1, data)]).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+    }
+}
+
+#[test]
+fn an_entry_out_of_turn_or_of_the_future_stops_the_replica() {
+    let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY)");
+    let data = entry_of(&mut pair, "INSERT INTO t1 VALUES (1)");
+    assert!(pair.follower.apply(&[(2, data.clone())]).unwrap_err().to_string().contains("entry 2"));
+    let future = Entry { version: 99, floor: 0, body: None }.encode_to_vec();
+    let mut pair = Pair::new("");
+    assert!(pair.follower.apply(&[(1, future.into())]).unwrap_err().to_string().contains("version 99"));
+}
+
+#[test]
+fn schema_entries_answer_alike_everywhere_and_remember() {
+    let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY)");
+    pair.batch(&["INSERT INTO t1 VALUES (1)"]);
+    let entry = |step: u32, statements: &[&str], empty: &[&str]| {
+        let schema = Schema {
+            job: 1,
+            step,
+            statements: statements.iter().map(|s| (*s).to_owned()).collect(),
+            require_empty: empty.iter().map(|s| (*s).to_owned()).collect(),
+            notes: Vec::new(),
+        };
+        Bytes::from(Entry::new(0, Body::Schema(schema)).encode_to_vec())
+    };
+    let entries = [
+        (2, entry(1, &["CREATE TABLE t2 (c1 INTEGER PRIMARY KEY)"], &[])),
+        (3, entry(2, &["DROP TABLE t1"], &["t1"])),
+        (4, entry(3, &["DROP TABLE t2", "nonsense"], &["t2"])),
+        (5, entry(1, &["CREATE TABLE t2 (c1 INTEGER PRIMARY KEY)"], &[])),
+        (6, entry(2, &["DROP TABLE t1"], &[])),
+    ];
+    let leader = pair.leader.apply(&entries).unwrap();
+    let follower = pair.follower.apply(&entries).unwrap();
+    assert_eq!(leader, follower);
+    pair.assert_equal();
+    let answers: Vec<_> = leader.into_iter().map(|(_, answer)| answer).collect();
+    assert_eq!(answers[0], Ok(2));
+    assert_eq!(answers[1].as_ref().unwrap_err().sqlstate, proto::SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE);
+    assert!(answers[2].is_err());
+    assert_eq!(answers[3], Ok(2));
+    assert_eq!(answers[4], answers[1]);
+}
+
+#[test]
+fn a_crash_between_any_two_steps_leaves_a_whole_state() {
+    let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2)");
+    pair.batch(&["INSERT INTO t1 VALUES (1, 'a')"]);
+    pair.leader.begin().unwrap();
+    pair.leader.run(None, write("INSERT INTO t1 VALUES (2, 'b')")).unwrap().unwrap();
+    let data = pair.leader.seal(0).unwrap();
+    // The batch was proposed, then the process died.
+    let path = pair.directory.path().join("leader");
+    let Pair { leader, mut follower, .. } = pair;
+    drop(leader);
+    let mut leader = Engine::open(&path, LIMITS).unwrap().unwrap();
+    assert_eq!(leader.applied(), 1);
+    for engine in [&mut leader, &mut follower] {
+        engine.apply(&[(2, data.clone()), (3, Bytes::new())]).unwrap();
+        assert_eq!(engine.applied(), 3);
+    }
+    assert_eq!(dump(&leader), dump(&follower));
+    assert_eq!(Engine::open(&path, LIMITS).unwrap().unwrap().applied(), 3);
+}
+
+#[test]
+fn a_database_whose_making_was_cut_short_is_made_again() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(Engine::database(directory.path()), b"").unwrap();
+    assert!(Engine::open(directory.path(), LIMITS).unwrap().is_none());
+    let init = ["CREATE TABLE t1 (c1 INTEGER PRIMARY KEY)".to_owned()];
+    assert_eq!(Engine::create(directory.path(), &[1, 2], &init, LIMITS).unwrap().conf_state().voters, [1, 2]);
+    // A second time finds it made, whatever it's asked to be.
+    assert_eq!(Engine::create(directory.path(), &[9], &[], LIMITS).unwrap().conf_state().voters, [1, 2]);
+}
+
+#[test]
+fn a_checkpoint_makes_what_is_applied_durable() {
+    let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2)");
+    assert_eq!(pair.leader.durable(), 0);
+    while !pair.leader.wants_checkpoint() {
+        pair.batch(&["INSERT INTO t1 (c2) VALUES (zeroblob(5000))"]);
+    }
+    let reader = crate::connection::reader(pair.leader.path()).unwrap();
+    reader.execute_batch("BEGIN; SELECT * FROM t1").unwrap();
+    pair.batch(&["INSERT INTO t1 (c2) VALUES (zeroblob(5000))"]);
+    pair.leader.checkpoint(Some(std::time::Duration::ZERO)).unwrap();
+    assert_eq!(pair.leader.durable(), pair.index, "a partial checkpoint syncs the WAL");
+    assert!(!pair.leader.wants_checkpoint());
+    drop(reader);
+    pair.batch(&["DELETE FROM t1"]);
+    pair.leader.checkpoint(Some(std::time::Duration::ZERO)).unwrap();
+    assert_eq!((pair.leader.durable(), pair.leader.wal_bytes()), (pair.index, 0));
+}

@@ -136,12 +136,7 @@ impl Cluster {
         loop {
             for node in nodes {
                 let replica = self.replica(*node);
-                let ready = replica
-                    .snapshot(
-                        proto::services::Consistency::Strong,
-                        Instant::now() + Duration::from_millis(200),
-                    )
-                    .await;
+                let ready = replica.snapshot(Strong, Instant::now() + Duration::from_millis(200)).await;
                 if ready.is_ok() {
                     return replica;
                 }
