@@ -409,6 +409,15 @@ pub enum SessionCommand {
         /// SET LOCAL.
         local: bool,
     },
+    /// SET TRANSACTION, or SET SESSION CHARACTERISTICS AS TRANSACTION.
+    SetTransaction {
+        /// READ ONLY (`true`), READ WRITE (`false`), or not said.
+        read_only: Option<bool>,
+        /// The isolation level, if it was said.
+        isolation: Option<Isolation>,
+        /// For the session's transactions from now on, not for the one that is open.
+        session: bool,
+    },
     /// RESET name, or all.
     Reset(Option<String>),
     /// SHOW name (`None` for ALL).
@@ -433,7 +442,7 @@ pub enum SessionCommand {
     },
     /// DEALLOCATE name (`None` for ALL).
     Deallocate(Option<String>),
-    /// DISCARD ALL, PLANS, SEQUENCES or TEMP.
+    /// DISCARD, of `ALL`, `PLANS`, `SEQUENCES` or `TEMP`.
     Discard(&'static str),
     /// VACUUM, ANALYZE or CHECKPOINT over existing tables: there is nothing that it would have to do. The tag.
     Maintenance(&'static str),

@@ -36,6 +36,11 @@ const COLLATE: u8 = 120;
 const SIGN: u8 = 125;
 const CAST: u8 = 140;
 
+impl ShoalDialect {
+    /// What binds more strongly than this is all that a column's DEFAULT may have without parentheses.
+    pub(crate) const RESTRICTED: u8 = IS;
+}
+
 macro_rules! as_postgres {
     ($($name:ident)*) => {
         $(fn $name(&self) -> bool {

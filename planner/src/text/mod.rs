@@ -20,7 +20,9 @@ mod lexer;
 mod tokens;
 
 pub use dialect::ShoalDialect;
+pub(crate) use keywords::{Category, category};
 pub use lexer::MAX_IDENTIFIER_BYTES;
+pub(crate) use tokens::{begins_statement, parse_error, syntax_error};
 
 use crate::utility;
 use lexer::{LexError, Lexeme, Lexer, Token};
@@ -111,7 +113,7 @@ pub struct Tree<T> {
 }
 
 impl<T> Tree<T> {
-    fn new(root: T, depth: u32) -> Self {
+    pub(crate) fn new(root: T, depth: u32) -> Self {
         Self { root: Some(root), depth }
     }
 

@@ -2,7 +2,8 @@
 
 use super::dialect::ShoalDialect;
 use super::lexer::{self, Lexeme, Lexer};
-use super::{Parsed, Text, Tree, keywords};
+use super::{Parsed, Text, keywords};
+use crate::utility::{self, Cursor};
 use proto::{SqlState, WireError};
 use sqlparser::keywords::Keyword;
 use sqlparser::parser::{Parser, ParserError};
@@ -13,26 +14,14 @@ const RECURSION: usize = 4 * super::MAX_NESTING;
 
 /// The tree of a statement.
 pub(super) fn parse(text: &Text) -> Result<Parsed, WireError> {
-    let dialect = ShoalDialect;
-    let tokens = tokens(text)?;
-    let first = match tokens.first().map(|first| &first.token) {
-        Some(Token::Word(word)) => word.keyword,
-        Some(Token::LParen) => Keyword::SELECT,
-        _ => Keyword::NoKeyword,
-    };
-    let mut parser = Parser::new(&dialect).with_recursion_limit(RECURSION).with_tokens_with_locations(tokens);
-    match first {
-        Keyword::SELECT | Keyword::VALUES | Keyword::TABLE | Keyword::WITH => {}
-        Keyword::INSERT | Keyword::UPDATE | Keyword::DELETE => {}
-        _ => return Err(syntax_error(text, Some(parser.peek_token_ref().span))),
-    }
-    let statement = parser.parse_statement().map_err(|error| parse_error(text, error))?;
-    let statement = Tree::new(statement, text.depth());
-    let rest = parser.peek_token();
-    if rest.token != Token::EOF {
-        return Err(syntax_error(text, Some(rest.span)));
-    }
-    Ok(Parsed::Statement(statement))
+    let parser =
+        Parser::new(&ShoalDialect).with_recursion_limit(RECURSION).with_tokens_with_locations(tokens(text)?);
+    utility::parse(&mut Cursor::new(text, parser))
+}
+
+/// Whether a word begins a query or a change of rows.
+pub(crate) fn begins_statement(word: &str) -> bool {
+    matches!(word, "select" | "values" | "table" | "with" | "insert" | "update" | "delete")
 }
 
 /// The statement's tokens as sqlparser's.
@@ -162,7 +151,7 @@ fn symbol(raw: &str) -> Option<Token> {
 }
 
 /// PostgreSQL's wording for a token that can't stand where it stands; `None` for the end of the text.
-pub(super) fn syntax_error(text: &Text, span: Option<Span>) -> WireError {
+pub(crate) fn syntax_error(text: &Text, span: Option<Span>) -> WireError {
     let start = span.and_then(|span| usize::try_from(span.start.column).ok()?.checked_sub(1));
     let found = start.and_then(|start| {
         let token = Lexer::new(&text.source, start).next().ok()??;
@@ -180,7 +169,7 @@ pub(super) fn syntax_error(text: &Text, span: Option<Span>) -> WireError {
 }
 
 /// sqlparser's error as PostgreSQL would say it. It tells the place in its message alone.
-pub(super) fn parse_error(text: &Text, error: ParserError) -> WireError {
+pub(crate) fn parse_error(text: &Text, error: ParserError) -> WireError {
     match error {
         ParserError::RecursionLimitExceeded => {
             WireError::new(SqlState::STATEMENT_TOO_COMPLEX, "statement is nested too deeply")

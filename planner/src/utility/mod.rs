@@ -1,48 +1,167 @@
 //! Everything that isn't a query or a change of rows: DDL, TRUNCATE, sequences, and what stays within the session.
 //!
-//! In comes a [`Command`], parsed here by PostgreSQL's grammar; out goes [`crate::plan::Action::Schema`] or
-//! [`crate::plan::Action::Session`]. It must never know how a schema change is carried out.
+//! In comes a statement's text, read by PostgreSQL's grammar ([`Cursor`]); out goes a [`Command`], and from that
+//! [`Action::Schema`] or [`Action::Session`]. A schema change is the whole of what is to be: a table's new
+//! descriptor, not the steps to it. It must never know how a schema change is carried out, or what a session has set.
 
-use crate::plan::CopyFormat;
-use crate::text::{Text, Tree};
+mod alter_table;
+mod command;
+mod create_table;
+mod cursor;
+mod expressions;
+mod index;
+mod names;
+mod parse;
+mod parse_copy;
+mod parse_schema;
+mod placement;
+mod relations;
+mod sequence;
+mod types;
+
+pub use command::{Columns, Command, Copied, Copy};
+pub(crate) use cursor::Cursor;
+pub use cursor::{Name, Qualified};
+pub(crate) use parse::parse;
+
+use crate::plan::{Action, Notice, OutputColumn, Plan, Scalar, ScalarId, SchemaAction, SessionCommand};
+use crate::text::{LiteralKind, Text};
 use crate::{Context, Planned};
-use proto::WireError;
+use command::Kind;
+use dialect::Type;
+use dialect::types::Typed;
+use expressions::Expressions;
+use proto::catalog::Relation;
+use proto::{SqlState, Value, WireError};
 use sqlparser::ast;
-
-/// A command, parsed and not yet bound.
-#[derive(Debug)]
-pub struct Command {}
-
-/// COPY, parsed.
-#[derive(Debug)]
-pub struct Copy {
-    /// What is copied.
-    pub what: Copied,
-    /// FROM STDIN, not TO STDOUT.
-    pub from: bool,
-    /// The format. `force_quote` is empty here: see the field of that name beside it.
-    pub format: CopyFormat,
-    /// FORCE_QUOTE's columns; `None` for `*`.
-    pub force_quote: Option<Vec<ast::Ident>>,
-    /// FORCE_NOT_NULL's columns.
-    pub force_not_null: Vec<ast::Ident>,
-    /// FORCE_NULL's columns.
-    pub force_null: Vec<ast::Ident>,
-    /// Which rows are taken, FROM alone.
-    pub condition: Option<Tree<ast::Expr>>,
-}
-
-/// What COPY copies.
-#[derive(Debug)]
-pub enum Copied {
-    /// A table's columns; none for all.
-    Table(ast::ObjectName, Vec<ast::Ident>),
-    /// What a SELECT, VALUES or a statement with RETURNING gives. TO alone.
-    Query(Tree<ast::Statement>),
-}
+use std::sync::Arc;
 
 /// Binds a command. `text` is what it was parsed from.
 pub fn plan(command: &Command, text: &Text, context: &Context<'_>) -> Result<Planned, WireError> {
-    let _ = (command, text, context);
-    Err(WireError::unsupported("this command"))
+    let expressions = Expressions { text, context };
+    let mut scalars = Vec::new();
+    let mut columns = None;
+    let action = match &command.0 {
+        Kind::Session(session) => {
+            if let SessionCommand::Show(name) = session {
+                columns = Some(show_columns(name.as_deref()));
+            }
+            Action::Session(session.clone())
+        }
+        Kind::Prepare { name, types, offset } => {
+            let types = types.iter().map(|ty| {
+                let bound = types::plain(&ty.data_type).map_err(|error| names::at(error, ty.position))?;
+                Ok(bound.ty)
+            });
+            Action::Session(SessionCommand::Prepare {
+                name: name.clone(),
+                types: types.collect::<Result<_, WireError>>()?,
+                offset: *offset,
+            })
+        }
+        Kind::Execute { name, arguments } => {
+            let mut types = Vec::new();
+            let mut ids = Vec::new();
+            for argument in arguments {
+                let (scalar, ty) = argument_of(text, argument)?;
+                ids.push(ScalarId(scalars.len() as u32));
+                types.push(ty);
+                scalars.push(scalar);
+            }
+            Action::Session(SessionCommand::Execute { name: name.clone(), arguments: ids, types })
+        }
+        Kind::Maintenance { tag, tables } => {
+            for (name, columns) in tables {
+                let table = names::table(context, name)?;
+                for column in columns {
+                    create_table::column_id(table, &column.value)?;
+                }
+            }
+            Action::Session(SessionCommand::Maintenance(tag))
+        }
+        Kind::CreateTable(create) => Action::Schema(create_table::plan(create, expressions)?),
+        Kind::AlterTable(alter) => Action::Schema(alter_table::plan(alter, expressions)?),
+        Kind::Drop(drop) => Action::Schema(relations::drop(drop, context)?),
+        Kind::CreateIndex(create) => Action::Schema(index::create(create, context)?),
+        Kind::Rename { what, if_exists, from, to } => {
+            Action::Schema(relations::rename(*what, *if_exists, from, to, context)?)
+        }
+        Kind::Truncate { tables, restart_identity } => {
+            Action::Schema(relations::truncate(tables, *restart_identity, context)?)
+        }
+        Kind::CreateSequence { if_not_exists, name, options } => {
+            Action::Schema(relations::create_sequence(*if_not_exists, name, options, context)?)
+        }
+        Kind::AlterSequence { if_exists, name, options } => {
+            Action::Schema(relations::alter_sequence(*if_exists, name, options, context)?)
+        }
+    };
+    // Nothing of a command is run twice with other values.
+    let pinned = (0..text.literals.len() as u32)
+        .filter_map(|slot| Some((slot, text.literal(slot)?.into_owned())))
+        .collect();
+    let plan = Plan { parameters: Vec::new(), columns, scalars, action };
+    Ok(Planned { plan: Arc::new(plan), pinned })
+}
+
+/// A NOTICE.
+fn notice(sqlstate: SqlState, message: String) -> Notice {
+    Notice { severity: "NOTICE", sqlstate, message, hint: None }
+}
+
+/// A schema action without fills.
+fn schema(
+    tag: &'static str,
+    changes: Vec<proto::services::SchemaChange>,
+    notices: Vec<Notice>,
+) -> SchemaAction {
+    SchemaAction { tag, changes, notices, fills: Vec::new() }
+}
+
+fn show_columns(name: Option<&str>) -> Vec<OutputColumn> {
+    let text =
+        |name: &str| OutputColumn { name: name.to_owned(), ty: Typed::plain(Type::Text), origin: None };
+    match name {
+        None => vec![text("name"), text("setting"), text("description")],
+        // PostgreSQL shows a setting's name as it is declared.
+        Some("timezone") => vec![text("TimeZone")],
+        Some("datestyle") => vec![text("DateStyle")],
+        Some("intervalstyle") => vec![text("IntervalStyle")],
+        Some(name) => vec![text(name)],
+    }
+}
+
+/// An argument of EXECUTE: a literal, with its sign and cast.
+fn argument_of(text: &Text, argument: &ast::Expr) -> Result<(Scalar, Type), WireError> {
+    let refused = || {
+        WireError::unsupported("an argument of EXECUTE that isn't a constant")
+            .with_hint("Use constants, or the extended protocol's parameters.")
+    };
+    let ast::Expr::Value(value) = argument else { return Err(refused()) };
+    match &value.value {
+        ast::Value::Null => Ok((Scalar::Constant(Value::Null), Type::Unknown)),
+        ast::Value::Boolean(value) => Ok((Scalar::Constant(Value::Int(i64::from(*value))), Type::Bool)),
+        ast::Value::Number(..) | ast::Value::SingleQuotedString(_) => {
+            let slot = text.slot(value.span.start).ok_or_else(refused)?;
+            let ty = match text.literals[slot as usize].kind {
+                LiteralKind::Int4 => Type::Int4,
+                LiteralKind::Int8 => Type::Int8,
+                LiteralKind::Numeric => Type::Numeric,
+                LiteralKind::Text => Type::Unknown,
+                LiteralKind::Bits => return Err(refused()),
+            };
+            let read_as = if ty == Type::Unknown { Type::Text } else { ty };
+            Ok((Scalar::Literal { slot, ty: Typed::plain(read_as) }, ty))
+        }
+        _ => Err(refused()),
+    }
+}
+
+/// What a relation is, in messages.
+fn kind_of(relation: Relation) -> &'static str {
+    match relation {
+        Relation::Table(_) => "table",
+        Relation::Index(..) => "index",
+        Relation::Sequence(_) => "sequence",
+    }
 }
