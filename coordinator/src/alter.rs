@@ -1,0 +1,108 @@
+//! From a table as it is and as it is to be, to the stages of the job that changes it.
+//!
+//! Pure: two descriptors and the shards go in, stages come out. What a shard can lose only once everyone plans
+//! without it (columns, plain indexes) is kept by a table in the middle: the first entries turn the old table into
+//! that one and can be undone without loss, the last ones turn it into the new.
+
+use crate::job::{Entry, Failure, Stage};
+use dialect::physical;
+use proto::catalog::{Check, Column, Index, Table};
+use proto::{ColumnId, ShardId, Value, WireError};
+use std::collections::BTreeMap;
+
+/// What happens to a table.
+pub(crate) struct Alteration {
+    pub(crate) stages: Vec<Stage>,
+    /// Whether older plans must be kept off the shards from the first entry on.
+    pub(crate) alone: bool,
+}
+
+/// A table that stays on its shards.
+pub(crate) fn in_place(
+    old: &Table,
+    new: &Table,
+    fill: &[(ColumnId, Value)],
+    shards: &[ShardId],
+) -> Result<Alteration, WireError> {
+    let middle = middle(old, new);
+    let first = physical::change(old, &middle, fill)?;
+    let last = physical::change(&middle, new, &[])?;
+    let alone = !first.is_empty() && !is_harmless(old, &middle, fill);
+    let mut stages = Vec::new();
+    if !first.is_empty() {
+        let undo = physical::change(&middle, old, &[])?;
+        let entry = Entry { statements: first, undo, require_empty: Vec::new() };
+        stages.push(Stage::entries(everywhere(shards, &entry), alone, Failure::Undo));
+    }
+    stages.push(Stage::publish());
+    if !last.is_empty() {
+        let entry = Entry { statements: last, ..Entry::default() };
+        stages.push(Stage::entries(everywhere(shards, &entry), true, Failure::Ignore));
+    }
+    Ok(Alteration { stages, alone })
+}
+
+/// An empty table that moves to other shards, or that rows find another way to.
+pub(crate) fn re_place(
+    old: &Table,
+    new: &Table,
+    source: &[ShardId],
+    target: &[ShardId],
+) -> Result<Alteration, WireError> {
+    let mut entries: BTreeMap<ShardId, Entry> = BTreeMap::new();
+    for shard in source {
+        let entry = entries.entry(*shard).or_default();
+        entry.statements.extend(physical::drop(old.id));
+        entry.require_empty.push(old.id.0);
+    }
+    for shard in target {
+        let entry = entries.entry(*shard).or_default();
+        entry.statements.extend(physical::create(new)?);
+        entry.undo.extend(physical::drop(new.id));
+    }
+    for shard in source {
+        entries.entry(*shard).or_default().undo.extend(physical::create(old)?);
+    }
+    let stages = vec![Stage::entries(entries, true, Failure::Undo), Stage::publish()];
+    Ok(Alteration { stages, alone: true })
+}
+
+fn everywhere(shards: &[ShardId], entry: &Entry) -> BTreeMap<ShardId, Entry> {
+    shards.iter().map(|shard| (*shard, entry.clone())).collect()
+}
+
+/// The new table with what it is to lose last.
+fn middle(old: &Table, new: &Table) -> Table {
+    let mut middle = new.clone();
+    let kept = |id: ColumnId| new.column(id).is_some();
+    for column in old.columns.iter().filter(|column| !kept(column.id)) {
+        middle.columns.push(Column { not_null: false, default: None, ..column.clone() });
+    }
+    for index in old.indexes.iter().filter(|index| !index.unique) {
+        if !new.indexes.iter().any(|other| other.id == index.id) {
+            middle.indexes.push(index.clone());
+        }
+    }
+    middle
+}
+
+/// Whether plans made for `old` do right on `new` as well.
+fn is_harmless(old: &Table, new: &Table, fill: &[(ColumnId, Value)]) -> bool {
+    let columns = new.columns.iter().all(|column| match old.column(column.id) {
+        Some(before) => before.ty == column.ty && before.not_null == column.not_null,
+        None => {
+            let filled = fill.iter().any(|(id, value)| *id == column.id && !value.is_null());
+            !column.not_null && column.default.is_none() && !filled
+        }
+    });
+    let indexes = old.indexes.iter().all(|index| new.indexes.iter().any(|other| is_same(index, other)));
+    columns && indexes && old.primary_key == new.primary_key && conditions(&old.checks) == conditions(&new.checks)
+}
+
+fn is_same(a: &Index, b: &Index) -> bool {
+    a.id == b.id && a.columns == b.columns && a.unique == b.unique
+}
+
+fn conditions(checks: &[Check]) -> Vec<&str> {
+    checks.iter().map(|check| check.physical.as_str()).collect()
+}

@@ -1,0 +1,322 @@
+//! The coordinator's part on one node.
+//!
+//! In come the calls of [`CoordinatorService`], out go writes to the coordinator's log, and work for the workers. On
+//! the leader a task takes up every unfinished job; on every node one follows what the replica applies.
+
+use crate::admit::{self, Admission};
+use crate::config::Config;
+use crate::reach::{Pause, Reach};
+use crate::state::State;
+use crate::store::{self, Store};
+use crate::worker::Worker;
+use crate::{keyspace, sequence};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use proto::services::{
+    BoxFuture, BoxStream, ClusterState, ClusterStatus, Consistency, CoordinatorService, CreateKeyspace, Peers,
+    ReplicaRole, ReplicaStatus, SchemaChangeRequest, SequenceBlock, ServiceResult,
+};
+use proto::topology::Node;
+use proto::wire::Wire;
+use proto::{GroupId, KeyspaceNumber, NodeId, Retry, SchemaVersion, SequenceId, SqlState, WireError};
+use replica::{Host, Replica, Write};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::{Notify, watch};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_stream::wrappers::WatchStream;
+
+/// The coordinator's part on one node.
+pub struct Coordinator {
+    core: Arc<Core>,
+    tasks: Mutex<Vec<AbortHandle>>,
+}
+
+struct Core {
+    replica: Replica,
+    config: Config,
+    peers: Arc<dyn Peers>,
+    state: State,
+    /// There is a new job.
+    begun: Notify,
+    /// Counts the jobs that ended here.
+    ended: watch::Sender<u64>,
+}
+
+impl Coordinator {
+    /// Makes or finds this node's replica of the coordinator's group, follows it, and works for it where it leads.
+    /// Call it inside a tokio runtime.
+    pub fn new(host: &Host, peers: Arc<dyn Peers>, config: Config) -> Result<Arc<Coordinator>, WireError> {
+        if config.replicas == 0 || config.replicas > config.expected_nodes || config.shards == 0 {
+            let message = format!(
+                "{} shards with {} replicas each can't be placed on {} nodes",
+                config.shards, config.replicas, config.expected_nodes
+            );
+            return Err(WireError::new(SqlState::INVALID_PARAMETER_VALUE, message));
+        }
+        let replica = host.create(GroupId::COORDINATOR, &config.voters, &store::init())?;
+        let core = Arc::new(Core {
+            replica,
+            config,
+            peers,
+            state: State::new(),
+            begun: Notify::new(),
+            ended: watch::Sender::new(0),
+        });
+        let following = tokio::spawn(follow(Arc::clone(&core))).abort_handle();
+        let leading = tokio::spawn(lead(Arc::clone(&core))).abort_handle();
+        Ok(Arc::new(Coordinator { core, tasks: Mutex::new(vec![following, leading]) }))
+    }
+
+    /// Stops what it does by itself. Its replica goes on. Doing it again does nothing.
+    pub fn shutdown(&self) {
+        for task in self.tasks.lock().drain(..) {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Coordinator {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+/// Tells everyone what the replica applies.
+async fn follow(core: Arc<Core>) {
+    let mut status = core.replica.watch();
+    let mut pause = Pause::default();
+    loop {
+        status.mark_unchanged();
+        match core.state.refresh(&core.replica).await {
+            Ok(()) => pause = Pause::default(),
+            Err(error) => {
+                tracing::debug!(%error, "the coordinator's replica can't be read");
+                pause.wait().await;
+                continue;
+            }
+        }
+        if status.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Works off the jobs, while this node leads.
+async fn lead(core: Arc<Core>) {
+    let mut status = core.replica.watch();
+    loop {
+        if status.wait_for(|status| status.role == ReplicaRole::Leader).await.is_err() {
+            return;
+        }
+        let mut working = JoinSet::new();
+        let mut jobs: HashMap<tokio::task::Id, u64> = HashMap::new();
+        let mut pause = Pause::default();
+        while core.replica.is_leader() {
+            match core.jobs().await {
+                Ok(unfinished) => {
+                    pause = Pause::default();
+                    for job in unfinished {
+                        if !jobs.values().any(|known| *known == job) {
+                            let task = working.spawn(core.worker().run(job));
+                            jobs.insert(task.id(), job);
+                        }
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "the coordinator's jobs can't be read");
+                    pause.wait().await;
+                    continue;
+                }
+            }
+            tokio::select! {
+                Some(ended) = working.join_next_with_id() => {
+                    let id = match ended {
+                        Ok((id, ())) => id,
+                        Err(error) => {
+                            tracing::error!(%error, "a schema change's worker has failed");
+                            error.id()
+                        }
+                    };
+                    jobs.remove(&id);
+                    if let Err(error) = core.state.refresh(&core.replica).await {
+                        tracing::debug!(%error, "the coordinator's replica can't be read");
+                    }
+                    core.ended.send_modify(|ended| *ended += 1);
+                }
+                () = core.begun.notified() => {}
+                left = lost(&mut status) => {
+                    if left.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+        // Whoever leads now goes on with what was begun; who waits here asks there.
+        working.shutdown().await;
+        core.ended.send_modify(|ended| *ended += 1);
+    }
+}
+
+/// Waits for the end of this node's leadership.
+async fn lost(status: &mut watch::Receiver<ReplicaStatus>) -> Result<(), watch::error::RecvError> {
+    status.wait_for(|status| status.role != ReplicaRole::Leader).await.map(drop)
+}
+
+impl Core {
+    fn worker(&self) -> Worker {
+        let reach =
+            Reach { peers: Arc::clone(&self.peers), state: self.state.subscribe(), config: self.config.clone() };
+        Worker { replica: self.replica.clone(), reach }
+    }
+
+    async fn jobs(&self) -> Result<Vec<u64>, WireError> {
+        let deadline = Instant::now() + self.config.write_timeout;
+        let snapshot = self.replica.snapshot(Consistency::Strong, deadline).await?;
+        Ok(Store(snapshot.connection()).jobs()?.into_iter().map(|job| job.id).collect())
+    }
+
+    /// Runs a write on the coordinator's leader, which must be here.
+    async fn write(
+        &self,
+        run: impl FnOnce(Store<'_>) -> Result<Bytes, WireError> + Send + 'static,
+    ) -> ServiceResult<Bytes> {
+        let deadline = Instant::now() + self.config.write_timeout;
+        let run = Box::new(move |connection: &rusqlite::Connection| run(Store(connection)));
+        let written = self.replica.write(Write { request: None, settled: 0, deadline, run }).await?;
+        Ok(written.output)
+    }
+
+    /// Has something admitted, again and again while others are in the way, and waits for its end. `again` asks for
+    /// what was admitted under the number that `begin` gave.
+    async fn admit(
+        &self,
+        begin: impl Fn(Store<'_>) -> Result<Admission, WireError> + Clone + Send + 'static,
+        known: impl Fn(Store<'_>, u64) -> Result<Option<Admission>, WireError> + Clone + Send + 'static,
+    ) -> ServiceResult<u64> {
+        let until = tokio::time::Instant::now() + self.config.schema_timeout;
+        let mut ended = self.ended.subscribe();
+        let mut running: Option<u64> = None;
+        loop {
+            ended.mark_unchanged();
+            let (begin, known) = (begin.clone(), known.clone());
+            let asked = running;
+            let output = self.write(move |store| {
+                let before = asked.map(|job| known(store, job)).transpose()?.flatten();
+                let admission = match before {
+                    Some(admission) => admission,
+                    None => begin(store)?,
+                };
+                Ok(admission.to_bytes())
+            });
+            match Admission::from_bytes(&output.await?)? {
+                Admission::Done(value) => {
+                    self.state.refresh(&self.replica).await?;
+                    return Ok(value);
+                }
+                Admission::Failed(error) => {
+                    self.state.refresh(&self.replica).await?;
+                    return Err(error);
+                }
+                Admission::Running(job) => {
+                    if running.is_none() {
+                        // The keyspace that it makes must be known before its shards are asked.
+                        self.state.refresh(&self.replica).await?;
+                        self.begun.notify_one();
+                    }
+                    running = Some(job);
+                }
+                Admission::Wait => {}
+            }
+            if tokio::time::timeout_at(until, ended.changed()).await.is_err() {
+                return Err(match running {
+                    Some(job) => WireError::new(
+                        SqlState::TRANSACTION_RESOLUTION_UNKNOWN,
+                        format!("schema change {job} is still under way"),
+                    )
+                    .with_detail("It goes on by itself.")
+                    .with_retry(Retry::Unknown),
+                    None => WireError::new(
+                        SqlState::LOCK_NOT_AVAILABLE,
+                        "canceling statement because other schema changes are in its way",
+                    ),
+                });
+            }
+        }
+    }
+
+    fn check_leader(&self) -> ServiceResult<()> {
+        if self.replica.is_leader() {
+            return Ok(());
+        }
+        let leader = self.replica.status().leader.filter(|leader| *leader != self.config.node);
+        Err(WireError::new(SqlState::CANNOT_CONNECT_NOW, "this node doesn't lead the coordinator")
+            .with_retry(Retry::NotLeader(leader)))
+    }
+}
+
+impl CoordinatorService for Coordinator {
+    fn watch(&self) -> BoxFuture<'_, ServiceResult<BoxStream<ClusterState>>> {
+        Box::pin(async {
+            let states: BoxStream<ClusterState> = Box::pin(WatchStream::new(self.core.state.subscribe()));
+            Ok(states)
+        })
+    }
+
+    fn register(&self, node: Node) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(async move {
+            let config = self.core.config.clone();
+            let register = move |store: Store<'_>| keyspace::register(store, &node, &config).map(|()| Bytes::new());
+            self.core.write(register).await.map(drop)
+        })
+    }
+
+    fn report(&self, node: NodeId, replicas: Vec<ReplicaStatus>) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(async move {
+            self.core.state.report(node, replicas);
+            Ok(())
+        })
+    }
+
+    fn change_schema(&self, request: SchemaChangeRequest) -> BoxFuture<'_, ServiceResult<SchemaVersion>> {
+        Box::pin(async move {
+            let id = request.request;
+            let request = Arc::new(request);
+            let begin = move |store: Store<'_>| admit::change(store, &request);
+            let known = move |store: Store<'_>, _| admit::known(store, id);
+            self.core.admit(begin, known).await.map(SchemaVersion)
+        })
+    }
+
+    fn allocate(&self, id: SequenceId, count: u32) -> BoxFuture<'_, ServiceResult<SequenceBlock>> {
+        Box::pin(async move {
+            let output =
+                self.core.write(move |store| Ok(sequence::allocate(store, id, count)?.encode().into())).await?;
+            SequenceBlock::decode(&output).map_err(|e| WireError::internal(e.to_string()))
+        })
+    }
+
+    fn set_sequence(&self, id: SequenceId, next: i64) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(async move {
+            let set = move |store: Store<'_>| sequence::set(store, id, next).map(|()| Bytes::new());
+            self.core.write(set).await.map(drop)
+        })
+    }
+
+    fn create_keyspace(&self, request: CreateKeyspace) -> BoxFuture<'_, ServiceResult<KeyspaceNumber>> {
+        Box::pin(async move {
+            let begin = move |store: Store<'_>| admit::keyspace(store, &request);
+            let known = |store: Store<'_>, job| admit::known(store, admit::keyspace_request(job));
+            self.core.admit(begin, known).await.map(|number| KeyspaceNumber(number as u32))
+        })
+    }
+
+    fn status(&self) -> BoxFuture<'_, ServiceResult<ClusterStatus>> {
+        Box::pin(async {
+            self.core.check_leader()?;
+            let state = self.core.state.subscribe().borrow().clone();
+            Ok(ClusterStatus { state, replicas: self.core.state.reports() })
+        })
+    }
+}

@@ -1,0 +1,96 @@
+//! The cluster's state as everyone follows it.
+//!
+//! In come the coordinator's tables as this node's replica has applied them, and reports of who leads. Out goes one
+//! [`ClusterState`] after the other; a part that didn't change is the same object as before. A state never goes back
+//! to an older topology or catalog.
+
+use crate::store::Store;
+use parking_lot::Mutex;
+use proto::catalog::Catalog;
+use proto::services::{ClusterState, Consistency, ReplicaRole, ReplicaStatus};
+use proto::topology::{Leaders, Topology};
+use proto::{NodeId, WireError};
+use replica::Replica;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// How long a node's own replica may take to open a snapshot.
+const SNAPSHOT: Duration = Duration::from_secs(5);
+
+/// The newest state, and what nodes said.
+pub(crate) struct State {
+    sender: watch::Sender<ClusterState>,
+    reports: Mutex<BTreeMap<NodeId, Vec<ReplicaStatus>>>,
+}
+
+impl State {
+    pub(crate) fn new() -> Self {
+        let empty = ClusterState {
+            topology: Arc::new(Topology::default()),
+            leaders: Arc::new(Leaders::default()),
+            catalog: Arc::new(Catalog::default()),
+        };
+        Self { sender: watch::Sender::new(empty), reports: Mutex::default() }
+    }
+
+    /// Follows it.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<ClusterState> {
+        self.sender.subscribe()
+    }
+
+    /// Reads what the replica has applied, and tells everyone what is new.
+    pub(crate) async fn refresh(&self, replica: &Replica) -> Result<(), WireError> {
+        let snapshot = replica.snapshot(Consistency::Eventual, Instant::now() + SNAPSHOT).await?;
+        let store = Store(snapshot.connection());
+        let (epoch, version) = (store.epoch()?, store.version()?);
+        let (known_epoch, known_version) = {
+            let known = self.sender.borrow();
+            (known.topology.epoch, known.catalog.version())
+        };
+        let topology = if epoch > known_epoch { Some(Arc::new(store.topology()?)) } else { None };
+        let catalog = if version > known_version { Some(Arc::new(store.catalog()?)) } else { None };
+        drop(snapshot);
+        if topology.is_none() && catalog.is_none() {
+            return Ok(());
+        }
+        self.sender.send_if_modified(|state| {
+            // Another refresh may have been faster.
+            let newer = topology.filter(|topology| topology.epoch > state.topology.epoch);
+            let fresher = catalog.filter(|catalog| catalog.version() > state.catalog.version());
+            let changed = newer.is_some() || fresher.is_some();
+            state.topology = newer.unwrap_or_else(|| Arc::clone(&state.topology));
+            state.catalog = fresher.unwrap_or_else(|| Arc::clone(&state.catalog));
+            changed
+        });
+        Ok(())
+    }
+
+    /// Takes a node's report.
+    pub(crate) fn report(&self, node: NodeId, replicas: Vec<ReplicaStatus>) {
+        self.sender.send_if_modified(|state| {
+            let mut leaders = Leaders::clone(&state.leaders);
+            let mut news = false;
+            for status in &replicas {
+                let leader = match status.role {
+                    ReplicaRole::Leader => Some(node),
+                    ReplicaRole::Follower | ReplicaRole::Candidate | ReplicaRole::Learner => status.leader,
+                };
+                if let Some(leader) = leader {
+                    news |= leaders.learn(status.group, status.term, leader);
+                }
+            }
+            if news {
+                state.leaders = Arc::new(leaders);
+            }
+            news
+        });
+        self.reports.lock().insert(node, replicas);
+    }
+
+    /// What each node last said.
+    pub(crate) fn reports(&self) -> Vec<ReplicaStatus> {
+        self.reports.lock().values().flatten().cloned().collect()
+    }
+}

@@ -1,0 +1,195 @@
+//! A node with one shard, and requests for it.
+
+use proto::catalog::Catalog;
+use proto::services::{
+    Access, ClusterState, Consistency, FragmentRequest, RaftMessage, RaftTransport, RowSource, SchemaRequest,
+    SchemaStep, ShardService,
+};
+use proto::topology::{Keyspace, Leaders, Shard, Sharding, Topology};
+use proto::{
+    Epoch, GroupId, Incarnation, KeyRange, KeyspaceNumber, LogIndex, NodeId, RequestId, RouterIncarnation,
+    RowBatch, RowBatchBuilder, SchemaVersion, ShardId, Value, WireError,
+};
+use replica::Host;
+use shardnode::{Config, ShardNode};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long anything may take before a test fails.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+const SHARD: ShardId = ShardId(1);
+const GROUP: GroupId = GroupId(2);
+
+/// Groups of one send nothing.
+struct Nowhere;
+
+impl RaftTransport for Nowhere {
+    fn send(&self, _to: NodeId, _messages: Vec<RaftMessage>) {}
+}
+
+/// A node that holds the only replica of the only shard.
+pub struct Node {
+    pub shards: Arc<ShardNode>,
+    host: Arc<Host>,
+    _directory: tempfile::TempDir,
+}
+
+impl Node {
+    pub async fn start() -> Node {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = replica::Config::new(NodeId(1), directory.path());
+        config.tick = Duration::from_millis(10);
+        let host = Host::open(config, Arc::new(Nowhere)).unwrap();
+        let shards = ShardNode::new(Arc::clone(&host), Config::new(NodeId(1)));
+        shards.follow(state());
+        let replica = host.replica(GROUP).unwrap();
+        replica.snapshot(Consistency::Strong, Instant::now() + PATIENCE).await.ok();
+        let mut status = replica.watch();
+        let ready = async {
+            while replica.snapshot(Consistency::Strong, Instant::now() + PATIENCE).await.is_err() {
+                status.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(PATIENCE, ready).await.unwrap();
+        Node { shards, host, _directory: directory }
+    }
+
+    pub fn read(&self, sql: &str, lookup: bool) -> FragmentRequest {
+        FragmentRequest {
+            shard: SHARD,
+            epoch: Epoch(1),
+            schema_version: SchemaVersion(1),
+            sql: sql.into(),
+            params: Vec::new(),
+            rows: None,
+            access: Access::Read { consistency: Consistency::Strong, lookup },
+            timeout: PATIENCE,
+        }
+    }
+
+    pub fn write(&self, sql: &str, sequence: u64) -> FragmentRequest {
+        let request = RequestId { router: RouterIncarnation(77), sequence };
+        FragmentRequest { access: Access::Write { request, settled: 0, touch: 0 }, ..self.read(sql, false) }
+    }
+
+    pub fn step(&self, job: u64, statements: &[&str], least_version: Option<SchemaVersion>) -> SchemaRequest {
+        SchemaRequest {
+            shard: SHARD,
+            step: SchemaStep { job, step: 1 },
+            statements: statements.iter().map(|s| (*s).to_owned()).collect(),
+            least_version,
+            require_empty: Vec::new(),
+        }
+    }
+
+    pub async fn schema(
+        &self,
+        job: u64,
+        statements: &[&str],
+        least_version: Option<SchemaVersion>,
+    ) -> Result<LogIndex, WireError> {
+        self.shards.apply_schema(self.step(job, statements, least_version)).await
+    }
+
+    /// The one value that a query gives.
+    pub async fn one(&self, sql: &str) -> Value {
+        let mut read = self.read(sql, true);
+        read.schema_version = SchemaVersion(u64::MAX);
+        let response = self.shards.execute(read).await.unwrap();
+        rows(response.rows).await.unwrap().remove(0).remove(0)
+    }
+
+    /// Waits until no query runs any more: then every snapshot can be had at once.
+    pub async fn idle_readers(&self) {
+        let replica = self.host.replica(GROUP).unwrap();
+        let most = replica::Config::new(NodeId(1), "").max_snapshots;
+        let mut held = Vec::new();
+        for _ in 0..most {
+            held.push(replica.snapshot(Consistency::Eventual, Instant::now() + PATIENCE).await.unwrap());
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.host.shutdown();
+    }
+}
+
+fn state() -> ClusterState {
+    let (number, replicas) = (KeyspaceNumber(1), vec![NodeId(1)]);
+    let shard = Shard {
+        id: SHARD,
+        keyspace: number,
+        range: KeyRange::full(),
+        incarnation: Incarnation(1),
+        group: GROUP,
+        replicas,
+    };
+    let keyspace =
+        Keyspace { number, name: "main".into(), sharding: Sharding::Hash, replicas: 1, shards: vec![SHARD] };
+    let topology = Topology {
+        epoch: Epoch(1),
+        keyspaces: [(number, keyspace)].into(),
+        shards: [(SHARD, shard)].into(),
+        ..Topology::default()
+    };
+    ClusterState {
+        topology: Arc::new(topology),
+        leaders: Arc::new(Leaders::default()),
+        catalog: Arc::new(Catalog::default()),
+    }
+}
+
+/// The request with rows.
+pub fn with_rows<const N: usize>(
+    mut request: FragmentRequest,
+    columns: u16,
+    rows: &[[Value; N]],
+) -> FragmentRequest {
+    let mut batch = RowBatchBuilder::new(columns);
+    for row in rows {
+        batch.push_row(row.iter().map(Value::as_ref));
+    }
+    request.rows = Some(batch.finish());
+    request
+}
+
+/// The write with a check that no row is touched twice.
+pub fn touching(access: Access, columns: u16) -> Access {
+    match access {
+        Access::Write { request, settled, .. } => Access::Write { request, settled, touch: columns },
+        Access::Read { .. } => panic!("a read touches nothing"),
+    }
+}
+
+/// All rows, however they come.
+pub async fn rows(source: RowSource) -> Result<Vec<Vec<Value>>, WireError> {
+    let unpack = |batch: &RowBatch| -> Vec<Vec<Value>> {
+        batch.rows().map(|row| row.map(|value| value.to_owned()).collect()).collect()
+    };
+    match source {
+        RowSource::Whole(batch) => Ok(unpack(&batch)),
+        RowSource::Stream(mut batches) => {
+            let mut found = Vec::new();
+            let next = |context: &mut std::task::Context<'_>| Pin::as_mut(&mut batches).poll_next(context);
+            let mut next = next;
+            while let Some(batch) = std::future::poll_fn(&mut next).await {
+                found.extend(unpack(&batch?));
+            }
+            Ok(found)
+        }
+    }
+}
+
+/// Rows to compare with.
+pub fn values<const N: usize>(rows: &[[Value; N]]) -> Vec<Vec<Value>> {
+    rows.iter().map(|row| row.to_vec()).collect()
+}
+
+/// A text.
+pub fn text(text: &str) -> Value {
+    Value::Text(text.to_owned())
+}
