@@ -20,8 +20,8 @@ use proto::services::{CreateKeyspace, SchemaChange, SchemaChangeRequest};
 use proto::topology::{Keyspace, Sharding};
 use proto::wire::Wire;
 use proto::{
-    ColumnId, IndexId, KeyspaceNumber, RequestId, Retry, RouterIncarnation, SchemaVersion, SequenceId, ShardId,
-    SqlState, TableId, WireError,
+    ColumnId, IndexId, KeyspaceNumber, RequestId, Retry, RouterIncarnation, SchemaVersion, SequenceId,
+    ShardId, SqlState, TableId, WireError,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -223,7 +223,11 @@ impl Admitting<'_> {
         });
         Ok(vec![
             Stage::entries(fresh, true, Failure::Undo),
-            Stage::entries(before.iter().map(|shard| (*shard, Entry::default())).collect(), true, Failure::Undo),
+            Stage::entries(
+                before.iter().map(|shard| (*shard, Entry::default())).collect(),
+                true,
+                Failure::Undo,
+            ),
             Stage::copy(copies.collect()),
             Stage::publish(),
         ])
@@ -255,7 +259,8 @@ impl Admitting<'_> {
             let shards = keyspace::shards_of(self.store, &old.placement)?;
             alter::in_place(&old, &table, fill, &shards)?
         } else {
-            if matches!(table.placement, Placement::Sharded { keyspace, .. } if keyspace == KeyspaceNumber(0)) {
+            if matches!(table.placement, Placement::Sharded { keyspace, .. } if keyspace == KeyspaceNumber(0))
+            {
                 return Err(WireError::unsupported("moving a table into a range keyspace of its own")
                     .with_hint("Create a new table with PARTITION BY RANGE and copy the rows."));
             }
@@ -281,8 +286,7 @@ impl Admitting<'_> {
             tables.push(table);
         }
         let reference = tables.iter().any(|table| table.placement == Placement::Reference);
-        let objects: Vec<_> =
-            ids.iter().map(|id| id.0).chain(reference.then_some(REFERENCES)).collect();
+        let objects: Vec<_> = ids.iter().map(|id| id.0).chain(reference.then_some(REFERENCES)).collect();
         if self.store.is_held(&objects, &[])? {
             return Ok(Admission::Wait);
         }
@@ -292,9 +296,13 @@ impl Admitting<'_> {
                 self.check_unused(sequence.id, &what, &ids)?;
             }
         }
-        let owned: Vec<_> = self.store.keyspaces()?.into_iter().filter(|row| {
-            row.owner.is_some_and(|owner| ids.contains(&owner))
-        }).map(|row| row.keyspace.number).collect();
+        let owned: Vec<_> = self
+            .store
+            .keyspaces()?
+            .into_iter()
+            .filter(|row| row.owner.is_some_and(|owner| ids.contains(&owner)))
+            .map(|row| row.keyspace.number)
+            .collect();
         let mut entries: BTreeMap<ShardId, Entry> = BTreeMap::new();
         for table in &tables {
             if keyspace::of(&table.placement).is_some_and(|keyspace| owned.contains(&keyspace)) {

@@ -96,7 +96,10 @@ fn is_harmless(old: &Table, new: &Table, fill: &[(ColumnId, Value)]) -> bool {
         }
     });
     let indexes = old.indexes.iter().all(|index| new.indexes.iter().any(|other| is_same(index, other)));
-    columns && indexes && old.primary_key == new.primary_key && conditions(&old.checks) == conditions(&new.checks)
+    columns
+        && indexes
+        && old.primary_key == new.primary_key
+        && conditions(&old.checks) == conditions(&new.checks)
 }
 
 fn is_same(a: &Index, b: &Index) -> bool {

@@ -27,12 +27,18 @@ pub(crate) fn explain(error: WireError, change: Option<&SchemaChange>) -> WireEr
         }),
         (SqlState::CHECK_VIOLATION, Some(Violation::Check(_, place))) => {
             table.checks.get(*place as usize).map(|check| {
-                format!("check constraint \"{}\" of relation \"{}\" is violated by some row", check.name, table.name)
+                format!(
+                    "check constraint \"{}\" of relation \"{}\" is violated by some row",
+                    check.name, table.name
+                )
             })
         }
         (SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, _) => {
             return WireError::unsupported("re-placing a filled table")
-                .with_detail(format!("The change would move the rows of table \"{}\" to other shards.", table.name))
+                .with_detail(format!(
+                    "The change would move the rows of table \"{}\" to other shards.",
+                    table.name
+                ))
                 .with_hint("Create a new table with the new key, copy the rows, and rename it.");
         }
         _ => None,

@@ -122,7 +122,12 @@ pub(crate) struct Entry {
 
 impl Job {
     /// A job at its beginning. `version` is known already if it is exclusive.
-    pub(crate) fn new(id: u64, request: RequestId, change: Option<&SchemaChange>, stages: Vec<Stage>) -> Self {
+    pub(crate) fn new(
+        id: u64,
+        request: RequestId,
+        change: Option<&SchemaChange>,
+        stages: Vec<Stage>,
+    ) -> Self {
         Job {
             id,
             router: request.router.0,

@@ -1,79 +1,31 @@
 //! What the coordinator does on top of a replica: the cluster's shape, its catalog, and the changes of both.
+//!
+//! The life of a schema change:
+//!
+//! 1. [`Coordinator`] takes the request and has it admitted in one write to the coordinator's log ([`service`]).
+//! 2. Admission checks it against the catalog of that moment, gives out ids, holds what it touches, and records a job
+//!    with all its stages ([`admit`], [`alter`], [`job`]). Changes that no shard hears of are done right there.
+//! 3. On the leader a worker works off the stages: entries on shards, copying, publication ([`worker`], [`reach`]).
+//!    After a change of leaders another goes on from the record.
+//! 4. Publication changes catalog and topology in one write ([`publish`]); every node tells what its replica has
+//!    applied of them ([`state`]).
+//! 5. The job's end frees what it held and leaves the answer, so that a repeated request is answered the same.
+//!
+//! It must never know SQL beyond the statements of [`dialect::physical`], nor a row of a user's but to copy it.
 
+mod admit;
+mod alter;
 mod config;
+mod explain;
+mod job;
+mod keyspace;
+mod publish;
+mod reach;
+mod sequence;
+mod service;
+mod state;
+mod store;
+mod worker;
 
 pub use config::Config;
-
-use proto::catalog::Catalog;
-use proto::services::{
-    BoxFuture, BoxStream, ClusterState, ClusterStatus, CoordinatorService, CreateKeyspace, Peers,
-    ReplicaStatus, SchemaChangeRequest, SequenceBlock, ServiceResult,
-};
-use proto::topology::{Leaders, Node, Topology};
-use proto::{KeyspaceNumber, NodeId, SchemaVersion, SequenceId, WireError};
-use replica::{Host, Replica};
-use std::sync::Arc;
-use tokio::sync::watch;
-
-/// The coordinator's part on one node.
-pub struct Coordinator {
-    replica: Replica,
-    config: Config,
-    peers: Arc<dyn Peers>,
-    state: watch::Sender<ClusterState>,
-}
-
-impl Coordinator {
-    /// Makes or finds this node's replica of the coordinator's group and follows it. Call it inside a tokio runtime.
-    pub fn new(host: &Host, peers: Arc<dyn Peers>, config: Config) -> Result<Arc<Coordinator>, WireError> {
-        let replica = host.create(proto::GroupId::COORDINATOR, &config.voters, &[])?;
-        let state = ClusterState {
-            topology: Arc::new(Topology::default()),
-            leaders: Arc::new(Leaders::default()),
-            catalog: Arc::new(Catalog::default()),
-        };
-        Ok(Arc::new(Coordinator { replica, config, peers, state: watch::Sender::new(state) }))
-    }
-
-    /// Stops what it does by itself. Its replica goes on. Doing it again does nothing.
-    pub fn shutdown(&self) {}
-
-    fn unready<T>(&self) -> ServiceResult<T> {
-        let _ = (&self.replica, &self.config, &self.peers, &self.state);
-        Err(WireError::unsupported("coordinating"))
-    }
-}
-
-impl CoordinatorService for Coordinator {
-    fn watch(&self) -> BoxFuture<'_, ServiceResult<BoxStream<ClusterState>>> {
-        Box::pin(async { self.unready() })
-    }
-
-    fn register(&self, _node: Node) -> BoxFuture<'_, ServiceResult<()>> {
-        Box::pin(async { self.unready() })
-    }
-
-    fn report(&self, _node: NodeId, _replicas: Vec<ReplicaStatus>) -> BoxFuture<'_, ServiceResult<()>> {
-        Box::pin(async { self.unready() })
-    }
-
-    fn change_schema(&self, _request: SchemaChangeRequest) -> BoxFuture<'_, ServiceResult<SchemaVersion>> {
-        Box::pin(async { self.unready() })
-    }
-
-    fn allocate(&self, _sequence: SequenceId, _count: u32) -> BoxFuture<'_, ServiceResult<SequenceBlock>> {
-        Box::pin(async { self.unready() })
-    }
-
-    fn set_sequence(&self, _sequence: SequenceId, _next: i64) -> BoxFuture<'_, ServiceResult<()>> {
-        Box::pin(async { self.unready() })
-    }
-
-    fn create_keyspace(&self, _request: CreateKeyspace) -> BoxFuture<'_, ServiceResult<KeyspaceNumber>> {
-        Box::pin(async { self.unready() })
-    }
-
-    fn status(&self) -> BoxFuture<'_, ServiceResult<ClusterStatus>> {
-        Box::pin(async { self.unready() })
-    }
-}
+pub use service::Coordinator;

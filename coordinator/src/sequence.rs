@@ -99,7 +99,8 @@ mod tests {
         let mut given = Vec::new();
         while given.len() < most {
             let Ok((block, after)) = next_block(sequence, next, count) else { break };
-            given.extend((0..i64::from(block.count)).map(|i| block.first + i * block.increment));
+            let nth = |i: i64| block.first.wrapping_add(i.wrapping_mul(block.increment));
+            given.extend((0..i64::from(block.count)).map(nth));
             next = after;
         }
         given

@@ -13,8 +13,8 @@ use crate::{keyspace, sequence};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::services::{
-    BoxFuture, BoxStream, ClusterState, ClusterStatus, Consistency, CoordinatorService, CreateKeyspace, Peers,
-    ReplicaRole, ReplicaStatus, SchemaChangeRequest, SequenceBlock, ServiceResult,
+    BoxFuture, BoxStream, ClusterState, ClusterStatus, Consistency, CoordinatorService, CreateKeyspace,
+    Peers, ReplicaRole, ReplicaStatus, SchemaChangeRequest, SequenceBlock, ServiceResult,
 };
 use proto::topology::Node;
 use proto::wire::Wire;
@@ -113,7 +113,7 @@ async fn lead(core: Arc<Core>) {
         let mut working = JoinSet::new();
         let mut jobs: HashMap<tokio::task::Id, u64> = HashMap::new();
         let mut pause = Pause::default();
-        while core.replica.is_leader() {
+        while status.borrow().role == ReplicaRole::Leader {
             match core.jobs().await {
                 Ok(unfinished) => {
                     pause = Pause::default();
@@ -166,8 +166,11 @@ async fn lost(status: &mut watch::Receiver<ReplicaStatus>) -> Result<(), watch::
 
 impl Core {
     fn worker(&self) -> Worker {
-        let reach =
-            Reach { peers: Arc::clone(&self.peers), state: self.state.subscribe(), config: self.config.clone() };
+        let reach = Reach {
+            peers: Arc::clone(&self.peers),
+            state: self.state.subscribe(),
+            config: self.config.clone(),
+        };
         Worker { replica: self.replica.clone(), reach }
     }
 
@@ -267,7 +270,8 @@ impl CoordinatorService for Coordinator {
     fn register(&self, node: Node) -> BoxFuture<'_, ServiceResult<()>> {
         Box::pin(async move {
             let config = self.core.config.clone();
-            let register = move |store: Store<'_>| keyspace::register(store, &node, &config).map(|()| Bytes::new());
+            let register =
+                move |store: Store<'_>| keyspace::register(store, &node, &config).map(|()| Bytes::new());
             self.core.write(register).await.map(drop)
         })
     }
@@ -291,8 +295,10 @@ impl CoordinatorService for Coordinator {
 
     fn allocate(&self, id: SequenceId, count: u32) -> BoxFuture<'_, ServiceResult<SequenceBlock>> {
         Box::pin(async move {
-            let output =
-                self.core.write(move |store| Ok(sequence::allocate(store, id, count)?.encode().into())).await?;
+            let output = self
+                .core
+                .write(move |store| Ok(sequence::allocate(store, id, count)?.encode().into()))
+                .await?;
             SequenceBlock::decode(&output).map_err(|e| WireError::internal(e.to_string()))
         })
     }

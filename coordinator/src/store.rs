@@ -9,7 +9,8 @@ use proto::catalog::{Catalog, FIRST_USER_ID, Sequence, Table};
 use proto::topology::{Keyspace, Node, Shard, Topology};
 use proto::wire::Wire;
 use proto::{
-    Epoch, KeyspaceNumber, NodeId, RequestId, SchemaVersion, SequenceId, ShardId, SqlState, TableId, WireError,
+    Epoch, KeyspaceNumber, NodeId, RequestId, SchemaVersion, SequenceId, ShardId, SqlState, TableId,
+    WireError,
 };
 use rusqlite::{Connection, OptionalExtension, Params, Row, params};
 use std::collections::BTreeMap;
@@ -52,7 +53,9 @@ pub(crate) fn init() -> Vec<String> {
         (Counter::Answer, 1),
     ];
     statements.extend(
-        counters.map(|(counter, value)| format!("INSERT INTO shoal_counter VALUES ('{}', {value})", counter.name())),
+        counters.map(|(counter, value)| {
+            format!("INSERT INTO shoal_counter VALUES ('{}', {value})", counter.name())
+        }),
     );
     statements
 }
@@ -111,7 +114,8 @@ pub(crate) struct KeyspaceRow {
 pub(crate) type Answer = std::result::Result<u64, WireError>;
 
 fn decode<T: Wire>(bytes: &[u8]) -> Result<T> {
-    T::decode(bytes).map_err(|e| WireError::new(SqlState::DATA_CORRUPTED, format!("the coordinator's state: {e}")))
+    T::decode(bytes)
+        .map_err(|e| WireError::new(SqlState::DATA_CORRUPTED, format!("the coordinator's state: {e}")))
 }
 
 impl Store<'_> {
@@ -120,7 +124,12 @@ impl Store<'_> {
         Ok(())
     }
 
-    fn all<T>(&self, sql: &str, params: impl Params, mut row: impl FnMut(&Row<'_>) -> Result<T>) -> Result<Vec<T>> {
+    fn all<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        mut row: impl FnMut(&Row<'_>) -> Result<T>,
+    ) -> Result<Vec<T>> {
         let mut statement = self.0.prepare_cached(sql).map_err(error)?;
         let mut rows = statement.query(params).map_err(error)?;
         let mut found = Vec::new();
@@ -141,8 +150,9 @@ impl Store<'_> {
 
     /// The counter's value.
     pub(crate) fn counter(&self, counter: Counter) -> Result<u64> {
-        let value =
-            self.first("SELECT value FROM shoal_counter WHERE name = ?1", [counter.name()], |r| r.get::<_, i64>(0))?;
+        let value = self.first("SELECT value FROM shoal_counter WHERE name = ?1", [counter.name()], |r| {
+            r.get::<_, i64>(0)
+        })?;
         value
             .map(|v| v as u64)
             .ok_or_else(|| WireError::new(SqlState::DATA_CORRUPTED, "the coordinator has lost a counter"))
@@ -240,7 +250,8 @@ impl Store<'_> {
     }
 
     pub(crate) fn table(&self, id: TableId) -> Result<Option<Table>> {
-        let found = self.first("SELECT descriptor FROM shoal_table WHERE id = ?1", [id.0], |r| r.get::<_, Vec<u8>>(0))?;
+        let found = self
+            .first("SELECT descriptor FROM shoal_table WHERE id = ?1", [id.0], |r| r.get::<_, Vec<u8>>(0))?;
         found.map(|bytes| decode(&bytes)).transpose()
     }
 
@@ -262,9 +273,10 @@ impl Store<'_> {
 
     /// A sequence and its next value; `None` once it has reached its end.
     pub(crate) fn sequence(&self, id: SequenceId) -> Result<Option<(Sequence, Option<i64>)>> {
-        let found = self.first("SELECT descriptor, next FROM shoal_sequence WHERE id = ?1", [id.0], |row| {
-            Ok((row.get::<_, Vec<u8>>(0)?, row.get(1)?))
-        })?;
+        let found =
+            self.first("SELECT descriptor, next FROM shoal_sequence WHERE id = ?1", [id.0], |row| {
+                Ok((row.get::<_, Vec<u8>>(0)?, row.get(1)?))
+            })?;
         found.map(|(bytes, next)| Ok((decode(&bytes)?, next))).transpose()
     }
 
@@ -305,8 +317,9 @@ impl Store<'_> {
     /// The unfinished job of a request.
     pub(crate) fn job_of(&self, request: RequestId) -> Result<Option<u64>> {
         let key = params![request.router.0 as i64, request.sequence as i64];
-        let found =
-            self.first("SELECT id FROM shoal_job WHERE router = ?1 AND request = ?2", key, |r| r.get::<_, i64>(0))?;
+        let found = self.first("SELECT id FROM shoal_job WHERE router = ?1 AND request = ?2", key, |r| {
+            r.get::<_, i64>(0)
+        })?;
         Ok(found.map(|id| id as u64))
     }
 
@@ -319,9 +332,10 @@ impl Store<'_> {
 
     /// Whether a job runs, and whether one that must be alone does.
     pub(crate) fn busy(&self) -> Result<(bool, bool)> {
-        let found = self.first("SELECT count(*) > 0, coalesce(max(exclusive), 0) FROM shoal_job", [], |row| {
-            Ok((row.get(0)?, row.get(1)?))
-        })?;
+        let found =
+            self.first("SELECT count(*) > 0, coalesce(max(exclusive), 0) FROM shoal_job", [], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })?;
         Ok(found.unwrap_or_default())
     }
 
@@ -364,7 +378,8 @@ impl Store<'_> {
     pub(crate) fn answer(&self, request: RequestId) -> Result<Option<Answer>> {
         let sql = "SELECT value, error FROM shoal_answer WHERE router = ?1 AND request = ?2";
         let key = params![request.router.0 as i64, request.sequence as i64];
-        let found = self.first(sql, key, |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<Vec<u8>>>(1)?)))?;
+        let found =
+            self.first(sql, key, |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<Vec<u8>>>(1)?)))?;
         match found {
             None => Ok(None),
             Some((value, None)) => Ok(Some(Ok(value as u64))),
@@ -380,7 +395,10 @@ impl Store<'_> {
             Err(error) => (0, Some(error.encode())),
         };
         let (router, sequence) = (request.router.0 as i64, request.sequence as i64);
-        self.run("INSERT INTO shoal_answer VALUES (?1, ?2, ?3, ?4, ?5)", params![id, router, sequence, value, error])?;
+        self.run(
+            "INSERT INTO shoal_answer VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![id, router, sequence, value, error],
+        )?;
         self.run("DELETE FROM shoal_answer WHERE id <= ?1", [id - ANSWERS])
     }
 }

@@ -15,7 +15,7 @@ use proto::services::{
     Access, Consistency, FragmentRequest, RowSource, SchemaRequest, SchemaStep, ShardService,
 };
 use proto::{
-    ColumnId, Retry, RequestId, RouterIncarnation, RowBatch, SchemaVersion, ShardId, TableId, WireError,
+    ColumnId, RequestId, Retry, RouterIncarnation, RowBatch, SchemaVersion, ShardId, TableId, WireError,
 };
 use replica::{Replica, Write};
 use std::sync::Arc;
@@ -69,7 +69,8 @@ impl Worker {
     async fn move_on(&self, id: u64) -> Result<bool, WireError> {
         let Some(job) = self.job(id).await? else { return Ok(false) };
         if job.has_failed() {
-            let undoing = job.undoing().into_iter().map(|(shard, statements)| (shard, statements, Vec::new()));
+            let undoing =
+                job.undoing().into_iter().map(|(shard, statements)| (shard, statements, Vec::new()));
             let applied = self.apply(&job, job.undo_step(), None, undoing.collect()).await;
             if let Some(error) = applied.error {
                 tracing::error!(job = id, %error, "what a failed schema change did can't be undone");
