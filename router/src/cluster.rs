@@ -1,0 +1,221 @@
+//! What the router knows of the cluster, and how it stays up to date.
+//!
+//! A task follows any coordinator's watch stream and swaps the newest state in; statements load it without a lock.
+//! Who leads a group is a hint that a shard's answer can correct until the next state comes.
+
+use crate::retry::Backoff;
+use arc_swap::{ArcSwap, Guard};
+use dashmap::DashMap;
+use futures::StreamExt;
+use proto::services::{ClusterState, CoordinatorService, Peers};
+use proto::{Epoch, GroupId, NodeId, Retry, SchemaVersion, SqlState, WireError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// How long a statement that names something unknown waits for the coordinator's word on it.
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The cluster, as this router sees it.
+pub struct Cluster {
+    peers: Arc<dyn Peers>,
+    state: ArcSwap<ClusterState>,
+    changed: watch::Sender<u64>,
+    corrected: AtomicBool,
+    corrections: DashMap<GroupId, NodeId>,
+    coordinator: AtomicU64,
+}
+
+impl Cluster {
+    /// A cluster of which nothing is known yet.
+    pub fn new(peers: Arc<dyn Peers>) -> Self {
+        let state =
+            ClusterState { topology: Arc::default(), leaders: Arc::default(), catalog: Arc::default() };
+        Self {
+            peers,
+            state: ArcSwap::from_pointee(state),
+            changed: watch::Sender::new(0),
+            corrected: AtomicBool::new(false),
+            corrections: DashMap::new(),
+            coordinator: AtomicU64::new(0),
+        }
+    }
+
+    /// The newest state. Don't hold it while waiting.
+    pub fn load(&self) -> Guard<Arc<ClusterState>> {
+        self.state.load()
+    }
+
+    /// The newest state, to keep.
+    pub fn snapshot(&self) -> Arc<ClusterState> {
+        self.state.load_full()
+    }
+
+    /// The nodes' services.
+    pub fn peers(&self) -> &dyn Peers {
+        self.peers.as_ref()
+    }
+
+    /// Follows the coordinators until it is dropped.
+    pub async fn follow(&self) {
+        loop {
+            let mut backoff = Backoff::until(Instant::now() + Duration::from_secs(3600));
+            for (node, coordinator) in self.peers.coordinators() {
+                match coordinator.watch().await {
+                    Ok(mut states) => {
+                        while let Some(state) = states.next().await {
+                            self.install(state);
+                            backoff = Backoff::until(Instant::now() + Duration::from_secs(3600));
+                        }
+                    }
+                    Err(error) => tracing::debug!(%node, %error, "can't follow this coordinator"),
+                }
+            }
+            backoff.pause().await;
+        }
+    }
+
+    /// Takes in a state. Parts that are older than what is known are left out: coordinators may lag.
+    pub fn install(&self, new: ClusterState) {
+        self.state.rcu(|old| {
+            let topology =
+                if new.topology.epoch >= old.topology.epoch { &new.topology } else { &old.topology };
+            let catalog =
+                if new.catalog.version() >= old.catalog.version() { &new.catalog } else { &old.catalog };
+            ClusterState {
+                topology: topology.clone(),
+                catalog: catalog.clone(),
+                leaders: new.leaders.clone(),
+            }
+        });
+        self.corrected.store(false, Ordering::Release);
+        self.corrections.clear();
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// The node that leads a group, as far as is known.
+    pub fn leader(&self, state: &ClusterState, group: GroupId) -> Option<NodeId> {
+        if self.corrected.load(Ordering::Acquire)
+            && let Some(node) = self.corrections.get(&group)
+        {
+            return Some(*node);
+        }
+        state.leaders.get(group)
+    }
+
+    /// A replica said who leads its group.
+    pub fn correct_leader(&self, group: GroupId, node: NodeId) {
+        self.corrections.insert(group, node);
+        self.corrected.store(true, Ordering::Release);
+    }
+
+    /// Waits for a state of at least these versions; an error at the deadline.
+    pub async fn wait_for(
+        &self,
+        schema: SchemaVersion,
+        epoch: Epoch,
+        deadline: Instant,
+    ) -> Result<Arc<ClusterState>, WireError> {
+        let mut changed = self.changed.subscribe();
+        loop {
+            let state = self.snapshot();
+            if state.catalog.version() >= schema && state.topology.epoch >= epoch {
+                return Ok(state);
+            }
+            if !matches!(tokio::time::timeout_at(deadline.into(), changed.changed()).await, Ok(Ok(()))) {
+                let message = "this router has not heard of the newest catalog yet";
+                return Err(WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(Retry::Later));
+            }
+        }
+    }
+
+    /// Waits until there is a cluster: 57P03 if there is none by the deadline.
+    pub async fn wait_ready(&self, deadline: Instant) -> Result<(), WireError> {
+        let mut changed = self.changed.subscribe();
+        loop {
+            if self.load().topology.keyspaces.values().any(|keyspace| !keyspace.shards.is_empty()) {
+                return Ok(());
+            }
+            if !matches!(tokio::time::timeout_at(deadline.into(), changed.changed()).await, Ok(Ok(()))) {
+                return Err(WireError::new(
+                    SqlState::CANNOT_CONNECT_NOW,
+                    "the database system is starting up",
+                ));
+            }
+        }
+    }
+
+    /// Asks the coordinator's leader for its state. Says whether the catalog is newer than `seen`.
+    pub async fn refresh(&self, seen: SchemaVersion) -> bool {
+        let deadline = Instant::now() + REFRESH_TIMEOUT;
+        if self.load().catalog.version() == seen {
+            let status = self
+                .ask_coordinator(deadline, deadline, |coordinator| async move { coordinator.status().await });
+            if let Ok(status) = status.await {
+                self.install(status.state);
+            }
+        }
+        self.load().catalog.version() > seen
+    }
+
+    /// Calls the coordinator's leader, wherever it is. Repeats the call until `retry_until` while the answer is that
+    /// it may help, so the call must be one that can be repeated: a read, or one with a request id. An answer is
+    /// waited for until the deadline.
+    pub async fn ask_coordinator<T, F>(
+        &self,
+        deadline: Instant,
+        retry_until: Instant,
+        call: impl Fn(Arc<dyn CoordinatorService>) -> F,
+    ) -> Result<T, WireError>
+    where
+        F: Future<Output = Result<T, WireError>>,
+    {
+        let mut backoff = Backoff::until(retry_until);
+        let mut hint = Some(NodeId(self.coordinator.load(Ordering::Relaxed)));
+        let mut turn = 0;
+        loop {
+            let coordinators = self.peers.coordinators();
+            let named = coordinators.iter().find(|(node, _)| Some(*node) == hint);
+            let Some((node, service)) = named.or_else(|| coordinators.get(turn % coordinators.len().max(1)))
+            else {
+                if backoff.pause().await {
+                    continue;
+                }
+                return Err(WireError::new(SqlState::CANNOT_CONNECT_NOW, "no coordinator is known"));
+            };
+            turn += 1;
+            let answer = match tokio::time::timeout_at(deadline.into(), call(service.clone())).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    let message = "the coordinator did not answer in time";
+                    return Err(WireError::new(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, message)
+                        .with_retry(Retry::Unknown));
+                }
+            };
+            let error = match answer {
+                Ok(answer) => {
+                    self.coordinator.store(node.0, Ordering::Relaxed);
+                    return Ok(answer);
+                }
+                Err(error) => error,
+            };
+            let asked_by_hint = hint == Some(*node);
+            hint = None;
+            match error.retry {
+                Retry::NotLeader(Some(leader)) if !(asked_by_hint && leader == *node) => {
+                    hint = Some(leader);
+                    // One that was just named is asked at once, but two that name each other must not spin.
+                    if turn <= 2 {
+                        continue;
+                    }
+                }
+                Retry::NotLeader(_) | Retry::Later | Retry::Unknown => {}
+                Retry::Never | Retry::StaleEpoch(_) | Retry::StaleSchema(_) => return Err(error),
+            }
+            if !backoff.pause().await {
+                return Err(error);
+            }
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! What a router is told when it is made.
+
+use std::time::Duration;
+
+/// A router's bounds.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Sessions at a time; one more gets 53300.
+    pub max_connections: usize,
+    /// Bytes of a client's message; a longer one is refused before it is read.
+    pub max_message_bytes: usize,
+    /// How long a client may take until its session has started.
+    pub startup_timeout: Duration,
+    /// How long a statement asks again while a shard has no leader, or the coordinator none.
+    pub retry_timeout: Duration,
+    /// How long a statement may take where `statement_timeout` sets no bound.
+    pub statement_timeout: Duration,
+    /// Plans that are kept.
+    pub cached_plans: usize,
+    /// Bytes of rows that go to a shard in one request, and that COPY and INSERT .. SELECT hold back for a shard.
+    pub batch_bytes: usize,
+    /// Shards that one statement asks at a time.
+    pub shards_at_once: usize,
+    /// Gathers that run at a time; others wait.
+    pub gathers_at_once: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_connections: 500,
+            max_message_bytes: 64 << 20,
+            startup_timeout: Duration::from_secs(60),
+            retry_timeout: Duration::from_secs(30),
+            statement_timeout: Duration::from_secs(3600),
+            cached_plans: 4096,
+            batch_bytes: 1 << 20,
+            shards_at_once: 64,
+            gathers_at_once: 32,
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! COPY .. FROM STDIN: input to rows to shards, in bounded memory.
+//!
+//! Input comes in pieces and may end anywhere in a line. Rows that are complete go into batches; when these are big
+//! enough they are sent, and the client waits meanwhile. A COPY that fits the batches is written at its end, so
+//! nothing of it stays if it fails before; of a bigger one, what was sent stays, and the error says so.
+
+use super::Executor;
+use super::insert::Placed;
+use super::statement::Statement;
+use super::writes::partly;
+use crate::copy::read::{LineError, Reader, shown};
+use crate::error::Report;
+use dialect::io;
+use planner::plan::{Action, CopyIn, Plan};
+use proto::services::ClusterState;
+use proto::{Value, WireError};
+use std::sync::Arc;
+
+/// A COPY that is under way.
+pub struct Copying {
+    /// Its plan.
+    pub plan: Arc<Plan>,
+    /// The cluster that it was planned by.
+    pub state: Arc<ClusterState>,
+    scalars: Vec<Value>,
+    reader: Reader,
+    placed: Placed,
+    table: String,
+    sent: u64,
+}
+
+impl Copying {
+    fn copy(plan: &Plan) -> Result<&CopyIn, WireError> {
+        match &plan.action {
+            Action::CopyIn(copy) => Ok(copy),
+            _ => Err(WireError::internal("not a COPY FROM")),
+        }
+    }
+
+    /// How many columns the input has.
+    pub fn columns(&self) -> usize {
+        Self::copy(&self.plan).map_or(0, |copy| copy.columns.len())
+    }
+
+    fn context(&self, rest: &str) -> String {
+        format!("COPY {}, line {}{rest}", self.table, self.reader.line_number())
+    }
+
+    /// The error with the place in the input, and with what was written before it.
+    fn report(&self, error: WireError, context: Option<String>, state: &ClusterState) -> Report {
+        let error = if self.sent > 0 { partly(error, "some shards") } else { error };
+        let mut report = Report::named(error, &state.catalog);
+        report.context = context;
+        report
+    }
+}
+
+impl Executor {
+    /// Begins a COPY: its scalars are evaluated once.
+    pub async fn copy_begin(&self, run: &Statement<'_>) -> Result<Copying, WireError> {
+        let copy = Copying::copy(run.plan)?;
+        let scalars = self.scalars(run.plan, run).await?;
+        let columns = copy.columns.iter().map(|(name, _)| name.clone()).collect();
+        let table = run.state.catalog.table(copy.insert.table);
+        let table = table.map_or_else(|| copy.insert.table.to_string(), |table| table.name.clone());
+        Ok(Copying {
+            plan: run.plan.clone(),
+            state: run.state.clone(),
+            scalars,
+            reader: Reader::new(copy.format.clone(), columns),
+            placed: Placed::new(false),
+            table,
+            sent: 0,
+        })
+    }
+
+    /// Takes in a piece of the input.
+    pub async fn copy_feed(
+        &self,
+        run: &Statement<'_>,
+        copying: &mut Copying,
+        piece: &[u8],
+    ) -> Result<(), Report> {
+        copying.reader.push(piece);
+        self.copy_rows(run, copying, false).await
+    }
+
+    /// The input has ended: writes what is left, and says how many rows it was.
+    pub async fn copy_end(&self, run: &Statement<'_>, copying: &mut Copying) -> Result<u64, Report> {
+        self.copy_rows(run, copying, true).await?;
+        self.copy_send(run, copying).await?;
+        Ok(copying.sent)
+    }
+
+    async fn copy_rows(&self, run: &Statement<'_>, copying: &mut Copying, last: bool) -> Result<(), Report> {
+        let plan = copying.plan.clone();
+        let copy = Copying::copy(&plan)?;
+        loop {
+            let mut input = Vec::with_capacity(copy.columns.len());
+            let bad = match copying.reader.next(last) {
+                Ok(None) => return Ok(()),
+                Ok(Some(record)) => copy.columns.iter().enumerate().find_map(|(place, (name, ty))| {
+                    let field = record.get(place);
+                    let value = match field {
+                        None => Value::Null,
+                        Some(text) => match io::input(*ty, text, &run.facts.zone) {
+                            Ok(value) => value,
+                            Err(error) => {
+                                return Some((error, format!(", column {name}: \"{}\"", shown(text))));
+                            }
+                        },
+                    };
+                    input.push(value);
+                    None
+                }),
+                Err(LineError { error, line }) => {
+                    let context = line.map_or_else(String::new, |line| format!(": \"{line}\""));
+                    Some((error, context))
+                }
+            };
+            if let Some((error, context)) = bad {
+                let context = copying.context(&context);
+                return Err(copying.report(error, Some(context), &run.state));
+            }
+            let made = self.make_row(run, &copy.row, &copying.scalars, input).await;
+            let placed = made.and_then(|row| copying.placed.push(run, &copy.insert, &row));
+            if let Err(error) = placed {
+                let context = copying.context("");
+                return Err(copying.report(error, Some(context), &run.state));
+            }
+            if copying.placed.is_full(self.config.batch_bytes) {
+                self.copy_send(run, copying).await?;
+                run.interrupt.check().map_err(|error| copying.report(error, None, &run.state))?;
+            }
+        }
+    }
+
+    async fn copy_send(&self, run: &Statement<'_>, copying: &mut Copying) -> Result<(), Report> {
+        let plan = copying.plan.clone();
+        let insert = &Copying::copy(&plan)?.insert;
+        let placed = std::mem::replace(&mut copying.placed, Placed::new(false));
+        match self.send(run, insert, &copying.scalars, placed).await {
+            Ok(written) => {
+                copying.sent += written.affected;
+                Ok(())
+            }
+            Err(error) => {
+                // The row isn't known, but it was one of the last.
+                let context = format!("COPY {}", copying.table);
+                Err(copying.report(error, Some(context), &run.state))
+            }
+        }
+    }
+}

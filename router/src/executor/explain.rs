@@ -1,0 +1,96 @@
+//! EXPLAIN: the plan's lines with the shards that this run would ask, and for ANALYZE what they took.
+
+use super::Executor;
+use super::statement::Statement;
+use planner::plan::{Action, InsertRows, Plan, Query, Route};
+use proto::{RowBatch, RowBatchBuilder, Value, ValueRef, WireError};
+use std::sync::Arc;
+use std::time::Instant;
+
+impl Executor {
+    /// The lines of EXPLAIN, as rows.
+    pub async fn explain(
+        &self,
+        run: &Statement<'_>,
+        analyze: bool,
+        plan: &Arc<Plan>,
+    ) -> Result<RowBatch, WireError> {
+        let run = &Statement {
+            plan,
+            text: run.text,
+            parameters: run.parameters,
+            state: run.state.clone(),
+            facts: run.facts,
+            interrupt: run.interrupt,
+            deadline: run.deadline,
+            retry_until: run.retry_until,
+        };
+        let scalars = self.scalars(plan, run).await?;
+        let routes = match &plan.action {
+            Action::Query(query) => self.routes(run, query, &scalars)?,
+            Action::Insert(insert) => match &insert.rows {
+                InsertRows::Query { query, .. } => self.routes(run, query, &scalars)?,
+                InsertRows::Values(_) => Vec::new(),
+            },
+            Action::Modify(modify) => {
+                vec![planner::route(&modify.fragment.target, &scalars, &run.state.topology)?]
+            }
+            _ => Vec::new(),
+        };
+        let mut lines = planner::explain(plan, &routes, &run.state.topology);
+        if analyze {
+            let Action::Query(query) = &plan.action else {
+                return Err(WireError::unsupported("EXPLAIN ANALYZE of a statement that writes"));
+            };
+            lines.extend(self.analyze(run, query, &routes, &scalars).await?);
+        }
+        let mut rows = RowBatchBuilder::new(1);
+        lines.iter().for_each(|line| rows.push(ValueRef::Text(line)));
+        Ok(rows.finish())
+    }
+
+    /// Runs the query, and each of its fragments on each shard by itself, and tells what they took.
+    async fn analyze(
+        &self,
+        run: &Statement<'_>,
+        query: &Query,
+        routes: &[Route],
+        scalars: &[Value],
+    ) -> Result<Vec<String>, WireError> {
+        let mut lines = Vec::new();
+        let started = Instant::now();
+        let mut rows = self.query(run, query, scalars).await?;
+        let mut returned = 0;
+        while let Some(chunk) = rows.next().await? {
+            returned += chunk.len();
+        }
+        let took = started.elapsed();
+        for (place, (fragment, route)) in query.fragments.iter().zip(routes).enumerate() {
+            for shard in super::gather::shards_of(route.clone()) {
+                let started = Instant::now();
+                let answer = self.read(run, shard, fragment, scalars).await?;
+                let (mut rows, mut bytes) = (0, 0);
+                let mut take = |batch: &RowBatch| {
+                    rows += batch.len();
+                    bytes += batch.data().len();
+                };
+                match answer.rows {
+                    proto::services::RowSource::Whole(batch) => take(&batch),
+                    proto::services::RowSource::Stream(mut stream) => {
+                        while let Some(batch) = run.attend(super::rows::next_of(&mut stream)).await? {
+                            take(&batch);
+                        }
+                    }
+                }
+                let name = run.state.topology.shard_name(shard);
+                let took = started.elapsed().as_secs_f64() * 1000.0;
+                lines.push(format!(
+                    "Fragment {} on {name}: rows={rows} bytes={bytes} time={took:.3} ms",
+                    place + 1
+                ));
+            }
+        }
+        lines.push(format!("Execution: rows={returned} time={:.3} ms", took.as_secs_f64() * 1000.0));
+        Ok(lines)
+    }
+}

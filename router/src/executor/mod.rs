@@ -1,0 +1,57 @@
+//! Running plans.
+//!
+//! The life of a plan here: its scalars are evaluated ([`scalars`]), its fragments are routed and sent to shards
+//! ([`fragments`]), and what comes back is gathered ([`gather`], [`merge`]) into rows that the session pulls
+//! ([`rows`]). Writes go to the shards of their rows ([`insert`], [`writes`]), schema changes to the coordinator
+//! ([`schema`]). Nothing here knows a client's protocol.
+
+pub mod copy_in;
+pub mod explain;
+pub mod fragments;
+pub mod gather;
+pub mod insert;
+pub mod merge;
+pub mod rows;
+pub mod scalars;
+pub mod schema;
+pub mod sqlite;
+pub mod statement;
+pub mod writes;
+
+use crate::cluster::Cluster;
+use crate::config::Config;
+use crate::requests::Requests;
+use crate::sequences::Sequences;
+use dashmap::DashMap;
+use proto::TableId;
+use std::sync::Arc;
+use tokio::sync::{Mutex, Semaphore};
+
+/// What runs plans, shared by all sessions.
+pub struct Executor {
+    pub(crate) config: Config,
+    pub(crate) cluster: Arc<Cluster>,
+    requests: Arc<Requests>,
+    pub(crate) sequences: Sequences,
+    expressions: sqlite::Pool,
+    gathers: Arc<sqlite::Pool>,
+    gather_slots: Arc<Semaphore>,
+    reference_locks: DashMap<TableId, Arc<Mutex<()>>>,
+}
+
+impl Executor {
+    /// An executor over this cluster.
+    pub fn new(config: Config, cluster: Arc<Cluster>) -> Self {
+        let gather_slots = Arc::new(Semaphore::new(config.gathers_at_once));
+        Self {
+            config,
+            cluster,
+            requests: Requests::new(),
+            sequences: Sequences::default(),
+            expressions: sqlite::Pool::in_memory(),
+            gathers: Arc::new(sqlite::Pool::spilling()),
+            gather_slots,
+            reference_locks: DashMap::new(),
+        }
+    }
+}

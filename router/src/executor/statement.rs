@@ -1,0 +1,57 @@
+//! One run of a plan: everything that stays the same while it lasts.
+
+use super::scalars::Facts;
+use crate::cancel::{Interrupt, Reason};
+use planner::plan::Plan;
+use planner::text::Text;
+use proto::services::ClusterState;
+use proto::{Value, WireError};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// One run of a plan.
+pub struct Statement<'a> {
+    /// The plan.
+    pub plan: &'a Arc<Plan>,
+    /// The text whose literals it takes.
+    pub text: &'a Text,
+    /// The client's parameters, in storage form.
+    pub parameters: &'a [Value],
+    /// The cluster that it was planned and is routed by.
+    pub state: Arc<ClusterState>,
+    /// The session's facts.
+    pub facts: &'a Facts,
+    /// How it learns that it should stop.
+    pub interrupt: &'a Arc<Interrupt>,
+    /// When it must have ended.
+    pub deadline: Instant,
+    /// How long it asks again where that may help.
+    pub retry_until: Instant,
+}
+
+impl Statement<'_> {
+    /// The time that is left.
+    pub fn time_left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// Waits for something that may be given up: an interrupt or the deadline ends it.
+    pub async fn attend<T>(&self, work: impl Future<Output = Result<T, WireError>>) -> Result<T, WireError> {
+        attend(self.interrupt, self.deadline, work).await
+    }
+}
+
+/// Waits for something that may be given up: an interrupt or the deadline ends it.
+pub async fn attend<T>(
+    interrupt: &Interrupt,
+    deadline: Instant,
+    work: impl Future<Output = Result<T, WireError>>,
+) -> Result<T, WireError> {
+    tokio::select! {
+        // The work is looked at first: what is ready at once pays for no timer.
+        biased;
+        result = work => result,
+        reason = interrupt.wait() => Err(reason.error()),
+        () = tokio::time::sleep_until(deadline.into()) => Err(Reason::Timeout.error()),
+    }
+}

@@ -1,0 +1,186 @@
+//! The router's door: connections, their number, and their end.
+
+use crate::cancel::{Reason, Sessions};
+use crate::cluster::Cluster;
+use crate::config::Config;
+use crate::executor::Executor;
+use crate::executor::scalars::{DATABASE, USER};
+use crate::protocol::backend;
+use crate::protocol::framing::{FrameError, Frames};
+use crate::protocol::startup::{self, Purpose, Startup};
+use crate::session::Session;
+use crate::session::output::Output;
+use crate::session::settings::Settings;
+use crate::statements::PlanCache;
+use futures::FutureExt;
+use proto::services::Peers;
+use proto::{SqlState, WireError};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+/// How long sessions may take to end when the server stops.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What all sessions share.
+pub struct Shared {
+    pub(crate) executor: Executor,
+    pub(crate) plans: PlanCache,
+    sessions: Arc<Sessions>,
+    permits: Arc<Semaphore>,
+}
+
+/// A router.
+pub struct Router {
+    shared: Arc<Shared>,
+}
+
+impl Router {
+    /// A router over the cluster that these peers form.
+    pub fn new(config: Config, peers: Arc<dyn Peers>) -> Self {
+        let plans = PlanCache::new(config.cached_plans);
+        let permits = Arc::new(Semaphore::new(config.max_connections));
+        let executor = Executor::new(config, Arc::new(Cluster::new(peers)));
+        Self { shared: Arc::new(Shared { executor, plans, sessions: Arc::default(), permits }) }
+    }
+
+    /// Answers the connections of a listener until `shutdown` is ready. Sessions then end: what they run is
+    /// cancelled where it can be, and a write that was sent to a shard is waited for.
+    pub async fn serve(&self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+        let mut connections = JoinSet::new();
+        let cluster = self.shared.executor.cluster.clone();
+        let follower = tokio::spawn(async move { cluster.follow().await });
+        tokio::pin!(shutdown);
+        loop {
+            let accepted = tokio::select! {
+                () = &mut shutdown => break,
+                // Connections that have ended are let go.
+                Some(_) = connections.join_next() => continue,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(connection(self.shared.clone(), stream));
+                }
+                Err(error) => {
+                    // No file descriptors, most likely: accepting at once would only spin.
+                    tracing::warn!(%error, "can't accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+        drop(listener);
+        self.shared.sessions.shut_down();
+        let all = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(SHUTDOWN_TIMEOUT, all).await.is_err() {
+            tracing::warn!("sessions were ended in the middle of their statements");
+        }
+        follower.abort();
+    }
+}
+
+/// The life of a connection.
+async fn connection(shared: Arc<Shared>, stream: TcpStream) {
+    // Answers are sent whole, so there is nothing to wait for.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "can't set TCP_NODELAY");
+    }
+    let (reader, writer) = stream.into_split();
+    let mut frames = Frames::new(reader, shared.executor.config.max_message_bytes);
+    let mut output = Output::new(writer);
+    let timeout = shared.executor.config.startup_timeout;
+    let purpose = tokio::time::timeout(timeout, startup::read(&mut frames, output.writer())).await;
+    let startup = match purpose {
+        Err(_) | Ok(Err(FrameError::Closed)) => return,
+        Ok(Err(FrameError::Invalid(error))) => return refuse(output, error, timeout).await,
+        Ok(Ok(Purpose::Cancel { pid, secret })) => return shared.sessions.cancel(pid, secret),
+        Ok(Ok(Purpose::Session(startup))) => startup,
+    };
+    let Ok(_permit) = shared.permits.clone().try_acquire_owned() else {
+        let error = WireError::new(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already");
+        return refuse(output, error, timeout).await;
+    };
+    let settings = match accept(&shared, &startup).await {
+        Ok(settings) => settings,
+        Err(error) => return refuse(output, error, timeout).await,
+    };
+    session(shared, frames, output, startup, settings).await;
+}
+
+async fn session(
+    shared: Arc<Shared>,
+    mut frames: Frames<OwnedReadHalf>,
+    mut output: Output<OwnedWriteHalf>,
+    startup: Startup,
+    settings: Settings,
+) {
+    let registration = shared.sessions.register();
+    let out = &mut output.buffer;
+    let options = startup.unknown_options();
+    if startup.minor > 0 || !options.is_empty() {
+        backend::negotiate_version(out, &options);
+    }
+    backend::authentication_ok(out);
+    for (name, value) in settings.reported() {
+        backend::parameter_status(out, name, value);
+    }
+    backend::parameter_status(out, "server_encoding", "UTF8");
+    backend::backend_key(out, registration.pid, registration.secret);
+    backend::ready(out, backend::Status::Idle);
+    if output.flush().await.is_err() {
+        return;
+    }
+    let mut session = Session::new(shared, &registration, output, settings);
+    if AssertUnwindSafe(session.run(&mut frames)).catch_unwind().await.is_err() {
+        tracing::error!("a session has panicked; it is closed, the others go on");
+        registration.interrupt.raise(Reason::Lost);
+        let error = WireError::internal("the session met a bug and is closed");
+        let last_words = AssertUnwindSafe(session.end(error)).catch_unwind();
+        // A client that doesn't listen isn't waited for.
+        let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, last_words).await;
+    }
+}
+
+/// Checks what a client asks for at startup.
+async fn accept(shared: &Shared, startup: &Startup) -> Result<Settings, WireError> {
+    let user = startup.get("user").unwrap_or_default();
+    if user.is_empty() {
+        let message = "no PostgreSQL user name specified in startup packet";
+        return Err(WireError::new(SqlState::INVALID_AUTHORIZATION_SPECIFICATION, message));
+    }
+    if user != USER {
+        let message = format!("role \"{user}\" does not exist");
+        return Err(WireError::new(SqlState::INVALID_AUTHORIZATION_SPECIFICATION, message)
+            .with_hint(format!("The user is \"{USER}\".")));
+    }
+    let database = startup.get("database").filter(|name| !name.is_empty()).unwrap_or(user);
+    if database != DATABASE {
+        let message = format!("database \"{database}\" does not exist");
+        return Err(WireError::new(SqlState::INVALID_CATALOG_NAME, message)
+            .with_hint(format!("The database is \"{DATABASE}\".")));
+    }
+    if startup.get("replication").is_some_and(|value| !matches!(value, "false" | "off" | "no" | "0")) {
+        return Err(WireError::unsupported("the replication protocol"));
+    }
+    let mut settings = Settings::default();
+    for (name, value) in startup.settings()? {
+        if name != "replication" {
+            settings.set(&name, Some(&value))?;
+        }
+    }
+    settings.keep_as_startup();
+    let deadline = Instant::now() + shared.executor.config.retry_timeout;
+    shared.executor.cluster.wait_ready(deadline).await?;
+    Ok(settings)
+}
+
+/// The one thing that a client hears which gets no session.
+async fn refuse(mut output: Output<OwnedWriteHalf>, error: WireError, timeout: Duration) {
+    backend::error(&mut output.buffer, backend::Severity::Fatal, &error.into());
+    // A client that doesn't listen isn't waited for.
+    let _ = tokio::time::timeout(timeout, output.flush()).await;
+}

@@ -1,0 +1,306 @@
+//! What the session does by itself: blocks, settings, prepared statements by SQL.
+
+use super::block::check_isolation;
+use super::run::{Columns, Started, Tag, text_column};
+use super::{Session, Undo};
+use crate::executor::fragments::pick;
+use crate::protocol::backend::{parameter_status, warning};
+use dialect::Type;
+use planner::plan::{Action, Isolation, Plan, SessionCommand};
+use planner::text::Text;
+use proto::services::ClusterState;
+use proto::{RowBatchBuilder, SqlState, Value, ValueRef, WireError};
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::io::AsyncWrite;
+
+impl<W: AsyncWrite + Unpin> Session<W> {
+    pub(super) async fn command(
+        &mut self,
+        command: &SessionCommand,
+        text: &Text,
+        parameters: &[Value],
+        plan: &Arc<Plan>,
+        state: Arc<ClusterState>,
+        deadline: Instant,
+    ) -> Result<Started, WireError> {
+        let done = |tag| Ok(Started::Done(Tag::Plain(tag)));
+        match command {
+            SessionCommand::Empty => Ok(Started::Empty),
+            SessionCommand::Begin { read_only, isolation } => {
+                check_isolation(*isolation)?;
+                if self.block.is_open() {
+                    let code = SqlState::ACTIVE_SQL_TRANSACTION;
+                    self.notice(&warning(code, "there is already a transaction in progress"));
+                } else {
+                    self.block.begin(read_only.unwrap_or(self.settings.read_only));
+                }
+                done("BEGIN")
+            }
+            SessionCommand::Commit => self.end_block(true),
+            SessionCommand::Rollback => self.end_block(false),
+            SessionCommand::Savepoint(_) | SessionCommand::Release(_) | SessionCommand::RollbackTo(_) => {
+                if !self.block.is_open() {
+                    let message = "SAVEPOINT can only be used in transaction blocks";
+                    return Err(WireError::new(SqlState::NO_ACTIVE_SQL_TRANSACTION, message));
+                }
+                Err(WireError::unsupported("SAVEPOINT"))
+            }
+            SessionCommand::Set { name, value, local } => {
+                self.set(name, value.as_deref(), *local)?;
+                done("SET")
+            }
+            SessionCommand::Reset(Some(name)) => {
+                self.set(name, None, false)?;
+                done("RESET")
+            }
+            SessionCommand::Reset(None) => {
+                self.reset_all()?;
+                done("RESET")
+            }
+            SessionCommand::Show(Some(name)) => {
+                let (name, value) = self.shown(name)?;
+                let mut rows = RowBatchBuilder::new(1);
+                rows.push(ValueRef::Text(&value));
+                Ok(self.own_rows(vec![text_column(&name)], rows.finish(), Tag::Plain("SHOW"), deadline))
+            }
+            SessionCommand::Show(None) => {
+                let mut rows = RowBatchBuilder::new(3);
+                for (name, value, about) in self.settings.all() {
+                    rows.push_row([name, value, about].map(ValueRef::Text));
+                }
+                let columns = ["name", "setting", "description"].map(text_column).to_vec();
+                Ok(self.own_rows(columns, rows.finish(), Tag::Plain("SHOW"), deadline))
+            }
+            SessionCommand::Prepare { name, types, offset } => {
+                let sql = text.source.get(*offset..).unwrap_or_default();
+                let declared = types.iter().map(|ty| Some(*ty).filter(|ty| *ty != Type::Unknown)).collect();
+                if name.is_empty() {
+                    return Err(WireError::new(SqlState::SYNTAX_ERROR, "zero-length delimited identifier"));
+                }
+                self.prepare(name.clone(), sql, declared, false).await?;
+                done("PREPARE")
+            }
+            SessionCommand::Execute { name, arguments, types } => {
+                let run = self.statement(plan, text, parameters, state, deadline);
+                let scalars = self.shared.clone().executor.scalars(plan, &run).await?;
+                drop(run);
+                self.execute_prepared(name, pick(arguments, &scalars)?, types).await
+            }
+            SessionCommand::Deallocate(Some(name)) => {
+                if self.prepared.remove(name).is_none() {
+                    let message = format!("prepared statement \"{name}\" does not exist");
+                    return Err(WireError::new(SqlState::INVALID_SQL_STATEMENT_NAME, message));
+                }
+                done("DEALLOCATE")
+            }
+            SessionCommand::Deallocate(None) => {
+                self.prepared.clear();
+                done("DEALLOCATE ALL")
+            }
+            SessionCommand::Discard("ALL") => {
+                if self.block.is_open() {
+                    let message = "DISCARD ALL cannot run inside a transaction block";
+                    return Err(WireError::new(SqlState::ACTIVE_SQL_TRANSACTION, message));
+                }
+                self.prepared.clear();
+                self.portals.clear();
+                self.reset_all()?;
+                done("DISCARD ALL")
+            }
+            SessionCommand::Discard(what) => done(match *what {
+                "PLANS" => "DISCARD PLANS",
+                "SEQUENCES" => "DISCARD SEQUENCES",
+                _ => "DISCARD TEMP",
+            }),
+            SessionCommand::Maintenance(tag) => {
+                if *tag == "VACUUM" && self.block.is_open() {
+                    let message = "VACUUM cannot run inside a transaction block";
+                    return Err(WireError::new(SqlState::ACTIVE_SQL_TRANSACTION, message));
+                }
+                done(tag)
+            }
+        }
+    }
+
+    fn end_block(&mut self, commit: bool) -> Result<Started, WireError> {
+        if !self.block.is_open() {
+            let code = SqlState::NO_ACTIVE_SQL_TRANSACTION;
+            self.notice(&warning(code, "there is no transaction in progress"));
+        }
+        let (committed, notice) = self.block.end(commit);
+        if let Some(notice) = notice {
+            self.notice(&notice);
+        }
+        self.portals.clear();
+        if let Some(undo) = self.undo.take() {
+            let before = self.settings.clone();
+            if committed {
+                for (name, value) in undo.local.iter().rev() {
+                    self.settings.set(name, Some(value))?;
+                }
+            } else {
+                self.settings = undo.before;
+            }
+            self.report_changes(&before);
+        }
+        Ok(Started::Done(Tag::Plain(if committed { "COMMIT" } else { "ROLLBACK" })))
+    }
+
+    /// SET. In a block it's undone by ROLLBACK, and SET LOCAL by the block's end.
+    fn set(&mut self, name: &str, value: Option<&str>, local: bool) -> Result<(), WireError> {
+        if name == "shoal.gtid" || name == "shoal.read_consistency" || name == "shoal.report_gtid" {
+            return Err(WireError::unsupported(format!("the parameter \"{name}\"")));
+        }
+        if name == "transaction_read_only" {
+            return self
+                .set_transaction(None, value.map(|value| matches!(value, "on" | "true" | "1" | "yes")));
+        }
+        if local && !self.block.is_open() {
+            let code = SqlState::NO_ACTIVE_SQL_TRANSACTION;
+            self.notice(&warning(code, "SET LOCAL can only be used in transaction blocks"));
+            // The value is checked all the same.
+            return self.settings.clone().set(name, value).map(drop);
+        }
+        let before = self.settings.clone();
+        let (_, old) = self.settings.show(name)?;
+        self.settings.set(name, value)?;
+        if self.block.is_open() {
+            let undo =
+                self.undo.get_or_insert_with(|| Box::new(Undo { before: before.clone(), local: Vec::new() }));
+            if local {
+                undo.local.push((name.to_owned(), old));
+            } else {
+                undo.local.retain(|(local, _)| local != name);
+            }
+        }
+        self.report_changes(&before);
+        Ok(())
+    }
+
+    fn reset_all(&mut self) -> Result<(), WireError> {
+        let before = self.settings.clone();
+        self.settings.reset_all()?;
+        self.report_changes(&before);
+        Ok(())
+    }
+
+    fn set_transaction(
+        &mut self,
+        isolation: Option<Isolation>,
+        read_only: Option<bool>,
+    ) -> Result<(), WireError> {
+        check_isolation(isolation)?;
+        if !self.block.is_open() {
+            let code = SqlState::NO_ACTIVE_SQL_TRANSACTION;
+            self.notice(&warning(code, "SET TRANSACTION can only be used in transaction blocks"));
+            return Ok(());
+        }
+        if let Some(read_only) = read_only {
+            if !read_only && self.block.is_read_only() {
+                let message = "cannot set transaction read-write mode inside a read-only transaction";
+                return Err(WireError::new(SqlState::INVALID_PARAMETER_VALUE, message));
+            }
+            self.block.set_read_only(read_only);
+        }
+        Ok(())
+    }
+
+    /// Tells the client of reported settings that differ, and the facts of what depends on them.
+    fn report_changes(&mut self, before: &super::settings::Settings) {
+        for (name, value) in self.settings.reported_changes(before) {
+            parameter_status(&mut self.output.buffer, name, value);
+        }
+        self.facts.zone = self.settings.output.zone.clone();
+    }
+
+    fn shown(&self, name: &str) -> Result<(String, String), WireError> {
+        if name == "transaction_read_only" {
+            let read_only = self.block.is_read_only() || (!self.block.is_open() && self.settings.read_only);
+            return Ok((name.to_owned(), if read_only { "on" } else { "off" }.to_owned()));
+        }
+        let (name, value) = self.settings.show(name)?;
+        Ok((name.to_owned(), value))
+    }
+
+    /// EXECUTE: its arguments, cast to the parameters' types, and then the statement.
+    async fn execute_prepared(
+        &mut self,
+        name: &str,
+        arguments: Vec<Value>,
+        types: &[Type],
+    ) -> Result<Started, WireError> {
+        let mut prepared = self.find_prepared(name)?;
+        if prepared.declared.len() != arguments.len() {
+            let message = format!("wrong number of parameters for prepared statement \"{name}\"");
+            let detail =
+                format!("Expected {} parameters but got {}.", prepared.declared.len(), arguments.len());
+            return Err(WireError::new(SqlState::SYNTAX_ERROR, message).with_detail(detail));
+        }
+        let mut values = Vec::with_capacity(arguments.len());
+        for ((value, from), to) in arguments.into_iter().zip(types).zip(&prepared.declared) {
+            values.push(self.argument(value, *from, to.unwrap_or(Type::Text))?);
+        }
+        let fresh = self.fresh(name, &mut prepared).await?;
+        let (Some(text), Some((plan, state))) = (prepared.text.clone(), fresh) else {
+            return Ok(Started::Empty);
+        };
+        if matches!(plan.action, Action::Session(_) | Action::CopyIn(_)) {
+            return Err(WireError::unsupported("EXECUTE of a command or a COPY"));
+        }
+        let started = self.start(&text, &values, plan, state, &prepared.declared.clone(), true).await;
+        started.map_err(|report| report.error)
+    }
+
+    /// An argument as the parameter's type, by way of its text where the types differ.
+    fn argument(&self, value: Value, from: Type, to: Type) -> Result<Value, WireError> {
+        use dialect::io;
+        use dialect::types::Typed;
+        if from == to || value.is_null() {
+            return Ok(value);
+        }
+        if from == Type::Unknown
+            && let Value::Text(text) = &value
+        {
+            return io::input(Typed::plain(to), text, &self.settings.output.zone);
+        }
+        let implicit = matches!(
+            (from, to),
+            (Type::Int2, Type::Int4 | Type::Int8)
+                | (Type::Int4, Type::Int2 | Type::Int8)
+                | (Type::Int8, Type::Int2 | Type::Int4)
+                | (Type::Int2 | Type::Int4 | Type::Int8, Type::Numeric | Type::Float4 | Type::Float8)
+                | (Type::Numeric, Type::Float4 | Type::Float8)
+                | (Type::Text | Type::Varchar | Type::Bpchar, Type::Text | Type::Varchar)
+        );
+        if !implicit {
+            let message = format!("EXECUTE with an argument of type {from:?} for a parameter of type {to:?}");
+            return Err(WireError::unsupported(message.to_lowercase())
+                .with_hint("Cast the argument to the parameter's type."));
+        }
+        let mut text = Vec::new();
+        io::output_text(Typed::plain(from), value.as_ref(), &self.settings.output, &mut text)?;
+        let text = String::from_utf8(text).map_err(|_| WireError::internal("a text that isn't UTF-8"))?;
+        io::input(Typed::plain(to), &text, &self.settings.output.zone)
+    }
+
+    /// The columns of a plan's result, as Describe tells them. `None`: it returns no rows.
+    pub(super) fn columns_of(&self, plan: &Arc<Plan>) -> Option<Columns> {
+        match &plan.action {
+            Action::Session(SessionCommand::Show(Some(name))) => {
+                let name = self.shown(name).map_or_else(|_| name.clone(), |(name, _)| name);
+                Some(Columns::Own([text_column(&name)].into()))
+            }
+            Action::Session(SessionCommand::Show(None)) => {
+                Some(Columns::Own(["name", "setting", "description"].map(text_column).into()))
+            }
+            Action::Session(SessionCommand::Execute { name, .. }) => {
+                let prepared = self.prepared.get(name)?;
+                let planned = prepared.planned.as_ref()?;
+                self.columns_of(&planned.plan)
+            }
+            Action::Explain(_) => Some(Columns::Own([text_column("QUERY PLAN")].into())),
+            _ => plan.columns.as_ref().map(|_| Columns::Plan(plan.clone())),
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! A client's session: its state, and the loop over its messages.
+//!
+//! The life of a message: the loop takes it from the socket ([`crate::protocol::framing`]), decodes it, and handles
+//! it. While that lasts the loop goes on listening, so that a client that hangs up ends its statement. Answers gather
+//! in the output buffer and are sent at the end of a simple query, at Sync and at Flush, or when they are much.
+//!
+//! [`simple`] and [`extended`] are the two protocols, [`run`] is what they have in common, [`command`] what the
+//! session does by itself, [`copy`] COPY's part of the protocol.
+
+pub mod block;
+pub mod command;
+pub mod copy;
+pub mod extended;
+pub mod output;
+pub mod run;
+pub mod settings;
+pub mod simple;
+
+use crate::cancel::{Interrupt, Reason, Registration};
+use crate::error::Report;
+use crate::executor::scalars::{Facts, clock_time};
+use crate::protocol::backend::{self, Severity};
+use crate::protocol::framing::{FrameError, Frames};
+use crate::protocol::frontend::{self, Message};
+use crate::server::Shared;
+use block::Block;
+use copy::CopyState;
+use extended::{Portal, Prepared};
+use output::Output;
+use planner::plan::Notice;
+use proto::WireError;
+use settings::Settings;
+use std::collections::HashMap;
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// A session.
+pub struct Session<W> {
+    shared: Arc<Shared>,
+    interrupt: Arc<Interrupt>,
+    /// What is answered.
+    pub output: Output<W>,
+    settings: Settings,
+    /// The settings to go back to when the block is rolled back, and those that SET LOCAL hides.
+    undo: Option<Box<Undo>>,
+    block: Block,
+    facts: Facts,
+    /// The implicit transaction has begun: its time stays.
+    in_pipeline: bool,
+    prepared: HashMap<String, Arc<Prepared>>,
+    portals: HashMap<String, Portal>,
+    mode: Mode,
+}
+
+/// Settings as they were before the block changed them.
+struct Undo {
+    /// At its begin.
+    before: Settings,
+    /// Those that were set LOCAL, with what they are again after the block.
+    local: Vec<(String, String)>,
+}
+
+/// What the loop expects.
+enum Mode {
+    /// Any message.
+    Ready,
+    /// An error has ended the pipeline: nothing is done until Sync.
+    Skip,
+    /// COPY's input.
+    Copy(Box<CopyState>),
+}
+
+/// Whether the loop goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flow {
+    Go,
+    End,
+}
+
+impl<W: AsyncWrite + Unpin> Session<W> {
+    /// A session whose startup is done.
+    pub fn new(
+        shared: Arc<Shared>,
+        registration: &Registration,
+        output: Output<W>,
+        settings: Settings,
+    ) -> Self {
+        let now = clock_time();
+        let facts = Facts {
+            transaction_time: now,
+            statement_time: now,
+            zone: settings.output.zone.clone(),
+            backend_pid: registration.pid,
+        };
+        Self {
+            shared,
+            interrupt: registration.interrupt.clone(),
+            output,
+            settings,
+            undo: None,
+            block: Block::default(),
+            facts,
+            in_pipeline: false,
+            prepared: HashMap::new(),
+            portals: HashMap::new(),
+            mode: Mode::Ready,
+        }
+    }
+
+    /// Answers messages until the client leaves or the server stops.
+    pub async fn run<R: AsyncRead + Unpin>(&mut self, frames: &mut Frames<R>) {
+        loop {
+            let frame = match frames.buffered() {
+                Ok(Some(frame)) => Ok(frame),
+                Ok(None) => match self.idle(frames).await {
+                    Some(frame) => frame,
+                    None => return,
+                },
+                Err(error) => Err(error),
+            };
+            let (tag, body) = match frame {
+                Ok(frame) => frame,
+                Err(FrameError::Closed) => return,
+                Err(FrameError::Invalid(error)) => return self.end(error).await,
+            };
+            let interrupt = self.interrupt.clone();
+            let flow = attended(frames, &interrupt, self.handle(frontend::decode(tag, body))).await;
+            if flow == Flow::End {
+                return;
+            }
+        }
+    }
+
+    /// Waits for the next message. `None`: the session has ended.
+    async fn idle<R: AsyncRead + Unpin>(
+        &mut self,
+        frames: &mut Frames<R>,
+    ) -> Option<Result<(u8, bytes::Bytes), FrameError>> {
+        loop {
+            // A cancel request that finds nothing to cancel is forgotten.
+            self.interrupt.rearm();
+            let reason = tokio::select! {
+                biased;
+                frame = frames.next() => return Some(frame),
+                reason = self.interrupt.wait() => reason,
+            };
+            match reason {
+                Reason::Requested | Reason::Timeout => {}
+                Reason::Lost => return None,
+                Reason::Shutdown => {
+                    self.end(reason.error()).await;
+                    return None;
+                }
+            }
+        }
+    }
+
+    async fn handle(&mut self, message: Result<Message, WireError>) -> Flow {
+        let flow = match message {
+            Ok(message) => match std::mem::replace(&mut self.mode, Mode::Ready) {
+                Mode::Ready => self.handle_ready(message).await,
+                Mode::Skip => {
+                    match message {
+                        Message::Sync => self.sync().await,
+                        Message::Terminate => return Flow::End,
+                        // A simple query ends a pipeline that was left without its Sync, too.
+                        Message::Query(sql) => self.simple(sql).await,
+                        _ => self.mode = Mode::Skip,
+                    }
+                    Flow::Go
+                }
+                Mode::Copy(state) => self.handle_copy(*state, message).await,
+            },
+            Err(error) => {
+                // The message's bounds are known, so the session can go on after it.
+                let in_copy = matches!(std::mem::replace(&mut self.mode, Mode::Ready), Mode::Copy(_));
+                self.fail(error.into());
+                if in_copy || self.in_pipeline {
+                    self.mode = Mode::Skip;
+                } else {
+                    self.ready();
+                }
+                Flow::Go
+            }
+        };
+        match self.interrupt.reason() {
+            Some(Reason::Lost) => Flow::End,
+            Some(reason @ Reason::Shutdown) => {
+                self.end(reason.error()).await;
+                Flow::End
+            }
+            _ => flow,
+        }
+    }
+
+    async fn handle_ready(&mut self, message: Message) -> Flow {
+        match message {
+            Message::Query(sql) => self.simple(sql).await,
+            Message::Sync => self.sync().await,
+            Message::Flush => self.flush().await,
+            Message::Terminate => return Flow::End,
+            // What a COPY that has failed was still sent.
+            Message::CopyData(_) | Message::CopyDone | Message::CopyFail(_) => {}
+            extended => {
+                self.begin_pipeline();
+                if let Err(report) = self.extended(extended).await {
+                    self.fail(report);
+                    self.mode = Mode::Skip;
+                }
+            }
+        }
+        Flow::Go
+    }
+
+    /// The first message of an implicit transaction.
+    fn begin_pipeline(&mut self) {
+        if !self.in_pipeline {
+            self.in_pipeline = true;
+            self.interrupt.rearm();
+        }
+        let now = clock_time();
+        if !self.block.is_open() {
+            self.facts.transaction_time = now;
+        }
+        self.facts.statement_time = now;
+    }
+
+    /// Sync: the implicit transaction ends, and with it portals that no block holds.
+    async fn sync(&mut self) {
+        self.in_pipeline = false;
+        self.block.end_implicit();
+        if !self.block.is_open() {
+            self.portals.clear();
+        }
+        self.ready();
+        self.flush().await;
+    }
+
+    fn ready(&mut self) {
+        backend::ready(&mut self.output.buffer, self.block.status());
+    }
+
+    async fn flush(&mut self) {
+        if self.output.flush().await.is_err() {
+            self.interrupt.raise(Reason::Lost);
+        }
+    }
+
+    /// Tells of an error; in a block, the block fails.
+    fn fail(&mut self, mut report: Report) {
+        if report.error.violation.is_some() && report.table.is_none() {
+            let context = report.context.take();
+            report = Report::named(report.error, &self.shared.executor.cluster.load().catalog);
+            report.context = context;
+        }
+        if let Some(notice) = self.block.fail() {
+            self.notice(&notice);
+        }
+        if !self.block.is_open() {
+            self.portals.clear();
+        }
+        backend::error(&mut self.output.buffer, Severity::Error, &report);
+    }
+
+    fn notice(&mut self, notice: &Notice) {
+        let severity = match notice.severity {
+            "WARNING" => 1,
+            _ => 0,
+        };
+        if severity >= self.settings.least_notice {
+            backend::notice(&mut self.output.buffer, notice);
+        }
+    }
+
+    /// The last words of a session that ends with an error.
+    pub async fn end(&mut self, error: WireError) {
+        backend::error(&mut self.output.buffer, Severity::Fatal, &error.into());
+        self.flush().await;
+    }
+}
+
+/// Does some work, and listens to the client meanwhile: one that goes away ends the work where it can end.
+async fn attended<R: AsyncRead + Unpin, T>(
+    frames: &mut Frames<R>,
+    interrupt: &Interrupt,
+    work: impl Future<Output = T>,
+) -> T {
+    tokio::pin!(work);
+    tokio::select! {
+        // What is done at once isn't listened beside.
+        biased;
+        done = &mut work => return done,
+        () = frames.until_closed() => interrupt.raise(Reason::Lost),
+    }
+    work.await
+}

@@ -1,0 +1,397 @@
+//! What both protocols do with a statement: plan it, start it, tell what it did.
+
+use super::{Session, block::writes};
+use crate::error::Report;
+use crate::executor::copy_in::Copying;
+use crate::executor::rows::{Chunk, RowStream};
+use crate::executor::statement::Statement;
+use crate::executor::writes::Written;
+use crate::protocol::backend::format_of;
+use crate::protocol::frontend::Format;
+use crate::protocol::rows::{ColumnFormat, data_row};
+use crate::retry::Backoff;
+use dialect::Type;
+use dialect::types::Typed;
+use planner::Context;
+use planner::plan::{Action, CopyOut, OutputColumn, Plan};
+use planner::text::Text;
+use proto::services::ClusterState;
+use proto::{Epoch, Retry, RowBatch, SqlState, Value, WireError};
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::io::AsyncWrite;
+
+/// What a result's columns are.
+#[derive(Clone)]
+pub enum Columns {
+    /// Those of the plan.
+    Plan(Arc<Plan>),
+    /// Others.
+    Own(Arc<[OutputColumn]>),
+}
+
+impl Columns {
+    /// The columns.
+    pub fn get(&self) -> &[OutputColumn] {
+        match self {
+            Columns::Plan(plan) => plan.columns.as_deref().unwrap_or_default(),
+            Columns::Own(columns) => columns,
+        }
+    }
+
+    /// How each is written.
+    pub fn formats(&self, formats: &[Format]) -> Vec<ColumnFormat> {
+        let format = |(i, column): (usize, &OutputColumn)| ColumnFormat {
+            ty: column.ty,
+            format: format_of(formats, i),
+        };
+        self.get().iter().enumerate().map(format).collect()
+    }
+}
+
+/// A column of text that the session makes itself.
+pub fn text_column(name: &str) -> OutputColumn {
+    OutputColumn { name: name.to_owned(), ty: Typed::plain(Type::Text), origin: None }
+}
+
+/// A command tag.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Tag {
+    /// A word and the number of rows that were sent.
+    Rows(&'static str),
+    /// INSERT's.
+    Insert(u64),
+    /// A word and a number of rows.
+    Count(&'static str, u64),
+    /// A word.
+    Plain(&'static str),
+}
+
+impl Tag {
+    /// Appends CommandComplete.
+    pub fn write(&self, out: &mut Vec<u8>, sent: u64) {
+        use std::io::Write;
+        crate::protocol::backend::message(out, b'C', |out| {
+            // Writing to a vector can't fail.
+            let _ = match self {
+                Tag::Rows(word) => write!(out, "{word} {sent}\0"),
+                Tag::Insert(rows) => write!(out, "INSERT 0 {rows}\0"),
+                Tag::Count(word, rows) => write!(out, "{word} {rows}\0"),
+                Tag::Plain(word) => write!(out, "{word}\0"),
+            };
+        });
+    }
+}
+
+/// A result that is on its way to the client.
+pub struct Result {
+    /// Its columns.
+    pub columns: Columns,
+    /// Its rows.
+    pub rows: RowStream,
+    /// What CommandComplete will say.
+    pub tag: Tag,
+    /// Rows that were fetched and not sent yet.
+    pub rest: Chunk,
+    /// When it must have been sent.
+    pub deadline: Instant,
+}
+
+/// A statement that has begun.
+pub enum Started {
+    /// It returns rows.
+    Rows(Box<Result>),
+    /// It is done.
+    Done(Tag),
+    /// It was empty.
+    Empty,
+    /// It wants COPY's input.
+    CopyIn(Box<Copying>),
+    /// It sends COPY's output.
+    CopyOut(Box<RowStream>, Arc<Plan>, Instant),
+}
+
+impl<W: AsyncWrite + Unpin> Session<W> {
+    /// The plan of a text.
+    pub(super) async fn plan(
+        &self,
+        text: &Text,
+        declared: &[Option<Type>],
+    ) -> std::result::Result<(Arc<Plan>, Arc<ClusterState>), WireError> {
+        let state = self.shared.executor.cluster.snapshot();
+        if let Some(plan) =
+            self.shared.plans.get(text, declared, &self.settings.planner, state.catalog.version())
+        {
+            return Ok((plan, state));
+        }
+        match self.plan_at(text, declared, &state) {
+            Ok(plan) => Ok((plan, state)),
+            // What isn't there, or is there already, may be news from another router.
+            Err(error) if names_unknown(error.sqlstate) => {
+                if !self.shared.executor.cluster.refresh(state.catalog.version()).await {
+                    return Err(error);
+                }
+                let state = self.shared.executor.cluster.snapshot();
+                Ok((self.plan_at(text, declared, &state)?, state))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn plan_at(
+        &self,
+        text: &Text,
+        declared: &[Option<Type>],
+        state: &ClusterState,
+    ) -> std::result::Result<Arc<Plan>, WireError> {
+        let settings = &self.settings.planner;
+        let context = Context { catalog: &state.catalog, topology: &state.topology, settings };
+        let planned = planner::plan(text, declared, &context)?;
+        self.shared.plans.insert(text, declared, settings, state.catalog.version(), &planned);
+        Ok(planned.plan)
+    }
+
+    /// When a statement that begins now must have ended.
+    pub(super) fn deadline(&self) -> Instant {
+        let timeout =
+            self.settings.statement_timeout.unwrap_or(self.shared.executor.config.statement_timeout);
+        Instant::now() + timeout
+    }
+
+    pub(super) fn statement<'a>(
+        &'a self,
+        plan: &'a Arc<Plan>,
+        text: &'a Text,
+        parameters: &'a [Value],
+        state: Arc<ClusterState>,
+        deadline: Instant,
+    ) -> Statement<'a> {
+        Statement {
+            plan,
+            text,
+            parameters,
+            state,
+            facts: &self.facts,
+            interrupt: &self.interrupt,
+            deadline,
+            retry_until: deadline.min(Instant::now() + self.shared.executor.config.retry_timeout),
+        }
+    }
+
+    /// Starts a statement by a plan that fits the newest catalog; where it no longer does, `replan` makes another.
+    pub(super) async fn start(
+        &mut self,
+        text: &Text,
+        parameters: &[Value],
+        mut plan: Arc<Plan>,
+        mut state: Arc<ClusterState>,
+        declared: &[Option<Type>],
+        same_columns: bool,
+    ) -> std::result::Result<Started, Report> {
+        let deadline = self.deadline();
+        let mut backoff =
+            Backoff::until(deadline.min(Instant::now() + self.shared.executor.config.retry_timeout));
+        loop {
+            self.block.check(&plan, self.settings.read_only && !self.block.is_open())?;
+            let error = match self.start_once(text, parameters, &plan, state.clone(), deadline).await {
+                Ok(started) => return Ok(started),
+                Err(error) => error,
+            };
+            let (version, epoch) = match error.retry {
+                Retry::StaleSchema(version) => (version, Epoch(0)),
+                Retry::StaleEpoch(epoch) => (state.catalog.version(), epoch),
+                _ => return Err(Report::named(error, &state.catalog)),
+            };
+            self.interrupt.check()?;
+            let cluster = &self.shared.executor.cluster;
+            let newer = match cluster.wait_for(version, epoch, backoff.deadline()).await {
+                Ok(newer) => newer,
+                Err(_) => return Err(error.into()),
+            };
+            let same = newer.catalog.version() == state.catalog.version()
+                && newer.topology.epoch == state.topology.epoch;
+            if same && !backoff.pause().await {
+                return Err(error.into());
+            }
+            let columns = plan.columns.clone();
+            (plan, state) = self.plan(text, declared).await?;
+            if same_columns && !same_types(columns.as_deref(), plan.columns.as_deref()) {
+                return Err(WireError::new(
+                    SqlState::FEATURE_NOT_SUPPORTED,
+                    "cached plan must not change result type",
+                )
+                .into());
+            }
+        }
+    }
+
+    async fn start_once(
+        &mut self,
+        text: &Text,
+        parameters: &[Value],
+        plan: &Arc<Plan>,
+        state: Arc<ClusterState>,
+        deadline: Instant,
+    ) -> std::result::Result<Started, WireError> {
+        self.interrupt.check()?;
+        if let Action::Session(command) = &plan.action {
+            return Box::pin(self.command(command, text, parameters, plan, state, deadline)).await;
+        }
+        let shared = self.shared.clone();
+        let executor = &shared.executor;
+        let run = self.statement(plan, text, parameters, state, deadline);
+        let started = match &plan.action {
+            Action::Query(query) => {
+                let scalars = executor.scalars(plan, &run).await?;
+                let rows = executor.query(&run, query, &scalars).await?;
+                return Ok(self.rows(Columns::Plan(plan.clone()), rows, Tag::Rows("SELECT"), deadline));
+            }
+            Action::CopyOut(CopyOut { query, .. }) => {
+                let scalars = executor.scalars(plan, &run).await?;
+                let rows = executor.query(&run, query, &scalars).await?;
+                return Ok(Started::CopyOut(Box::new(rows), plan.clone(), deadline));
+            }
+            Action::CopyIn(_) => Started::CopyIn(Box::new(executor.copy_begin(&run).await?)),
+            Action::Insert(insert) => {
+                let scalars = executor.scalars(plan, &run).await?;
+                let written = Box::pin(executor.insert(&run, insert, &scalars)).await?;
+                self.written(
+                    plan,
+                    insert.returning.is_some(),
+                    Tag::Insert(written.affected),
+                    written,
+                    deadline,
+                )
+            }
+            Action::Modify(modify) => {
+                let scalars = executor.scalars(plan, &run).await?;
+                let written = Box::pin(executor.modify(&run, modify, &scalars)).await?;
+                let word = if modify.delete { "DELETE" } else { "UPDATE" };
+                let tag = Tag::Count(word, written.affected);
+                self.written(plan, !modify.fragment.columns.is_empty(), tag, written, deadline)
+            }
+            Action::Schema(action) => {
+                let scalars = executor.scalars(plan, &run).await?;
+                Box::pin(executor.change_schema(&run, action, &scalars)).await?;
+                drop(run);
+                for notice in &action.notices {
+                    self.notice(notice);
+                }
+                Started::Done(Tag::Plain(action.tag))
+            }
+            Action::Explain(explain) => {
+                let rows = Box::pin(executor.explain(&run, explain.analyze, &explain.plan)).await?;
+                return Ok(self.own_rows(
+                    vec![text_column("QUERY PLAN")],
+                    rows,
+                    Tag::Plain("EXPLAIN"),
+                    deadline,
+                ));
+            }
+            Action::Session(_) => return Err(WireError::internal("the session runs its own commands")),
+        };
+        if writes(plan).is_some() {
+            self.block.wrote(plan);
+        }
+        Ok(started)
+    }
+
+    fn written(
+        &self,
+        plan: &Arc<Plan>,
+        returning: bool,
+        tag: Tag,
+        written: Written,
+        deadline: Instant,
+    ) -> Started {
+        if !returning && plan.columns.is_none() {
+            return Started::Done(tag);
+        }
+        let rows = RowStream::ready(written.rows, self.interrupt.clone(), deadline);
+        self.rows(Columns::Plan(plan.clone()), rows, tag, deadline)
+    }
+
+    pub(super) fn rows(&self, columns: Columns, rows: RowStream, tag: Tag, deadline: Instant) -> Started {
+        Started::Rows(Box::new(Result { columns, rows, tag, rest: Chunk::default(), deadline }))
+    }
+
+    pub(super) fn own_rows(
+        &self,
+        columns: Vec<OutputColumn>,
+        rows: RowBatch,
+        tag: Tag,
+        deadline: Instant,
+    ) -> Started {
+        let rows = RowStream::ready(vec![rows], self.interrupt.clone(), deadline);
+        self.rows(Columns::Own(columns.into()), rows, tag, deadline)
+    }
+
+    /// Sends rows of a result, `limit` at most. Says how many, and whether the limit ended it.
+    pub(super) async fn send_rows(
+        &mut self,
+        result: &mut Result,
+        formats: &[ColumnFormat],
+        limit: u64,
+    ) -> std::result::Result<(u64, bool), WireError> {
+        let mut sent = 0;
+        loop {
+            if result.rest.is_empty() {
+                match result.rows.next().await? {
+                    Some(chunk) => result.rest = chunk,
+                    None => return Ok((sent, false)),
+                }
+            }
+            let most = usize::try_from(limit - sent).unwrap_or(usize::MAX);
+            let chunk = result.rest.split_to(most);
+            for row in chunk.rows() {
+                data_row(&mut self.output.buffer, row, formats, &self.settings.output)?;
+                // A row can be as big as the biggest value: many of them must not gather.
+                if self.output.buffer.len() > 256 * 1024 {
+                    self.output.relieve(&self.interrupt, result.deadline).await?;
+                }
+            }
+            sent += chunk.len() as u64;
+            if sent >= limit {
+                return Ok((sent, true));
+            }
+            self.output.relieve(&self.interrupt, result.deadline).await?;
+        }
+    }
+
+    /// Refuses what a failed block can't run.
+    pub(super) fn check_failed(&self, plan: &Plan) -> std::result::Result<(), WireError> {
+        use planner::plan::SessionCommand::{Commit, Rollback, RollbackTo};
+        if self.block.is_failed()
+            && !matches!(&plan.action, Action::Session(Commit | Rollback | RollbackTo(_)))
+        {
+            return Err(failed_block());
+        }
+        Ok(())
+    }
+}
+
+/// `25P02`.
+pub fn failed_block() -> WireError {
+    WireError::new(
+        SqlState::IN_FAILED_SQL_TRANSACTION,
+        "current transaction is aborted, commands ignored until end of transaction block",
+    )
+}
+
+/// Errors that a newer catalog might not have.
+fn names_unknown(code: SqlState) -> bool {
+    [
+        SqlState::UNDEFINED_TABLE,
+        SqlState::UNDEFINED_COLUMN,
+        SqlState::UNDEFINED_OBJECT,
+        SqlState::DUPLICATE_TABLE,
+        SqlState::DUPLICATE_COLUMN,
+        SqlState::DUPLICATE_OBJECT,
+    ]
+    .contains(&code)
+}
+
+fn same_types(left: Option<&[OutputColumn]>, right: Option<&[OutputColumn]>) -> bool {
+    let types = |columns: &[OutputColumn]| columns.iter().map(|c| c.ty).collect::<Vec<_>>();
+    left.map(types) == right.map(types)
+}

@@ -1,0 +1,425 @@
+//! The session's settings: SET, SHOW, RESET, and what startup asks for.
+//!
+//! Each setting says which values it takes. One that would change what a statement means, and that isn't supported,
+//! is refused and not remembered: a client that asked for it must not believe that it has it.
+
+use dialect::datetime::TimeZone;
+use dialect::io::OutputSettings;
+use planner::Rules;
+use proto::{SqlState, WireError};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// The version that clients are told. The leading number is what drivers decide by.
+pub const SERVER_VERSION: &str = concat!("15.0 (Shoal ", env!("CARGO_PKG_VERSION"), ")");
+
+/// What a setting takes.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// Nothing: it tells a fact.
+    Fact,
+    /// Any text.
+    Text,
+    /// One of these texts, case and spaces aside, each with how it is shown.
+    OneOf(&'static [(&'static str, &'static str)]),
+    /// on or off.
+    Bool,
+    /// A time in milliseconds, or with a unit.
+    Time,
+    /// A time that can only be none.
+    NoTime,
+    /// A time zone.
+    Zone,
+    /// Schemas to look in.
+    Path,
+    /// Planner rules.
+    Rules,
+    /// The user's role: it can only be none.
+    Unsupported,
+}
+
+/// A setting.
+struct Definition {
+    name: &'static str,
+    kind: Kind,
+    default: &'static str,
+    /// Clients hear of each change.
+    reported: bool,
+    about: &'static str,
+}
+
+const fn of(name: &'static str, kind: Kind, default: &'static str, about: &'static str) -> Definition {
+    Definition { name, kind, default, reported: false, about }
+}
+
+const fn told(name: &'static str, kind: Kind, default: &'static str, about: &'static str) -> Definition {
+    Definition { name, kind, default, reported: true, about }
+}
+
+const LEVELS: Kind = Kind::OneOf(&[
+    ("debug5", "debug5"),
+    ("debug4", "debug4"),
+    ("debug3", "debug3"),
+    ("debug2", "debug2"),
+    ("debug1", "debug1"),
+    ("debug", "debug2"),
+    ("log", "log"),
+    ("info", "info"),
+    ("notice", "notice"),
+    ("warning", "warning"),
+    ("error", "error"),
+]);
+const ISOLATION: Kind =
+    Kind::OneOf(&[("readcommitted", "read committed"), ("readuncommitted", "read uncommitted")]);
+const ON: Kind = Kind::OneOf(&[("on", "on"), ("true", "on"), ("yes", "on"), ("1", "on")]);
+const OFF: Kind = Kind::OneOf(&[("off", "off"), ("false", "off"), ("no", "off"), ("0", "off")]);
+
+/// By lower-case name.
+const DEFINITIONS: &[Definition] = &[
+    told("application_name", Kind::Text, "", "The name of the client's application."),
+    of("array_nulls", ON, "on", "NULL in the text of an array is a null."),
+    of("bytea_output", Kind::OneOf(&[("hex", "hex")]), "hex", "How bytea values look."),
+    of("check_function_bodies", Kind::Bool, "on", "There are no functions to check."),
+    told(
+        "client_encoding",
+        Kind::OneOf(&[("utf8", "UTF8"), ("utf-8", "UTF8"), ("unicode", "UTF8")]),
+        "UTF8",
+        "The encoding of what clients send and get.",
+    ),
+    of("client_min_messages", LEVELS, "notice", "The least severity of notices that are sent."),
+    told(
+        "DateStyle",
+        Kind::OneOf(&[("iso", "ISO, MDY"), ("iso,mdy", "ISO, MDY")]),
+        "ISO, MDY",
+        "How dates look and are read.",
+    ),
+    of(
+        "default_table_access_method",
+        Kind::OneOf(&[("heap", "heap")]),
+        "heap",
+        "There is one kind of table.",
+    ),
+    of("default_tablespace", Kind::OneOf(&[("", "")]), "", "There are no tablespaces."),
+    of("default_transaction_isolation", ISOLATION, "read committed", "The isolation level of transactions."),
+    of("default_transaction_read_only", Kind::Bool, "off", "Whether transactions may write."),
+    of("escape_string_warning", Kind::Bool, "on", "Strings have no escapes that it could warn of."),
+    of(
+        "extra_float_digits",
+        Kind::OneOf(&[("1", "1"), ("2", "2"), ("3", "3")]),
+        "1",
+        "Floats are shown with as many digits as tell them apart.",
+    ),
+    of("idle_in_transaction_session_timeout", Kind::NoTime, "0", "Idle transactions aren't ended."),
+    of("idle_session_timeout", Kind::NoTime, "0", "Idle sessions aren't ended."),
+    told("in_hot_standby", Kind::Fact, "off", "Every router takes writes."),
+    told("integer_datetimes", Kind::Fact, "on", "Times are whole microseconds."),
+    told("IntervalStyle", Kind::OneOf(&[("postgres", "postgres")]), "postgres", "How intervals look."),
+    told("is_superuser", Kind::Fact, "on", "Every user may do everything."),
+    of("lc_collate", Kind::Fact, "C.UTF-8", "Texts are ordered by their code points."),
+    of("lc_ctype", Kind::Fact, "C.UTF-8", "The characters' classes."),
+    of(
+        "lc_messages",
+        Kind::OneOf(&[("c", "C"), ("c.utf-8", "C"), ("en_us.utf-8", "C")]),
+        "C",
+        "The messages' language.",
+    ),
+    of("lock_timeout", Kind::NoTime, "0", "Statements don't wait for each other's locks."),
+    of("max_identifier_length", Kind::Fact, "63", "Bytes of a name."),
+    of("max_index_keys", Kind::Fact, "32", "Columns of an index."),
+    of("role", Kind::Unsupported, "none", "There is one role."),
+    of("row_security", Kind::Bool, "on", "There are no policies."),
+    of("search_path", Kind::Path, "\"$user\", public", "The schemas that names are looked up in."),
+    of("server_encoding", Kind::Fact, "UTF8", "The encoding of what is stored."),
+    told("server_version", Kind::Fact, SERVER_VERSION, "The version."),
+    of("server_version_num", Kind::Fact, "150000", "The version as a number."),
+    told("session_authorization", Kind::Fact, "shoal", "The session's user."),
+    of("shoal.rules", Kind::Rules, "all", "The planner's rules that are on."),
+    told("standard_conforming_strings", ON, "on", "Backslashes in strings are plain."),
+    of("statement_timeout", Kind::Time, "0", "How long a statement may take."),
+    of("synchronize_seqscans", Kind::Bool, "on", "Scans don't wait for each other."),
+    of("synchronous_commit", ON, "on", "A commit is on a majority's disks before it is told."),
+    told("TimeZone", Kind::Zone, "UTC", "The time zone that times are shown and read in."),
+    of("transaction_isolation", ISOLATION, "read committed", "This transaction's isolation level."),
+    of("transaction_read_only", Kind::Fact, "off", "Whether this transaction may write."),
+    of("xmloption", Kind::OneOf(&[("content", "content")]), "content", "There is no XML."),
+];
+
+/// A session's settings.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Those that aren't as they are by default, as they are shown.
+    changed: BTreeMap<&'static str, String>,
+    /// What startup asked for: what RESET goes back to.
+    startup: BTreeMap<&'static str, String>,
+    /// What the planner depends on.
+    pub planner: planner::Settings,
+    /// What texts depend on.
+    pub output: OutputSettings,
+    /// `statement_timeout`; `None` for no bound.
+    pub statement_timeout: Option<Duration>,
+    /// `default_transaction_read_only`.
+    pub read_only: bool,
+    /// The place of `client_min_messages` among the levels that matter: notice 0, warning 1, error 2.
+    pub least_notice: u8,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            changed: BTreeMap::new(),
+            startup: BTreeMap::new(),
+            planner: planner::Settings::default(),
+            output: OutputSettings::default(),
+            statement_timeout: None,
+            read_only: false,
+            least_notice: 0,
+        }
+    }
+}
+
+impl Settings {
+    /// Sets one; `None` for what it was when the session began. Says whether clients must hear of it.
+    pub fn set(&mut self, name: &str, value: Option<&str>) -> Result<bool, WireError> {
+        let definition = find(name)?;
+        let value = match value {
+            Some(value) => value.to_owned(),
+            None => self.initial(definition),
+        };
+        let shown = read(definition, &value)?;
+        self.apply(definition, &shown)?;
+        let before = self.changed.insert(definition.name, shown.clone());
+        Ok(definition.reported && before.as_deref().unwrap_or(definition.default) != shown)
+    }
+
+    /// What startup asked for is what RESET goes back to.
+    pub fn keep_as_startup(&mut self) {
+        self.startup = self.changed.clone();
+    }
+
+    /// Sets everything back to what it was when the session began. The names of those that clients must hear of.
+    pub fn reset_all(&mut self) -> Result<Vec<&'static str>, WireError> {
+        let names: Vec<_> = self.changed.keys().copied().collect();
+        let mut reported = Vec::new();
+        for name in names {
+            if self.set(name, None)? {
+                reported.push(name);
+            }
+        }
+        Ok(reported)
+    }
+
+    /// One setting as SHOW tells it, with its name as it is written.
+    pub fn show(&self, name: &str) -> Result<(&'static str, String), WireError> {
+        let definition = find(name)?;
+        Ok((definition.name, self.value(definition).to_owned()))
+    }
+
+    /// Every setting: name, value, description.
+    pub fn all(&self) -> impl Iterator<Item = (&'static str, &str, &'static str)> {
+        DEFINITIONS.iter().map(|d| (d.name, self.value(d), d.about))
+    }
+
+    /// Those that clients hear of.
+    pub fn reported(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        DEFINITIONS.iter().filter(|d| d.reported).map(|d| (d.name, self.value(d)))
+    }
+
+    /// Those that differ from other settings and that clients hear of.
+    pub fn reported_changes<'a>(
+        &'a self,
+        other: &'a Settings,
+    ) -> impl Iterator<Item = (&'static str, &'a str)> {
+        self.reported().zip(other.reported()).filter(|(now, before)| now.1 != before.1).map(|(now, _)| now)
+    }
+
+    fn value(&self, definition: &Definition) -> &str {
+        self.changed.get(definition.name).map_or(definition.default, String::as_str)
+    }
+
+    fn initial(&self, definition: &Definition) -> String {
+        self.startup.get(definition.name).map_or_else(|| definition.default.to_owned(), Clone::clone)
+    }
+
+    fn apply(&mut self, definition: &Definition, value: &str) -> Result<(), WireError> {
+        match definition.name {
+            "shoal.rules" => self.planner.rules = Rules::parse(value)?,
+            "TimeZone" => self.output.zone = TimeZone::parse(value)?,
+            "statement_timeout" => {
+                let millis = parse_millis(value).unwrap_or(0);
+                self.statement_timeout = (millis > 0).then(|| Duration::from_millis(millis));
+            }
+            "default_transaction_read_only" => self.read_only = value == "on",
+            "client_min_messages" => {
+                self.least_notice = match value {
+                    "error" => 2,
+                    "warning" => 1,
+                    _ => 0,
+                };
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn find(name: &str) -> Result<&'static Definition, WireError> {
+    DEFINITIONS.iter().find(|d| d.name.eq_ignore_ascii_case(name)).ok_or_else(|| {
+        WireError::new(SqlState::UNDEFINED_OBJECT, format!("unrecognized configuration parameter \"{name}\""))
+    })
+}
+
+fn invalid(name: &str, value: &str) -> WireError {
+    WireError::new(
+        SqlState::INVALID_PARAMETER_VALUE,
+        format!("invalid value for parameter \"{name}\": \"{value}\""),
+    )
+}
+
+/// Checks a value, and gives it as it is shown.
+fn read(definition: &Definition, value: &str) -> Result<String, WireError> {
+    let name = definition.name;
+    match definition.kind {
+        Kind::Fact if value == definition.default => Ok(value.to_owned()),
+        Kind::Fact => {
+            let code = SqlState::parse("55P02").expect("five digits and letters");
+            Err(WireError::new(code, format!("parameter \"{name}\" cannot be changed")))
+        }
+        // As PostgreSQL does with a name that others will see in their logs.
+        Kind::Text => {
+            Ok(value.chars().map(|c| if (' '..='~').contains(&c) { c } else { '?' }).take(63).collect())
+        }
+        Kind::OneOf(values) => {
+            let plain: String = value.chars().filter(|c| *c != ' ').flat_map(char::to_lowercase).collect();
+            let known = values.iter().find(|(text, _)| *text == plain);
+            let takes: Vec<_> = values.iter().map(|(_, shown)| format!("\"{shown}\"")).collect();
+            known.map(|(_, shown)| (*shown).to_owned()).ok_or_else(|| {
+                invalid(name, value).with_hint(format!("Supported values: {}.", takes.join(", ")))
+            })
+        }
+        Kind::Bool => read_one_of(ON, value).or_else(|| read_one_of(OFF, value)).ok_or_else(|| {
+            let message = format!("parameter \"{name}\" requires a Boolean value");
+            WireError::new(SqlState::INVALID_PARAMETER_VALUE, message)
+        }),
+        Kind::Time => {
+            let millis = parse_millis(value).filter(|ms| *ms <= i32::MAX as u64);
+            millis.map(show_millis).ok_or_else(|| {
+                let units =
+                    "Valid units for this parameter are \"us\", \"ms\", \"s\", \"min\", \"h\", and \"d\".";
+                invalid(name, value).with_hint(units)
+            })
+        }
+        Kind::NoTime => match parse_millis(value) {
+            Some(0) => Ok("0".to_owned()),
+            Some(_) => Err(WireError::unsupported(format!("the parameter \"{name}\""))),
+            None => Err(invalid(name, value)),
+        },
+        Kind::Zone => TimeZone::parse(value).map(|zone| zone.name().to_owned()),
+        Kind::Path => {
+            for part in value.split(',') {
+                let part = part.trim().trim_matches('"');
+                if !matches!(part, "" | "public" | "$user" | "pg_catalog") {
+                    return Err(WireError::unsupported(format!("the schema \"{part}\""))
+                        .with_hint("Tables live in the schema \"public\"."));
+                }
+            }
+            // Without public, a name would be looked up where it isn't.
+            if !value.contains("public") {
+                return Err(WireError::unsupported("a search_path without \"public\""));
+            }
+            Ok(value.to_owned())
+        }
+        Kind::Rules => Rules::parse(value).map(|rules| rules.to_string()),
+        Kind::Unsupported if matches!(value, "none" | "shoal") => Ok(value.to_owned()),
+        Kind::Unsupported => {
+            Err(WireError::new(SqlState::INVALID_PARAMETER_VALUE, format!("role \"{value}\" does not exist")))
+        }
+    }
+}
+
+fn read_one_of(kind: Kind, value: &str) -> Option<String> {
+    let Kind::OneOf(values) = kind else { return None };
+    values.iter().find(|(text, _)| value.eq_ignore_ascii_case(text)).map(|(_, shown)| (*shown).to_owned())
+}
+
+/// A time as milliseconds.
+fn parse_millis(value: &str) -> Option<u64> {
+    let value = value.trim();
+    let digits = value.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(value.len());
+    let number: f64 = value[..digits].parse().ok()?;
+    let millis = match value[digits..].trim() {
+        "us" => number / 1000.0,
+        "" | "ms" => number,
+        "s" => number * 1000.0,
+        "min" => number * 60_000.0,
+        "h" => number * 3_600_000.0,
+        "d" => number * 86_400_000.0,
+        _ => return None,
+    };
+    (millis.is_finite() && millis < 1e18).then(|| millis.round() as u64)
+}
+
+/// In the greatest unit that needs no fraction, as PostgreSQL shows it.
+fn show_millis(millis: u64) -> String {
+    if millis == 0 {
+        return "0".to_owned();
+    }
+    let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s")];
+    match units.iter().find(|(unit, _)| millis % unit == 0) {
+        Some((unit, name)) => format!("{}{name}", millis / unit),
+        None => format!("{millis}ms"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(name: &str, value: &str) -> Result<String, String> {
+        let mut settings = Settings::default();
+        settings.set(name, Some(value)).map_err(|e| e.sqlstate.to_string())?;
+        Ok(settings.show(name).unwrap().1)
+    }
+
+    #[test]
+    fn what_drivers_send_is_taken() {
+        assert_eq!(set("extra_float_digits", "3").unwrap(), "3");
+        assert_eq!(set("datestyle", "ISO").unwrap(), "ISO, MDY");
+        assert_eq!(set("CLIENT_ENCODING", "utf-8").unwrap(), "UTF8");
+        assert_eq!(set("search_path", "\"$user\", public").unwrap(), "\"$user\", public");
+        assert_eq!(set("statement_timeout", "5000").unwrap(), "5s");
+        assert_eq!(set("statement_timeout", "1.5min").unwrap(), "90s");
+        assert_eq!(set("application_name", "caf\u{e9}").unwrap(), "caf?");
+        assert_eq!(set("transaction_isolation", "READ COMMITTED").unwrap(), "read committed");
+    }
+
+    #[test]
+    fn what_would_change_meaning_is_refused() {
+        for (name, value, code) in [
+            ("client_encoding", "LATIN1", "22023"),
+            ("datestyle", "German", "22023"),
+            ("extra_float_digits", "0", "22023"),
+            ("standard_conforming_strings", "off", "22023"),
+            ("search_path", "other", "0A000"),
+            ("lock_timeout", "10s", "0A000"),
+            ("transaction_isolation", "serializable", "22023"),
+            ("server_version", "16", "55P02"),
+            ("nonsense", "1", "42704"),
+            ("statement_timeout", "soon", "22023"),
+        ] {
+            assert_eq!(set(name, value), Err(code.to_owned()), "{name} = {value}");
+        }
+    }
+
+    #[test]
+    fn reset_goes_back_to_what_startup_asked_for() {
+        let mut settings = Settings::default();
+        settings.set("application_name", Some("psql")).unwrap();
+        settings.keep_as_startup();
+        assert!(settings.set("application_name", Some("other")).unwrap());
+        settings.set("statement_timeout", Some("1s")).unwrap();
+        assert_eq!(settings.statement_timeout, Some(Duration::from_secs(1)));
+        assert_eq!(settings.reset_all().unwrap(), ["application_name"]);
+        assert_eq!(settings.show("application_name").unwrap().1, "psql");
+        assert_eq!(settings.statement_timeout, None);
+    }
+}
