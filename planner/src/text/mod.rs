@@ -170,6 +170,43 @@ pub fn split(sql: &str) -> Result<Vec<Text>, WireError> {
     }
 }
 
+/// An identifier as SQL has to write it: quoted unless it reads as itself.
+pub(crate) fn quoted(name: &str) -> Cow<'_, str> {
+    let plain = name.bytes().enumerate().all(|(i, byte)| match byte {
+        b'a'..=b'z' | b'_' => true,
+        b'0'..=b'9' | b'$' => i > 0,
+        _ => false,
+    });
+    if plain && !name.is_empty() && category(name) == Category::Free {
+        Cow::Borrowed(name)
+    } else {
+        Cow::Owned(format!("\"{}\"", name.replace('"', "\"\"")))
+    }
+}
+
+/// An expression's text with one identifier in place of another. Names of functions stay.
+pub(crate) fn rename_identifier(expression: &str, from: &str, to: &str) -> Result<String, WireError> {
+    let mut tokens = Vec::new();
+    let mut lexer = Lexer::new(expression, 0);
+    while let Some(token) = lexer.next().map_err(|e| e.error)? {
+        tokens.push(token);
+    }
+    let mut renamed = String::with_capacity(expression.len());
+    let mut copied = 0;
+    for (i, token) in tokens.iter().enumerate() {
+        let name = matches!(token.lexeme, Lexeme::Word | Lexeme::Quoted)
+            && lexer::identifier(*token, expression) == from;
+        let called = tokens.get(i + 1).is_some_and(|next| &expression[next.start..next.end] == "(");
+        if name && !called {
+            renamed.push_str(&expression[copied..token.start]);
+            renamed.push_str(&quoted(to));
+            copied = token.end;
+        }
+    }
+    renamed.push_str(&expression[copied..]);
+    Ok(renamed)
+}
+
 fn characters(text: &str) -> u32 {
     u32::try_from(text.chars().count()).unwrap_or(u32::MAX - 1)
 }

@@ -188,7 +188,6 @@ pub(crate) enum AlterAction {
     DropConstraint {
         if_exists: bool,
         name: Name,
-        cascade: bool,
     },
     RenameConstraint {
         from: Name,

@@ -1,10 +1,12 @@
 //! The expressions of DEFAULT and CHECK: checked once here, kept in the catalog as text.
 
+use super::command::ColumnDefinition;
 use crate::Context;
-use crate::text::Text;
+use crate::plan::Scalar;
+use crate::text::{Text, rename_identifier};
 use dialect::types::Typed;
-use proto::WireError;
 use proto::catalog::{ColumnDefault, Relation, Table};
+use proto::{ColumnId, WireError};
 use sqlparser::ast::{
     CastKind, DataType, Expr, FunctionArg, FunctionArgExpr, FunctionArguments, ObjectNamePart, Value,
 };
@@ -48,6 +50,12 @@ impl Expressions<'_> {
         Err(WireError::unsupported("CHECK"))
     }
 
+    /// What existing rows get in a new column with a default.
+    pub fn fill(&self, definition: &ColumnDefinition, ty: Typed) -> Result<Scalar, WireError> {
+        let _ = (definition, ty);
+        Err(WireError::unsupported("ADD COLUMN with a default"))
+    }
+
     /// `nextval('a sequence')` is the sequence itself: it counts under any name.
     fn next_value(&self, expr: &Expr) -> Option<proto::SequenceId> {
         let Expr::Function(function) = expr else { return None };
@@ -76,5 +84,38 @@ impl Expressions<'_> {
             Relation::Sequence(id) => Some(id),
             Relation::Table(_) | Relation::Index(..) => None,
         }
+    }
+}
+
+/// Whether a CHECK as SQLite runs it names a column.
+pub(super) fn names_column(physical: &str, column: ColumnId) -> bool {
+    let name = format!("c{column}");
+    let part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    physical
+        .match_indices(&name)
+        .any(|(at, _)| !physical[..at].ends_with(part) && !physical[at + name.len()..].starts_with(part))
+}
+
+/// A CHECK's text with a column under its new name.
+pub(super) fn rename(expression: &str, from: &str, to: &str) -> Result<String, WireError> {
+    rename_identifier(expression, from, to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_columns_name_is_found_whole() {
+        assert!(names_column("(c1 > 0)", ColumnId(1)));
+        assert!(!names_column("(c12 > 0) AND xc1 = 5", ColumnId(1)));
+        assert!(names_column("abs(c12) > c1", ColumnId(1)));
+    }
+
+    #[test]
+    fn renaming_leaves_functions_and_strings() {
+        let renamed = rename("((a > 0) AND (lower('a') = a(b)) AND (\"a\" < 5))", "a", "New").unwrap();
+        assert_eq!(renamed, "((\"New\" > 0) AND (lower('a') = a(b)) AND (\"New\" < 5))");
+        assert_eq!(rename("a > 0", "a", "b").unwrap(), "b > 0");
     }
 }

@@ -80,7 +80,11 @@ pub fn plan(command: &Command, text: &Text, context: &Context<'_>) -> Result<Pla
             Action::Session(SessionCommand::Maintenance(tag))
         }
         Kind::CreateTable(create) => Action::Schema(create_table::plan(create, expressions)?),
-        Kind::AlterTable(alter) => Action::Schema(alter_table::plan(alter, expressions)?),
+        Kind::AlterTable(alter) => {
+            let (action, fills) = alter_table::plan(alter, expressions)?;
+            scalars = fills;
+            Action::Schema(action)
+        }
         Kind::Drop(drop) => Action::Schema(relations::drop(drop, context)?),
         Kind::CreateIndex(create) => Action::Schema(index::create(create, context)?),
         Kind::Rename { what, if_exists, from, to } => {

@@ -662,7 +662,8 @@ fn alter_action(cursor: &mut Cursor<'_>) -> Result<AlterAction, WireError> {
         let name = cursor.name()?;
         let cascade = cursor.accept_one(&["cascade", "restrict"]) == Some("cascade");
         return Ok(if constraint {
-            AlterAction::DropConstraint { if_exists, name, cascade }
+            // Nothing depends on a constraint.
+            AlterAction::DropConstraint { if_exists, name }
         } else {
             AlterAction::DropColumn { if_exists, name, cascade }
         });
