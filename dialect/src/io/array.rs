@@ -257,7 +257,7 @@ pub(super) fn read_binary(element: Element, modifier: i32, bytes: &[u8]) -> Resu
     let short = || WireError::new(SqlState::PROTOCOL_VIOLATION, "insufficient data left in message");
     let invalid = |message: String| WireError::new(SqlState::INVALID_BINARY_REPRESENTATION, message);
     let mut rest = bytes;
-    let mut next = |rest: &mut &[u8]| {
+    let next = |rest: &mut &[u8]| {
         let (word, after) = rest.split_first_chunk::<4>().ok_or_else(short)?;
         *rest = after;
         Ok::<i32, WireError>(i32::from_be_bytes(*word))
