@@ -154,8 +154,14 @@ impl NodeClient {
             }
             let watcher = watcher.get_or_insert_with(|| self.0.state.subscribe());
             let connecting = |state: &State| matches!(state, State::Connecting);
-            if watcher.wait_for(|state| !connecting(state)).await.is_err() {
-                return Err(self.unreachable("the client was dropped"));
+            match watcher.wait_for(|state| !connecting(state)).await {
+                // However short the backoff: who waited for an attempt that failed waits for no other.
+                Ok(state) => {
+                    if let State::Down { cause, .. } = &*state {
+                        return Err(self.unreachable(cause));
+                    }
+                }
+                Err(_) => return Err(self.unreachable("the client was dropped")),
             }
         }
     }
