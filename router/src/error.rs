@@ -22,6 +22,12 @@ pub struct Report {
     pub constraint: Option<String>,
 }
 
+impl From<WireError> for Box<Report> {
+    fn from(error: WireError) -> Self {
+        Box::new(error.into())
+    }
+}
+
 impl From<WireError> for Report {
     fn from(error: WireError) -> Self {
         Self { error, context: None, table: None, column: None, constraint: None }
@@ -30,9 +36,9 @@ impl From<WireError> for Report {
 
 impl Report {
     /// The same error with the names that its ids have, in PostgreSQL's wording.
-    pub fn named(error: WireError, catalog: &Catalog) -> Self {
+    pub fn named(error: WireError, catalog: &Catalog) -> Box<Self> {
         let Some(violation) = error.violation.clone() else { return error.into() };
-        let mut report = Report::from(error);
+        let mut report: Box<Report> = error.into();
         let (Violation::NotNull(table, _) | Violation::Unique(table, _) | Violation::Check(table, _)) =
             violation;
         let Some(table) = catalog.table(table) else { return report };
@@ -104,7 +110,7 @@ mod tests {
         Catalog::new(SchemaVersion(1), [Arc::new(table)], [])
     }
 
-    fn named(violation: Violation) -> Report {
+    fn named(violation: Violation) -> Box<Report> {
         Report::named(WireError::internal("raw").with_violation(violation), &catalog())
     }
 

@@ -162,7 +162,7 @@ mod tests {
         assert!(get("SELECT a FROM t WHERE a = 1 LIMIT 6", v1).is_none(), "the pinned literal differs");
         assert!(get("SELECT a FROM t WHERE a = 'x' LIMIT 5", v1).is_none(), "a literal of another kind");
         assert!(get("SELECT a FROM t WHERE a = 1 LIMIT 5", SchemaVersion(2)).is_none());
-        let other = Settings { rules: Rules::NONE, ..Settings::default() };
+        let other = Settings { rules: Rules::NONE };
         let again = text("SELECT a FROM t WHERE a = 1 LIMIT 5");
         assert!(cache.get(&again, &[], &other, v1).is_none());
         assert!(cache.get(&again, &[Some(Type::Int4)], &settings, v1).is_none());

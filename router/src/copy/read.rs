@@ -63,8 +63,8 @@ impl Reader {
     }
 
     /// The next record. `last`: there is no more input. `None`: none, or not enough input.
-    pub fn next(&mut self, last: bool) -> Result<Option<&Record>, LineError> {
-        let without_line = |error| LineError { error, line: None };
+    pub fn next(&mut self, last: bool) -> Result<Option<&Record>, Box<LineError>> {
+        let without_line = |error| Box::new(LineError { error, line: None });
         let mut line = self.lines.next(last).map_err(without_line)?;
         if self.header && line.is_some() {
             self.header = false;
@@ -74,7 +74,9 @@ impl Reader {
         let line = self.lines.bytes(line);
         match self.record.read(line, &self.format, &self.columns) {
             Ok(()) => Ok(Some(&self.record)),
-            Err(error) => Err(LineError { error, line: Some(shown(&String::from_utf8_lossy(line))) }),
+            Err(error) => {
+                Err(Box::new(LineError { error, line: Some(shown(&String::from_utf8_lossy(line))) }))
+            }
         }
     }
 }

@@ -47,7 +47,7 @@ impl Copying {
     }
 
     /// The error with the place in the input, and with what was written before it.
-    fn report(&self, error: WireError, context: Option<String>, state: &ClusterState) -> Report {
+    fn report(&self, error: WireError, context: Option<String>, state: &ClusterState) -> Box<Report> {
         let error = if self.sent > 0 { partly(error, "some shards") } else { error };
         let mut report = Report::named(error, &state.catalog);
         report.context = context;
@@ -80,19 +80,24 @@ impl Executor {
         run: &Statement<'_>,
         copying: &mut Copying,
         piece: &[u8],
-    ) -> Result<(), Report> {
+    ) -> Result<(), Box<Report>> {
         copying.reader.push(piece);
         self.copy_rows(run, copying, false).await
     }
 
     /// The input has ended: writes what is left, and says how many rows it was.
-    pub async fn copy_end(&self, run: &Statement<'_>, copying: &mut Copying) -> Result<u64, Report> {
+    pub async fn copy_end(&self, run: &Statement<'_>, copying: &mut Copying) -> Result<u64, Box<Report>> {
         self.copy_rows(run, copying, true).await?;
         self.copy_send(run, copying).await?;
         Ok(copying.sent)
     }
 
-    async fn copy_rows(&self, run: &Statement<'_>, copying: &mut Copying, last: bool) -> Result<(), Report> {
+    async fn copy_rows(
+        &self,
+        run: &Statement<'_>,
+        copying: &mut Copying,
+        last: bool,
+    ) -> Result<(), Box<Report>> {
         let plan = copying.plan.clone();
         let copy = Copying::copy(&plan)?;
         loop {
@@ -113,7 +118,8 @@ impl Executor {
                     input.push(value);
                     None
                 }),
-                Err(LineError { error, line }) => {
+                Err(failed) => {
+                    let LineError { error, line } = *failed;
                     let context = line.map_or_else(String::new, |line| format!(": \"{line}\""));
                     Some((error, context))
                 }
@@ -135,7 +141,7 @@ impl Executor {
         }
     }
 
-    async fn copy_send(&self, run: &Statement<'_>, copying: &mut Copying) -> Result<(), Report> {
+    async fn copy_send(&self, run: &Statement<'_>, copying: &mut Copying) -> Result<(), Box<Report>> {
         let plan = copying.plan.clone();
         let insert = &Copying::copy(&plan)?.insert;
         let placed = std::mem::replace(&mut copying.placed, Placed::new(false));

@@ -46,6 +46,18 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 }
                 Err(WireError::unsupported("SAVEPOINT"))
             }
+            SessionCommand::SetTransaction { read_only, isolation, session: true } => {
+                check_isolation(*isolation)?;
+                if let Some(read_only) = read_only {
+                    let value = if *read_only { "on" } else { "off" };
+                    self.set("default_transaction_read_only", Some(value), false)?;
+                }
+                done("SET")
+            }
+            SessionCommand::SetTransaction { read_only, isolation, session: false } => {
+                self.set_transaction(*isolation, *read_only)?;
+                done("SET")
+            }
             SessionCommand::Set { name, value, local } => {
                 self.set(name, value.as_deref(), *local)?;
                 done("SET")

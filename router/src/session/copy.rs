@@ -74,7 +74,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
     }
 
     /// Takes a piece of the input, or its end: the rows that were copied then.
-    async fn copy_step(&mut self, state: &mut CopyState, piece: Option<&[u8]>) -> Result<u64, Report> {
+    async fn copy_step(&mut self, state: &mut CopyState, piece: Option<&[u8]>) -> Result<u64, Box<Report>> {
         self.interrupt.check()?;
         let shared = self.shared.clone();
         let plan = state.copying.plan.clone();
@@ -92,7 +92,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         mut rows: RowStream,
         plan: &Plan,
         deadline: Instant,
-    ) -> Result<(), Report> {
+    ) -> Result<(), Box<Report>> {
         let Action::CopyOut(copy) = &plan.action else {
             return Err(WireError::internal("not a COPY TO").into());
         };

@@ -57,7 +57,7 @@ enum PortalState {
 }
 
 impl<W: AsyncWrite + Unpin> Session<W> {
-    pub(super) async fn extended(&mut self, message: Message) -> Result<(), Report> {
+    pub(super) async fn extended(&mut self, message: Message) -> Result<(), Box<Report>> {
         match message {
             Message::Parse { name, sql, types } => {
                 let types = types.into_iter().map(declared_type).collect::<Result<Vec<_>, _>>()?;
@@ -169,7 +169,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         Ok(Some((plan, state)))
     }
 
-    async fn bind(&mut self, bind: Bind) -> Result<(), Report> {
+    async fn bind(&mut self, bind: Bind) -> Result<(), Box<Report>> {
         let Bind { portal, statement, formats, parameters, results } = bind;
         let mut prepared = self.find_prepared(&statement)?;
         let expected = prepared.declared.len();
@@ -226,7 +226,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         Ok(())
     }
 
-    fn describe_statement(&mut self, name: &str) -> Result<(), Report> {
+    fn describe_statement(&mut self, name: &str) -> Result<(), Box<Report>> {
         let prepared = self.find_prepared(name)?;
         let types = prepared.declared.iter().map(|ty| ty.unwrap_or(Type::Text).oid());
         backend::parameter_description(&mut self.output.buffer, types);
@@ -235,7 +235,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         Ok(())
     }
 
-    fn describe_portal(&mut self, name: &str) -> Result<(), Report> {
+    fn describe_portal(&mut self, name: &str) -> Result<(), Box<Report>> {
         let portal = self.portals.get(name).ok_or_else(|| no_portal(name))?;
         let (plan, formats) = (portal.plan.clone(), portal.formats.clone());
         self.describe(plan, &formats);
@@ -250,7 +250,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         }
     }
 
-    async fn execute(&mut self, name: String, max_rows: u32) -> Result<(), Report> {
+    async fn execute(&mut self, name: String, max_rows: u32) -> Result<(), Box<Report>> {
         let mut portal = self.portals.remove(&name).ok_or_else(|| no_portal(&name))?;
         let limit = if max_rows == 0 { u64::MAX } else { u64::from(max_rows) };
         let state = std::mem::replace(&mut portal.state, PortalState::Ended { returned_rows: false });
@@ -348,9 +348,9 @@ fn declared_type(oid: u32) -> Result<Option<Type>, WireError> {
         .ok_or_else(|| WireError::unsupported(format!("a parameter of the type with the object id {oid}")))
 }
 
-fn in_parameter(error: WireError, place: usize, portal: &str) -> Report {
+fn in_parameter(error: WireError, place: usize, portal: &str) -> Box<Report> {
     let portal = if portal.is_empty() { "unnamed portal".to_owned() } else { format!("portal \"{portal}\"") };
-    let mut report = Report::from(error);
+    let mut report: Box<Report> = error.into();
     report.context = Some(format!("{portal} parameter ${}", place + 1));
     report
 }

@@ -247,7 +247,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
     }
 
     /// Tells of an error; in a block, the block fails.
-    fn fail(&mut self, mut report: Report) {
+    fn fail(&mut self, mut report: Box<Report>) {
         if report.error.violation.is_some() && report.table.is_none() {
             let context = report.context.take();
             report = Report::named(report.error, &self.shared.executor.cluster.load().catalog);

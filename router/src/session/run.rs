@@ -187,7 +187,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         mut state: Arc<ClusterState>,
         declared: &[Option<Type>],
         same_columns: bool,
-    ) -> std::result::Result<Started, Report> {
+    ) -> std::result::Result<Started, Box<Report>> {
         let deadline = self.deadline();
         let mut backoff =
             Backoff::until(deadline.min(Instant::now() + self.shared.executor.config.retry_timeout));

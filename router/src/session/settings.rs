@@ -145,7 +145,7 @@ const DEFINITIONS: &[Definition] = &[
 ];
 
 /// A session's settings.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// Those that aren't as they are by default, as they are shown.
     changed: BTreeMap<&'static str, String>,
@@ -161,20 +161,6 @@ pub struct Settings {
     pub read_only: bool,
     /// The place of `client_min_messages` among the levels that matter: notice 0, warning 1, error 2.
     pub least_notice: u8,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            changed: BTreeMap::new(),
-            startup: BTreeMap::new(),
-            planner: planner::Settings::default(),
-            output: OutputSettings::default(),
-            statement_timeout: None,
-            read_only: false,
-            least_notice: 0,
-        }
-    }
 }
 
 impl Settings {
@@ -364,7 +350,7 @@ fn show_millis(millis: u64) -> String {
         return "0".to_owned();
     }
     let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s")];
-    match units.iter().find(|(unit, _)| millis % unit == 0) {
+    match units.iter().find(|(unit, _)| millis.is_multiple_of(*unit)) {
         Some((unit, name)) => format!("{}{name}", millis / unit),
         None => format!("{millis}ms"),
     }

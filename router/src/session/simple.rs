@@ -67,7 +67,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
     async fn run_text(
         &mut self,
         text: &Text,
-    ) -> Result<Option<Box<crate::executor::copy_in::Copying>>, Report> {
+    ) -> Result<Option<Box<crate::executor::copy_in::Copying>>, Box<Report>> {
         let (plan, state) = match self.plan(text, &[]).await {
             Ok(planned) => planned,
             // A failed block looks at nothing but the syntax.
