@@ -100,7 +100,8 @@ pub(crate) fn uncapturable(connection: &Connection) -> rusqlite::Result<Vec<Stri
             let (ty, not_null, count, without_rowid): (String, bool, u32, bool) =
                 (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
             keyed = true;
-            nullable |= !not_null && !without_rowid && !(count == 1 && ty == "INTEGER");
+            let rowid = count == 1 && ty == "INTEGER";
+            nullable |= !(not_null || without_rowid || rowid);
         }
         if !keyed || nullable {
             found.push(table);

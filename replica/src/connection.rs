@@ -22,6 +22,8 @@ pub(crate) struct Hooks {
     pub guarded: Arc<AtomicBool>,
     /// How many pages the WAL had after the last commit.
     pub wal_pages: Arc<AtomicU64>,
+    /// How many of them the last checkpoint saw; 0 if the WAL began anew since.
+    pub wal_base: Arc<AtomicU64>,
 }
 
 /// Opens the one connection that writes.
@@ -44,9 +46,12 @@ pub(crate) fn writer(path: &Path, hooks: &Hooks) -> rusqlite::Result<Connection>
     connection.authorizer(Some(move |context: AuthContext<'_>| {
         if guarded.load(Ordering::Relaxed) { authorize(&context) } else { Authorization::Allow }
     }))?;
-    let wal_pages = hooks.wal_pages.clone();
+    let (wal_pages, wal_base) = (hooks.wal_pages.clone(), hooks.wal_base.clone());
     connection.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, pages: std::ffi::c_int| {
-        wal_pages.store(u64::try_from(pages).unwrap_or(0), Ordering::Relaxed);
+        let pages = u64::try_from(pages).unwrap_or(0);
+        if wal_pages.swap(pages, Ordering::Relaxed) > pages {
+            wal_base.store(0, Ordering::Relaxed);
+        }
         Ok(())
     }))?;
     Ok(connection)

@@ -16,7 +16,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 /// A replica's pool of read-only connections.
 pub(crate) struct Readers {
     path: PathBuf,
-    idle: Mutex<Vec<Box<Connection>>>,
+    idle: Mutex<Vec<Connection>>,
     permits: Arc<Semaphore>,
     held: AtomicBool,
     released: Notify,
@@ -25,7 +25,7 @@ pub(crate) struct Readers {
 /// A connection of the pool with an open read transaction.
 pub(crate) struct Reader {
     /// The connection.
-    pub connection: Box<Connection>,
+    pub connection: Connection,
     /// The applied index, as the transaction sees it.
     pub position: LogIndex,
     permit: OwnedSemaphorePermit,
@@ -86,7 +86,7 @@ impl Readers {
         let idle = self.idle.lock().pop();
         let connection = match idle {
             Some(connection) => connection,
-            None => Box::new(connection::reader(&self.path).map_err(dialect::sqlite::error)?),
+            None => connection::reader(&self.path).map_err(dialect::sqlite::error)?,
         };
         let begin = || -> rusqlite::Result<i64> {
             connection.prepare_cached("BEGIN")?.execute([])?;

@@ -193,7 +193,7 @@ fn a_deposed_leader_proposes_nothing_and_its_entry_is_replaced() {
     for _ in 0..40 {
         group.tick();
     }
-    assert_eq!(group.standing(old).role == StateRole::Leader, false);
+    assert_ne!(group.standing(old).role, StateRole::Leader);
     let new = group.elect();
     assert_ne!(new, old);
     assert_eq!(group.propose(old, term, "late"), None);

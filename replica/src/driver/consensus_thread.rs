@@ -14,6 +14,8 @@ use protobuf::Message as _;
 use raft::StateRole;
 use raft::eraftpb::{Entry, Message};
 use std::collections::{BTreeSet, HashMap};
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
@@ -59,32 +61,39 @@ impl ConsensusThread {
         Self { mailbox, log, transport, clock, tick, ticks: 0, purge, groups: HashMap::new() }
     }
 
-    /// Runs until it's told to end.
+    /// Runs until it's told to end. A panic (raft-rs panics where its invariants break) stops the node's replicas.
     pub fn run(mut self) {
         let mut next_tick = Instant::now() + self.tick;
         loop {
-            let mut touched = BTreeSet::new();
-            for mail in self.mailbox.take(next_tick) {
-                if matches!(mail, Mail::ShutDown) {
-                    self.end();
-                    return;
-                }
-                self.handle(mail, &mut touched);
-            }
-            let now = Instant::now();
-            if now >= next_tick {
-                // Ticks that were missed stay missed: two in quick succession would shorten a promise not to vote.
-                next_tick = now + self.tick;
-                self.tick(&mut touched);
-            }
-            if let Err(error) = self.pump(touched) {
-                let why = error.to_string();
-                for member in self.groups.values() {
-                    member.shared.stop(why.clone());
-                }
-                self.groups.clear();
+            let why = match catch_unwind(AssertUnwindSafe(|| self.turn(&mut next_tick))) {
+                Ok(Ok(ControlFlow::Continue(()))) => continue,
+                Ok(Ok(ControlFlow::Break(()))) => return self.end(),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "the node's consensus panicked".to_owned(),
+            };
+            for (_, member) in self.groups.drain() {
+                member.shared.stop(why.clone());
+                member.fail_waiters(None);
             }
         }
+    }
+
+    fn turn(&mut self, next_tick: &mut Instant) -> Result<ControlFlow<()>, ReplicaError> {
+        let mut touched = BTreeSet::new();
+        for mail in self.mailbox.take(*next_tick) {
+            if matches!(mail, Mail::ShutDown) {
+                return Ok(ControlFlow::Break(()));
+            }
+            self.handle(mail, &mut touched);
+        }
+        let now = Instant::now();
+        if now >= *next_tick {
+            // Ticks that were missed stay missed: two in quick succession would shorten a promise not to vote.
+            *next_tick = now + self.tick;
+            self.tick(&mut touched);
+        }
+        self.pump(touched)?;
+        Ok(ControlFlow::Continue(()))
     }
 
     fn end(&mut self) {
@@ -106,7 +115,10 @@ impl ConsensusThread {
             Mail::Propose { group, term, data } => self.with(group, touched, |member| {
                 let proposed = member.consensus.propose(term, data);
                 member.shared.inbox().proposal = Some(proposed);
-                member.shared.wake();
+                // One that was accepted is next heard of when it is committed, or leadership is lost.
+                if proposed.is_none() {
+                    member.shared.wake();
+                }
                 Ok(())
             }),
             Mail::Confirm { group, waiter } => match self.groups.get_mut(&group) {

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use proto::{LogIndex, Retry, SqlState, WireError};
 use raft::StateRole;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -63,8 +64,9 @@ enum Work {
     Proposed(Option<u64>),
     Deposed,
     Refuse(Vec<PendingWrite>, Vec<PendingSchema>),
-    Batch(Vec<PendingWrite>),
-    Schema(PendingSchema),
+    /// To be executed and proposed in this term, whatever has come to pass since.
+    Batch(u64, Vec<PendingWrite>),
+    Schema(u64, PendingSchema),
     Close(Closing),
 }
 
@@ -73,31 +75,37 @@ impl EngineThread {
         Self { shared, engine, log, open: None, limbo: Vec::new() }
     }
 
-    /// Runs until the replica is closed.
+    /// Runs until the replica is closed. A panic stops this replica and no other.
     pub fn run(mut self) {
         loop {
-            let work = self.next();
-            let done = match work {
-                Work::Close(closing) => {
-                    self.close(&closing);
-                    return;
-                }
-                Work::Apply(entries) => self.apply(entries),
-                Work::ApplyFromLog(last) => self.apply_from_log(last),
-                Work::Proposed(index) => self.proposed(index),
-                Work::Deposed => self.deposed(),
-                Work::Refuse(writes, schemas) => {
-                    self.refuse(writes, schemas);
-                    Ok(())
-                }
-                Work::Batch(writes) => self.batch(writes),
-                Work::Schema(schema) => self.schema(schema),
+            let work = match self.next() {
+                Work::Close(closing) => return self.close(&closing),
+                work => work,
             };
-            let done = done.and_then(|()| self.maintain());
-            if let Err(error) = done {
-                self.shared.stop(error.to_string());
-            }
+            let why = match catch_unwind(AssertUnwindSafe(|| self.act(work))) {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "its engine panicked".to_owned(),
+            };
+            self.shared.stop(why);
         }
+    }
+
+    fn act(&mut self, work: Work) -> Result<(), ReplicaError> {
+        match work {
+            Work::Apply(entries) => self.apply(entries),
+            Work::ApplyFromLog(last) => self.apply_from_log(last),
+            Work::Proposed(index) => self.proposed(index),
+            Work::Deposed => self.deposed(),
+            Work::Refuse(writes, schemas) => {
+                self.refuse(writes, schemas);
+                Ok(())
+            }
+            Work::Batch(term, writes) => self.batch(term, writes),
+            Work::Schema(term, schema) => self.schema(term, schema),
+            Work::Close(_) => Ok(()),
+        }?;
+        self.maintain()
     }
 
     fn next(&mut self) -> Work {
@@ -147,14 +155,13 @@ impl EngineThread {
             return None;
         }
         if let Some(schema) = inbox.schemas.pop_front() {
-            return Some(Work::Schema(schema));
+            return Some(Work::Schema(standing.term, schema));
         }
         let count = inbox.writes.len().min(BATCH_WRITES);
-        Some(Work::Batch(inbox.writes.drain(..count).collect()))
+        Some(Work::Batch(standing.term, inbox.writes.drain(..count).collect()))
     }
 
-    fn batch(&mut self, writes: Vec<PendingWrite>) -> Result<(), ReplicaError> {
-        let term = self.shared.inbox().standing.term;
+    fn batch(&mut self, term: u64, writes: Vec<PendingWrite>) -> Result<(), ReplicaError> {
         let mut replies = Vec::with_capacity(writes.len());
         let mut writes = writes.into_iter();
         self.engine.begin()?;
@@ -216,11 +223,10 @@ impl EngineThread {
         self.shared.mailbox.send(Mail::Confirm { group: self.shared.group, waiter });
     }
 
-    fn schema(&mut self, pending: PendingSchema) -> Result<(), ReplicaError> {
+    fn schema(&mut self, term: u64, pending: PendingSchema) -> Result<(), ReplicaError> {
         if !pending.state.begin() {
             return Ok(());
         }
-        let term = self.shared.inbox().standing.term;
         let data = Entry::new(self.shared.floor(), Body::Schema(pending.schema)).encode_to_vec().into();
         // No SQLite transaction is open for it: it runs when it is committed, here as everywhere.
         self.open = Some(Open { term, index: None, replies: vec![Reply::Schema(pending.reply)] });
@@ -291,7 +297,7 @@ impl EngineThread {
     }
 
     fn commit(&mut self, index: u64) -> Result<(), ReplicaError> {
-        self.engine.commit(index, self.shared.floor())?;
+        self.engine.commit(index)?;
         self.publish();
         if let Some(open) = self.open.take() {
             open.replies.into_iter().for_each(|reply| reply.accept(LogIndex(index), None));

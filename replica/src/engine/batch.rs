@@ -116,13 +116,14 @@ impl Engine {
     pub fn seal(&mut self, floor: u64) -> Option<Bytes> {
         let batch = self.batch.as_mut()?;
         let transactions = std::mem::take(&mut batch.transactions);
+        batch.floor = floor;
         (!transactions.is_empty())
             .then(|| Entry::new(floor, Body::Batch(Batch { transactions })).encode_to_vec().into())
     }
 
     /// Commits the open batch: Raft has committed its entry at `index`.
-    pub fn commit(&mut self, index: u64, floor: u64) -> Result<(), ReplicaError> {
-        debug_assert!(self.batch.is_some(), "only an open batch is committed");
+    pub fn commit(&mut self, index: u64) -> Result<(), ReplicaError> {
+        let floor = self.batch.as_ref().expect("only an open batch is committed").floor;
         self.write_applied(index, floor)?;
         self.execute("/*replica*/ COMMIT")?;
         self.batch = None;

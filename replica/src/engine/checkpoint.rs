@@ -18,7 +18,6 @@ pub(crate) struct Checkpointed {
     pub durable: u64,
     frames: i64,
     copied: i64,
-    wal_pages: u64,
 }
 
 impl Engine {
@@ -27,11 +26,11 @@ impl Engine {
         self.checkpointed.durable
     }
 
-    /// Whether the WAL has grown enough since the last checkpoint.
+    /// Whether the WAL has grown enough since the last checkpoint, or since it began anew.
     pub fn wants_checkpoint(&self) -> bool {
-        self.batch.is_none()
-            && self.wal_bytes()
-                >= self.checkpointed.wal_pages * self.page_bytes + self.limits.checkpoint_bytes
+        let grown =
+            self.wal_bytes().saturating_sub(self.hooks.wal_base.load(Ordering::Relaxed) * self.page_bytes);
+        self.batch.is_none() && grown >= self.limits.checkpoint_bytes
     }
 
     /// How long the WAL was after the last commit.
@@ -65,13 +64,11 @@ impl Engine {
         // SQLite syncs the WAL before it copies, so one that copied anything made all of the WAL durable. A WAL that
         // is shorter than last time has begun anew.
         let progressed = frames == copied || copied > last.copied || frames < last.frames;
-        self.checkpointed = Checkpointed {
-            durable: if progressed { applied } else { last.durable },
-            frames,
-            copied,
-            wal_pages: frames.max(0).cast_unsigned(),
-        };
-        self.hooks.wal_pages.store(self.checkpointed.wal_pages, Ordering::Relaxed);
+        let durable = if progressed { applied } else { last.durable };
+        self.checkpointed = Checkpointed { durable, frames, copied };
+        let pages = frames.max(0).cast_unsigned();
+        self.hooks.wal_pages.store(pages, Ordering::Relaxed);
+        self.hooks.wal_base.store(pages, Ordering::Relaxed);
         Ok(())
     }
 }

@@ -66,6 +66,8 @@ pub(crate) struct Engine {
 struct OpenBatch {
     transactions: Vec<Transaction>,
     bytes: usize,
+    /// What its entry says that every voter has.
+    floor: u64,
 }
 
 impl Engine {

@@ -41,7 +41,7 @@ impl Pair {
             None => self.leader.rollback().unwrap(),
             Some(data) => {
                 self.index += 1;
-                self.leader.commit(self.index, 0).unwrap();
+                self.leader.commit(self.index).unwrap();
                 self.follower.apply(&[(self.index, data)]).unwrap();
             }
         }
@@ -178,7 +178,7 @@ fn a_write_that_panics_fails_alone() {
     pair.leader.run(None, write("INSERT INTO t1 VALUES (1)")).unwrap().unwrap();
     assert!(pair.leader.run(None, Box::new(|_| panic!("of the test"))).unwrap().is_err());
     let data = pair.leader.seal(0).unwrap();
-    pair.leader.commit(1, 0).unwrap();
+    pair.leader.commit(1).unwrap();
     pair.follower.apply(&[(1, data)]).unwrap();
     pair.assert_equal();
 }
@@ -316,4 +316,19 @@ fn a_checkpoint_makes_what_is_applied_durable() {
     pair.batch(&["DELETE FROM t1"]);
     pair.leader.checkpoint(Some(std::time::Duration::ZERO)).unwrap();
     assert_eq!((pair.leader.durable(), pair.leader.wal_bytes()), (pair.index, 0));
+}
+
+#[test]
+fn the_wal_stays_short() {
+    let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2)");
+    let mut checkpoints = 0;
+    for _ in 0..300 {
+        pair.batch(&["INSERT OR REPLACE INTO t1 VALUES (1, randomblob(5000))"]);
+        if pair.leader.wants_checkpoint() {
+            pair.leader.checkpoint(None).unwrap();
+            checkpoints += 1;
+        }
+        assert!(pair.leader.wal_bytes() <= 3 * LIMITS.checkpoint_bytes, "{}", pair.leader.wal_bytes());
+    }
+    assert!((10..100).contains(&checkpoints), "{checkpoints}");
 }

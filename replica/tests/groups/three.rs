@@ -1,8 +1,6 @@
 //! Three hosts in one process: replication, leader changes, lost messages, retries.
 
-mod common;
-
-use common::{Cluster, GROUP, PATIENCE, number, request, schema, soon, sql, write};
+use crate::cluster::{Cluster, GROUP, PATIENCE, number, request, schema, soon, sql, write};
 use proto::services::Consistency::{Eventual, Session, Strong};
 use proto::services::ReplicaRole;
 use proto::{NodeId, Retry};
@@ -71,6 +69,43 @@ async fn a_lost_leader_rolls_back_and_takes_what_the_others_have() {
     let error = lost.await.unwrap().unwrap_err();
     assert!(matches!(error.retry, Retry::NotLeader(_)), "{error:?}");
     assert_eq!(cluster.assert_equal(ROWS).await, "1:before\n2:won");
+}
+
+#[tokio::test]
+async fn a_lease_ends_before_another_can_lead() {
+    let cluster = Cluster::new(3);
+    cluster.create(&[TABLE]);
+    let old = cluster.leader().await;
+    let node = old.status().node;
+    write(&old, "INSERT INTO t1 VALUES (1, 'a')").await.unwrap();
+    // Reads keep the lease alive until the others are gone.
+    for _ in 0..100 {
+        number(&old, Strong, "SELECT count(*) FROM t1").await;
+    }
+    cluster.network.isolate(node, &cluster.nodes);
+    let new = cluster.leader_among(&cluster.others(node)).await;
+    let late = old.snapshot(Strong, Instant::now() + Duration::from_millis(20)).await;
+    assert!(late.is_err(), "two replicas answer strong reads");
+    write(&new, "INSERT INTO t1 VALUES (2, 'b')").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_write_that_changes_nothing_is_answered_without_an_entry() {
+    let cluster = Cluster::new(3);
+    cluster.create(&[TABLE]);
+    let leader = cluster.leader().await;
+    let first = write(&leader, "INSERT INTO t1 VALUES (1, 'a')").await.unwrap();
+    let nothing = write(&leader, "UPDATE t1 SET c2 = 'a' WHERE c1 = 1").await.unwrap();
+    assert_eq!((nothing.output.as_ref(), nothing.index), (b"1".as_ref(), first.index));
+    assert!(write(&leader, "INSERT INTO t1 VALUES (1, 'b')").await.is_err());
+    assert_eq!(leader.status().applied, first.index);
+    // Once another may lead, one that nobody hears must not answer even that.
+    let node = leader.status().node;
+    cluster.network.isolate(node, &cluster.nodes);
+    cluster.leader_among(&cluster.others(node)).await;
+    let mut alone = sql("DELETE FROM t1 WHERE c1 = 9");
+    alone.deadline = Instant::now() + Duration::from_millis(100);
+    assert!(leader.write(alone).await.is_err());
 }
 
 #[tokio::test]

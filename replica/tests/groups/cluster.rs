@@ -1,8 +1,5 @@
 //! Hosts in one process over a network that can lose messages.
 
-// Each test binary uses its part of this.
-#![allow(dead_code)]
-
 use bytes::Bytes;
 use proto::services::Consistency::{Session, Strong};
 use proto::services::{RaftMessage, RaftService, RaftTransport};

@@ -1,8 +1,6 @@
 //! A group of one replica: the same path as any other, over one disk.
 
-mod common;
-
-use common::{Cluster, GROUP, number, request, schema, soon, sql, write};
+use crate::cluster::{Cluster, GROUP, number, request, schema, soon, sql, write};
 use proto::services::Consistency::{Eventual, Session, Strong};
 use proto::{NodeId, Retry, SqlState};
 use replica::note;

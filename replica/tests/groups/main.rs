@@ -1,0 +1,8 @@
+//! Whole groups in one process: hosts with their threads and files, over a network that can lose messages.
+
+// A test fails by panicking, its helpers too.
+#![allow(clippy::unwrap_used)]
+
+mod cluster;
+mod one;
+mod three;
