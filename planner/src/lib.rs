@@ -10,12 +10,18 @@
 //! 4. `emit` writes both as SQL for SQLite.
 //! 5. The router evaluates the plan's scalars, and [`route()`] says which shards each fragment goes to.
 
+mod bind;
+mod emit;
+mod explain;
 pub mod plan;
+mod planning;
 mod route;
 mod settings;
+mod statement;
 pub mod text;
 pub mod utility;
 
+pub use explain::explain;
 pub use plan::Plan;
 pub use route::{route, route_row};
 pub use settings::{Rule, Rules, Settings};
@@ -53,12 +59,5 @@ pub fn plan(
     declared: &[Option<Type>],
     context: &Context<'_>,
 ) -> Result<Planned, WireError> {
-    let _ = (text, declared, context);
-    Err(WireError::unsupported("this statement"))
-}
-
-/// What EXPLAIN prints of a plan. `routes` are those of its fragments, in order.
-pub fn explain(plan: &Plan, routes: &[plan::Route], topology: &Topology) -> Vec<String> {
-    let _ = (plan, routes, topology);
-    Vec::new()
+    statement::plan(text, declared, context)
 }

@@ -7,7 +7,7 @@
 
 use dialect::types::{Type, Typed};
 use proto::services::SchemaChange;
-use proto::{KeyspaceNumber, SequenceId, ShardId, TableId, Value};
+use proto::{ColumnId, KeyspaceNumber, SequenceId, ShardId, TableId, Value};
 use std::sync::Arc;
 
 /// A statement, planned.
@@ -45,6 +45,13 @@ pub enum Scalar {
     Constant(Value),
     /// A literal that was lifted out of the text, read by the type's input function (22P02 and kin where it can't be).
     Literal {
+        /// Its place among the text's literals.
+        slot: u32,
+        /// What it is read as.
+        ty: Typed,
+    },
+    /// A number after a minus sign: the literal's text with `-` before it, read by the type's input function.
+    Negative {
         /// Its place among the text's literals.
         slot: u32,
         /// What it is read as.
@@ -249,6 +256,8 @@ pub struct Insert {
     pub params: Vec<ScalarId>,
     /// The rows.
     pub rows: InsertRows,
+    /// Values of the row that may not be NULL: 23502 before anything is sent.
+    pub not_null: Vec<(usize, ColumnId)>,
     /// See [`proto::services::Access::Write`].
     pub touch: u16,
     /// Whether it returns rows, and their types.
@@ -294,6 +303,8 @@ pub enum RowValue {
     Fixed(ScalarId),
     /// A sequence's next value, for each row.
     NextValue(SequenceId),
+    /// A fact that is another for each row: `gen_random_uuid()`.
+    Environment(Environment),
     /// SQL that the router's SQLite evaluates for each row (a volatile default), without parameters.
     Expression(Arc<str>),
 }
@@ -362,7 +373,7 @@ pub struct SchemaAction {
     /// NOTICEs for the client: SQLSTATE and text.
     pub notices: Vec<Notice>,
     /// Expressions whose values become [`SchemaChange::ReplaceTable`]'s `fill`, by change and place in it.
-    pub fills: Vec<(usize, proto::ColumnId, ScalarId)>,
+    pub fills: Vec<(usize, ColumnId, ScalarId)>,
 }
 
 /// A NOTICE or WARNING.

@@ -5,6 +5,7 @@
 
 use crate::plan::{InsertTarget, KeyFilter, Route, ScalarId, Target};
 use dialect::Type;
+use dialect::key::key_form;
 use proto::topology::{Keyspace, Sharding, Topology};
 use proto::{KeyspaceId, KeyspaceNumber, ShardId, Value, ValueRef, WireError};
 use std::collections::BTreeSet;
@@ -90,11 +91,6 @@ fn one(keyspace: &Keyspace, id: &KeyspaceId, topology: &Topology) -> Result<Shar
     topology
         .shard_for(keyspace.number, &id.0)
         .ok_or_else(|| WireError::internal(format!("keyspace \"{}\" has a gap", keyspace.name)))
-}
-
-fn key_form(ty: Type, value: ValueRef<'_>) -> Value {
-    let _ = ty;
-    value.to_owned()
 }
 
 fn by_values(

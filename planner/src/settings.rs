@@ -23,6 +23,8 @@ pub enum Rule {
     PushFilter,
     /// Columns that nobody reads aren't sent.
     PushProjection,
+    /// Tables whose rows lie together are joined where they lie.
+    PushJoin,
     /// Shards aggregate what they have, the gather merges it.
     PushAggregate,
     /// Shards drop their own duplicates.
@@ -40,6 +42,7 @@ impl Rule {
         Rule::PushWhole,
         Rule::PushFilter,
         Rule::PushProjection,
+        Rule::PushJoin,
         Rule::PushAggregate,
         Rule::PushDistinct,
         Rule::PushOrder,
@@ -53,6 +56,7 @@ impl Rule {
             Rule::PushWhole => "push-whole",
             Rule::PushFilter => "push-filter",
             Rule::PushProjection => "push-projection",
+            Rule::PushJoin => "push-join",
             Rule::PushAggregate => "push-aggregate",
             Rule::PushDistinct => "push-distinct",
             Rule::PushOrder => "push-order",

@@ -16,8 +16,6 @@ mod config;
 mod copy;
 mod error;
 mod executor;
-#[cfg(test)]
-mod fake;
 mod protocol;
 mod requests;
 mod retry;

@@ -14,7 +14,7 @@ mod template;
 
 pub use aggregates::{Aggregate, Partial, PartialColumn, ResolvedAggregate, resolve_aggregate};
 pub use casts::{Cast, CastContext, casts, find_cast};
-pub use resolve::{Resolved, common_type, resolve_function, resolve_operator};
+pub use resolve::{Resolved, common_type, resolve_function, resolve_operator, type_name};
 
 use crate::types::Type;
 

@@ -365,7 +365,7 @@ fn is_preferred(ty: Type) -> bool {
 }
 
 /// A type's name in messages.
-pub(super) fn type_name(ty: Type) -> &'static str {
+pub fn type_name(ty: Type) -> &'static str {
     match ty {
         Type::Bool => "boolean",
         Type::Int2 => "smallint",

@@ -4,6 +4,5 @@
 #![allow(clippy::unwrap_used)]
 
 mod cluster;
-mod crash;
 mod one;
 mod three;

@@ -1,0 +1,319 @@
+//! Statements that write: INSERT, UPDATE, DELETE, COPY.
+
+use super::keys::Facts;
+use super::{Planner, is_volatile, key_places, key_types};
+use crate::Rule;
+use crate::bind::copy::BoundCopy;
+use crate::bind::insert::{Conflict, Filler, Insert, Returning, Rows};
+use crate::bind::modify::Modify;
+use crate::bind::tree::{Expr, ExprKind, From, RelId, Relation, RelationSource, Select};
+use crate::emit::{Naming, Relations, Writer};
+use crate::plan::{
+    self, Action, CopyIn, CopyOut, Fragment, InsertRows, InsertTarget, KeyFilter, OutputColumn, RowValue,
+    Target,
+};
+use dialect::Type;
+use dialect::physical::{column_name, table_name};
+use proto::catalog::{Placement, Table};
+use proto::{ColumnId, WireError};
+use std::sync::Arc;
+
+impl Planner<'_, '_> {
+    /// An INSERT's plan and the columns of its RETURNING.
+    pub(crate) fn insert(
+        &mut self,
+        insert: &Insert,
+    ) -> Result<(Action, Option<Vec<OutputColumn>>), WireError> {
+        let Insert { table, rel, rows, conflict, returning } = insert;
+        let mut plan = self.insert_rows(table, *rel, conflict.as_ref(), returning.as_ref())?;
+        plan.rows = match rows {
+            Rows::Values(rows) => {
+                let mut values = Vec::with_capacity(rows.len());
+                for row in rows {
+                    values.push(row.iter().map(|e| self.scalar(e)).collect::<Result<Vec<_>, _>>()?);
+                }
+                InsertRows::Values(values)
+            }
+            Rows::Query(query, fillers) => {
+                let query = self.query(query)?;
+                InsertRows::Query { query, row: self.fillers(fillers)? }
+            }
+        };
+        Ok((Action::Insert(plan), returning.as_ref().map(|r| r.columns.clone())))
+    }
+
+    fn fillers(&mut self, fillers: &[Filler]) -> Result<Vec<RowValue>, WireError> {
+        fillers
+            .iter()
+            .map(|filler| {
+                Ok(match filler {
+                    Filler::Input(place) => RowValue::Input(*place),
+                    Filler::Default(expr) => match &expr.kind {
+                        ExprKind::NextValue(sequence, _) => RowValue::NextValue(*sequence),
+                        ExprKind::Environment(fact, number) if *number > 0 => RowValue::Environment(*fact),
+                        _ if is_volatile(expr) => {
+                            return Err(WireError::unsupported(
+                                "this volatile default where rows come from a query or COPY",
+                            )
+                            .with_hint("Give the column a value in the statement."));
+                        }
+                        _ => RowValue::Fixed(self.scalar(expr)?),
+                    },
+                })
+            })
+            .collect()
+    }
+
+    /// The statement that adds a row, its rows left out.
+    fn insert_rows(
+        &mut self,
+        table: &Arc<Table>,
+        rel: RelId,
+        conflict: Option<&Conflict>,
+        returning: Option<&Returning>,
+    ) -> Result<plan::Insert, WireError> {
+        let width = table.columns.len();
+        let columns: Vec<_> = table.columns.iter().map(|c| column_name(c.id)).collect();
+        let values: Vec<_> = (1..=width).map(|i| format!("?{i}")).collect();
+        let name = table_name(table.id);
+        let mut sql = format!("INSERT INTO {name} ({}) VALUES ({})", columns.join(", "), values.join(", "));
+        let relations = Relations::from([(rel, Naming::Target(Arc::clone(table)))]);
+        let mut touch = 0;
+        let mut writer = Writer::new(self.binder, &mut self.scalars, &relations).after_row(width);
+        if let Some(conflict) = conflict {
+            sql += " ON CONFLICT";
+            if !conflict.columns.is_empty() {
+                let columns: Vec<_> = conflict.columns.iter().map(|id| column_name(*id)).collect();
+                sql += &format!(" ({})", columns.join(", "));
+            }
+            match &conflict.update {
+                None => sql += " DO NOTHING",
+                Some(update) => {
+                    let shard_key = key_places(table);
+                    let mut sets = Vec::with_capacity(update.sets.len());
+                    for (place, value) in &update.sets {
+                        refuse_key_change(table, *place, &shard_key)?;
+                        let volatile = is_volatile(value);
+                        if volatile {
+                            return Err(volatile_error("ON CONFLICT DO UPDATE"));
+                        }
+                        let value = not_null_key(table, *place, writer.expr(value)?);
+                        sets.push(format!("{} = {value}", column_name(table.columns[*place].id)));
+                    }
+                    sql += &format!(" DO UPDATE SET {}", sets.join(", "));
+                    if let Some(filter) = &update.filter {
+                        sql += &format!(" WHERE {}", writer.expr(filter)?);
+                    }
+                    touch = table.primary_key.len() as u16;
+                }
+            }
+        }
+        let mut types = Vec::new();
+        let mut list = Vec::new();
+        if touch > 0 {
+            for id in &table.primary_key {
+                list.push(column_name(*id));
+                let column =
+                    table.column(*id).ok_or_else(|| WireError::internal("a key's column is missing"))?;
+                types.push(crate::bind::from::column_type(table, column)?.ty);
+            }
+        }
+        if let Some(returning) = returning {
+            for expr in &returning.exprs {
+                if is_volatile(expr) {
+                    return Err(volatile_error("RETURNING"));
+                }
+                list.push(writer.expr(expr)?);
+                types.push(expr.ty.ty);
+            }
+            if list.is_empty() {
+                list.push("NULL".to_owned());
+            }
+        }
+        if !list.is_empty() {
+            sql += &format!(" RETURNING {}", list.join(", "));
+        }
+        let params = writer.params;
+        let target = match &table.placement {
+            Placement::Sharded { keyspace, key: _ } => {
+                let key = key_places(table).into_iter().zip(key_types(table)?).collect();
+                InsertTarget::Sharded { keyspace: *keyspace, key }
+            }
+            Placement::Single { keyspace } => InsertTarget::Single(*keyspace),
+            Placement::Reference => InsertTarget::Everywhere,
+        };
+        let not_null: Vec<(usize, ColumnId)> = table
+            .columns
+            .iter()
+            .enumerate()
+            .filter(|(_, c)| c.not_null || table.primary_key.contains(&c.id))
+            .map(|(place, c)| (place, c.id))
+            .collect();
+        Ok(plan::Insert {
+            table: table.id,
+            target,
+            sql: sql.into(),
+            width,
+            params,
+            rows: InsertRows::Values(Vec::new()),
+            not_null,
+            touch,
+            returning: returning.map(|r| r.exprs.iter().map(|e| e.ty.ty).collect()),
+        })
+    }
+
+    /// An UPDATE's or DELETE's plan.
+    pub(crate) fn modify(
+        &mut self,
+        modify: &Modify,
+    ) -> Result<(Action, Option<Vec<OutputColumn>>), WireError> {
+        let Modify { table, rel, sets, filter, returning } = modify;
+        let what = if sets.is_some() { "UPDATE" } else { "DELETE" };
+        let values = sets.iter().flatten().map(|(_, e)| e);
+        let shown = returning.iter().flat_map(|r| &r.exprs);
+        let all: Vec<&Expr> = values.chain(filter).chain(shown).collect();
+        if all.iter().any(|e| is_volatile(e)) {
+            return Err(volatile_error(what));
+        }
+        let (target, lookup) = self.modify_target(table, *rel, filter.as_ref(), &all, what)?;
+        let target = match target {
+            Target::Any => Target::Everywhere,
+            target => target,
+        };
+        let mut relations = Relations::from([(*rel, Naming::Table(Arc::clone(table)))]);
+        for expr in &all {
+            expr.each_shallow_query(&mut |query| super::on_shards(query, &mut relations));
+        }
+        let mut writer = Writer::new(self.binder, &mut self.scalars, &relations);
+        let name = table_name(table.id);
+        let mut sql = match sets {
+            None => format!("DELETE FROM {name} AS r{}", rel.0),
+            Some(sets) => {
+                let shard_key = key_places(table);
+                let mut list = Vec::with_capacity(sets.len());
+                for (place, value) in sets {
+                    refuse_key_change(table, *place, &shard_key)?;
+                    let value = not_null_key(table, *place, writer.expr(value)?);
+                    list.push(format!("{} = {value}", column_name(table.columns[*place].id)));
+                }
+                format!("UPDATE {name} AS r{} SET {}", rel.0, list.join(", "))
+            }
+        };
+        if let Some(filter) = filter {
+            sql += &format!(" WHERE {}", writer.expr(filter)?);
+        }
+        let params = std::mem::take(&mut writer.params);
+        let mut columns = Vec::new();
+        let params = match returning {
+            None => params,
+            Some(returning) => {
+                // RETURNING sees the table's columns by their own names alone.
+                let relations = Relations::from([(*rel, Naming::Target(Arc::clone(table)))]);
+                let mut writer =
+                    Writer::new(self.binder, &mut self.scalars, &relations).after_row(params.len());
+                let mut list = Vec::with_capacity(returning.exprs.len());
+                for expr in &returning.exprs {
+                    list.push(writer.expr(expr)?);
+                    columns.push(expr.ty.ty);
+                }
+                if list.is_empty() {
+                    list.push("NULL".to_owned());
+                }
+                sql += &format!(" RETURNING {}", list.join(", "));
+                params.into_iter().chain(writer.params).collect()
+            }
+        };
+        let fragment = Fragment { target, sql: sql.into(), params, columns, lookup };
+        let modify = plan::Modify { delete: sets.is_none(), table: table.id, fragment };
+        Ok((Action::Modify(modify), returning.as_ref().map(|r| r.columns.clone())))
+    }
+
+    fn modify_target(
+        &mut self,
+        table: &Arc<Table>,
+        rel: RelId,
+        filter: Option<&Expr>,
+        all: &[&Expr],
+        what: &str,
+    ) -> Result<(Target, bool), WireError> {
+        if all.iter().any(|e| e.has_query()) {
+            let relation =
+                Relation { id: rel, source: RelationSource::Table(Arc::clone(table)), types: Vec::new() };
+            let select = Select {
+                from: vec![From::Relation(relation)],
+                filter: filter.cloned(),
+                grouped: false,
+                group_by: Vec::new(),
+                having: None,
+                projection: all.iter().map(|e| (*e).clone()).collect(),
+                distinct: false,
+            };
+            let spot = self.spot_with(&select)?;
+            let reference = matches!(table.placement, Placement::Reference);
+            return match spot {
+                Some((Target::Any, _)) if reference => Ok((Target::Any, false)),
+                Some((target, lookup)) if !reference => Ok((target, lookup)),
+                _ => Err(WireError::unsupported(format!("{what} with a subquery over other shards' rows"))
+                    .with_hint(
+                        "Run the subquery first and pass its result, or give the shard key of each table.",
+                    )),
+            };
+        }
+        let mut facts = Facts::default();
+        if let Some(filter) = filter {
+            facts.add(filter, true);
+        }
+        let classes = facts.classes();
+        let (filter, lookup) = if self.rules.has(Rule::RouteByKey) {
+            self.key_filter(rel, table, &facts, &classes)?
+        } else {
+            (KeyFilter::All, false)
+        };
+        Ok((self.target(table, filter)?, lookup))
+    }
+
+    /// A COPY's plan.
+    pub(crate) fn copy(&mut self, copy: &BoundCopy) -> Result<Action, WireError> {
+        Ok(match copy {
+            BoundCopy::In { table, rel, columns, fillers, format } => {
+                let insert = self.insert_rows(table, *rel, None, None)?;
+                let row = self.fillers(fillers)?;
+                Action::CopyIn(CopyIn { columns: columns.clone(), insert, row, format: format.clone() })
+            }
+            BoundCopy::Out { query, format } => {
+                let columns = query.columns.clone();
+                Action::CopyOut(CopyOut { query: self.query(query)?, columns, format: format.clone() })
+            }
+        })
+    }
+}
+
+fn volatile_error(what: &str) -> WireError {
+    WireError::unsupported(format!("a volatile function in {what}"))
+        .with_hint("Evaluate it in a statement of its own and pass the value.")
+}
+
+fn refuse_key_change(table: &Table, place: usize, shard_key: &[usize]) -> Result<(), WireError> {
+    if !shard_key.contains(&place) {
+        return Ok(());
+    }
+    let column = &table.columns[place].name;
+    Err(WireError::unsupported(format!("changing the shard key column \"{column}\""))
+        .with_hint("DELETE the row and INSERT it anew."))
+}
+
+/// SQLite takes NULL for the key that is its row id as a wish for an id of its own.
+fn not_null_key(table: &Table, place: usize, sql: String) -> String {
+    let column = &table.columns[place];
+    let integer = matches!(Type::from_oid(column.ty.oid), Some(Type::Int2 | Type::Int4 | Type::Int8));
+    if table.primary_key != [column.id] || !integer {
+        return sql;
+    }
+    let quote = |name: &str| name.replace('\'', "''");
+    format!(
+        "coalesce({sql}, pg_raise('23502', 'null value in column \"{}\" of relation \"{}\" violates not-null \
+         constraint'))",
+        quote(&column.name),
+        quote(&table.name)
+    )
+}

@@ -1,0 +1,92 @@
+//! One statement, from its tree to its plan.
+
+use crate::bind::Binder;
+use crate::bind::tree::Query;
+use crate::plan::{Action, Explain, OutputColumn, Plan};
+use crate::planning::Planner;
+use crate::text::{Parsed, Text, with_stack};
+use crate::{Context, Planned, utility};
+use dialect::Type;
+use dialect::types::Typed;
+use proto::WireError;
+use sqlparser::ast;
+use std::sync::Arc;
+
+/// Plans one statement.
+pub(crate) fn plan(
+    text: &Text,
+    declared: &[Option<Type>],
+    context: &Context<'_>,
+) -> Result<Planned, WireError> {
+    match text.parse()? {
+        Parsed::Statement(tree) => with_stack(tree.depth(), || statement(&tree, text, declared, context)),
+        Parsed::Explain { analyze, statement: tree } => {
+            let inner = with_stack(tree.depth(), || statement(&tree, text, declared, context))?;
+            let column =
+                OutputColumn { name: "QUERY PLAN".to_owned(), ty: Typed::plain(Type::Text), origin: None };
+            let plan = Plan {
+                parameters: inner.plan.parameters.clone(),
+                columns: Some(vec![column]),
+                scalars: Vec::new(),
+                action: Action::Explain(Explain { analyze, plan: inner.plan }),
+            };
+            Ok(Planned { plan: Arc::new(plan), pinned: inner.pinned })
+        }
+        Parsed::Copy(copy) => {
+            let mut binder = Binder::new(text, declared, context);
+            let bound = binder.copy(&copy)?;
+            let mut planner = Planner::new(&mut binder);
+            let action = planner.copy(&bound)?;
+            finish(planner, action, None)
+        }
+        Parsed::Utility(command) => utility::plan(&command, text, context),
+    }
+}
+
+fn statement(
+    tree: &ast::Statement,
+    text: &Text,
+    declared: &[Option<Type>],
+    context: &Context<'_>,
+) -> Result<Planned, WireError> {
+    let mut binder = Binder::new(text, declared, context);
+    match tree {
+        ast::Statement::Query(query) => {
+            let mut query: Query = binder.query(query, None, None)?;
+            binder.settle_query(&mut query)?;
+            let columns = query.columns.clone();
+            let mut planner = Planner::new(&mut binder);
+            let action = Action::Query(planner.query(&query)?);
+            finish(planner, action, Some(columns))
+        }
+        ast::Statement::Insert(insert) => {
+            let insert = binder.insert(insert)?;
+            let mut planner = Planner::new(&mut binder);
+            let (action, columns) = planner.insert(&insert)?;
+            finish(planner, action, columns)
+        }
+        ast::Statement::Update(update) => {
+            let update = binder.update(update)?;
+            let mut planner = Planner::new(&mut binder);
+            let (action, columns) = planner.modify(&update)?;
+            finish(planner, action, columns)
+        }
+        ast::Statement::Delete(delete) => {
+            let delete = binder.delete(delete)?;
+            let mut planner = Planner::new(&mut binder);
+            let (action, columns) = planner.modify(&delete)?;
+            finish(planner, action, columns)
+        }
+        _ => Err(WireError::unsupported("this statement")),
+    }
+}
+
+fn finish(
+    planner: Planner<'_, '_>,
+    action: Action,
+    columns: Option<Vec<OutputColumn>>,
+) -> Result<Planned, WireError> {
+    let Planner { binder, scalars, rules: _ } = planner;
+    let plan = Plan { parameters: binder.parameter_types()?, columns, scalars: scalars.list, action };
+    Ok(Planned { plan: Arc::new(plan), pinned: binder.pinned() })
+}
