@@ -1,7 +1,7 @@
 //! The aggregates, and how each is put together from partial results of several shards.
 
 use super::template::{Fill, fill};
-use super::{Arg, resolve};
+use super::{Arg, Category, resolve};
 use crate::types::Type::{self, *};
 use Arg::Is;
 use proto::WireError;
@@ -21,8 +21,6 @@ pub struct Aggregate {
     pub distinct: Option<&'static str>,
     /// How it is computed in two steps. `None` if the rows must come together (order matters).
     pub partial: Option<Partial>,
-    /// PostgreSQL has it, Shoal doesn't.
-    pub(super) refused: bool,
 }
 
 /// An aggregate in two steps: each shard computes the columns over its rows, then those of one group are merged.
@@ -98,12 +96,11 @@ impl Partial {
 /// # Errors
 /// 42883 and 42725, as PostgreSQL words them; 0A000 for what Shoal doesn't have.
 pub fn resolve_aggregate(name: &str, types: &[Type]) -> Result<ResolvedAggregate, WireError> {
+    if REFUSED.contains(&name) {
+        return Err(WireError::unsupported(format!("aggregate function {name}")));
+    }
     let candidates: Vec<&'static Aggregate> = TABLE.iter().filter(|a| a.name == name).collect();
     let chosen = resolve::choose(resolve::Call::Function(name), types, &candidates)?;
-    if chosen.entry.refused {
-        let types: Vec<&str> = types.iter().map(|t| resolve::type_name(*t)).collect();
-        return Err(WireError::unsupported(format!("aggregate {name}({})", types.join(", "))));
-    }
     Ok(ResolvedAggregate { aggregate: chosen.entry, args: chosen.args, result: chosen.entry.result })
 }
 
@@ -135,7 +132,6 @@ macro_rules! simple {
                 }],
                 finish: "{0}",
             }),
-            refused: false,
         }
     };
 }
@@ -170,9 +166,13 @@ macro_rules! avg {
                 ],
                 finish: concat!($finish, "({0}, {1})"),
             }),
-            refused: false,
         }
     };
+}
+
+/// An overload that PostgreSQL has and Shoal doesn't. It is never chosen for good: no argument can be cast to it.
+const fn absent(name: &'static str, args: &'static [Arg]) -> Aggregate {
+    Aggregate { name, args, result: Unknown, sql: "", distinct: None, partial: None }
 }
 
 /// Merged counts: 0, not NULL, when no shard was asked.
@@ -190,7 +190,6 @@ pub(super) static TABLE: &[Aggregate] = &[
             columns: &[PartialColumn { sql: "count(*){filter}", ty: Int8, merge: COUNT }],
             finish: "{0}",
         }),
-        refused: false,
     },
     Aggregate {
         name: "count",
@@ -202,7 +201,6 @@ pub(super) static TABLE: &[Aggregate] = &[
             columns: &[PartialColumn { sql: "count({0}){filter}", ty: Int8, merge: COUNT }],
             finish: "{0}",
         }),
-        refused: false,
     },
     // 2^32 rows of the widest int4 still fit into SQLite's own int8 sum.
     simple!("sum", Int2, Int8, "sum", "sum"),
@@ -295,4 +293,63 @@ pub(super) static TABLE: &[Aggregate] = &[
     extreme!("bool_and", Bool, "min"),
     extreme!("every", Bool, "min"),
     extreme!("bool_or", Bool, "max"),
+    // Of an interval: `sum('1')` is ambiguous because of them.
+    absent("sum", &[Arg::absent(Category::Timespan)]),
+    absent("avg", &[Arg::absent(Category::Timespan)]),
+    Aggregate {
+        name: "string_agg",
+        args: &[Is(Text), Is(Text)],
+        result: Text,
+        sql: "pg_string_agg({0}, {1}{order}){filter}",
+        distinct: None,
+        partial: None,
+    },
+    Aggregate {
+        name: "string_agg",
+        args: &[Is(Bytea), Is(Bytea)],
+        result: Bytea,
+        sql: "pg_bytes_agg({0}, {1}{order}){filter}",
+        distinct: None,
+        partial: None,
+    },
+];
+
+/// Aggregates that PostgreSQL has and Shoal doesn't, whatever their arguments.
+pub(super) const REFUSED: &[&str] = &[
+    "array_agg",
+    "json_agg",
+    "jsonb_agg",
+    "json_object_agg",
+    "jsonb_object_agg",
+    "xmlagg",
+    "bit_and",
+    "bit_or",
+    "bit_xor",
+    "range_agg",
+    "range_intersect_agg",
+    "corr",
+    "covar_pop",
+    "covar_samp",
+    "regr_avgx",
+    "regr_avgy",
+    "regr_count",
+    "regr_intercept",
+    "regr_r2",
+    "regr_slope",
+    "regr_sxx",
+    "regr_sxy",
+    "regr_syy",
+    "stddev",
+    "stddev_pop",
+    "stddev_samp",
+    "variance",
+    "var_pop",
+    "var_samp",
+    "mode",
+    "percentile_cont",
+    "percentile_disc",
+    "rank",
+    "dense_rank",
+    "percent_rank",
+    "cume_dist",
 ];

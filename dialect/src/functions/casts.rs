@@ -114,6 +114,14 @@ pub(super) fn output_sql(ty: Type, sql: &str, zone: &str) -> String {
     }
 }
 
+/// SQL of the text that an explicit cast to text makes of a value.
+pub(super) fn text_sql(ty: Type, sql: &str, zone: &str) -> String {
+    match find_cast(Typed::plain(ty), Typed::plain(Text), CastContext::Explicit) {
+        Some(cast) => cast.sql(sql, zone),
+        None => output_sql(ty, sql, zone),
+    }
+}
+
 /// SQL of the value that the type's input function reads from a text.
 fn input_sql(ty: Type, sql: &str, zone: &str) -> String {
     match ty {
@@ -159,7 +167,8 @@ fn declared(from: Type, to: Type) -> Option<(CastContext, Step)> {
         (Int2, Int4 | Int8) | (Int4, Int8) => (Implicit, Same),
         (Int4 | Int8, Int2) => (Assignment, Sql("pg_int2({0})")),
         (Int8, Int4) => (Assignment, Sql("pg_int4({0})")),
-        (Int2 | Int4 | Int8, Oid | Regclass) => (Implicit, Sql("pg_oid({0})")),
+        (Int2 | Int4, Oid | Regclass) => (Implicit, Sql("pg_oid({0})")),
+        (Int8, Oid | Regclass) => (Implicit, Sql("pg_int8_oid({0})")),
         (Oid | Regclass, Int4) => (Assignment, Sql("pg_oid_int4({0})")),
         (Oid | Regclass, Int8) => (Assignment, Same),
         (Oid, Regclass) | (Regclass, Oid) => (Implicit, Same),

@@ -6,10 +6,15 @@
 //! `native`; `crate::sqlite` registers them. This module must never know a table, a column or a session:
 //! the time zone, where it matters, is the SQL expression that fills `{zone}`.
 
+mod absent;
 mod aggregates;
 mod casts;
+mod math;
+mod moments;
 mod operators;
 mod resolve;
+mod strings;
+mod system;
 mod template;
 
 pub use aggregates::{Aggregate, Partial, PartialColumn, ResolvedAggregate, resolve_aggregate};
@@ -42,8 +47,10 @@ pub struct Function {
 pub enum Arg {
     /// This type, or what has an implicit cast to it.
     Is(Type),
-    /// `anynonarray`: any type but arrays, the same for all arguments declared so. The function is given its text.
+    /// `anynonarray`: any type but arrays. The function is given it cast to text.
     AnyNonArray,
+    /// `anyelement`: any type. The function is given it cast to text.
+    AnyElement,
     /// `anyarray`. The function is given its text form.
     AnyArray,
     /// `"any"`. The function is given its text, as the type's output function writes it.
@@ -112,22 +119,22 @@ pub enum Emit {
 
 /// Every function, for `pg_proc` and tests.
 pub fn functions() -> impl Iterator<Item = &'static Function> {
-    [].into_iter()
+    [math::TABLE, strings::TABLE, moments::TABLE, system::TABLE, absent::FUNCTIONS].into_iter().flatten()
 }
 
 /// Every operator.
 pub fn operators() -> impl Iterator<Item = &'static Function> {
-    operators::TABLE.iter().copied().flatten()
+    operators::TABLE.iter().copied().flatten().chain(absent::OPERATORS)
 }
 
 /// Every aggregate.
 pub fn aggregates() -> impl Iterator<Item = &'static Aggregate> {
-    aggregates::TABLE.iter()
+    aggregates::TABLE.iter().filter(|a| !a.sql.is_empty())
 }
 
 /// Whether a name is an aggregate's, whatever its arguments.
 pub fn is_aggregate(name: &str) -> bool {
-    aggregates::TABLE.iter().any(|a| a.name == name)
+    aggregates::REFUSED.contains(&name) || aggregates::TABLE.iter().any(|a| a.name == name)
 }
 
 impl Function {
@@ -144,7 +151,28 @@ impl Function {
         }
     }
 
-    pub(crate) const fn stable(self) -> Self {
+    const fn stable(self) -> Self {
         Self { volatility: Volatility::Stable, ..self }
+    }
+
+    /// The last argument may be repeated.
+    const fn variadic(self) -> Self {
+        Self { variadic: true, ..self }
+    }
+
+    const fn called_on_null(self) -> Self {
+        Self { strict: false, ..self }
+    }
+
+    /// An overload that PostgreSQL has and Shoal doesn't.
+    const fn refused(name: &'static str, args: &'static [Arg]) -> Self {
+        Self { result: Ret::Absent, emit: Emit::Refused, ..Self::new(name, args, Type::Unknown, "") }
+    }
+}
+
+impl Arg {
+    /// An argument of a type that isn't preferred in its category, and that Shoal doesn't have.
+    const fn absent(category: Category) -> Self {
+        Arg::Absent { category, preferred: false }
     }
 }

@@ -30,7 +30,8 @@ impl Resolved {
             .iter()
             .enumerate()
             .map(|(i, arg)| match declared(i) {
-                Some(Arg::Any | Arg::AnyNonArray) => casts::output_sql(self.args[i], arg.as_ref(), zone),
+                Some(Arg::Any) => casts::output_sql(self.args[i], arg.as_ref(), zone),
+                Some(Arg::AnyNonArray | Arg::AnyElement) => casts::text_sql(self.args[i], arg.as_ref(), zone),
                 _ => arg.as_ref().to_owned(),
             })
             .collect();
@@ -40,7 +41,8 @@ impl Resolved {
     /// Whether the SQL looks at the session's time zone. Such a call is stable, not immutable.
     pub fn needs_zone(&self) -> bool {
         let Emit::Sql(template) = self.function.emit else { return false };
-        let shown = self.function.args.iter().any(|a| matches!(a, Arg::Any | Arg::AnyNonArray));
+        let shown =
+            self.function.args.iter().any(|a| matches!(a, Arg::Any | Arg::AnyNonArray | Arg::AnyElement));
         template.contains("{zone}") || shown && self.args.contains(&Type::Timestamptz)
     }
 
@@ -218,32 +220,30 @@ impl<C: Candidate> Row<C> {
             Arg::Is(want) => ty == want || *ty == Type::Unknown || casts::is_implicit(*ty, *want),
             Arg::AnyNonArray => !matches!(ty, Type::Array(_)),
             Arg::AnyArray => matches!(ty, Type::Array(_) | Type::Unknown),
-            Arg::Any => true,
+            Arg::Any | Arg::AnyElement => true,
             Arg::Absent { .. } => *ty == Type::Unknown,
         })
     }
 
     fn chosen(&self, call: Call<'_>, types: &[Type]) -> Result<Chosen<C>, WireError> {
-        let args = self
-            .args
-            .iter()
-            .zip(types)
-            .map(|(arg, ty)| match (arg, ty) {
-                (Arg::Is(want), _) => Ok(*want),
-                (Arg::AnyNonArray | Arg::Any, Type::Unknown) => Ok(Type::Text),
-                (Arg::AnyArray, Type::Unknown) => Err(WireError::new(
-                    SqlState::INDETERMINATE_DATATYPE,
-                    "could not determine polymorphic type because input has type unknown",
-                )),
-                // Blank-padded for show; the width isn't known here.
-                (Arg::AnyNonArray | Arg::Any, Type::Bpchar) if call.shows() => {
-                    Err(WireError::unsupported(call.text(types))
-                        .with_hint("Cast the character value to text."))
-                }
-                (Arg::AnyNonArray | Arg::Any | Arg::AnyArray, ty) => Ok(*ty),
-                (Arg::Absent { .. }, _) => Err(WireError::unsupported(call.text(types))),
-            })
-            .collect::<Result<_, _>>()?;
+        let args =
+            self.args
+                .iter()
+                .zip(types)
+                .map(|(arg, ty)| match (arg, ty) {
+                    (Arg::Is(want), _) => Ok(*want),
+                    (Arg::AnyNonArray | Arg::Any, Type::Unknown) => Ok(Type::Text),
+                    (Arg::AnyArray | Arg::AnyElement, Type::Unknown) => Err(WireError::new(
+                        SqlState::INDETERMINATE_DATATYPE,
+                        "could not determine polymorphic type because input has type unknown",
+                    )),
+                    // Blank-padded for show; the width isn't known here.
+                    (Arg::Any, Type::Bpchar) if call.shows() => Err(WireError::unsupported(call.text(types))
+                        .with_hint("Cast the character value to text.")),
+                    (Arg::AnyNonArray | Arg::AnyElement | Arg::Any | Arg::AnyArray, ty) => Ok(*ty),
+                    (Arg::Absent { .. }, _) => Err(WireError::unsupported(call.text(types))),
+                })
+                .collect::<Result<_, _>>()?;
         Ok(Chosen { entry: self.entry, args })
     }
 
@@ -339,7 +339,7 @@ fn arg_category(arg: Arg) -> (Category, bool) {
     match arg {
         Arg::Is(ty) => (category(ty), is_preferred(ty)),
         Arg::Absent { category, preferred } => (category, preferred),
-        Arg::AnyNonArray | Arg::AnyArray | Arg::Any => (Category::Internal, false),
+        Arg::AnyNonArray | Arg::AnyElement | Arg::AnyArray | Arg::Any => (Category::Internal, false),
     }
 }
 

@@ -46,6 +46,7 @@ pub(super) static FUNCTIONS: &[Native] = &[
     Native { name: "pg_char_int4", body: Strict(1, char_code) },
     Native { name: "pg_int4_char", body: Strict(1, code_char) },
     Native { name: "pg_oid", body: Int1(oid) },
+    Native { name: "pg_int8_oid", body: Int1(|a| if a < 0 { Err(oid_out_of_range()) } else { oid(a) }) },
     Native { name: "pg_oid_int4", body: Int1(|a| Ok(i64::from(a as u32 as i32))) },
 ];
 
@@ -124,6 +125,10 @@ fn oid(value: i64) -> Answer<i64> {
     match value {
         0..=0xffff_ffff => Ok(value),
         -0x8000_0000..=-1 => Ok(value & 0xffff_ffff),
-        _ => Err(WireError::new(SqlState::NUMERIC_VALUE_OUT_OF_RANGE, "OID out of range")),
+        _ => Err(oid_out_of_range()),
     }
+}
+
+fn oid_out_of_range() -> WireError {
+    WireError::new(SqlState::NUMERIC_VALUE_OUT_OF_RANGE, "OID out of range")
 }
