@@ -16,13 +16,7 @@ pub(super) static TABLE: &[Function] = &[
     router("current_catalog", Name),
     router("pg_backend_pid", Int4),
     Function::new("current_schema", &[], Name, "'public'").stable(),
-    Function::new(
-        "current_schemas",
-        &[Is(Bool)],
-        Array(Element::Name),
-        "CASE {0} WHEN 1 THEN '{pg_catalog,public}' WHEN 0 THEN '{public}' END",
-    )
-    .stable(),
+    Function::new("current_schemas", &[Is(Bool)], Array(Element::Name), "pg_search_path({0})").stable(),
     Function::new("version", &[], Text, concat!("'PostgreSQL 15.0 (Shoal ", env!("CARGO_PKG_VERSION"), ")'"))
         .stable(),
     Function::new("pg_is_in_recovery", &[], Bool, "0").stable(),

@@ -7,6 +7,7 @@ use proto::{Value, ValueRef};
 pub(super) static FUNCTIONS: &[Native] = &[
     Native { name: "pg_format_type", body: Loose(2, format_type) },
     Native { name: "pg_userbyid", body: Strict(1, user_by_id) },
+    Native { name: "pg_search_path", body: Strict(1, search_path) },
     Native { name: "pg_encoding_name", body: Strict(1, encoding_name) },
 ];
 
@@ -119,4 +120,10 @@ fn encoding_name(args: &[ValueRef<'_>]) -> Answer<Value> {
         6 => "UTF8".into(),
         _ => String::new(),
     }))
+}
+
+/// `current_schemas`: with what is searched without being named, or without.
+fn search_path(args: &[ValueRef<'_>]) -> Answer<Value> {
+    let path = if int(args[0])? != 0 { "{pg_catalog,public}" } else { "{public}" };
+    Ok(Value::Text(path.into()))
 }
