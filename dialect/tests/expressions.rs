@@ -75,6 +75,10 @@ impl Reader<'_> {
             self.rest = &self.rest[6..];
             return Some("\"char\"".into());
         }
+        if let Some((name, rest)) = self.rest.strip_prefix('"').and_then(|rest| rest.split_once('"')) {
+            self.rest = rest;
+            return Some(name.into());
+        }
         let end = self.rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(self.rest.len());
         let word = &self.rest[..end];
         if word.is_empty() || word.as_bytes()[0].is_ascii_digit() {
@@ -240,9 +244,8 @@ impl Reader<'_> {
             .map_or(self.rest.len(), |(i, _)| i);
         let text = format!("{sign}{}", &self.rest[..end]);
         self.rest = &self.rest[end..];
-        // PostgreSQL reads the digits, then negates: -2147483648 is a bigint's.
-        let ty = match text.trim_start_matches('-').parse::<i64>() {
-            Ok(v) if v <= i64::from(i32::MAX) => Type::Int4,
+        let ty = match text.parse::<i64>() {
+            Ok(v) if i32::try_from(v).is_ok() => Type::Int4,
             Ok(_) => Type::Int8,
             Err(_) => Type::Numeric,
         };
@@ -327,8 +330,10 @@ fn expressions_are_answered_as_postgresql_does() {
             Err(error) if error.sqlstate == SqlState::FEATURE_NOT_SUPPORTED => "refused".into(),
             Err(error) => format!("!{}", error.sqlstate),
         };
-        if answer != expected.join("\t") {
-            wrong.push(format!("{expression}\n   expected {}\n   got      {answer}", expected.join("\t")));
+        let expected = expected.join("\t");
+        let refused = answer == "refused" && expected == "!0A000";
+        if answer != expected && !refused {
+            wrong.push(format!("{expression}\n   expected {expected}\n   got      {answer}"));
         }
     }
     assert!(wrong.is_empty(), "{} of {count} wrong:\n{}", wrong.len(), wrong.join("\n"));

@@ -42,6 +42,8 @@ enum Step {
     Input,
     /// The source's output function.
     Output,
+    /// The same, cut to what fits into a `name`.
+    OutputName,
 }
 
 /// The cast from one type to another that the context allows. `None` if there is none: 42846 or 42804.
@@ -68,7 +70,7 @@ impl Cast {
             Step::Same => false,
             Step::Sql(template) => template.contains("{zone}"),
             Step::Input => self.to.ty == Timestamptz,
-            Step::Output => self.from == Timestamptz,
+            Step::Output | Step::OutputName => self.from == Timestamptz,
         }
     }
 
@@ -87,6 +89,7 @@ impl Cast {
             }
             Step::Input => input_sql(self.to.ty, arg, zone),
             Step::Output => output_sql(self.from, arg, zone),
+            Step::OutputName => format!("pg_name({})", output_sql(self.from, arg, zone)),
         };
         if !self.resize {
             return cast;
@@ -139,16 +142,19 @@ fn step(from: Type, to: Type, context: CastContext) -> Option<Step> {
     if let Some((needed, step)) = declared(from, to) {
         return (context >= needed).then_some(step);
     }
-    let string = |ty| matches!(ty, Text | Varchar | Bpchar);
+    let string = |ty| matches!(ty, Text | Varchar | Bpchar | Name);
     match (from, to) {
         // A text whose type isn't known is read by the input function, whatever the context.
-        (Unknown, to) if string(to) || to == Name => Some(Step::Same),
+        (Unknown, Text | Varchar | Name) => Some(Step::Same),
         (Unknown, Regclass) | (_, Unknown) => None,
         (Unknown, _) => Some(Step::Input),
         // I/O conversion: to a string on assignment, from one when asked for.
         (_, Regclass) | (Regclass, _) => None,
+        (_, Name) if context >= CastContext::Assignment => Some(Step::OutputName),
         (_, to) if string(to) && context >= CastContext::Assignment => Some(Step::Output),
-        (from, _) if (string(from) || from == Name) && context == CastContext::Explicit => Some(Step::Input),
+        // The padding would become bytes, and isn't stored.
+        (Bpchar, Bytea) => None,
+        (from, _) if string(from) && context == CastContext::Explicit => Some(Step::Input),
         _ => None,
     }
 }

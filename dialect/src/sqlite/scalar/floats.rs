@@ -27,7 +27,7 @@ pub(super) static FUNCTIONS: &[Native] = &[
     Native { name: "pg_floor", body: Real1(|a| Ok(a.floor())) },
     Native { name: "pg_sign", body: Real1(|a| Ok(if a == 0.0 { 0.0 } else { a.signum() })) },
     Native { name: "pg_sqrt", body: Real1(sqrt) },
-    Native { name: "pg_cbrt", body: Real1(|a| checked(a.cbrt(), a.is_infinite(), a == 0.0)) },
+    Native { name: "pg_cbrt", body: Real1(|a| checked(cbrt(a), a.is_infinite(), a == 0.0)) },
     Native { name: "pg_power", body: Real2(power) },
     Native { name: "pg_exp", body: Real1(exp) },
     Native { name: "pg_ln", body: Real1(|a| logarithm(a, f64::ln)) },
@@ -177,4 +177,37 @@ fn inverse(a: f64, f: fn(f64) -> f64) -> Answer<f64> {
         return Err(WireError::new(SqlState::NUMERIC_VALUE_OUT_OF_RANGE, "input is out of range"));
     }
     Ok(f(a))
+}
+
+/// glibc's cube root, which PostgreSQL calls: not always the nearest double, so Rust's own won't do.
+fn cbrt(x: f64) -> f64 {
+    const CBRT2: f64 = 1.259_921_049_894_873_2;
+    const SQR_CBRT2: f64 = 1.587_401_051_968_199_6;
+    const FACTOR: [f64; 5] = [1.0 / SQR_CBRT2, 1.0 / CBRT2, 1.0, CBRT2, SQR_CBRT2];
+    if x == 0.0 || !x.is_finite() {
+        return x;
+    }
+    let (m, exponent) = split(x.abs());
+    let u = 0.35489576504391984
+        + (1.508191937815849
+            - (2.114994941673713
+                - (2.4469312256353444
+                    - (1.8346927748361308 - (0.7849323449766392 - 0.14526389938548637 * m) * m) * m)
+                    * m)
+                * m)
+            * m;
+    let cube = u * u * u;
+    let factor = FACTOR[usize::try_from(2 + exponent % 3).expect("a remainder of 3 is from -2 to 2")];
+    let root = u * (cube + 2.0 * m) / (2.0 * cube + m) * factor * 2f64.powi(exponent / 3);
+    if x > 0.0 { root } else { -root }
+}
+
+/// `frexp` of a positive number: a fraction in [0.5, 1) and the power of two that it is multiplied by.
+fn split(x: f64) -> (f64, i32) {
+    const FRACTION: u64 = (1 << 52) - 1;
+    let normal = x >= f64::MIN_POSITIVE;
+    let (scaled, shift) = if normal { (x, 0) } else { (x * 2f64.powi(54), 54) };
+    let bits = scaled.to_bits();
+    let exponent = (bits >> 52) as i32 - 1022 - shift;
+    (f64::from_bits(bits & FRACTION | 1022 << 52), exponent)
 }

@@ -213,7 +213,7 @@ fn chr(args: &[ValueRef<'_>]) -> Answer<Value> {
     let code = int4(args[0])?;
     let limit = |message: String| WireError::new(SqlState::PROGRAM_LIMIT_EXCEEDED, message);
     match u32::try_from(code) {
-        Err(_) => Err(limit("character number must be positive".into())),
+        Err(_) => Err(invalid("character number must be positive")),
         Ok(0) => Err(limit("null character not permitted".into())),
         Ok(code) if code > 0x10_ffff => {
             Err(limit(format!("requested character too large for encoding: {code}")))
