@@ -2,20 +2,40 @@
 //!
 //! In comes a value in storage form, or SQL that yields one; out comes its key form, which is equal exactly where
 //! PostgreSQL's `=` holds and sorts as plain integers, doubles or bytes do.
+//!
+//! Storage forms of numeric sort by value too (then by display scale), so `min` and `max` may run on them as they
+//! are: only equality and grouping need the key.
 
+use crate::numeric::SCALE_BYTES;
 use crate::types::Type;
 use proto::{Value, ValueRef};
 
 /// The key form of a stored value.
-pub fn key_form(_ty: Type, value: ValueRef<'_>) -> Value {
-    value.to_owned()
+pub fn key_form(ty: Type, value: ValueRef<'_>) -> Value {
+    match (ty, value) {
+        (Type::Numeric, ValueRef::Blob(stored)) => {
+            Value::Blob(stored[..stored.len().saturating_sub(SCALE_BYTES)].to_vec())
+        }
+        // The two zeros are equal.
+        (_, ValueRef::Real(value)) => Value::Real(value + 0.0),
+        _ => value.to_owned(),
+    }
 }
 
-/// SQL of the key form of what `sql` yields. Evaluates `sql` once.
+/// SQL of the key form of what `sql` yields, which is evaluated once.
+///
+/// The same string each time for the same `sql`, so that an index over it serves a query over it. Nothing but SQLite
+/// itself is needed to run it.
 pub fn key_sql(ty: Type, sql: &str) -> String {
     match ty {
-        // All but the two bytes of display scale. Built into SQLite, so that it works on any connection.
-        Type::Numeric => format!("substr({sql},-2,-1000000)"),
+        // What stands before the last two bytes; the bound is beyond any numeric's length.
+        Type::Numeric => format!("substr({sql},-{SCALE_BYTES},-1000000)"),
+        // SQLite's = finds the two zeros equal, too.
         _ => sql.to_owned(),
     }
+}
+
+/// Whether the key form differs from the storage form.
+pub fn has_own_key_form(ty: Type) -> bool {
+    ty == Type::Numeric
 }
