@@ -1,2 +1,42 @@
-//! placeholder
-fn main() {}
+//! The `shoal` binary: a whole cluster for development, and the admin's commands.
+//!
+//! In come arguments; out go nodes (see [`node`]) or answers on stdout. A failure is one line on stderr that names the
+//! thing, and exit code 1; wrong arguments are clap's message and exit code 2.
+
+mod admin;
+mod arguments;
+mod data_dir;
+mod dev;
+mod failure;
+mod local;
+mod node;
+mod status;
+
+use arguments::{Arguments, Command};
+use clap::Parser;
+use failure::Failure;
+use std::process::ExitCode;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::try_from_env("SHOAL_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("shoal: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), Failure> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::Runtime)?;
+    match arguments.command {
+        Command::Dev(options) => runtime.block_on(dev::run(options)),
+        Command::Status(options) => runtime.block_on(status::run(options)),
+        Command::Keyspace(command) => runtime.block_on(admin::keyspace(command)),
+    }
+}

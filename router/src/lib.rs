@@ -16,6 +16,8 @@ mod config;
 mod copy;
 mod error;
 mod executor;
+#[cfg(test)]
+mod fake;
 mod protocol;
 mod requests;
 mod retry;

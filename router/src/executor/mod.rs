@@ -18,6 +18,9 @@ pub mod sqlite;
 pub mod statement;
 pub mod writes;
 
+#[cfg(test)]
+mod tests;
+
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::requests::Requests;

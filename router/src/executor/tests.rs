@@ -1,0 +1,333 @@
+//! Plans made by hand, run over a cluster that fails on command.
+
+use super::rows::RowStream;
+use crate::cancel::Reason;
+use crate::error::Report;
+use crate::fake::{Bench, Fault, MAIN, REFERENCE, SEQUENCE, TABLE};
+use dialect::Type;
+use dialect::types::Typed;
+use planner::plan::*;
+use proto::services::Access;
+use proto::{NodeId, Retry, SchemaVersion, Value, ValueRef, WireError};
+use std::sync::Arc;
+use std::time::Duration;
+
+fn ints(values: &[i64]) -> Vec<Scalar> {
+    values.iter().map(|v| Scalar::Constant(Value::Int(*v))).collect()
+}
+
+fn plan(scalars: Vec<Scalar>, action: Action) -> Arc<Plan> {
+    Arc::new(Plan { parameters: vec![], columns: None, scalars, action })
+}
+
+fn fragment(filter: KeyFilter, sql: &str, params: &[u32]) -> Fragment {
+    Fragment {
+        target: Target::Keyspace { keyspace: MAIN, key: vec![Type::Int4], filter },
+        sql: sql.into(),
+        params: params.iter().map(|i| ScalarId(*i)).collect(),
+        columns: vec![Type::Int4],
+        lookup: false,
+    }
+}
+
+fn stream(order: Vec<MergeKey>) -> Gather {
+    Gather::Stream { order, offset: None, limit: None, visible: 1 }
+}
+
+fn insert(target: InsertTarget, table: proto::TableId, rows: Vec<Vec<u32>>) -> Insert {
+    Insert {
+        table,
+        target,
+        sql: format!("INSERT INTO t{table} VALUES (?1, ?2)").into(),
+        width: 2,
+        params: vec![],
+        rows: InsertRows::Values(
+            rows.into_iter().map(|row| row.into_iter().map(ScalarId).collect()).collect(),
+        ),
+        touch: 0,
+        returning: None,
+    }
+}
+
+fn sharded() -> InsertTarget {
+    InsertTarget::Sharded { keyspace: MAIN, key: vec![(0, Type::Int4)] }
+}
+
+/// Rows 1 to `count`, all with NULL.
+fn insert_rows(count: i64) -> (Vec<Scalar>, Insert) {
+    let mut scalars = ints(&(1..=count).collect::<Vec<_>>());
+    scalars.push(Scalar::Constant(Value::Null));
+    let rows = (0..count as u32).map(|i| vec![i, count as u32]).collect();
+    (scalars, insert(sharded(), TABLE, rows))
+}
+
+async fn run_insert(bench: &Bench, scalars: Vec<Scalar>, insert: Insert) -> Result<u64, WireError> {
+    let plan = plan(scalars, Action::Insert(insert));
+    let run = bench.statement(&plan);
+    let values = bench.executor.scalars(&plan, &run).await?;
+    let Action::Insert(insert) = &plan.action else { panic!() };
+    bench.executor.insert(&run, insert, &values).await.map(|written| written.affected)
+}
+
+async fn run_query(bench: &Bench, scalars: Vec<Scalar>, query: Query) -> Result<Vec<i64>, WireError> {
+    let plan = plan(scalars, Action::Query(query));
+    let run = bench.statement(&plan);
+    let values = bench.executor.scalars(&plan, &run).await?;
+    let Action::Query(query) = &plan.action else { panic!() };
+    first_column(bench.executor.query(&run, query, &values).await?).await
+}
+
+async fn first_column(mut rows: RowStream) -> Result<Vec<i64>, WireError> {
+    let mut values = Vec::new();
+    while let Some(chunk) = rows.next().await? {
+        values.extend(chunk.rows().map(|mut row| match row.next() {
+            Some(ValueRef::Int(v)) => v,
+            other => panic!("{other:?}"),
+        }));
+    }
+    Ok(values)
+}
+
+fn fault(retry: Retry) -> WireError {
+    WireError::internal("fault").with_retry(retry)
+}
+
+#[tokio::test]
+async fn rows_spread_and_come_back_in_order() {
+    let bench = Bench::new(4).await;
+    let (scalars, insert) = insert_rows(100);
+    assert_eq!(run_insert(&bench, scalars, insert).await, Ok(100));
+    let counts = bench.fake.on_each("SELECT count(*) FROM t16384");
+    assert!(counts.iter().all(|n| *n > 10) && counts.iter().sum::<i64>() == 100, "{counts:?}");
+    let ordered = fragment(KeyFilter::All, "SELECT c1 FROM t16384 ORDER BY c1 DESC", &[]);
+    let key = MergeKey { column: 0, descending: true, nulls_first: true };
+    let query = Query { fragments: vec![ordered], gather: stream(vec![key]) };
+    assert_eq!(run_query(&bench, vec![], query).await.unwrap(), (1..=100).rev().collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_key_asks_one_shard() {
+    let bench = Bench::new(4).await;
+    let (scalars, insert) = insert_rows(20);
+    run_insert(&bench, scalars, insert).await.unwrap();
+    bench.fake.requests.lock().clear();
+    let by_key =
+        fragment(KeyFilter::In(vec![vec![ScalarId(0)]]), "SELECT c1 FROM t16384 WHERE c1 = ?1", &[0]);
+    let query = Query { fragments: vec![by_key], gather: stream(vec![]) };
+    assert_eq!(run_query(&bench, ints(&[7]), query).await.unwrap(), [7]);
+    assert_eq!(bench.fake.requests.lock().len(), 1);
+}
+
+#[tokio::test]
+async fn a_sqlite_gather_joins_what_shards_send() {
+    let bench = Bench::new(2).await;
+    let (scalars, insert) = insert_rows(10);
+    run_insert(&bench, scalars, insert).await.unwrap();
+    let all = || fragment(KeyFilter::All, "SELECT c1 FROM t16384", &[]);
+    let source = |name: &str, place| Source {
+        name: name.into(),
+        columns: vec![Type::Int4],
+        rows: SourceRows::Fragment(place),
+    };
+    let gather = Gather::Sqlite {
+        sources: vec![source("x", 0), source("y", 1)],
+        sql: "SELECT x.a0 + y.a0 FROM x JOIN y ON y.a0 = x.a0 + ?1 ORDER BY 1 LIMIT 3".into(),
+        params: vec![ScalarId(0)],
+    };
+    let query = Query { fragments: vec![all(), all()], gather };
+    assert_eq!(run_query(&bench, ints(&[5]), query).await.unwrap(), [7, 9, 11]);
+}
+
+#[tokio::test]
+async fn reads_follow_the_leader_and_wait_out_its_absence() {
+    let bench = Bench::new(1).await;
+    bench.fake.faults.lock().extend([
+        Fault::Before(fault(Retry::NotLeader(Some(NodeId(2))))),
+        Fault::Before(fault(Retry::Later)),
+        Fault::Before(fault(Retry::NotLeader(None))),
+    ]);
+    let count = fragment(KeyFilter::All, "SELECT count(*) FROM t16384", &[]);
+    let query = Query { fragments: vec![count], gather: stream(vec![]) };
+    assert_eq!(run_query(&bench, vec![], query).await.unwrap(), [0]);
+    assert_eq!(bench.fake.requests.lock().len(), 4);
+}
+
+#[tokio::test]
+async fn a_write_of_unknown_outcome_is_repeated_under_its_own_name() {
+    let bench = Bench::new(1).await;
+    bench
+        .fake
+        .faults
+        .lock()
+        .extend([Fault::After(fault(Retry::Unknown)), Fault::Before(fault(Retry::Later))]);
+    let (scalars, insert) = insert_rows(3);
+    assert_eq!(run_insert(&bench, scalars, insert).await, Ok(3));
+    assert_eq!(bench.fake.on_each("SELECT count(*) FROM t16384"), [3]);
+    let requests = bench.fake.requests.lock();
+    let names: Vec<_> = requests
+        .iter()
+        .map(|r| match r.access {
+            Access::Write { request, .. } => request,
+            Access::Read { .. } => panic!(),
+        })
+        .collect();
+    assert!(names.len() == 3 && names.iter().all(|name| *name == names[0]));
+}
+
+#[tokio::test]
+async fn an_outcome_that_cannot_be_learned_is_08007() {
+    let mut bench = Bench::new(1).await;
+    bench.timeout = Duration::from_millis(30);
+    bench.fake.faults.lock().extend(vec![Fault::After(fault(Retry::Unknown)); 50]);
+    let (scalars, insert) = insert_rows(1);
+    let error = run_insert(&bench, scalars, insert).await.unwrap_err();
+    assert_eq!(error.sqlstate.as_str(), "08007");
+}
+
+#[tokio::test]
+async fn a_newer_catalog_is_taken_in_by_inserts_and_returned_by_reads() {
+    let bench = Bench::new(2).await;
+    let (scalars, insert) = insert_rows(10);
+    let plan = plan(scalars, Action::Insert(insert));
+    let run = bench.statement(&plan);
+    let values = bench.executor.scalars(&plan, &run).await.unwrap();
+    bench.fake.set_version(5);
+    let Action::Insert(insert) = &plan.action else { panic!() };
+    // The table is the same in version 5, so the rows go through.
+    assert_eq!(bench.executor.insert(&run, insert, &values).await.unwrap().affected, 10);
+    let all = fragment(KeyFilter::All, "SELECT c1 FROM t16384", &[]);
+    let read = bench.executor.read(&run, proto::ShardId(1), &all, &[]).await;
+    assert_eq!(read.err().unwrap().retry, Retry::StaleSchema(SchemaVersion(5)));
+}
+
+#[tokio::test]
+async fn a_part_that_fails_is_told_of_as_a_part() {
+    let bench = Bench::new(4).await;
+    bench.fake.run_on_each(
+        "CREATE TRIGGER x BEFORE INSERT ON t16384 WHEN new.c1 = 1 BEGIN SELECT raise(ABORT, 'no'); END",
+    );
+    let (scalars, insert) = insert_rows(20);
+    let error = run_insert(&bench, scalars, insert).await.unwrap_err();
+    assert!(error.detail.unwrap().contains("3 of 4 shards"));
+    assert_eq!(error.retry, Retry::Never);
+}
+
+#[tokio::test]
+async fn a_reference_write_fails_on_one_shard_before_it_reaches_the_others() {
+    let bench = Bench::new(3).await;
+    let row = || insert(InsertTarget::Everywhere, REFERENCE, vec![vec![0, 1]]);
+    assert_eq!(
+        run_insert(&bench, ints(&[1, 2]).into_iter().take(1).chain(text("x")).collect(), row()).await,
+        Ok(1)
+    );
+    assert_eq!(bench.fake.on_each("SELECT count(*) FROM t16385"), [1, 1, 1]);
+    bench.fake.requests.lock().clear();
+    let again = ints(&[1]).into_iter().chain(text("y")).collect();
+    assert!(run_insert(&bench, again, row()).await.is_err());
+    assert_eq!(bench.fake.requests.lock().len(), 1);
+}
+
+fn text(value: &str) -> Vec<Scalar> {
+    vec![Scalar::Constant(Value::Text(value.into()))]
+}
+
+#[tokio::test]
+async fn an_update_of_several_shards_is_refused_before_it_runs() {
+    let bench = Bench::new(2).await;
+    let update = |filter| Modify {
+        delete: false,
+        table: TABLE,
+        fragment: fragment(filter, "UPDATE t16384 SET c2 = 'x'", &[]),
+    };
+    let plan = plan(ints(&[1]), Action::Session(SessionCommand::Empty));
+    let run = bench.statement(&plan);
+    let error = bench.executor.modify(&run, &update(KeyFilter::All), &[Value::Int(1)]).await.unwrap_err();
+    assert_eq!((error.sqlstate.as_str(), error.hint.is_some()), ("0A000", true));
+    assert!(bench.fake.requests.lock().is_empty());
+    let one = update(KeyFilter::In(vec![vec![ScalarId(0)]]));
+    assert_eq!(bench.executor.modify(&run, &one, &[Value::Int(1)]).await.unwrap().affected, 0);
+    let none = bench.executor.modify(&run, &update(KeyFilter::Nothing), &[]).await.unwrap();
+    assert_eq!((none.affected, bench.fake.requests.lock().len()), (0, 1));
+}
+
+#[tokio::test]
+async fn a_read_is_given_up_and_a_write_is_not() {
+    let bench = Bench::new(1).await;
+    bench.fake.faults.lock().push_back(Fault::Hang);
+    let count = fragment(KeyFilter::All, "SELECT count(*) FROM t16384", &[]);
+    let query = Query { fragments: vec![count], gather: stream(vec![]) };
+    let read = run_query(&bench, vec![], query);
+    let cancel = async {
+        tokio::task::yield_now().await;
+        bench.interrupt.raise(Reason::Requested);
+    };
+    let (read, ()) = tokio::join!(read, cancel);
+    assert_eq!(read.unwrap_err().sqlstate.as_str(), "57014");
+    // Before it is sent, a write can be given up as well.
+    let (scalars, insert) = insert_rows(1);
+    assert_eq!(run_insert(&bench, scalars, insert).await.unwrap_err().sqlstate.as_str(), "57014");
+    assert_eq!(bench.fake.on_each("SELECT count(*) FROM t16384"), [0]);
+}
+
+#[tokio::test]
+async fn scalars_are_evaluated_in_order() {
+    let mut bench = Bench::new(1).await;
+    bench.parameters = vec![Value::Int(40)];
+    let scalars = vec![
+        Scalar::Parameter(0),
+        Scalar::Constant(Value::Int(2)),
+        Scalar::Expression { sql: "?1 + ?2".into(), params: vec![ScalarId(0), ScalarId(1)] },
+        Scalar::NextValue(SEQUENCE),
+        Scalar::NextValue(SEQUENCE),
+        Scalar::Literal { slot: 0, ty: Typed::plain(Type::Int4) },
+    ];
+    let plan = plan(scalars, Action::Session(SessionCommand::Empty));
+    let run = bench.statement(&plan);
+    let values = bench.executor.scalars(&plan, &run).await.unwrap();
+    assert_eq!(values, [40, 2, 42, 1, 2, 1].map(Value::Int));
+}
+
+async fn copy(bench: &Bench, pieces: &[&[u8]]) -> Result<u64, Box<Report>> {
+    let copy = CopyIn {
+        columns: vec![("a".into(), Typed::plain(Type::Int4)), ("b".into(), Typed::plain(Type::Text))],
+        insert: insert(sharded(), TABLE, vec![]),
+        row: vec![RowValue::Input(0), RowValue::Input(1)],
+        format: CopyFormat {
+            csv: false,
+            delimiter: b'\t',
+            null: "\\N".into(),
+            header: false,
+            quote: b'"',
+            escape: b'"',
+            force_quote: vec![],
+        },
+    };
+    let plan = plan(vec![], Action::CopyIn(copy));
+    let run = bench.statement(&plan);
+    let mut copying = bench.executor.copy_begin(&run).await?;
+    for piece in pieces {
+        bench.executor.copy_feed(&run, &mut copying, piece).await?;
+    }
+    bench.executor.copy_end(&run, &mut copying).await
+}
+
+#[tokio::test]
+async fn copy_spreads_rows_in_pieces() {
+    let bench = Bench::new(2).await;
+    assert_eq!(copy(&bench, &[b"1\tx\n2", b"\ty\n3\t\\N\n", b"4\tlast"]).await.unwrap(), 4);
+    let rows = bench.fake.on_each("SELECT count(*) FROM t16384");
+    assert_eq!(rows.iter().sum::<i64>(), 4);
+}
+
+#[tokio::test]
+async fn copy_tells_line_and_column_of_what_is_wrong() {
+    let bench = Bench::new(2).await;
+    let report = copy(&bench, &[b"1\tx\n2\ty\nthree\tz\n"]).await.unwrap_err();
+    assert_eq!(report.error.sqlstate.as_str(), "22P02");
+    assert_eq!(report.context.as_deref(), Some("COPY t, line 3, column a: \"three\""));
+    let report = copy(&bench, &[b"1\tx\n2\n"]).await.unwrap_err();
+    assert_eq!(report.error.sqlstate.as_str(), "22P04");
+    assert_eq!(report.context.as_deref(), Some("COPY t, line 2: \"2\""));
+    // Nothing of a COPY that fails before its batches are full is written.
+    assert_eq!(bench.fake.on_each("SELECT count(*) FROM t16384"), [0, 0]);
+}
