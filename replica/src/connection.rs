@@ -71,9 +71,11 @@ fn authorize(context: &AuthContext<'_>) -> Authorization {
         AuthAction::Savepoint { operation, savepoint_name } => {
             !matches!(operation, TransactionOperation::Unknown) && !savepoint_name.starts_with(OWN_PREFIX)
         }
-        // The session extension asks for a table's columns when it first sees it change.
+        // The session extension asks for a table's columns when it first sees it change; who explains a broken
+        // constraint asks for a table's indexes.
         AuthAction::Pragma { pragma_name, pragma_value } => {
-            pragma_value.is_none() || pragma_name.eq_ignore_ascii_case("table_xinfo")
+            let asks = ["table_xinfo", "index_list", "index_info"];
+            pragma_value.is_none() || asks.iter().any(|name| pragma_name.eq_ignore_ascii_case(name))
         }
         _ => false,
     };
