@@ -6,9 +6,11 @@
 
 use crate::fence;
 use bytes::{BufMut, Bytes, BytesMut};
-use dialect::sqlite::{error, parameter, value_ref};
+use dialect::sqlite::{error, error_on, parameter, value_ref};
 use proto::services::{FragmentResponse, RowSource};
-use proto::{LogIndex, RowBatch, RowBatchBuilder, SchemaVersion, SqlState, Value, ValueRef, WireError};
+use proto::{
+    LogIndex, RowBatch, RowBatchBuilder, SchemaVersion, SqlState, TableId, Value, ValueRef, WireError,
+};
 use rusqlite::types::ToSqlOutput;
 use rusqlite::{Connection, Statement};
 use std::collections::HashSet;
@@ -38,6 +40,10 @@ struct Outcome {
 /// Runs the write and encodes what it has to say.
 pub(crate) fn run(connection: &Connection, job: &Job) -> Result<Bytes, WireError> {
     fence::check(connection, job.schema_version)?;
+    let failed = |failure| match written_table(&job.sql) {
+        Some(table) => error_on(connection, table, failure),
+        None => error(failure),
+    };
     let mut statement = connection.prepare_cached(&job.sql).map_err(error)?;
     // The replica lets a write touch rows alone; what touches none has another intent.
     if statement.readonly() {
@@ -69,13 +75,13 @@ pub(crate) fn run(connection: &Connection, job: &Job) -> Result<Bytes, WireError
         statement.raw_bind_parameter(width + place + 1, parameter(value)).map_err(error)?;
     }
     match &job.rows {
-        None => outcome.run(connection, &mut statement)?,
+        None => outcome.run(connection, &mut statement, failed)?,
         Some(rows) => {
             for row in rows.rows() {
                 for (place, value) in row.enumerate().take(wanted) {
                     statement.raw_bind_parameter(place + 1, bound(value)).map_err(error)?;
                 }
-                outcome.run(connection, &mut statement)?;
+                outcome.run(connection, &mut statement, failed)?;
             }
         }
     }
@@ -95,9 +101,19 @@ fn bound(value: ValueRef<'_>) -> ToSqlOutput<'_> {
 
 impl Outcome {
     /// Runs the statement to its end, with what is bound.
-    fn run(&mut self, connection: &Connection, statement: &mut Statement<'_>) -> Result<(), WireError> {
+    fn run(
+        &mut self,
+        connection: &Connection,
+        statement: &mut Statement<'_>,
+        failed: impl FnOnce(rusqlite::Error) -> WireError,
+    ) -> Result<(), WireError> {
         let mut rows = statement.raw_query();
-        while let Some(row) = rows.next().map_err(error)? {
+        loop {
+            let row = match rows.next() {
+                Ok(Some(row)) => row,
+                Ok(None) => break,
+                Err(failure) => return Err(failed(failure)),
+            };
             if self.touch > 0 {
                 let mut key = RowBatchBuilder::new(self.touch as u16);
                 for column in 0..self.touch {
@@ -133,6 +149,24 @@ impl Outcome {
     }
 }
 
+/// The table that a statement writes, by its physical name. SQLite's messages don't always say.
+fn written_table(sql: &str) -> Option<TableId> {
+    let mut words = sql.split(|c: char| c.is_whitespace() || c == '(').filter(|word| !word.is_empty());
+    while let Some(word) = words.next() {
+        let name = match word.to_ascii_uppercase().as_str() {
+            "INTO" | "UPDATE" => words.next(),
+            "DELETE" => words.nth(1),
+            _ => None,
+        };
+        let id =
+            name.and_then(|name| name.trim_matches('"').strip_prefix('t')).and_then(|id| id.parse().ok());
+        if id.is_some() {
+            return id.map(TableId);
+        }
+    }
+    None
+}
+
 fn encode(affected: u64, rows: &RowBatch) -> Bytes {
     let mut bytes = BytesMut::with_capacity(14 + rows.data().len());
     bytes.put_u64_le(affected);
@@ -154,4 +188,23 @@ pub(crate) fn decode(output: &Bytes, position: LogIndex) -> Result<FragmentRespo
         affected: u64::from_le_bytes(*affected),
         position,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_written_table_is_found() {
+        for sql in [
+            "INSERT INTO t16384(c1) VALUES (?1)",
+            "INSERT INTO \"t16384\" (c1) SELECT c1 FROM t5",
+            "update t16384 SET c1 = (SELECT 1 FROM t6)",
+            "DELETE FROM t16384 WHERE c1 = ?1",
+            "WITH x AS (SELECT c1 FROM t7) DELETE FROM t16384 WHERE c1 IN (SELECT c1 FROM x)",
+        ] {
+            assert_eq!(written_table(sql), Some(TableId(16384)), "{sql}");
+        }
+        assert_eq!(written_table("SELECT c1 FROM t5"), None);
+    }
 }

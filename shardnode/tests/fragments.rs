@@ -233,3 +233,26 @@ async fn what_a_write_returns_is_bounded() {
     assert_eq!(error.sqlstate.as_str(), "54000", "{error}");
     assert_eq!(node.one("SELECT count(*) FROM t1").await, Value::Int(0));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_row_breaks_is_named_by_ids() {
+    use proto::error::Violation;
+    use proto::{ColumnId, IndexId, TableId};
+    let node = Node::start().await;
+    let table = "CREATE TABLE t1 (c1 INTEGER NOT NULL PRIMARY KEY, c2 INTEGER NOT NULL, c3 INTEGER,
+        CONSTRAINT k0 CHECK (c3 < 9), CONSTRAINT k1 CHECK (c3 > 0)) STRICT";
+    node.schema(1, &[table, "CREATE UNIQUE INDEX i8 ON t1 (c3)"], None).await.unwrap();
+    node.shards.execute(node.write("INSERT INTO t1 VALUES (1, 1, 1)", 1)).await.unwrap();
+    let table = TableId(1);
+    let cases = [
+        ("INSERT INTO t1 VALUES (1, 2, 2)", "23505", Violation::Unique(table, None)),
+        ("INSERT INTO t1 VALUES (2, 2, 1)", "23505", Violation::Unique(table, Some(IndexId(8)))),
+        ("INSERT INTO t1 VALUES (2, NULL, 2)", "23502", Violation::NotNull(table, ColumnId(2))),
+        ("UPDATE t1 SET c3 = 0", "23514", Violation::Check(table, 1)),
+    ];
+    for (sequence, (sql, sqlstate, violation)) in cases.into_iter().enumerate() {
+        let write = node.write(sql, 10 + sequence as u64);
+        let error = node.shards.execute(write).await.err().unwrap();
+        assert_eq!((error.sqlstate.as_str(), error.violation), (sqlstate, Some(violation)), "{sql}");
+    }
+}
