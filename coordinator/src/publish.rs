@@ -3,6 +3,7 @@
 //! In come a job and the coordinator's tables inside a write. All of it is one transaction of the coordinator's log,
 //! and doing it again finds it done.
 
+use crate::explain::explain;
 use crate::job::{Job, Kind};
 use crate::keyspace;
 use crate::store::{Answer, Store};
@@ -33,11 +34,16 @@ pub(crate) fn advance(store: Store<'_>, id: u64, stage: u32) -> Result<()> {
 }
 
 /// Notes that the stage at which a job stands has failed, and on which shards it did not.
-pub(crate) fn fail(store: Store<'_>, id: u64, stage: u32, error: &WireError, done: &[ShardId]) -> Result<()> {
+pub(crate) fn fail(store: Store<'_>, id: u64, stage: u32, error: WireError, done: &[ShardId]) -> Result<()> {
     let Some(mut job) = store.job(id)?.filter(|job| job.stage == stage && !job.has_failed()) else {
         return Ok(());
     };
-    job.fail(error, done.iter().copied());
+    let change = job.change()?;
+    let old = match &change {
+        Some(SchemaChange::ReplaceTable { table, .. }) => store.table(table.id)?,
+        _ => None,
+    };
+    job.fail(&explain(error, change.as_ref(), old.as_ref()), done.iter().copied());
     store.put_job(&job)
 }
 

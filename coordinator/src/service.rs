@@ -40,8 +40,8 @@ struct Core {
     state: State,
     /// There is a new job.
     begun: Notify,
-    /// Counts the jobs that ended here.
-    ended: watch::Sender<u64>,
+    /// Counts the jobs that ended here; `None` once nobody works here any more.
+    ended: watch::Sender<Option<u64>>,
 }
 
 impl Coordinator {
@@ -62,7 +62,7 @@ impl Coordinator {
             peers,
             state: State::new(),
             begun: Notify::new(),
-            ended: watch::Sender::new(0),
+            ended: watch::Sender::new(Some(0)),
         });
         let following = tokio::spawn(follow(Arc::clone(&core))).abort_handle();
         let leading = tokio::spawn(lead(Arc::clone(&core))).abort_handle();
@@ -74,6 +74,7 @@ impl Coordinator {
         for task in self.tasks.lock().drain(..) {
             task.abort();
         }
+        self.core.ended.send_replace(None);
     }
 }
 
@@ -143,7 +144,7 @@ async fn lead(core: Arc<Core>) {
                     if let Err(error) = core.state.refresh(&core.replica).await {
                         tracing::debug!(%error, "the coordinator's replica can't be read");
                     }
-                    core.ended.send_modify(|ended| *ended += 1);
+                    core.count_end();
                 }
                 () = core.begun.notified() => {}
                 left = lost(&mut status) => {
@@ -155,7 +156,7 @@ async fn lead(core: Arc<Core>) {
         }
         // Whoever leads now goes on with what was begun; who waits here asks there.
         working.shutdown().await;
-        core.ended.send_modify(|ended| *ended += 1);
+        core.count_end();
     }
 }
 
@@ -172,6 +173,11 @@ impl Core {
             config: self.config.clone(),
         };
         Worker { replica: self.replica.clone(), reach }
+    }
+
+    /// Wakes everyone who waits for a job's end.
+    fn count_end(&self) {
+        self.ended.send_modify(|ended| *ended = ended.map(|count| count + 1));
     }
 
     async fn jobs(&self) -> Result<Vec<u64>, WireError> {
@@ -202,7 +208,10 @@ impl Core {
         let mut ended = self.ended.subscribe();
         let mut running: Option<u64> = None;
         loop {
-            ended.mark_unchanged();
+            if ended.borrow_and_update().is_none() {
+                return Err(WireError::new(SqlState::ADMIN_SHUTDOWN, "the coordinator is shutting down")
+                    .with_retry(Retry::NotLeader(None)));
+            }
             let (begin, known) = (begin.clone(), known.clone());
             let asked = running;
             let output = self.write(move |store| {

@@ -4,7 +4,6 @@
 //! A worker keeps nothing that the record doesn't have: another leader's worker goes on from the same place. Two at
 //! once do no harm, for shards know a step that they have had, and a job moves on only from where it stands.
 
-use crate::explain::explain;
 use crate::job::{Copying, Failure, Job, Kind, Stage};
 use crate::publish;
 use crate::reach::{Pause, Reach, next};
@@ -87,8 +86,7 @@ impl Worker {
             };
             if let Some(error) = applied.error {
                 if stage.failure() == Failure::Undo {
-                    let error = explain(error, job.change()?.as_ref());
-                    self.write(move |store| publish::fail(store, id, at, &error, &applied.done)).await?;
+                    self.write(move |store| publish::fail(store, id, at, error, &applied.done)).await?;
                     return Ok(true);
                 }
                 tracing::error!(job = id, %error, "a shard keeps what a schema change should have removed");
