@@ -6,11 +6,13 @@
 use super::Executor;
 use super::fragments::{ShardWrite, pick};
 use super::rows::RowStream;
+use super::scalars::environment;
 use super::sqlite;
 use super::statement::Statement;
 use super::writes::{Written, collect, partly, together};
 use planner::plan::{Insert, InsertRows, InsertTarget, Route, RowValue, ScalarId};
-use proto::{RowBatch, RowBatchBuilder, ShardId, Value, WireError};
+use proto::error::Violation;
+use proto::{RowBatch, RowBatchBuilder, ShardId, SqlState, Value, WireError};
 use std::borrow::Cow;
 
 /// No more than this many batches are held back at a time, however many shards there are.
@@ -33,6 +35,16 @@ impl Placed {
 
     /// Adds a row, which has the statement's width.
     pub fn push(&mut self, run: &Statement<'_>, insert: &Insert, row: &[Value]) -> Result<(), WireError> {
+        if let Some((_, column)) =
+            insert.not_null.iter().find(|(place, _)| row.get(*place).is_none_or(Value::is_null))
+        {
+            let violation = Violation::NotNull(insert.table, *column);
+            return Err(WireError::new(
+                SqlState::NOT_NULL_VIOLATION,
+                "null value violates not-null constraint",
+            )
+            .with_violation(violation));
+        }
         let shard = match planner::route_row(&insert.target, row, &run.state.topology)? {
             Route::One(shard) => shard,
             Route::Some(shards) | Route::All(shards) if matches!(insert.target, InsertTarget::Everywhere) => {
@@ -144,6 +156,7 @@ impl Executor {
                 RowValue::NextValue(id) => {
                     Value::Int(self.sequences.next(*id, &self.cluster, run.retry_until).await?)
                 }
+                RowValue::Environment(fact) => environment(*fact, run.facts),
                 RowValue::Expression(sql) => {
                     sqlite::evaluate(&self.expressions, sql, &[], run.interrupt, run.deadline)?
                 }

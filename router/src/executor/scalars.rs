@@ -57,6 +57,12 @@ impl Executor {
                         literal.ok_or_else(|| WireError::internal("a plan names no literal of its text"))?;
                     io::input(*ty, &literal, &run.facts.zone)?
                 }
+                Scalar::Negative { slot, ty } => {
+                    let literal = run.text.literal(*slot);
+                    let literal =
+                        literal.ok_or_else(|| WireError::internal("a plan names no literal of its text"))?;
+                    io::input(*ty, &format!("-{literal}"), &run.facts.zone)?
+                }
                 Scalar::Parameter(n) => {
                     let value = run.parameters.get(*n as usize);
                     value.cloned().ok_or_else(|| no_parameter(*n))?
@@ -87,7 +93,8 @@ fn no_parameter(n: u32) -> WireError {
     WireError::new(proto::SqlState::UNDEFINED_PARAMETER, message)
 }
 
-fn environment(fact: Environment, facts: &Facts) -> Value {
+/// A fact's value, in storage form.
+pub fn environment(fact: Environment, facts: &Facts) -> Value {
     match fact {
         Environment::TransactionTime => Value::Int(facts.transaction_time),
         Environment::StatementTime => Value::Int(facts.statement_time),

@@ -44,6 +44,7 @@ fn insert(target: InsertTarget, table: proto::TableId, rows: Vec<Vec<u32>>) -> I
         rows: InsertRows::Values(
             rows.into_iter().map(|row| row.into_iter().map(ScalarId).collect()).collect(),
         ),
+        not_null: vec![],
         touch: 0,
         returning: None,
     }
