@@ -205,7 +205,7 @@ impl Word {
             "j" | "jd" | "julian" => Word::JulianFollows,
             "d" | "h" | "m" | "mm" | "s" | "y" => Word::Label,
             "at" | "on" => Word::Ignored,
-            "infinity" | "+infinity" => Word::Infinity,
+            "infinity" => Word::Infinity,
             "-infinity" => Word::NegativeInfinity,
             "epoch" => Word::Epoch,
             "now" | "today" | "tomorrow" | "yesterday" => Word::Clock,
@@ -327,15 +327,27 @@ pub(super) fn decode(text: &str) -> Result<Decoded, Fault> {
     if decoder.awaited != Awaited::Nothing {
         return Err(Fault::Format);
     }
-    match special {
-        None => decoder.finish().map(Decoded::Moment),
-        Some(Word::Clock) => Ok(Decoded::Clock(text.trim().to_owned())),
-        // Beside a date or a time these mean nothing.
-        Some(_) if fields.len() > 1 => Err(Fault::Format),
-        Some(Word::Infinity) => Ok(Decoded::Infinity),
-        Some(Word::NegativeInfinity) => Ok(Decoded::NegativeInfinity),
-        Some(_) => Ok(Decoded::Epoch),
-    }
+    let zone = decoder.zone.take();
+    // What stands beside a special value is checked, and then means nothing.
+    let date = decoder.finish()?;
+    Ok(match special {
+        Some(Word::Clock) => Decoded::Clock(text.trim().to_owned()),
+        Some(Word::Infinity) => Decoded::Infinity,
+        Some(Word::NegativeInfinity) => Decoded::NegativeInfinity,
+        Some(_) => Decoded::Epoch,
+        None => {
+            let Finished { year, month, day, time } = date.ok_or(Fault::Format)?;
+            Decoded::Moment(Moment { year, month, day, time, zone })
+        }
+    })
+}
+
+/// A date that exists, and a time.
+struct Finished {
+    year: i32,
+    month: u8,
+    day: u8,
+    time: i64,
 }
 
 enum Found {
@@ -660,8 +672,8 @@ impl Decoder {
         Ok(Found::Nothing)
     }
 
-    /// `ValidateDate` and what follows it.
-    fn finish(mut self) -> Result<Moment, Fault> {
+    /// `ValidateDate` and what follows it. `None` if parts of a date are missing.
+    fn finish(mut self) -> Result<Option<Finished>, Fault> {
         if self.known.has(Known::YEAR) && !self.julian {
             if self.before_christ {
                 if self.year <= 0 {
@@ -698,9 +710,9 @@ impl Decoder {
             self.hour = self.hour % 12 + if afternoon { 12 } else { 0 };
         }
         let (true, Some(month), Some(day)) = (self.known.has(Known::DATE), month, day) else {
-            return Err(Fault::Format);
+            return Ok(None);
         };
-        Ok(Moment { year: self.year, month, day, time: self.time(), zone: self.zone })
+        Ok(Some(Finished { year: self.year, month, day, time: self.time() }))
     }
 }
 

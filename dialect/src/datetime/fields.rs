@@ -187,7 +187,7 @@ pub fn extract_date(field: &str, date: i32) -> Result<Option<Numeric>, WireError
 pub fn extract_timestamp(field: &str, timestamp: i64) -> Result<Option<Numeric>, WireError> {
     let unit_of = parse(field, TIMESTAMP)?;
     if matches!(unit_of, Timezone | TimezoneHour | TimezoneMinute) {
-        return Err(unit(field, "supported", TIMESTAMP));
+        return if is_infinite(timestamp) { Ok(None) } else { Err(unit(field, "supported", TIMESTAMP)) };
     }
     extract(unit_of, timestamp, timestamp)
 }

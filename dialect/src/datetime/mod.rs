@@ -126,7 +126,11 @@ pub fn date_to_timestamptz(date: i32, zone: &TimeZone) -> Result<i64, WireError>
 
 /// `timestamptz::date`: the day it is in the zone.
 pub fn timestamptz_to_date(timestamp: i64, zone: &TimeZone) -> Result<i32, WireError> {
-    timestamp_to_date(zone.to_local(timestamp)?)
+    if matches!(timestamp, TIMESTAMP_INFINITY | TIMESTAMP_NEGATIVE_INFINITY) {
+        return timestamp_to_date(timestamp);
+    }
+    // The local time may be beyond the last timestamp; there are dates there.
+    timestamp_to_date(timestamp.saturating_add(i64::from(zone.offset_at(timestamp)) * 1_000_000))
 }
 
 /// `timestamp::timestamptz`, `timestamp AT TIME ZONE zone`.

@@ -39,7 +39,7 @@ pub fn parse_timestamp(text: &str, modifier: i32) -> Result<i64, WireError> {
     if let Some((timestamp, None)) = iso_timestamp(text.as_bytes()) {
         return finish(timestamp, modifier);
     }
-    read(text, modifier, "timestamp", |moment| local(moment))
+    read(text, modifier, "timestamp", local)
 }
 
 /// Reads a timestamp with time zone; a text without one is in `zone`.

@@ -9,12 +9,12 @@ use super::{Decimal, Integer, Numeric, overflow};
 use num_bigint::BigInt;
 use num_traits::{One, Zero};
 use proto::{SqlState, WireError};
+use std::f64::consts::LOG10_E;
 
 use Numeric::{Finite, Infinity, NaN, NegativeInfinity};
 
 /// PostgreSQL's NUMERIC_MAX_RESULT_SCALE.
 const MAX_RESULT_SCALE: f64 = 2000.0;
-const LOG10_E: f64 = 0.434294481903252;
 /// Digits computed beyond those asked for.
 const GUARD: i32 = 20;
 

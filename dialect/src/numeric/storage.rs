@@ -138,7 +138,8 @@ fn decode_key(key: &[u8], scale: u32) -> Option<Numeric> {
 /// The integer that digits of base 100 and their exponent make at a display scale.
 fn decode_digits(digits: &[u8], flip: u8, e: i32, scale: u32) -> Option<Integer> {
     let (&last, leading) = digits.split_last()?;
-    if (last ^ flip) % 2 != 0 || last ^ flip == 0 || leading.iter().any(|&byte| (byte ^ flip) % 2 == 0) {
+    let is_last = |byte: u8| (byte ^ flip) & 1 == 0;
+    if !is_last(last) || last ^ flip == 0 || leading.iter().any(|&byte| is_last(byte)) {
         return None;
     }
     if digits.iter().any(|&byte| (byte ^ flip) / 2 > 99) || (digits[0] ^ flip) / 2 == 0 {
