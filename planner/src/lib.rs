@@ -18,6 +18,7 @@ mod planning;
 mod route;
 mod settings;
 mod statement;
+pub mod system;
 pub mod text;
 pub mod utility;
 

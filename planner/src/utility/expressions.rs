@@ -88,7 +88,7 @@ impl Expressions<'_> {
 }
 
 /// Whether a CHECK as SQLite runs it names a column.
-pub(super) fn names_column(physical: &str, column: ColumnId) -> bool {
+pub(crate) fn names_column(physical: &str, column: ColumnId) -> bool {
     let name = format!("c{column}");
     let part = |c: char| c.is_ascii_alphanumeric() || c == '_';
     physical

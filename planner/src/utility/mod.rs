@@ -22,6 +22,7 @@ mod types;
 pub use command::{Columns, Command, Copied, Copy};
 pub(crate) use cursor::Cursor;
 pub use cursor::{Name, Qualified};
+pub(crate) use expressions::names_column;
 pub(crate) use parse::parse;
 
 use crate::plan::{Action, Notice, OutputColumn, Plan, Scalar, ScalarId, SchemaAction, SessionCommand};

@@ -1,0 +1,176 @@
+use super::*;
+use proto::catalog::{Check, ColumnDefault, Index, IndexColumn, Placement, Sequence, Table};
+use proto::{IndexId, KeyspaceNumber, SchemaVersion, SequenceId};
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// `t (id serial PRIMARY KEY, v text NOT NULL DEFAULT 'x'::text, n numeric(10,2) CHECK (n > 0), UNIQUE (v DESC))`.
+fn catalog() -> Catalog {
+    let column = |id, name: &str, ty: Typed, not_null, default| Column {
+        id: ColumnId(id),
+        name: name.into(),
+        ty: ty.to_ref(),
+        not_null,
+        default,
+    };
+    let serial = ColumnDefault::Sequence { id: SequenceId(16385), identity_always: None };
+    let table = Table {
+        id: TableId(16384),
+        name: "t".into(),
+        columns: vec![
+            column(1, "id", Typed::plain(Type::Int4), true, Some(serial)),
+            column(
+                2,
+                "v",
+                Typed::plain(Type::Text),
+                true,
+                Some(ColumnDefault::Expression("'x'::text".into())),
+            ),
+            column(4, "n", Typed { ty: Type::Numeric, modifier: 655_366 }, false, None),
+        ],
+        primary_key: vec![ColumnId(1)],
+        primary_key_name: Some("t_pkey".into()),
+        indexes: vec![Index {
+            id: IndexId(16386),
+            name: "V".into(),
+            columns: vec![IndexColumn { column: ColumnId(2), descending: true, nulls_first: false }],
+            unique: true,
+            constraint: true,
+        }],
+        checks: vec![Check {
+            name: "t_n_check".into(),
+            expression: "n > 0".into(),
+            physical: "c4 > 0".into(),
+        }],
+        placement: Placement::Single { keyspace: KeyspaceNumber(2) },
+        next_column: ColumnId(5),
+        modified: SchemaVersion(1),
+    };
+    let sequence = Sequence {
+        id: SequenceId(16385),
+        name: "t_id_seq".into(),
+        ty: Typed::plain(Type::Int4).to_ref(),
+        start: 1,
+        increment: 1,
+        min: 1,
+        max: i64::from(i32::MAX),
+        cycle: false,
+        cache: 1,
+        owner: Some((TableId(16384), ColumnId(1))),
+        hidden: false,
+    };
+    Catalog::new(SchemaVersion(1), [Arc::new(table)], [Arc::new(sequence)])
+}
+
+fn facts() -> SessionFacts {
+    let setting = |name: &str| (name.to_owned(), "on".to_owned(), String::new());
+    SessionFacts { user: "shoal".into(), database: "shoal".into(), settings: vec![setting("a")] }
+}
+
+fn read(relation: &Relation) -> Vec<Vec<Value>> {
+    rows(relation.key, &catalog(), &Topology::default(), &facts())
+}
+
+/// The named columns of a relation's rows, as text.
+fn select(schema: &str, name: &str, columns: &[&str]) -> Vec<String> {
+    let relation = relation(Some(schema), name).unwrap();
+    let places: Vec<_> =
+        columns.iter().map(|c| relation.columns.iter().position(|(name, _)| name == c).unwrap()).collect();
+    let show = |value: &Value| match value {
+        Value::Null => "NULL".to_owned(),
+        Value::Int(value) => value.to_string(),
+        Value::Real(value) => value.to_string(),
+        Value::Text(value) => value.clone(),
+        Value::Blob(value) => format!("{value:?}"),
+    };
+    read(relation)
+        .iter()
+        .map(|row| places.iter().map(|place| show(&row[*place])).collect::<Vec<_>>().join("|"))
+        .collect()
+}
+
+#[test]
+fn every_row_fits_its_columns() {
+    for relation in relations() {
+        for row in read(relation) {
+            assert_eq!(row.len(), relation.columns.len(), "{}", relation.name);
+            for ((column, ty), value) in relation.columns.iter().zip(&row) {
+                let fits = match ty {
+                    _ if value.is_null() => true,
+                    Type::Bool | Type::Int2 | Type::Int4 | Type::Int8 | Type::Oid | Type::Regclass => {
+                        matches!(value, Value::Int(_))
+                    }
+                    Type::Timestamptz => matches!(value, Value::Int(_)),
+                    Type::Float4 | Type::Float8 => matches!(value, Value::Real(_)),
+                    Type::Bytea | Type::Numeric => matches!(value, Value::Blob(_)),
+                    _ => matches!(value, Value::Text(_)),
+                };
+                assert!(fits, "{}.{column} is {value:?}", relation.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn object_ids_are_unique_in_their_relation() {
+    for name in ["pg_class", "pg_constraint", "pg_type", "pg_attrdef", "pg_namespace"] {
+        let ids = select("pg_catalog", name, &["oid"]);
+        let unique: HashSet<_> = ids.iter().collect();
+        assert_eq!(unique.len(), ids.len(), "{name}");
+    }
+}
+
+#[test]
+fn what_psql_reads_of_a_table() {
+    let indexes =
+        select("pg_catalog", "pg_index", &["indrelid", "indisprimary", "indisunique", "indkey", "indoption"]);
+    assert_eq!(indexes, ["16384|1|1|1|0", "16384|0|1|2|1"]);
+    let columns = ["attname", "atttypid", "atttypmod", "attnum", "attnotnull", "atthasdef"];
+    assert_eq!(
+        select("pg_catalog", "pg_attribute", &columns)[..3],
+        ["id|23|-1|1|1|1", "v|25|-1|2|1|1", "n|1700|655366|4|0|0"]
+    );
+    assert_eq!(
+        select("pg_catalog", "pg_attrdef", &["adnum", "adbin"]),
+        ["1|nextval('t_id_seq'::regclass)", "2|'x'::text"]
+    );
+    let definitions = select("pg_catalog", "shoal_definition", &["attnum", "pretty"]);
+    assert_eq!(
+        definitions,
+        [
+            "0|CREATE UNIQUE INDEX t_pkey ON t USING btree (id)",
+            "1|id",
+            "0|PRIMARY KEY (id)",
+            "0|CREATE UNIQUE INDEX \"V\" ON t USING btree (v DESC NULLS LAST)",
+            "1|v",
+            "0|UNIQUE (v)",
+            "0|CHECK (n > 0)",
+        ]
+    );
+    let depends = select("pg_catalog", "pg_depend", &["objid", "refobjid", "refobjsubid", "deptype"]);
+    assert!(depends.contains(&"16385|16384|1|a".to_owned()), "{depends:?}");
+    let constraints = select("pg_catalog", "pg_constraint", &["conname", "contype", "conkey"]);
+    assert_eq!(constraints, ["t_pkey|p|{1}", "V|u|{2}", "t_n_check|c|{4}"]);
+}
+
+#[test]
+fn what_the_information_schema_says() {
+    let columns =
+        ["column_name", "data_type", "numeric_precision", "numeric_scale", "column_default", "udt_name"];
+    assert_eq!(
+        select("information_schema", "columns", &columns),
+        [
+            "id|integer|32|0|nextval('t_id_seq'::regclass)|int4",
+            "v|text|NULL|NULL|'x'::text|text",
+            "n|numeric|10|2|NULL|numeric",
+        ]
+    );
+}
+
+#[test]
+fn unknown_relations_are_unknown() {
+    assert!(relation(None, "pg_stat_activity").is_none());
+    assert!(relation(Some("public"), "pg_class").is_none());
+    assert!(relation(None, "tables").is_none());
+    assert_eq!(relation(Some("information_schema"), "tables").unwrap().key, "information_schema.tables");
+}
