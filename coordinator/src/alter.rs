@@ -6,7 +6,8 @@
 
 use crate::job::{Entry, Failure, Stage};
 use dialect::physical;
-use proto::catalog::{Check, Column, Index, Table};
+use dialect::types::{Type, Typed};
+use proto::catalog::{Check, Column, Index, Table, TypeRef};
 use proto::{ColumnId, ShardId, Value, WireError};
 use std::collections::BTreeMap;
 
@@ -24,6 +25,15 @@ pub(crate) fn in_place(
     fill: &[(ColumnId, Value)],
     shards: &[ShardId],
 ) -> Result<Alteration, WireError> {
+    for column in &new.columns {
+        if old.column(column.id).is_some_and(|before| !holds_all(before.ty, column.ty)) {
+            return Err(WireError::unsupported(format!(
+                "changing the type of column \"{}\" to one that may not hold its values",
+                column.name
+            ))
+            .with_hint("Add a column of the new type, fill it, and drop the old one."));
+        }
+    }
     let middle = middle(old, new);
     let first = physical::change(old, &middle, fill)?;
     let last = physical::change(&middle, new, &[])?;
@@ -86,6 +96,25 @@ fn middle(old: &Table, new: &Table) -> Table {
     middle
 }
 
+/// Whether every value of the old type is one of the new, stored as it is.
+fn holds_all(old: TypeRef, new: TypeRef) -> bool {
+    let Some((old, new)) = Typed::from_ref(old).zip(Typed::from_ref(new)) else { return false };
+    let integer = |ty| [Type::Int2, Type::Int4, Type::Int8].iter().position(|other| *other == ty);
+    match (old.ty, new.ty) {
+        _ if old == new => true,
+        (Type::Text | Type::Varchar, Type::Text | Type::Varchar) => {
+            new.modifier < 0 || (0..=new.modifier).contains(&old.modifier)
+        }
+        (old, new) if integer(old).is_some() && integer(new).is_some() => integer(old) <= integer(new),
+        (Type::Timestamp | Type::Timestamptz, ty) if ty == old.ty => {
+            new.modifier < 0 || (0..=new.modifier).contains(&old.modifier)
+        }
+        // A scale that isn't fixed keeps the one that each value has.
+        (Type::Numeric, Type::Numeric) => new.modifier < 0,
+        _ => false,
+    }
+}
+
 /// Whether plans made for `old` do right on `new` as well.
 fn is_harmless(old: &Table, new: &Table, fill: &[(ColumnId, Value)]) -> bool {
     let columns = new.columns.iter().all(|column| match old.column(column.id) {
@@ -108,4 +137,30 @@ fn is_same(a: &Index, b: &Index) -> bool {
 
 fn conditions(checks: &[Check]) -> Vec<&str> {
     checks.iter().map(|check| check.physical.as_str()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_column_widens_and_never_narrows() {
+        let typed = |ty, modifier| Typed { ty, modifier }.to_ref();
+        let plain = |ty| typed(ty, -1);
+        let wider = [
+            (plain(Type::Int2), plain(Type::Int8)),
+            (typed(Type::Varchar, 14), typed(Type::Varchar, 24)),
+            (typed(Type::Varchar, 14), plain(Type::Text)),
+            (plain(Type::Text), plain(Type::Varchar)),
+            (typed(Type::Numeric, 655366), plain(Type::Numeric)),
+            (typed(Type::Timestamp, 0), typed(Type::Timestamp, 3)),
+        ];
+        for (narrow, wide) in wider {
+            assert!(holds_all(narrow, wide) && holds_all(narrow, narrow), "{narrow:?} {wide:?}");
+        }
+        assert!(!holds_all(plain(Type::Int8), plain(Type::Int4)));
+        assert!(!holds_all(plain(Type::Int8), plain(Type::Text)));
+        assert!(!holds_all(plain(Type::Timestamp), plain(Type::Timestamptz)));
+        assert!(!holds_all(typed(Type::Numeric, 655366), typed(Type::Numeric, 655368)));
+    }
 }

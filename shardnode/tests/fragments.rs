@@ -1,4 +1,5 @@
 //! Fragments and schema steps on real replicas.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

@@ -1,0 +1,8 @@
+//! Coordinators over real replicas and shardnodes, in one process.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+mod forming;
+mod resuming;
+mod schema;
+mod tables;

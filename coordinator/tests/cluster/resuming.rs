@@ -1,0 +1,87 @@
+//! Schema changes whose coordinator or shard is away for a while.
+
+use crate::common::{Cluster, PATIENCE};
+use crate::tables::{MAIN, create, hashed, replace, table};
+use proto::catalog::Table;
+use proto::services::SchemaChange;
+use proto::{ColumnId, Retry};
+use std::time::Duration;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_leader_finishes_what_was_begun() {
+    let mut cluster = Cluster::start(3, 2).await;
+    cluster.change(create(table("t", hashed()))).await.unwrap();
+    let state = cluster.state().await;
+    let t = state.catalog.table_named("t").unwrap();
+    let shards = cluster.shards_of(MAIN).await;
+    cluster.close(shards[1]);
+    // One change that publishes last, and one that publishes first.
+    let made = cluster.request(state.catalog.version(), create(table("u", hashed())));
+    let dropped = cluster.request(state.catalog.version(), SchemaChange::DropTables(vec![t.id]));
+    let leader = cluster.leader().await;
+    let service = proto::services::Peers::coordinators(&*cluster.directory);
+    let service = service.into_iter().find(|(node, _)| *node == leader).unwrap().1;
+    let waiting = [made.clone(), dropped.clone()].map(|request| {
+        let service = std::sync::Arc::clone(&service);
+        tokio::spawn(async move { service.change_schema(request).await })
+    });
+    drop(service);
+    cluster.refused().await;
+    cluster.state_where(|state| state.catalog.table_named("t").is_none()).await;
+    assert!(cluster.state().await.catalog.table_named("u").is_none());
+
+    cluster.stop(leader).await;
+    for waiting in waiting {
+        let answer = tokio::time::timeout(PATIENCE, waiting).await.unwrap().unwrap();
+        assert!(matches!(answer.unwrap_err().retry, Retry::NotLeader(_) | Retry::Unknown));
+    }
+    assert_ne!(cluster.leader().await, leader);
+    cluster.open_all();
+    let (made, dropped) = tokio::join!(cluster.send(&made), cluster.send(&dropped));
+    let state = cluster.state().await;
+    assert_eq!(state.catalog.version(), made.unwrap().max(dropped.unwrap()));
+    let names: Vec<_> = state.catalog.tables().map(|table| table.name.clone()).collect();
+    assert_eq!(names, ["u"]);
+    let u = state.catalog.table_named("u").unwrap().id;
+    for shard in shards {
+        cluster.run(shard, &format!("INSERT INTO t{u} VALUES (1, 1)")).await.unwrap();
+        assert!(cluster.run(shard, &format!("SELECT 1 FROM t{}", t.id)).await.is_err());
+    }
+    // The node that was away learns of it.
+    cluster.open(leader);
+    cluster.state_where(|state| state.catalog.table_named("u").is_some()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_of_one_table_come_one_after_the_other() {
+    let cluster = Cluster::start(1, 2).await;
+    cluster.change(create(table("t", hashed()))).await.unwrap();
+    let state = cluster.state().await;
+    let t = state.catalog.table_named("t").unwrap();
+    let shards = cluster.shards_of(MAIN).await;
+    cluster.close(shards[0]);
+    let mut altered = Table::clone(t);
+    altered.columns.push(crate::tables::column(3, "c", false));
+    altered.next_column = ColumnId(4);
+    let alter = cluster.request(state.catalog.version(), replace(altered));
+    let drop = cluster.request(state.catalog.version(), SchemaChange::DropTables(vec![t.id]));
+    let mut altering = Box::pin(cluster.send(&alter));
+    let begun = async {
+        tokio::select! {
+            answer = &mut altering => panic!("a closed shard can't be altered: {answer:?}"),
+            () = cluster.refused() => {}
+        }
+    };
+    begun.await;
+    let mut dropping = Box::pin(cluster.send(&drop));
+    // Another table isn't held up by it, but for its own step on the closed shard.
+    let single = create(table("s", proto::catalog::Placement::Single { keyspace: crate::tables::SINGLE }));
+    cluster.change(single).await.unwrap();
+    assert!(tokio::time::timeout(Duration::from_millis(20), &mut dropping).await.is_err());
+    cluster.open_all();
+    altering.await.unwrap();
+    // It was planned before the other, so it must be planned again.
+    assert!(matches!(dropping.await.unwrap_err().retry, Retry::StaleSchema(_)));
+    let state = cluster.state().await;
+    assert_eq!(state.catalog.table_named("t").unwrap().columns.len(), 3);
+}
