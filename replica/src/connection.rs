@@ -4,6 +4,7 @@
 //! pragmas hold. It must never know a table.
 
 use crate::session::OWN_PREFIX;
+use parking_lot::Mutex;
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization, TransactionOperation};
 use rusqlite::{Connection, OpenFlags};
@@ -15,11 +16,27 @@ use std::time::Duration;
 const WRITER_STATEMENTS: usize = 512;
 const READER_STATEMENTS: usize = 256;
 
+/// How many steps of SQLite's machine pass between two looks at whether a write is still wanted.
+const STEPS_BETWEEN_LOOKS: std::ffi::c_int = 10_000;
+
+/// Says that nobody waits for a write any more.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Interrupts the write if it is being run, with 57014.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// What a writer connection shares with its hooks.
 #[derive(Clone, Default)]
 pub(crate) struct Hooks {
     /// Whether a caller's closure runs, so that only rows may be touched.
     pub guarded: Arc<AtomicBool>,
+    /// The write whose closure runs.
+    pub running: Arc<Mutex<Option<Cancel>>>,
     /// How many pages the WAL had after the last commit.
     pub wal_pages: Arc<AtomicU64>,
     /// How many of them the last checkpoint saw; 0 if the WAL began anew since.
@@ -46,6 +63,11 @@ pub(crate) fn writer(path: &Path, hooks: &Hooks) -> rusqlite::Result<Connection>
     connection.authorizer(Some(move |context: AuthContext<'_>| {
         if guarded.load(Ordering::Relaxed) { authorize(&context) } else { Authorization::Allow }
     }))?;
+    let running = hooks.running.clone();
+    connection.progress_handler(
+        STEPS_BETWEEN_LOOKS,
+        Some(move || running.lock().as_ref().is_some_and(|cancel| cancel.0.load(Ordering::Relaxed))),
+    )?;
     let (wal_pages, wal_base) = (hooks.wal_pages.clone(), hooks.wal_base.clone());
     connection.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, pages: std::ffi::c_int| {
         let pages = u64::try_from(pages).unwrap_or(0);

@@ -191,3 +191,71 @@ impl LogReader for std::sync::Arc<Log> {
         Ok(entries)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    fn entries(indexes: std::ops::RangeInclusive<u64>, term: u64) -> Vec<Entry> {
+        indexes.map(|index| Entry { index, term, data: vec![7; 100].into(), ..Entry::default() }).collect()
+    }
+
+    fn open(directory: &tempfile::TempDir) -> Arc<Log> {
+        Arc::new(Log::open(directory.path(), 1 << 20).unwrap())
+    }
+
+    fn append(log: &Log, entries: &[Entry], commit: u64) {
+        let mut batch = Batch::default();
+        batch.append(3, entries).unwrap();
+        let term = entries.last().unwrap().term;
+        batch.hard_state(3, &HardState { term, vote: 2, commit, ..HardState::default() }).unwrap();
+        log.write(batch, true).unwrap();
+    }
+
+    #[test]
+    fn what_was_written_is_found_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory);
+        assert_eq!(log.find(3, 0).unwrap().last, 0);
+        append(&log, &entries(1..=10, 1), 5);
+        // A new leader's entries replace the tail.
+        append(&log, &entries(8..=9, 2), 6);
+        drop(log);
+        let log = open(&directory);
+        let found = log.find(3, 7).unwrap();
+        assert_eq!((found.last, found.hard_state.term, found.hard_state.vote), (9, 2, 2));
+        assert_eq!(found.hard_state.commit, 7, "the database had more than was noted as committed");
+        let read = log.entries(3, 7, 10, None).unwrap();
+        assert_eq!(read.iter().map(|e| (e.index, e.term)).collect::<Vec<_>>(), [(7, 1), (8, 2), (9, 2)]);
+        assert_eq!(log.entries(3, 1, 10, Some(150)).unwrap().len(), 1);
+        assert_eq!(log.find(4, 0).unwrap().last, 0, "groups don't mix");
+    }
+
+    #[test]
+    fn a_cut_forgets_and_keeps_the_term() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory);
+        append(&log, &entries(1..=10, 4), 10);
+        let mut batch = Batch::default();
+        batch.cut(3, Cut { index: 6, term: 4 }).unwrap();
+        log.write(batch, false).unwrap();
+        log.purge().unwrap();
+        drop(log);
+        let found = open(&directory).find(3, 8).unwrap();
+        assert_eq!((found.cut, found.last), (Cut { index: 6, term: 4 }, 10));
+    }
+
+    #[test]
+    fn a_log_that_does_not_reach_the_database_is_damaged() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = open(&directory);
+        append(&log, &entries(1..=10, 1), 10);
+        assert!(log.find(3, 11).unwrap_err().to_string().contains("ends at 10, but 11"));
+        let mut batch = Batch::default();
+        batch.cut(3, Cut { index: 6, term: 1 }).unwrap();
+        log.write(batch, true).unwrap();
+        assert!(log.find(3, 5).unwrap_err().to_string().contains("begins at 7"));
+        log.find(3, 6).unwrap();
+    }
+}

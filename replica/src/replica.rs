@@ -1,5 +1,6 @@
 //! The handle of one replica: what callers do with it, and how they wait.
 
+use crate::connection::Cancel;
 use crate::driver::{Inbox, Mail, PendingSchema, PendingWrite, Shared, WriteState};
 use crate::entry::{Note, Request, Schema};
 use crate::readers::too_late;
@@ -18,12 +19,14 @@ pub struct Replica {
     shared: Arc<Shared>,
 }
 
-/// Gives a write up if its caller goes away before it was begun.
-struct GiveUp(WriteState);
+/// Gives a write up if its caller goes away before it was begun, and interrupts it if it is being run.
+struct GiveUp(WriteState, Cancel);
 
 impl Drop for GiveUp {
     fn drop(&mut self) {
-        self.0.give_up();
+        if !self.0.give_up() {
+            self.1.cancel();
+        }
     }
 }
 
@@ -59,12 +62,13 @@ impl Replica {
     /// Runs a write and answers once the group has committed it.
     ///
     /// [`Retry::NotLeader`] and [`Retry::Later`] promise that it wasn't executed and won't be. [`Retry::Unknown`] says
-    /// that it may have been, or may still be: repeat it under the same request id.
+    /// that it may have been, or may still be: repeat it under the same request id. A write whose deadline passes, or
+    /// whose future is dropped, while its closure runs is interrupted; once it's proposed, nothing takes it back.
     pub async fn write(&self, write: Write) -> Result<Written, WireError> {
         let Write { request, settled, deadline, run } = write;
         let request = request.map(|id| Request::new(id, settled));
-        self.submit(deadline, |inbox, state, reply| {
-            inbox.writes.push_back(PendingWrite { request, run, state, reply });
+        self.submit(deadline, |inbox, state, cancel, reply| {
+            inbox.writes.push_back(PendingWrite { request, run, cancel, state, reply });
         })
         .await
     }
@@ -79,7 +83,7 @@ impl Replica {
             require_empty: entry.require_empty,
             notes: entry.notes.into_iter().map(|(key, value)| Note { key, value }).collect(),
         };
-        self.submit(entry.deadline, |inbox, state, reply| {
+        self.submit(entry.deadline, |inbox, state, _, reply| {
             inbox.schemas.push_back(PendingSchema { schema, state, reply });
         })
         .await
@@ -88,7 +92,7 @@ impl Replica {
     async fn submit<T>(
         &self,
         deadline: Instant,
-        enqueue: impl FnOnce(&mut Inbox, WriteState, oneshot::Sender<Result<T, WireError>>),
+        enqueue: impl FnOnce(&mut Inbox, WriteState, Cancel, oneshot::Sender<Result<T, WireError>>),
     ) -> Result<T, WireError> {
         if !self.shared.is_leading() {
             return Err(self.shared.not_leader());
@@ -101,7 +105,8 @@ impl Replica {
                 .map_err(|_| self.shared.not_leader())?,
         };
         let state = WriteState::default();
-        let give_up = GiveUp(state.clone());
+        let cancel = Cancel::default();
+        let give_up = GiveUp(state.clone(), cancel.clone());
         let (reply, answer) = oneshot::channel();
         {
             let mut inbox = self.shared.inbox();
@@ -109,7 +114,7 @@ impl Replica {
                 drop(inbox);
                 return Err(self.shared.not_leader());
             }
-            enqueue(&mut inbox, state, reply);
+            enqueue(&mut inbox, state, cancel, reply);
         }
         self.shared.wake();
         let unknown = |message: &str| {

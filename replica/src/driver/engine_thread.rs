@@ -170,7 +170,7 @@ impl EngineThread {
             if !write.state.begin() {
                 continue;
             }
-            match self.engine.run(write.request, write.run) {
+            match self.engine.run(write.request, write.run, &write.cancel) {
                 Ok(ran) => replies.push(Reply::Write(write.reply, ran)),
                 Err(error) => {
                     // The replica stops. Nothing of the batch was proposed, so nothing of it happened.

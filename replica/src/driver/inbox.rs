@@ -1,5 +1,6 @@
 //! What waits for a group's engine thread.
 
+use crate::connection::Cancel;
 use crate::consensus::Standing;
 use crate::entry::{Request, Schema};
 use crate::write::{WriteFn, Written};
@@ -38,6 +39,7 @@ impl WriteState {
 pub(crate) struct PendingWrite {
     pub request: Option<Request>,
     pub run: WriteFn,
+    pub cancel: Cancel,
     pub state: WriteState,
     pub reply: oneshot::Sender<Result<Written, WireError>>,
 }

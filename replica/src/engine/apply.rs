@@ -5,7 +5,7 @@
 
 use super::Engine;
 use crate::changeset::{self, ChangesetError};
-use crate::entry::{Batch, Body, Entry};
+use crate::entry::{Batch, Body, Entry, Transaction};
 use crate::error::ReplicaError;
 use bytes::Bytes;
 use proto::WireError;
@@ -49,18 +49,28 @@ impl Engine {
 
     fn apply_batch(&mut self, index: u64, batch: &Batch) -> Result<(), ReplicaError> {
         for transaction in &batch.transactions {
-            if !transaction.changeset.is_empty() {
-                changeset::apply(&self.connection, &mut self.shapes, &transaction.changeset).map_err(
-                    |error| match error {
-                        ChangesetError::Sqlite(error) => self.stop(error),
-                        ChangesetError::Diverged(why) => self.damaged(format!("log index {index}: {why}")),
-                    },
-                )?;
-            }
-            if let Some(request) = &transaction.request {
-                self.remember(request, &transaction.output)?;
-            }
+            self.apply_transaction(transaction).map_err(|error| match error {
+                ReplicaError::Damaged { path, message } => {
+                    ReplicaError::Damaged { path, message: format!("log index {index}: {message}") }
+                }
+                error => error,
+            })?;
         }
         Ok(())
+    }
+
+    /// Makes the changes that a transaction made elsewhere, with foreign keys and triggers off.
+    pub(super) fn apply_transaction(&mut self, transaction: &Transaction) -> Result<(), ReplicaError> {
+        if !transaction.changeset.is_empty() {
+            let applied = changeset::apply(&self.connection, &mut self.shapes, &transaction.changeset);
+            applied.map_err(|error| match error {
+                ChangesetError::Sqlite(error) => self.stop(error),
+                ChangesetError::Diverged(why) => self.damaged(why),
+            })?;
+        }
+        match &transaction.request {
+            Some(request) => self.remember(request, &transaction.output),
+            None => Ok(()),
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! A leader's batch: transactions that run in savepoints of one SQLite transaction, and become one log entry.
 
 use super::{Engine, OpenBatch, is_local};
+use crate::connection::Cancel;
 use crate::entry::{Batch, Body, Entry, Request, Transaction};
 use crate::error::ReplicaError;
 use crate::session::Session;
@@ -38,6 +39,7 @@ impl Engine {
         &mut self,
         request: Option<Request>,
         run: WriteFn,
+        cancel: &Cancel,
     ) -> Result<Result<Ran, WireError>, ReplicaError> {
         if let Some(request) = request {
             match self.remembered(&request)? {
@@ -50,8 +52,10 @@ impl Engine {
         let (outcome, changeset) = {
             let session = Session::new(&self.connection).map_err(|e| self.stop(e))?;
             self.hooks.guarded.store(true, Ordering::Relaxed);
+            *self.hooks.running.lock() = Some(cancel.clone());
             let outcome = catch_unwind(AssertUnwindSafe(|| run(&self.connection)))
                 .unwrap_or_else(|_| Err(WireError::internal("a write panicked")));
+            *self.hooks.running.lock() = None;
             self.hooks.guarded.store(false, Ordering::Relaxed);
             let changeset = match &outcome {
                 Ok(_) => session.changeset(),
@@ -59,11 +63,14 @@ impl Engine {
             };
             (outcome, changeset)
         };
-        // SQLite rolls the whole transaction back by itself when the disk is full or an I/O operation fails.
         if self.connection.is_autocommit() {
-            self.batch = None;
-            let why = outcome.err().map_or_else(|| "a write ended the transaction".into(), |e| e.to_string());
-            return Err(self.damaged(why));
+            let error = outcome.err().unwrap_or_else(|| WireError::internal("SQLite undid the transaction"));
+            if is_local_state(error.sqlstate) {
+                self.batch = None;
+                return Err(self.damaged(error.message));
+            }
+            self.redo()?;
+            return Ok(Err(error));
         }
         let result = match (outcome, changeset) {
             (Ok(output), Ok(changeset)) => self.accept(request, changeset, output)?,
@@ -79,6 +86,20 @@ impl Engine {
         }
         self.execute("/*replica*/ RELEASE replica_write")?;
         Ok(result)
+    }
+
+    /// SQLite undoes a whole transaction when a statement of it is interrupted or finds no memory. What the batch had
+    /// before is made again from its changesets.
+    fn redo(&mut self) -> Result<(), ReplicaError> {
+        self.follow(true)?;
+        self.execute("/*replica*/ BEGIN IMMEDIATE")?;
+        let transactions =
+            std::mem::take(&mut self.batch.as_mut().expect("a write runs in an open batch").transactions);
+        for transaction in &transactions {
+            self.apply_transaction(transaction)?;
+        }
+        self.batch.as_mut().expect("a write runs in an open batch").transactions = transactions;
+        self.follow(false)
     }
 
     fn accept(

@@ -1,6 +1,7 @@
 //! The engine driven by hand: what a leader makes of writes, a follower makes of the entries.
 
 use super::*;
+use crate::connection::Cancel;
 use crate::entry::{Body, Entry, Request, Schema};
 use crate::write::WriteFn;
 use bytes::Bytes;
@@ -15,6 +16,10 @@ struct Pair {
     follower: Engine,
     index: u64,
     directory: TempDir,
+}
+
+fn run(engine: &mut Engine, request: Option<Request>, run: WriteFn) -> Result<Ran, proto::WireError> {
+    engine.run(request, run, &Cancel::default()).unwrap()
 }
 
 fn write(sql: &'static str) -> WriteFn {
@@ -36,7 +41,7 @@ impl Pair {
     /// Runs writes as one batch, applies its entry on the follower, and checks that both have the same rows.
     fn batch(&mut self, writes: &[&'static str]) -> Vec<bool> {
         self.leader.begin().unwrap();
-        let ran = writes.iter().map(|sql| self.leader.run(None, write(sql)).unwrap().is_ok()).collect();
+        let ran = writes.iter().map(|sql| run(&mut self.leader, None, write(sql)).is_ok()).collect();
         match self.leader.seal(0) {
             None => self.leader.rollback().unwrap(),
             Some(data) => {
@@ -164,19 +169,40 @@ fn a_failed_write_and_its_request_leave_nothing() {
     assert_eq!(ran, [true, false, true]);
     let request = Some(Request { router: 1, sequence: 1, settled: 0 });
     pair.leader.begin().unwrap();
-    assert!(pair.leader.run(request, write("INSERT INTO t1 VALUES (1)")).unwrap().is_err());
+    assert!(run(&mut pair.leader, request, write("INSERT INTO t1 VALUES (1)")).is_err());
     // The name is free again: nothing was done under it.
-    assert!(!pair.leader.run(request, write("INSERT INTO t1 VALUES (4)")).unwrap().unwrap().repeated);
+    assert!(!run(&mut pair.leader, request, write("INSERT INTO t1 VALUES (4)")).unwrap().repeated);
     pair.leader.rollback().unwrap();
     assert_eq!(dump(&pair.leader), dump(&pair.follower));
+}
+
+#[test]
+fn a_write_that_nobody_waits_for_any_more_is_interrupted() {
+    let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY)");
+    pair.leader.begin().unwrap();
+    run(&mut pair.leader, None, write("INSERT INTO t1 VALUES (1)")).unwrap();
+    let cancel = Cancel::default();
+    let canceller = cancel.clone();
+    let endless: WriteFn = Box::new(move |connection| {
+        canceller.cancel();
+        write(
+            "INSERT INTO t1 WITH RECURSIVE n (i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n",
+        )(connection)
+    });
+    assert!(pair.leader.run(None, endless, &cancel).unwrap().is_err());
+    run(&mut pair.leader, None, write("INSERT INTO t1 VALUES (2)")).unwrap();
+    let data = pair.leader.seal(0).unwrap();
+    pair.leader.commit(1).unwrap();
+    pair.follower.apply(&[(1, data)]).unwrap();
+    pair.assert_equal();
 }
 
 #[test]
 fn a_write_that_panics_fails_alone() {
     let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY)");
     pair.leader.begin().unwrap();
-    pair.leader.run(None, write("INSERT INTO t1 VALUES (1)")).unwrap().unwrap();
-    assert!(pair.leader.run(None, Box::new(|_| panic!("of the test"))).unwrap().is_err());
+    run(&mut pair.leader, None, write("INSERT INTO t1 VALUES (1)")).unwrap();
+    assert!(run(&mut pair.leader, None, Box::new(|_| panic!("of the test"))).is_err());
     let data = pair.leader.seal(0).unwrap();
     pair.leader.commit(1).unwrap();
     pair.follower.apply(&[(1, data)]).unwrap();
@@ -185,7 +211,7 @@ fn a_write_that_panics_fails_alone() {
 
 fn entry_of(pair: &mut Pair, sql: &'static str) -> Bytes {
     pair.leader.begin().unwrap();
-    pair.leader.run(None, write(sql)).unwrap().unwrap();
+    run(&mut pair.leader, None, write(sql)).unwrap();
     let data = pair.leader.seal(0).unwrap();
     pair.leader.rollback().unwrap();
     data
@@ -272,7 +298,7 @@ fn a_crash_between_any_two_steps_leaves_a_whole_state() {
     let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2)");
     pair.batch(&["INSERT INTO t1 VALUES (1, 'a')"]);
     pair.leader.begin().unwrap();
-    pair.leader.run(None, write("INSERT INTO t1 VALUES (2, 'b')")).unwrap().unwrap();
+    run(&mut pair.leader, None, write("INSERT INTO t1 VALUES (2, 'b')")).unwrap();
     let data = pair.leader.seal(0).unwrap();
     // The batch was proposed, then the process died.
     let path = pair.directory.path().join("leader");

@@ -207,3 +207,26 @@ async fn a_group_that_all_restarts_has_its_rows() {
     cluster.assert_equal("SELECT c1 || c2 FROM t1 ORDER BY c1").await;
     assert!(cluster.hosts[&NodeId(1)].replica(GROUP).is_some());
 }
+
+#[tokio::test]
+async fn a_follower_that_was_away_for_long_finds_what_it_needs_in_the_log() {
+    let mut cluster = Cluster::new(3);
+    cluster.create(&[TABLE]);
+    let leader = cluster.leader().await;
+    let away = cluster.others(leader.status().node)[0];
+    // Enough for checkpoints and cuts, before and while one is away.
+    for round in 0..2 {
+        for key in 0..1200 {
+            let key = round * 1200 + key;
+            write(&leader, &format!("INSERT INTO t1 VALUES ({key}, printf('%.*c', 500, 'x'))"))
+                .await
+                .unwrap();
+        }
+        if round == 0 {
+            cluster.stop(away);
+        }
+    }
+    cluster.start(away);
+    cluster.assert_equal(ROWS).await;
+    assert_eq!(number(&cluster.replica(away), Eventual, "SELECT count(*) FROM t1").await, 2400);
+}
