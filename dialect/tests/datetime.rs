@@ -3,6 +3,8 @@
 //! In a line stand the operation, its arguments and PostgreSQL's answer (an error as `E` and its SQLSTATE), with `|`
 //! between.
 
+#![allow(clippy::unwrap_used)] // helpers of tests fail as tests do
+
 use dialect::datetime::*;
 use proto::WireError;
 

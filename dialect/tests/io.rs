@@ -3,6 +3,8 @@
 //! In a line stand a type's object id, its modifier, a text that a column of the type was given, and what the column
 //! then showed: its text and its binary form in hex; or `E`, SQLSTATE and message. A tab stands between.
 
+#![allow(clippy::unwrap_used)] // helpers of tests fail as tests do
+
 use dialect::TimeZone;
 use dialect::io::{OutputSettings, elements, input, input_binary, output_binary, output_text};
 use dialect::types::{Element, Type, Typed};

@@ -1,5 +1,7 @@
 //! The DDL of tables and indexes, run on a real SQLite.
 
+#![allow(clippy::unwrap_used)] // helpers of tests fail as tests do
+
 use dialect::key::{key_form, key_sql};
 use dialect::numeric::Numeric;
 use dialect::physical;
