@@ -10,7 +10,7 @@ use proto::WireError;
 
 fn answer(operation: &str, arguments: &[&str]) -> Result<String, WireError> {
     let utc = TimeZone::utc();
-    let zone = |place: usize| TimeZone::setting(arguments[place]);
+    let zone = |place: usize| TimeZone::parse(arguments[place]);
     let timestamp = |place: usize| parse_timestamp(arguments[place], -1);
     let number = |place: usize| arguments[place].parse().unwrap();
     let mut out = Vec::new();
@@ -23,10 +23,10 @@ fn answer(operation: &str, arguments: &[&str]) -> Result<String, WireError> {
         }
         "at_zone" => {
             let value = parse_timestamptz(arguments[1], -1, &utc)?;
-            format_timestamp(timestamptz_to_timestamp(value, &TimeZone::parse(arguments[0])?)?, &mut out);
+            format_timestamp(timestamptz_to_timestamp(value, &TimeZone::operand(arguments[0])?)?, &mut out);
         }
         "from_zone" => {
-            let value = timestamp_to_timestamptz(timestamp(1)?, &TimeZone::parse(arguments[0])?)?;
+            let value = timestamp_to_timestamptz(timestamp(1)?, &TimeZone::operand(arguments[0])?)?;
             format_timestamptz(value, &utc, &mut out);
         }
         "trunc" => format_timestamp(trunc_timestamp(arguments[0], timestamp(1)?)?, &mut out),

@@ -130,7 +130,7 @@ fn an_array_gives_its_elements() {
 #[test]
 fn a_timestamp_is_shown_in_the_zone_of_the_session() {
     let shown = |zone: &str, text: &str| {
-        let zone = TimeZone::setting(zone).unwrap();
+        let zone = TimeZone::parse(zone).unwrap();
         let ty = Typed::plain(Type::Timestamptz);
         let value = input(ty, text, &zone).unwrap();
         let mut out = Vec::new();

@@ -53,9 +53,9 @@ impl TimeZone {
         Self { rules: Rules::Fixed(0), name: "UTC".into() }
     }
 
-    /// The zone that a SET TimeZone means: a name (`Europe/Berlin`), hours east of UTC (`2`, `-3.5`), or a POSIX
+    /// The zone that SET TimeZone means, and the one that a session's zone goes by afterwards: a name (`Europe/Berlin`), hours east of UTC (`2`, `-3.5`), or a POSIX
     /// string, whose hours count west (`UTC+3`, `<+05>-05`), case aside. 22023 for any other.
-    pub fn setting(value: &str) -> Result<Self, WireError> {
+    pub fn parse(value: &str) -> Result<Self, WireError> {
         let refuse = || {
             let message = format!("invalid value for parameter \"TimeZone\": \"{value}\"");
             WireError::new(SqlState::INVALID_PARAMETER_VALUE, message)
@@ -73,7 +73,7 @@ impl TimeZone {
     }
 
     /// The zone that AT TIME ZONE means: an abbreviation (`EST`), a name, or a POSIX string. 22023 for any other.
-    pub fn parse(name: &str) -> Result<Self, WireError> {
+    pub fn operand(name: &str) -> Result<Self, WireError> {
         if let Some(offset) = abbreviation::offset(&name.to_ascii_lowercase()) {
             return Ok(Self { rules: Rules::Fixed(offset), name: name.to_ascii_uppercase().into() });
         }

@@ -48,8 +48,8 @@ pub(super) static TABLE: &[Function] = &[
     Function::new("isfinite", &[Is(Timestamptz)], Bool, "pg_timestamp_isfinite({0})"),
     Function::new("to_timestamp", &[Is(Float8)], Timestamptz, "pg_to_timestamp({0})"),
     // x AT TIME ZONE z is timezone(z, x).
-    Function::new("timezone", &[Is(Text), Is(Timestamp)], Timestamptz, "pg_timestamp_timestamptz({1}, {0})"),
-    Function::new("timezone", &[Is(Text), Is(Timestamptz)], Timestamp, "pg_timestamptz_timestamp({1}, {0})"),
+    Function::new("timezone", &[Is(Text), Is(Timestamp)], Timestamptz, "pg_timestamp_at_zone({1}, {0})"),
+    Function::new("timezone", &[Is(Text), Is(Timestamptz)], Timestamp, "pg_timestamptz_at_zone({1}, {0})"),
     router("now", Timestamptz, "now", Volatility::Stable),
     router("transaction_timestamp", Timestamptz, "now", Volatility::Stable),
     router("statement_timestamp", Timestamptz, "statement_timestamp", Volatility::Stable),

@@ -3,7 +3,7 @@
 use super::casts::zone;
 use super::{Answer, Body::*, Native, int, int4, numerics::stored, out_of_range, real, text};
 use crate::datetime::{
-    self, DATE_INFINITY, DATE_NEGATIVE_INFINITY, TIMESTAMP_INFINITY, TIMESTAMP_NEGATIVE_INFINITY,
+    self, DATE_INFINITY, DATE_NEGATIVE_INFINITY, TIMESTAMP_INFINITY, TIMESTAMP_NEGATIVE_INFINITY, TimeZone,
 };
 use crate::numeric::Numeric;
 use proto::{SqlState, Value, ValueRef, WireError};
@@ -37,6 +37,19 @@ pub(super) static FUNCTIONS: &[Native] = &[
     Native {
         name: "pg_timestamptz_timestamp",
         body: Strict(2, |a| moment(datetime::timestamptz_to_timestamp(int(a[0])?, &zone(a[1])?)?)),
+    },
+    // AT TIME ZONE reads its operand in another way than SET TimeZone does.
+    Native {
+        name: "pg_timestamp_at_zone",
+        body: Strict(2, |a| {
+            moment(datetime::timestamp_to_timestamptz(int(a[0])?, &TimeZone::operand(text(a[1])?)?)?)
+        }),
+    },
+    Native {
+        name: "pg_timestamptz_at_zone",
+        body: Strict(2, |a| {
+            moment(datetime::timestamptz_to_timestamp(int(a[0])?, &TimeZone::operand(text(a[1])?)?)?)
+        }),
     },
     Native {
         name: "pg_timestamp_round",
