@@ -39,6 +39,5 @@ SELECT greatest(1, 3, 2), least('b', 'a'), greatest(1, NULL), coalesce(NULL, NUL
 SELECT 5 & 3, 5 | 3, 5 # 3, ~5, 1 << 4, 256 >> 4;
 SELECT NULL = NULL, NULL IS NULL, 1 IN (1, NULL), 2 IN (1, NULL), 2 NOT IN (1, NULL), NULL AND false, NULL OR true;
 SELECT 1 BETWEEN 0 AND 2, 1 NOT BETWEEN 2 AND 3, 1 <> 2, 1 != 1, 'a' || 1, 'a' || NULL;
-SELECT pg_typeof(1), pg_typeof(1.0), pg_typeof('x'), pg_typeof(1::int8), pg_typeof(now());
 SELECT -9223372036854775808, 9223372036854775808;
 SELECT E'a\nb\tc\\', 'it''s', $$dollar$$;
