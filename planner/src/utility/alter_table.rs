@@ -8,6 +8,7 @@ use super::create_table::{self, Key};
 use super::expressions::{self, Expressions};
 use super::names::{self, Found, NewNames, at, no_column, taken};
 use super::{notice, placement, schema, types};
+use crate::emit::scalars::Scalars;
 use crate::plan::{Notice, Scalar, ScalarId, SchemaAction};
 use dialect::Type;
 use dialect::types::Typed;
@@ -24,7 +25,8 @@ struct Alteration<'a> {
     names: NewNames<'a>,
     notices: Vec<Notice>,
     /// What existing rows get in new columns.
-    fills: Vec<(ColumnId, Scalar)>,
+    fills: Vec<(ColumnId, ScalarId)>,
+    scalars: Scalars,
     expressions: Expressions<'a>,
     /// Whether a key came that the placement has to suit.
     new_key: bool,
@@ -48,6 +50,7 @@ pub(super) fn plan(
         names: NewNames::new(context.catalog),
         notices: Vec::new(),
         fills: Vec::new(),
+        scalars: Scalars::default(),
         expressions,
         new_key: false,
     };
@@ -57,18 +60,14 @@ pub(super) fn plan(
         alteration.apply(action)?;
     }
     alteration.place()?;
-    let Alteration { table, sequences, names: _, notices, fills, expressions: _, new_key: _ } = alteration;
+    let Alteration { table, sequences, names: _, notices, fills, scalars, expressions: _, new_key: _ } =
+        alteration;
     if table == **old && sequences.is_empty() {
         return Ok((schema(TAG, Vec::new(), notices), Vec::new()));
     }
-    let mut scalars = Vec::new();
-    let mut places = Vec::new();
-    for (column, scalar) in fills {
-        places.push((0, column, ScalarId(scalars.len() as u32)));
-        scalars.push(scalar);
-    }
+    let places = fills.into_iter().map(|(column, scalar)| (0, column, scalar)).collect();
     let changes = vec![SchemaChange::ReplaceTable { table, sequences, fill: Vec::new() }];
-    Ok((SchemaAction { tag: TAG, changes, notices, fills: places }, scalars))
+    Ok((SchemaAction { tag: TAG, changes, notices, fills: places }, scalars.list))
 }
 
 /// PostgreSQL's passes: what drops comes before what adds, wherever it is written.
@@ -215,8 +214,8 @@ impl Alteration<'_> {
             Some(ColumnDefault::Expression(_)) => {
                 let ty = Typed::from_ref(new.column.ty)
                     .ok_or_else(|| WireError::internal("a column of an unknown type"))?;
-                let scalar = self.expressions.fill(definition, ty)?;
-                self.fills.push((id, scalar));
+                let scalar = self.expressions.fill(definition, ty, &mut self.scalars)?;
+                self.fills.extend(scalar.map(|scalar| (id, scalar)));
             }
         }
         create_table::add_column(new, &mut self.table, &mut self.sequences);

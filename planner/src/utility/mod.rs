@@ -25,16 +25,17 @@ pub use cursor::{Name, Qualified};
 pub(crate) use expressions::names_column;
 pub(crate) use parse::parse;
 
-use crate::plan::{Action, Notice, OutputColumn, Plan, Scalar, ScalarId, SchemaAction, SessionCommand};
-use crate::text::{LiteralKind, Text};
+use crate::bind::types::type_of;
+use crate::emit::scalars::Scalars;
+use crate::plan::{Action, Notice, OutputColumn, Plan, SchemaAction, SessionCommand};
+use crate::text::Text;
 use crate::{Context, Planned};
 use command::Kind;
 use dialect::Type;
 use dialect::types::Typed;
 use expressions::Expressions;
 use proto::catalog::Relation;
-use proto::{SqlState, Value, WireError};
-use sqlparser::ast;
+use proto::{SqlState, WireError};
 use std::sync::Arc;
 
 /// Binds a command. `text` is what it was parsed from.
@@ -51,7 +52,7 @@ pub fn plan(command: &Command, text: &Text, context: &Context<'_>) -> Result<Pla
         }
         Kind::Prepare { name, types, offset } => {
             let types = types.iter().map(|ty| {
-                let bound = types::plain(&ty.data_type).map_err(|error| names::at(error, ty.position))?;
+                let bound = type_of(&ty.data_type).map_err(|error| names::at(error, ty.position))?;
                 Ok(bound.ty)
             });
             Action::Session(SessionCommand::Prepare {
@@ -61,14 +62,10 @@ pub fn plan(command: &Command, text: &Text, context: &Context<'_>) -> Result<Pla
             })
         }
         Kind::Execute { name, arguments } => {
-            let mut types = Vec::new();
-            let mut ids = Vec::new();
-            for argument in arguments {
-                let (scalar, ty) = argument_of(text, argument)?;
-                ids.push(ScalarId(scalars.len() as u32));
-                types.push(ty);
-                scalars.push(scalar);
-            }
+            let mut made = Scalars::default();
+            let bound = expressions.arguments(arguments.iter().map(|argument| &**argument), &mut made)?;
+            scalars = made.list;
+            let (ids, types) = bound.into_iter().unzip();
             Action::Session(SessionCommand::Execute { name: name.clone(), arguments: ids, types })
         }
         Kind::Maintenance { tag, tables } => {
@@ -133,32 +130,6 @@ fn show_columns(name: Option<&str>) -> Vec<OutputColumn> {
         Some("datestyle") => vec![text("DateStyle")],
         Some("intervalstyle") => vec![text("IntervalStyle")],
         Some(name) => vec![text(name)],
-    }
-}
-
-/// An argument of EXECUTE: a literal, with its sign and cast.
-fn argument_of(text: &Text, argument: &ast::Expr) -> Result<(Scalar, Type), WireError> {
-    let refused = || {
-        WireError::unsupported("an argument of EXECUTE that isn't a constant")
-            .with_hint("Use constants, or the extended protocol's parameters.")
-    };
-    let ast::Expr::Value(value) = argument else { return Err(refused()) };
-    match &value.value {
-        ast::Value::Null => Ok((Scalar::Constant(Value::Null), Type::Unknown)),
-        ast::Value::Boolean(value) => Ok((Scalar::Constant(Value::Int(i64::from(*value))), Type::Bool)),
-        ast::Value::Number(..) | ast::Value::SingleQuotedString(_) => {
-            let slot = text.slot(value.span.start).ok_or_else(refused)?;
-            let ty = match text.literals[slot as usize].kind {
-                LiteralKind::Int4 => Type::Int4,
-                LiteralKind::Int8 => Type::Int8,
-                LiteralKind::Numeric => Type::Numeric,
-                LiteralKind::Text => Type::Unknown,
-                LiteralKind::Bits => return Err(refused()),
-            };
-            let read_as = if ty == Type::Unknown { Type::Text } else { ty };
-            Ok((Scalar::Literal { slot, ty: Typed::plain(read_as) }, ty))
-        }
-        _ => Err(refused()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Sequences: what their options come to, and the commands about them.
 
 use super::command::SequenceOption;
-use super::types;
+use crate::bind::types::type_of;
 use dialect::Type;
 use dialect::types::Typed;
 use proto::catalog::Sequence;
@@ -63,7 +63,7 @@ pub(super) fn apply(
     let (mut reset_min, mut reset_max) = (new, new);
     for option in options {
         if let SequenceOption::As(data_type) = option {
-            let chosen = types::plain(data_type)?.ty;
+            let chosen = type_of(data_type)?.ty;
             if !matches!(chosen, Type::Int2 | Type::Int4 | Type::Int8) {
                 return Err(invalid(if identity {
                     "identity column type must be smallint, integer, or bigint"
