@@ -34,7 +34,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// The defaults: elections after one to two seconds of silence, 8 MiB per transaction.
+    /// The defaults: elections after one to two seconds of silence, 32 MiB per transaction.
     pub fn new(node: NodeId, data_dir: impl Into<PathBuf>) -> Self {
         Self {
             node,
@@ -45,7 +45,7 @@ impl Config {
             seed: node.0,
             max_snapshots: 256,
             max_writes: 1024,
-            max_transaction_bytes: 8 << 20,
+            max_transaction_bytes: 32 << 20,
             max_batch_bytes: 1 << 20,
             checkpoint_bytes: 8 << 20,
             log_file_bytes: 32 << 20,
