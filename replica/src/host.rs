@@ -19,6 +19,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+/// SQLite's parser and code generator recurse over an expression; the deepest that it accepts must fit.
+const STACK_BYTES: usize = 64 << 20;
+
 /// All replicas of one node: one consensus thread and one shared log, and an engine thread for each replica.
 pub struct Host {
     config: Config,
@@ -263,5 +266,5 @@ fn spawn(
     data_dir: &Path,
     run: impl FnOnce() + Send + 'static,
 ) -> Result<JoinHandle<()>, ReplicaError> {
-    thread::Builder::new().name(name).spawn(run).map_err(ReplicaError::io(data_dir))
+    thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(run).map_err(ReplicaError::io(data_dir))
 }

@@ -198,6 +198,7 @@ impl Shared {
         tracing::error!(group = self.group.0, "the replica stops: {why}");
         self.end_lease();
         self.first.store(NOT_LEADING, Ordering::Release);
+        self.readers.close();
         self.status.send_modify(|status| {
             status.role = ReplicaRole::Follower;
             status.leader = None;

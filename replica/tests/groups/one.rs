@@ -195,3 +195,19 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
         }
     }
 }
+
+#[tokio::test]
+async fn a_deep_expression_is_run_or_refused() {
+    let cluster = Cluster::new(1);
+    cluster.create(&[TABLE]);
+    let replica = cluster.leader().await;
+    for depth in [900, 9_900, 100_000] {
+        let sum = "1+".repeat(depth);
+        let nested = format!("{}1{}", "abs(".repeat(depth), ")".repeat(depth));
+        for expression in [format!("{sum}1"), nested] {
+            // Either is fine, but for a crash.
+            let _ = write(&replica, &format!("INSERT INTO t1 (c1) VALUES ({expression})")).await;
+        }
+    }
+    write(&replica, "INSERT OR REPLACE INTO t1 VALUES (1, 'still here')").await.unwrap();
+}

@@ -230,3 +230,28 @@ async fn a_follower_that_was_away_for_long_finds_what_it_needs_in_the_log() {
     cluster.assert_equal(ROWS).await;
     assert_eq!(number(&cluster.replica(away), Eventual, "SELECT count(*) FROM t1").await, 2400);
 }
+
+#[tokio::test]
+async fn a_replica_that_differs_stops_and_the_group_goes_on() {
+    let cluster = Cluster::new(3);
+    cluster.create(&[TABLE]);
+    let leader = cluster.leader().await;
+    let first = write(&leader, "INSERT INTO t1 VALUES (1, 'a')").await.unwrap();
+    let victim = cluster.others(leader.status().node)[0];
+    let replica = cluster.replica(victim);
+    drop(replica.snapshot(Session(first.index), soon()).await.unwrap());
+    let database = cluster.data_dir(victim).join("groups").join(GROUP.to_string()).join("replica.sqlite");
+    rusqlite::Connection::open(database).unwrap().execute("UPDATE t1 SET c2 = 'planted'", []).unwrap();
+
+    let second = write(&leader, "UPDATE t1 SET c2 = 'b'").await.unwrap();
+    let mut watch = replica.watch();
+    let stopped = watch.wait_for(|status| status.stopped.is_some());
+    let why = tokio::time::timeout(PATIENCE, stopped).await.unwrap().unwrap().stopped.clone().unwrap();
+    assert!(why.contains("replica.sqlite") && why.contains("t1") && why.contains("other values"), "{why}");
+    // It answers nothing any more: its rows can't be trusted.
+    assert!(replica.snapshot(Eventual, soon()).await.is_err());
+    assert_eq!(replica.status().applied, first.index);
+    let healthy = cluster.others(victim).into_iter().find(|node| *node != leader.status().node).unwrap();
+    assert_eq!(number(&cluster.replica(healthy), Session(second.index), "SELECT c2 = 'b' FROM t1").await, 1);
+    write(&leader, "INSERT INTO t1 VALUES (2, 'c')").await.unwrap();
+}
