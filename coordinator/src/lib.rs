@@ -2,13 +2,13 @@
 //!
 //! The life of a schema change:
 //!
-//! 1. [`Coordinator`] takes the request and has it admitted in one write to the coordinator's log ([`service`]).
+//! 1. [`Coordinator`] takes the request and has it admitted in one write to the coordinator's log (`service`).
 //! 2. Admission checks it against the catalog of that moment, gives out ids, holds what it touches, and records a job
-//!    with all its stages ([`admit`], [`alter`], [`job`]). Changes that no shard hears of are done right there.
-//! 3. On the leader a worker works off the stages: entries on shards, copying, publication ([`worker`], [`reach`]).
+//!    with all its stages (`admit`, `alter`, `job`). Changes that no shard hears of are done right there.
+//! 3. On the leader a worker works off the stages: entries on shards, copying, publication (`worker`, `reach`).
 //!    After a change of leaders another goes on from the record.
-//! 4. Publication changes catalog and topology in one write ([`publish`]); every node tells what its replica has
-//!    applied of them ([`state`]).
+//! 4. Publication changes catalog and topology in one write (`publish`); every node tells what its replica has
+//!    applied of them (`state`).
 //! 5. The job's end frees what it held and leaves the answer, so that a repeated request is answered the same.
 //!
 //! It must never know SQL beyond the statements of [`dialect::physical`], nor a row of a user's but to copy it.

@@ -2,13 +2,13 @@
 //!
 //! The life of a fragment:
 //!
-//! 1. [`ShardNode`] finds the shard's replica and checks the epoch that the request was routed by ([`node`]).
+//! 1. [`ShardNode`] finds the shard's replica and checks the epoch that the request was routed by (`node`).
 //! 2. A read opens a snapshot, a write enters the leader's next batch. Inside it, the schema version is checked
-//!    against the shard's own ([`fence`]), so that the check and the rows can't disagree.
-//! 3. A lookup runs where it is asked ([`read`]); any other read runs on a thread of its own and streams its rows
-//!    ([`stream`]).
+//!    against the shard's own (`fence`), so that the check and the rows can't disagree.
+//! 3. A lookup runs where it is asked (`read`); any other read runs on a thread of its own and streams its rows
+//!    (`stream`).
 //! 4. A write runs once, or once for each of its rows; what it says of itself travels as the write's output, so that a
-//!    repeated request is told the same ([`write`]).
+//!    repeated request is told the same (`write`).
 //!
 //! An [`Agent`] makes a node part of the cluster: it registers it, has it follow the topology, and reports.
 //!

@@ -1,9 +1,10 @@
 //! A node with one shard, and requests for it.
 
+use parking_lot::Mutex;
 use proto::catalog::Catalog;
 use proto::services::{
-    Access, ClusterState, Consistency, FragmentRequest, RaftMessage, RaftTransport, RowSource, SchemaRequest,
-    SchemaStep, ShardService,
+    Access, ClusterState, Consistency, FragmentRequest, RaftMessage, RaftService, RaftTransport, RowSource,
+    SchemaRequest, SchemaStep, ShardService,
 };
 use proto::topology::{Keyspace, Leaders, Shard, Sharding, Topology};
 use proto::{
@@ -12,8 +13,9 @@ use proto::{
 };
 use replica::Host;
 use shardnode::{Config, ShardNode};
+use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// How long anything may take before a test fails.
@@ -22,30 +24,33 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 const SHARD: ShardId = ShardId(1);
 const GROUP: GroupId = GroupId(2);
 
-/// Groups of one send nothing.
-struct Nowhere;
+/// Carries Raft messages between the hosts that are up.
+#[derive(Default)]
+pub struct Network(Mutex<HashMap<NodeId, Weak<Host>>>);
 
-impl RaftTransport for Nowhere {
-    fn send(&self, _to: NodeId, _messages: Vec<RaftMessage>) {}
+struct Link(NodeId, Arc<Network>);
+
+impl RaftTransport for Link {
+    fn send(&self, to: NodeId, messages: Vec<RaftMessage>) {
+        let host = self.1.0.lock().get(&to).and_then(Weak::upgrade);
+        if let Some(host) = host {
+            host.receive(self.0, messages);
+        }
+    }
 }
 
-/// A node that holds the only replica of the only shard.
+/// A node that holds a replica of the only shard.
 pub struct Node {
     pub shards: Arc<ShardNode>,
-    host: Arc<Host>,
+    pub host: Arc<Host>,
     _directory: tempfile::TempDir,
 }
 
 impl Node {
+    /// The only one, ready to serve.
     pub async fn start() -> Node {
-        let directory = tempfile::tempdir().unwrap();
-        let mut config = replica::Config::new(NodeId(1), directory.path());
-        config.tick = Duration::from_millis(10);
-        let host = Host::open(config, Arc::new(Nowhere)).unwrap();
-        let shards = ShardNode::new(Arc::clone(&host), Config::new(NodeId(1)));
-        shards.follow(state());
-        let replica = host.replica(GROUP).unwrap();
-        replica.snapshot(Consistency::Strong, Instant::now() + PATIENCE).await.ok();
+        let node = Node::open(NodeId(1), vec![NodeId(1)], &Arc::default());
+        let replica = node.host.replica(GROUP).unwrap();
         let mut status = replica.watch();
         let ready = async {
             while replica.snapshot(Consistency::Strong, Instant::now() + PATIENCE).await.is_err() {
@@ -53,6 +58,18 @@ impl Node {
             }
         };
         tokio::time::timeout(PATIENCE, ready).await.unwrap();
+        node
+    }
+
+    /// One of several.
+    pub fn open(id: NodeId, nodes: Vec<NodeId>, network: &Arc<Network>) -> Node {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = replica::Config::new(id, directory.path());
+        config.tick = Duration::from_millis(10);
+        let host = Host::open(config, Arc::new(Link(id, Arc::clone(network)))).unwrap();
+        network.0.lock().insert(id, Arc::downgrade(&host));
+        let shards = ShardNode::new(Arc::clone(&host), Config::new(id));
+        shards.follow(state(nodes));
         Node { shards, host, _directory: directory }
     }
 
@@ -118,8 +135,8 @@ impl Drop for Node {
     }
 }
 
-fn state() -> ClusterState {
-    let (number, replicas) = (KeyspaceNumber(1), vec![NodeId(1)]);
+fn state(replicas: Vec<NodeId>) -> ClusterState {
+    let number = KeyspaceNumber(1);
     let shard = Shard {
         id: SHARD,
         keyspace: number,

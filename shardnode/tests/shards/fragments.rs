@@ -1,9 +1,6 @@
 //! Fragments and schema steps on real replicas.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-mod common;
-
-use common::{Node, rows, text, values};
+use crate::common::{self, Node, rows, text, values};
 use proto::services::ShardService;
 use proto::{Epoch, Retry, SchemaVersion, ShardId, Value};
 use std::time::Duration;

@@ -1,0 +1,6 @@
+//! Shards on real replicas, in one process.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+mod failover;
+mod fragments;
