@@ -105,6 +105,11 @@ pub fn rowid_column(table: &Table) -> Option<ColumnId> {
     (Storage::of(ty) == Storage::Integer).then_some(id)
 }
 
+/// What indexes hold of a column, as SQL over the table: its key form. ON CONFLICT must name it so.
+pub fn key_column(table: &Table, id: ColumnId) -> Result<String, WireError> {
+    Ok(key_sql(type_of(column(table, id)?.ty)?, &column_name(id)))
+}
+
 /// Statements that make the table with its indexes.
 pub fn create(table: &Table) -> Result<Vec<String>, WireError> {
     let mut statements = vec![create_table(table)?];
@@ -153,9 +158,8 @@ fn primary_key_index(table: &Table) -> Result<Option<String>, WireError> {
     let mut keys = Vec::new();
     let mut needed = false;
     for id in &table.primary_key {
-        let ty = type_of(column(table, *id)?.ty)?;
-        needed |= has_own_key_form(ty);
-        keys.push(key_sql(ty, &column_name(*id)));
+        needed |= has_own_key_form(type_of(column(table, *id)?.ty)?);
+        keys.push(key_column(table, *id)?);
     }
     let (name, on) = (primary_key_index_name(table.id), table_name(table.id));
     Ok(needed.then(|| format!("CREATE UNIQUE INDEX {name} ON {on} ({})", keys.join(", "))))
@@ -164,9 +168,8 @@ fn primary_key_index(table: &Table) -> Result<Option<String>, WireError> {
 fn create_index(table: &Table, index: &Index) -> Result<String, WireError> {
     let mut keys = Vec::new();
     for indexed in &index.columns {
-        let ty = type_of(column(table, indexed.column)?.ty)?;
         let direction = if indexed.descending { " DESC" } else { "" };
-        keys.push(format!("{}{direction}", key_sql(ty, &column_name(indexed.column))));
+        keys.push(format!("{}{direction}", key_column(table, indexed.column)?));
     }
     let unique = if index.unique { "UNIQUE " } else { "" };
     let (name, on) = (index_name(index.id), table_name(table.id));

@@ -5,8 +5,10 @@
 use dialect::key::{key_form, key_sql};
 use dialect::numeric::Numeric;
 use dialect::physical;
+use dialect::sqlite::error_on;
 use dialect::types::Type;
 use proto::catalog::{Check, Column, Index, IndexColumn, Placement, Table, TypeRef};
+use proto::error::Violation;
 use proto::{ColumnId, IndexId, KeyspaceNumber, SchemaVersion, TableId, Value, ValueRef};
 use rusqlite::Connection;
 use rusqlite::types::Value as Stored;
@@ -170,14 +172,22 @@ fn numeric_keys_are_unique_by_value() {
     };
     insert("1.0", "2").unwrap();
     assert!(insert("1.00", "3").unwrap_err().contains("UNIQUE constraint failed: index 'p5'"));
+    let error = connection.execute("INSERT INTO t5 VALUES (?1, NULL)", [numeric("1.000")]).unwrap_err();
+    let violation = error_on(&connection, TableId(5), error).violation;
+    assert_eq!(violation, Some(Violation::Unique(TableId(5), None)));
+    let error =
+        connection.execute("INSERT INTO t5 VALUES (?1, ?2)", [numeric("7"), numeric("2.00")]).unwrap_err();
+    let violation = error_on(&connection, TableId(5), error).violation;
+    assert_eq!(violation, Some(Violation::Unique(TableId(5), Some(IndexId(7)))));
     assert!(insert("5", "2.000").unwrap_err().contains("UNIQUE constraint failed: index 'i7'"));
     insert("1.01", "2.1").unwrap();
 }
 
 #[test]
 fn an_upsert_finds_a_numeric_key() {
-    let connection = made(&table(vec![column(1, Type::Numeric, true), column(2, Type::Int4, false)], &[1]));
-    let target = key_sql(Type::Numeric, "c1");
+    let table = table(vec![column(1, Type::Numeric, true), column(2, Type::Int4, false)], &[1]);
+    let connection = made(&table);
+    let target = physical::key_column(&table, ColumnId(1)).unwrap();
     for change in ["DO UPDATE SET c2 = c2 + excluded.c2", "DO NOTHING"] {
         let sql = format!("INSERT INTO t5 VALUES (?1, 10) ON CONFLICT ({target}) {change}");
         for key in ["1.0", "1.00", "1.0"] {

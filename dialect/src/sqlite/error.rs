@@ -156,10 +156,20 @@ fn not_null(message: &str) -> WireError {
 fn unique(code: i32, message: &str) -> WireError {
     let error = WireError::new(SqlState::UNIQUE_VIOLATION, "duplicate key value violates unique constraint");
     let primary = code != ffi::SQLITE_CONSTRAINT_UNIQUE;
-    match unique_columns(message) {
-        Some((table, _)) if primary => error.with_violation(Violation::Unique(table, None)),
-        _ => error,
+    let table = match unique_columns(message) {
+        Some((table, _)) if primary => Some(table),
+        _ => primary_key_index(message),
+    };
+    match table {
+        Some(table) => error.with_violation(Violation::Unique(table, None)),
+        None => error,
     }
+}
+
+/// The table whose primary key holds by the index that [`crate::physical`] makes for numeric keys: `index 'p5'`.
+fn primary_key_index(message: &str) -> Option<TableId> {
+    let name = subject(message)?.strip_prefix("index '")?.strip_suffix('\'')?;
+    Some(TableId(id(name, 'p')?))
 }
 
 fn unique_columns(message: &str) -> Option<(TableId, Vec<ColumnId>)> {

@@ -13,7 +13,7 @@ use crate::plan::{
     Target,
 };
 use dialect::Type;
-use dialect::physical::{column_name, table_name};
+use dialect::physical::{column_name, key_column, table_name};
 use proto::catalog::{Placement, Table};
 use proto::{ColumnId, WireError};
 use std::sync::Arc;
@@ -83,8 +83,9 @@ impl Planner<'_, '_> {
         if let Some(conflict) = conflict {
             sql += " ON CONFLICT";
             if !conflict.columns.is_empty() {
-                let columns: Vec<_> = conflict.columns.iter().map(|id| column_name(*id)).collect();
-                sql += &format!(" ({})", columns.join(", "));
+                let columns: Result<Vec<_>, WireError> =
+                    conflict.columns.iter().map(|id| key_column(table, *id)).collect();
+                sql += &format!(" ({})", columns?.join(", "));
             }
             match &conflict.update {
                 None => sql += " DO NOTHING",
