@@ -323,7 +323,13 @@ impl Bench {
         cluster.install(states);
         let follower = cluster.clone();
         tokio::spawn(async move { follower.follow().await });
-        let facts = Facts { transaction_time: 0, statement_time: 0, zone: TimeZone::utc(), backend_pid: 1 };
+        let facts = Facts {
+            transaction_time: 0,
+            statement_time: 0,
+            zone: TimeZone::utc(),
+            backend_pid: 1,
+            settings: vec![],
+        };
         Self {
             fake,
             executor: Executor::new(Config::default(), cluster),

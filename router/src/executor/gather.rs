@@ -7,11 +7,13 @@ use super::Executor;
 use super::fragments::pick;
 use super::merge::Merge;
 use super::rows::{Feed, RowStream, next_of};
+use super::scalars::{DATABASE, USER};
 use super::sqlite::{self, Pooled};
 use super::statement::Statement;
 use crate::cancel::Interrupt;
 use dialect::sqlite as functions;
 use planner::plan::{Gather, Query, Route, ScalarId, Source, SourceRows};
+use planner::system::{self, SessionFacts};
 use proto::services::{FragmentResponse, RowSource, ServiceResult};
 use proto::{RowBatch, RowBatchBuilder, ShardId, SqlState, Value, WireError};
 use std::fmt::Write;
@@ -103,14 +105,28 @@ impl Executor {
         Ok(inputs)
     }
 
+    /// The rows of a system relation: what the catalog is when they are asked for.
     fn system_rows(&self, run: &Statement<'_>, source: &Source) -> Result<RowBatch, WireError> {
-        let _ = run;
-        match source.rows {
-            SourceRows::System(name) => {
-                Err(WireError::unsupported(format!("the system relation \"{name}\"")))
+        let SourceRows::System(key) = source.rows else {
+            return Err(WireError::internal("not a system relation"));
+        };
+        let facts = SessionFacts {
+            user: USER.to_owned(),
+            database: DATABASE.to_owned(),
+            settings: run.facts.settings.clone(),
+        };
+        let width = u16::try_from(source.columns.len());
+        let width = width.map_err(|_| WireError::internal("a relation has too many columns"))?;
+        let mut batch = RowBatchBuilder::new(width);
+        for row in system::rows(key, &run.state.catalog, &run.state.topology, &facts) {
+            if row.len() != source.columns.len() {
+                return Err(WireError::internal(format!(
+                    "a row of {key} has another width than the relation"
+                )));
             }
-            SourceRows::Fragment(_) => Err(WireError::internal("not a system relation")),
+            batch.push_row(row.iter().map(Value::as_ref));
         }
+        Ok(batch.finish())
     }
 
     async fn gather(

@@ -28,6 +28,8 @@ pub struct Facts {
     pub zone: TimeZone,
     /// The session's process id, so called.
     pub backend_pid: i32,
+    /// Every setting, with its name, value and description; filled for queries of the system's relations.
+    pub settings: Vec<(String, String, String)>,
 }
 
 /// The user that every session has until there are others.
@@ -114,7 +116,13 @@ mod tests {
 
     #[test]
     fn environment_values_are_in_storage_form() {
-        let facts = Facts { transaction_time: 1, statement_time: 2, zone: TimeZone::utc(), backend_pid: 7 };
+        let facts = Facts {
+            transaction_time: 1,
+            statement_time: 2,
+            zone: TimeZone::utc(),
+            backend_pid: 7,
+            settings: vec![],
+        };
         assert_eq!(environment(Environment::TransactionTime, &facts), Value::Int(1));
         assert_eq!(environment(Environment::TimeZone, &facts), Value::Text("UTC".into()));
         assert!(matches!(environment(Environment::RandomUuid, &facts), Value::Blob(b) if b.len() == 16));

@@ -50,6 +50,12 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 Err(crate::protocol::frontend::violation("unexpected message during COPY from stdin").into())
             }
         };
+        self.end_copy(state, result).await;
+        Flow::Go
+    }
+
+    /// Tells how a COPY has ended, and goes on with the string that it was part of.
+    pub(super) async fn end_copy(&mut self, state: CopyState, result: Result<u64, Box<Report>>) {
         let CopyState { copying, text: _, rest } = state;
         match (result, rest) {
             (Ok(rows), rest) => {
@@ -70,7 +76,6 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 self.flush().await;
             }
         }
-        Flow::Go
     }
 
     /// Takes a piece of the input, or its end: the rows that were copied then.

@@ -16,6 +16,9 @@ pub mod run;
 pub mod settings;
 pub mod simple;
 
+#[cfg(test)]
+mod tests;
+
 use crate::cancel::{Interrupt, Reason, Registration};
 use crate::error::Report;
 use crate::executor::scalars::{Facts, clock_time};
@@ -91,6 +94,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             statement_time: now,
             zone: settings.output.zone.clone(),
             backend_pid: registration.pid,
+            settings: Vec::new(),
         };
         Self {
             shared,
@@ -124,7 +128,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 Err(FrameError::Invalid(error)) => return self.end(error).await,
             };
             let interrupt = self.interrupt.clone();
-            let flow = attended(frames, &interrupt, self.handle(frontend::decode(tag, body))).await;
+            let flow = attended(frames, &interrupt, self.handle(tag, frontend::decode(tag, body))).await;
             if flow == Flow::End {
                 return;
             }
@@ -155,7 +159,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         }
     }
 
-    async fn handle(&mut self, message: Result<Message, WireError>) -> Flow {
+    async fn handle(&mut self, tag: u8, message: Result<Message, WireError>) -> Flow {
         let flow = match message {
             Ok(message) => match std::mem::replace(&mut self.mode, Mode::Ready) {
                 Mode::Ready => self.handle_ready(message).await,
@@ -171,14 +175,19 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 }
                 Mode::Copy(state) => self.handle_copy(*state, message).await,
             },
+            // The message's bounds are known, so the session can go on after it.
             Err(error) => {
-                // The message's bounds are known, so the session can go on after it.
-                let in_copy = matches!(std::mem::replace(&mut self.mode, Mode::Ready), Mode::Copy(_));
-                self.fail(error.into());
-                if in_copy || self.in_pipeline {
-                    self.mode = Mode::Skip;
-                } else {
-                    self.ready();
+                match std::mem::replace(&mut self.mode, Mode::Ready) {
+                    Mode::Copy(state) => self.end_copy(*state, Err(error.into())).await,
+                    // Until Sync nothing is answered, whatever is sent.
+                    Mode::Skip if tag != b'Q' && tag != b'S' => self.mode = Mode::Skip,
+                    Mode::Ready | Mode::Skip => {
+                        self.fail(error.into());
+                        match tag {
+                            b'Q' | b'S' => self.sync().await,
+                            _ => self.mode = Mode::Skip,
+                        }
+                    }
                 }
                 Flow::Go
             }

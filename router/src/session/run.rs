@@ -13,7 +13,7 @@ use crate::retry::Backoff;
 use dialect::Type;
 use dialect::types::Typed;
 use planner::Context;
-use planner::plan::{Action, CopyOut, OutputColumn, Plan};
+use planner::plan::{Action, CopyOut, Gather, Insert, InsertRows, OutputColumn, Plan, SourceRows};
 use planner::text::Text;
 use proto::services::ClusterState;
 use proto::{Epoch, Retry, RowBatch, SqlState, Value, WireError};
@@ -237,6 +237,11 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         if let Action::Session(command) = &plan.action {
             return Box::pin(self.command(command, text, parameters, plan, state, deadline)).await;
         }
+        if reads_system(plan) {
+            let settings = self.settings.all();
+            self.facts.settings =
+                settings.map(|(name, value, about)| (name.into(), value.into(), about.into())).collect();
+        }
         let shared = self.shared.clone();
         let executor = &shared.executor;
         let run = self.statement(plan, text, parameters, state, deadline);
@@ -367,6 +372,20 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             return Err(failed_block());
         }
         Ok(())
+    }
+}
+
+/// Whether a plan reads the system's relations.
+fn reads_system(plan: &Plan) -> bool {
+    let query = match &plan.action {
+        Action::Query(query) | Action::CopyOut(CopyOut { query, .. }) => query,
+        Action::Insert(Insert { rows: InsertRows::Query { query, .. }, .. }) => query,
+        Action::Explain(explain) => return reads_system(&explain.plan),
+        _ => return false,
+    };
+    match &query.gather {
+        Gather::Sqlite { sources, .. } => sources.iter().any(|s| matches!(s.rows, SourceRows::System(_))),
+        Gather::Stream { .. } => false,
     }
 }
 

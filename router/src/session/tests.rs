@@ -1,0 +1,379 @@
+//! Sessions over real sockets: a driver's, and ones that send what no driver would.
+
+use crate::config::Config;
+use crate::fake::{Fake, FakePeers};
+use crate::server::Router;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+
+/// A router on a port of its own.
+struct Server {
+    address: SocketAddr,
+    fake: Arc<Fake>,
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    async fn start(config: Config) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let fake = Fake::new(2);
+        let router = Router::new(config, Arc::new(FakePeers(fake.clone())));
+        let (stop, stopped) = oneshot::channel::<()>();
+        let task = tokio::spawn(async move {
+            router
+                .serve(listener, async {
+                    let _ = stopped.await;
+                })
+                .await;
+        });
+        Self { address, fake, stop: Some(stop), task }
+    }
+
+    async fn client(&self) -> Client {
+        let text = format!("host=127.0.0.1 port={} user=shoal dbname=shoal", self.address.port());
+        let (client, connection) = tokio_postgres::connect(&text, NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client
+    }
+
+    async fn socket(&self) -> TcpStream {
+        TcpStream::connect(self.address).await.unwrap()
+    }
+
+    /// A session by hand, up to the first ReadyForQuery.
+    async fn session(&self) -> TcpStream {
+        let mut socket = self.socket().await;
+        socket.write_all(&startup(&["user", "shoal", "database", "shoal"])).await.unwrap();
+        let messages = until_ready(&mut socket).await;
+        assert_eq!(messages.first().map(|m| m.0), Some(b'R'));
+        socket
+    }
+}
+
+fn startup(parameters: &[&str]) -> Vec<u8> {
+    let mut body = (3u32 << 16).to_be_bytes().to_vec();
+    for text in parameters {
+        body.extend(text.as_bytes());
+        body.push(0);
+    }
+    body.push(0);
+    let mut packet = (body.len() as u32 + 4).to_be_bytes().to_vec();
+    packet.extend(body);
+    packet
+}
+
+fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+    let mut message = vec![tag];
+    message.extend((body.len() as u32 + 4).to_be_bytes());
+    message.extend(body);
+    message
+}
+
+async fn next(socket: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
+    let tag =
+        tokio::time::timeout(Duration::from_secs(20), socket.read_u8()).await.expect("an answer").ok()?;
+    let len = socket.read_u32().await.ok()?;
+    let mut body = vec![0; len as usize - 4];
+    socket.read_exact(&mut body).await.ok()?;
+    Some((tag, body))
+}
+
+async fn until_ready(socket: &mut TcpStream) -> Vec<(u8, Vec<u8>)> {
+    let mut messages = Vec::new();
+    while let Some(message) = next(socket).await {
+        let ready = message.0 == b'Z';
+        messages.push(message);
+        if ready {
+            break;
+        }
+    }
+    messages
+}
+
+/// A field of an ErrorResponse.
+fn field(body: &[u8], code: u8) -> String {
+    let mut fields = body.split(|b| *b == 0);
+    let found = fields.find(|f| f.first() == Some(&code)).unwrap_or_default();
+    String::from_utf8_lossy(found.get(1..).unwrap_or_default()).into_owned()
+}
+
+/// The SQLSTATE of the one answer, after which the connection is closed.
+async fn last_words(socket: &mut TcpStream) -> String {
+    let (tag, body) = next(socket).await.expect("an error");
+    assert_eq!((tag, field(&body, b'S').as_str()), (b'E', "FATAL"));
+    assert!(next(socket).await.is_none(), "the connection must be closed");
+    field(&body, b'C')
+}
+
+#[tokio::test]
+async fn what_is_no_client_hears_why_and_is_left() {
+    let server = Server::start(Config::default()).await;
+    for (bytes, code) in [
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), "08P01"),
+        (vec![0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3, 0], "08P01"),
+        (startup(&["user", "other"]), "28000"),
+        (startup(&["user", "shoal", "database", "other"]), "3D000"),
+        (startup(&["user", "shoal", "client_encoding", "LATIN1"]), "22023"),
+        (startup(&["user", "shoal", "nonsense", "1"]), "42704"),
+        (startup(&["database", "shoal"]), "28000"),
+    ] {
+        let mut socket = server.socket().await;
+        socket.write_all(&bytes).await.unwrap();
+        assert_eq!(last_words(&mut socket).await, code, "{bytes:?}");
+    }
+    server.session().await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_long_ends_its_session_alone() {
+    let server = Server::start(Config { max_message_bytes: 1 << 20, ..Config::default() }).await;
+    let mut other = server.session().await;
+    for (bytes, code) in
+        [(&b"Q\x40\0\0\0"[..], "54000"), (b"Q\0\0\0\x01", "08P01"), (b"\x01\0\0\0\x04", "08P01")]
+    {
+        let mut socket = server.session().await;
+        socket.write_all(bytes).await.unwrap();
+        assert_eq!(last_words(&mut socket).await, code);
+    }
+    other.write_all(&message(b'Q', b"\0")).await.unwrap();
+    let answers = until_ready(&mut other).await;
+    assert_eq!(answers.iter().map(|m| m.0).collect::<Vec<_>>(), b"IZ");
+}
+
+#[tokio::test]
+async fn an_error_skips_to_sync() {
+    let server = Server::start(Config::default()).await;
+    let mut socket = server.session().await;
+    let mut pipeline = message(b'B', b"\0nope\0\0\0\0\0\0\0");
+    pipeline.extend(message(b'E', b"\0\0\0\0\0"));
+    pipeline.extend(message(b'P', b"\0\0\0\0"));
+    pipeline.extend(message(b'S', b""));
+    // An empty statement, described, bound and run twice.
+    pipeline.extend(message(b'P', b"e\0 -- nothing\0\0\0"));
+    pipeline.extend(message(b'D', b"Se\0"));
+    pipeline.extend(message(b'B', b"p\0e\0\0\0\0\0\0\0"));
+    pipeline.extend(message(b'E', b"p\0\0\0\0\0"));
+    pipeline.extend(message(b'C', b"Pp\0"));
+    pipeline.extend(message(b'P', b"e\0\0\0\0"));
+    pipeline.extend(message(b'S', b""));
+    socket.write_all(&pipeline).await.unwrap();
+    let first = until_ready(&mut socket).await;
+    assert_eq!(first.iter().map(|m| m.0).collect::<Vec<_>>(), b"EZ");
+    assert_eq!(field(&first[0].1, b'C'), "26000");
+    let second = until_ready(&mut socket).await;
+    assert_eq!(second.iter().map(|m| m.0).collect::<Vec<_>>(), b"1tn2I3EZ");
+    assert_eq!(field(&second[6].1, b'C'), "42P05");
+}
+
+#[tokio::test]
+async fn a_malformed_body_leaves_the_session_usable() {
+    let server = Server::start(Config::default()).await;
+    let mut socket = server.session().await;
+    socket.write_all(&message(b'Q', b"SELECT '\xff'\0")).await.unwrap();
+    let answers = until_ready(&mut socket).await;
+    assert_eq!(field(&answers[0].1, b'C'), "22021");
+    socket.write_all(&message(b'B', b"\0\0\0\x05")).await.unwrap();
+    socket.write_all(&message(b'S', b"")).await.unwrap();
+    let answers = until_ready(&mut socket).await;
+    assert_eq!(field(&answers[0].1, b'C'), "08P01");
+}
+
+#[tokio::test]
+async fn one_connection_too_many_is_refused() {
+    let server = Server::start(Config { max_connections: 1, ..Config::default() }).await;
+    let first = server.session().await;
+    let mut second = server.socket().await;
+    second.write_all(&startup(&["user", "shoal"])).await.unwrap();
+    assert_eq!(last_words(&mut second).await, "53300");
+    drop(first);
+    // The first one's place is free as soon as the server has noticed.
+    loop {
+        let mut socket = server.socket().await;
+        socket.write_all(&startup(&["user", "shoal"])).await.unwrap();
+        if next(&mut socket).await.map(|m| m.0) == Some(b'R') {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stopping_server_says_goodbye() {
+    let mut server = Server::start(Config::default()).await;
+    let mut socket = server.session().await;
+    server.stop.take().unwrap().send(()).unwrap();
+    assert_eq!(last_words(&mut socket).await, "57P01");
+    server.task.await.unwrap();
+}
+
+#[tokio::test]
+async fn the_startup_timeout_ends_a_silent_connection() {
+    let server =
+        Server::start(Config { startup_timeout: Duration::from_millis(20), ..Config::default() }).await;
+    let mut socket = server.socket().await;
+    assert!(next(&mut socket).await.is_none());
+}
+
+async fn rows(client: &Client, sql: &str) -> Result<Vec<Vec<Option<String>>>, String> {
+    let messages = client.simple_query(sql).await.map_err(|e| e.code().unwrap().code().to_owned())?;
+    let rows = messages.into_iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|i| row.get(i).map(str::to_owned)).collect()),
+        _ => None,
+    });
+    Ok(rows.collect())
+}
+
+async fn shown(client: &Client, name: &str) -> String {
+    rows(client, &format!("SHOW {name}")).await.unwrap()[0][0].clone().unwrap()
+}
+
+#[tokio::test]
+async fn settings_follow_their_transactions() {
+    let server = Server::start(Config::default()).await;
+    let client = server.client().await;
+    client.batch_execute("SET application_name = 'one'").await.unwrap();
+    client.batch_execute("BEGIN; SET application_name = 'two'").await.unwrap();
+    assert_eq!(shown(&client, "application_name").await, "two");
+    client.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(shown(&client, "application_name").await, "one");
+    client.batch_execute("BEGIN; SET LOCAL application_name = 'three'").await.unwrap();
+    assert_eq!(shown(&client, "application_name").await, "three");
+    client.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(shown(&client, "application_name").await, "one");
+    assert_eq!(rows(&client, "SET nonsense = 1").await, Err("42704".into()));
+    client.batch_execute("RESET ALL; DISCARD ALL").await.unwrap();
+    // The driver said none at startup.
+    assert_eq!(shown(&client, "application_name").await, "");
+}
+
+#[tokio::test]
+async fn a_failed_block_waits_for_its_end() {
+    let server = Server::start(Config::default()).await;
+    let client = server.client().await;
+    client.batch_execute("BEGIN").await.unwrap();
+    assert_eq!(rows(&client, "SHOW nonsense").await, Err("42704".into()));
+    assert_eq!(rows(&client, "SHOW application_name").await, Err("25P02".into()));
+    assert_eq!(rows(&client, "SHO application_name").await, Err("42601".into()));
+    client.batch_execute("COMMIT").await.unwrap();
+    shown(&client, "application_name").await;
+    assert_eq!(rows(&client, "BEGIN ISOLATION LEVEL SERIALIZABLE").await, Err("0A000".into()));
+    assert_eq!(rows(&client, "BEGIN; SAVEPOINT x").await, Err("0A000".into()));
+    client.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(rows(&client, "SHOW server_version; SELEC").await, Err("42601".into()));
+}
+
+#[tokio::test]
+async fn queries_over_both_protocols() {
+    let server = Server::start(Config::default()).await;
+    let client = server.client().await;
+    let inserted =
+        client.execute("INSERT INTO t VALUES ($1, $2), (2, 'two'), (3, NULL)", &[&1, &"one"]).await;
+    assert_eq!(inserted.unwrap(), 3);
+    assert_eq!(server.fake.on_each("SELECT count(*) FROM t16384").iter().sum::<i64>(), 3);
+    let row = client.query_one("SELECT a, b FROM t WHERE a = $1", &[&1]).await.unwrap();
+    assert_eq!((row.get::<_, i32>(0), row.get::<_, &str>(1)), (1, "one"));
+    let all = rows(&client, "SELECT b, a FROM t ORDER BY a DESC").await.unwrap();
+    let expected = [(None, "3"), (Some("two"), "2"), (Some("one"), "1")];
+    let expected: Vec<_> = expected.map(|(b, a)| vec![b.map(str::to_owned), Some(a.to_owned())]).into();
+    assert_eq!(all, expected);
+    let error = client.execute("INSERT INTO t VALUES (1, 'again')", &[]).await.unwrap_err();
+    let error = error.as_db_error().unwrap();
+    assert_eq!((error.code().code(), error.constraint()), ("23505", Some("t_pkey")));
+    assert_eq!(rows(&client, "UPDATE t SET b = 'x'").await, Err("0A000".into()));
+    assert_eq!(client.execute("UPDATE t SET b = 'x' WHERE a = 1", &[]).await.unwrap(), 1);
+    assert_eq!(
+        rows(&client, "BEGIN; DELETE FROM t WHERE a = 1; DELETE FROM t WHERE a = 2").await,
+        Err("0A000".into())
+    );
+    client.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(rows(&client, "SELECT count(*) FROM t").await.unwrap(), [[Some("2".to_owned())]]);
+}
+
+#[tokio::test]
+async fn explain_shows_the_shards() {
+    let server = Server::start(Config::default()).await;
+    let client = server.client().await;
+    let lines = rows(&client, "EXPLAIN SELECT a FROM t WHERE a = 1").await.unwrap().concat();
+    let text: Vec<_> = lines.into_iter().flatten().collect();
+    assert!(text.iter().any(|line| line.contains("main/")), "{text:?}");
+    let lines = rows(&client, "EXPLAIN ANALYZE SELECT count(*) FROM t").await.unwrap().concat();
+    let text: Vec<_> = lines.into_iter().flatten().collect();
+    assert!(text.iter().any(|line| line.contains("main/-80: rows=1")), "{text:?}");
+    assert_eq!(rows(&client, "EXPLAIN ANALYZE DELETE FROM t WHERE a = 1").await, Err("0A000".into()));
+}
+
+#[tokio::test]
+async fn portals_return_rows_in_parts() {
+    let server = Server::start(Config::default()).await;
+    let mut client = server.client().await;
+    client.batch_execute("INSERT INTO t VALUES (1), (2), (3), (4), (5)").await.unwrap();
+    let transaction = client.transaction().await.unwrap();
+    let portal = transaction.bind("SELECT a FROM t ORDER BY a", &[]).await.unwrap();
+    for expected in [vec![1, 2], vec![3, 4], vec![5], vec![]] {
+        let rows = transaction.query_portal(&portal, 2).await.unwrap();
+        assert_eq!(rows.iter().map(|row| row.get::<_, i32>(0)).collect::<Vec<_>>(), expected);
+    }
+    transaction.commit().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_plan_follows_the_catalog() {
+    let server = Server::start(Config::default()).await;
+    let client = server.client().await;
+    let statement = client.prepare("SELECT a FROM t WHERE a = $1").await.unwrap();
+    client.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
+    server.fake.set_version(7);
+    assert_eq!(client.query(&statement, &[&1]).await.unwrap().len(), 1);
+    assert_eq!(rows(&client, "SELECT a FROM t WHERE a = 1").await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn copy_in_and_out() {
+    use futures::{SinkExt, StreamExt};
+    let server = Server::start(Config::default()).await;
+    let client = server.client().await;
+    let sink = client.copy_in("COPY t FROM STDIN").await.unwrap();
+    futures::pin_mut!(sink);
+    sink.send(bytes::Bytes::from_static(b"1\tone\n2\t")).await.unwrap();
+    sink.send(bytes::Bytes::from_static(b"a\\tb\n3\t\\N\n")).await.unwrap();
+    assert_eq!(sink.finish().await.unwrap(), 3);
+    let out =
+        client.copy_out("COPY (SELECT a, b FROM t ORDER BY a) TO STDOUT WITH (FORMAT csv, HEADER)").await;
+    let pieces: Vec<_> = out.unwrap().map(|piece| piece.unwrap()).collect().await;
+    assert_eq!(pieces.concat(), b"a,b\n1,one\n2,a\tb\n3,\n");
+    let sink = client.copy_in("COPY t FROM STDIN").await.unwrap();
+    futures::pin_mut!(sink);
+    sink.send(bytes::Bytes::from_static(b"x\tone\n")).await.unwrap();
+    let error: tokio_postgres::Error = sink.finish().await.unwrap_err();
+    assert_eq!(error.as_db_error().unwrap().where_(), Some("COPY t, line 1, column a: \"x\""));
+    assert_eq!(rows(&client, "SELECT count(*) FROM t").await.unwrap(), [[Some("3".to_owned())]]);
+}
+
+#[tokio::test]
+async fn a_cancel_request_ends_a_query_and_not_the_session() {
+    let server = Server::start(Config::default()).await;
+    let client = server.client().await;
+    server.fake.faults.lock().push_back(crate::fake::Fault::Hang);
+    let cancel = client.cancel_token();
+    let query = client.simple_query("SELECT a FROM t");
+    let canceling = async {
+        while server.fake.requests.lock().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        cancel.cancel_query(NoTls).await.unwrap();
+    };
+    let both = async { tokio::join!(query, canceling) };
+    let (result, ()) = tokio::time::timeout(Duration::from_secs(20), both).await.unwrap();
+    assert_eq!(result.unwrap_err().code().unwrap().code(), "57014");
+    rows(&client, "SELECT a FROM t").await.unwrap();
+    client.batch_execute("SET statement_timeout = 20").await.unwrap();
+    server.fake.faults.lock().push_back(crate::fake::Fault::Hang);
+    assert_eq!(rows(&client, "SELECT a FROM t").await, Err("57014".into()));
+}
