@@ -170,10 +170,6 @@ impl<'a> Binder<'a> {
             Clause::Check => {
                 Err(error(SqlState::FEATURE_NOT_SUPPORTED, "cannot use subquery in check constraint"))
             }
-            Clause::CopyWhere => Err(error(
-                SqlState::FEATURE_NOT_SUPPORTED,
-                "cannot use subquery in COPY FROM WHERE condition",
-            )),
             _ => self.query(query, Some(scope), scope.ctes),
         }
     }

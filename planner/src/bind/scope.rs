@@ -78,7 +78,6 @@ pub(crate) enum Clause {
     Check,
     /// Within an aggregate's arguments.
     Aggregate,
-    CopyWhere,
 }
 
 impl Clause {
@@ -98,7 +97,6 @@ impl Clause {
             Clause::Default => "aggregate functions are not allowed in DEFAULT expressions",
             Clause::Check => "aggregate functions are not allowed in check constraints",
             Clause::Aggregate => "aggregate function calls cannot be nested",
-            Clause::CopyWhere => "aggregate functions are not allowed in COPY FROM WHERE conditions",
         })
     }
 }

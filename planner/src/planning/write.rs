@@ -12,8 +12,7 @@ use crate::plan::{
     self, Action, CopyIn, CopyOut, Fragment, InsertRows, InsertTarget, KeyFilter, OutputColumn, RowValue,
     Target,
 };
-use dialect::Type;
-use dialect::physical::{column_name, key_column, table_name};
+use dialect::physical::{column_name, key_column, rowid_column, table_name};
 use proto::catalog::{Placement, Table};
 use proto::{ColumnId, WireError};
 use std::sync::Arc;
@@ -81,32 +80,29 @@ impl Planner<'_, '_> {
         let mut touch = 0;
         let mut writer = Writer::new(self.binder, &mut self.scalars, &relations).after_row(width);
         if let Some(conflict) = conflict {
-            sql += " ON CONFLICT";
-            if !conflict.columns.is_empty() {
-                let columns: Result<Vec<_>, WireError> =
-                    conflict.columns.iter().map(|id| key_column(table, *id)).collect();
-                sql += &format!(" ({})", columns?.join(", "));
-            }
+            let mut action = String::new();
             match &conflict.update {
-                None => sql += " DO NOTHING",
+                None => action += " DO NOTHING",
                 Some(update) => {
                     let shard_key = key_places(table);
                     let mut sets = Vec::with_capacity(update.sets.len());
                     for (place, value) in &update.sets {
                         refuse_key_change(table, *place, &shard_key)?;
-                        let volatile = is_volatile(value);
-                        if volatile {
+                        if is_volatile(value) {
                             return Err(volatile_error("ON CONFLICT DO UPDATE"));
                         }
                         let value = not_null_key(table, *place, writer.expr(value)?);
                         sets.push(format!("{} = {value}", column_name(table.columns[*place].id)));
                     }
-                    sql += &format!(" DO UPDATE SET {}", sets.join(", "));
+                    action += &format!(" DO UPDATE SET {}", sets.join(", "));
                     if let Some(filter) = &update.filter {
-                        sql += &format!(" WHERE {}", writer.expr(filter)?);
+                        action += &format!(" WHERE {}", writer.expr(filter)?);
                     }
                     touch = table.primary_key.len() as u16;
                 }
+            }
+            for target in conflict_targets(table, &conflict.columns)? {
+                sql += &format!(" ON CONFLICT{target}{action}");
             }
         }
         let mut types = Vec::new();
@@ -289,6 +285,21 @@ impl Planner<'_, '_> {
     }
 }
 
+/// What SQLite finds the unique index by: its columns, in key form. A primary key whose key forms are its own has two
+/// indexes, and a row may meet either first.
+fn conflict_targets(table: &Table, columns: &[ColumnId]) -> Result<Vec<String>, WireError> {
+    if columns.is_empty() {
+        return Ok(vec![String::new()]);
+    }
+    let keys = columns.iter().map(|id| key_column(table, *id)).collect::<Result<Vec<_>, _>>()?;
+    let names: Vec<_> = columns.iter().map(|id| column_name(*id)).collect();
+    let mut targets = vec![format!(" ({})", keys.join(", "))];
+    if keys != names && columns == table.primary_key {
+        targets.push(format!(" ({})", names.join(", ")));
+    }
+    Ok(targets)
+}
+
 fn volatile_error(what: &str) -> WireError {
     WireError::unsupported(format!("a volatile function in {what}"))
         .with_hint("Evaluate it in a statement of its own and pass the value.")
@@ -306,8 +317,7 @@ fn refuse_key_change(table: &Table, place: usize, shard_key: &[usize]) -> Result
 /// SQLite takes NULL for the key that is its row id as a wish for an id of its own.
 fn not_null_key(table: &Table, place: usize, sql: String) -> String {
     let column = &table.columns[place];
-    let integer = matches!(Type::from_oid(column.ty.oid), Some(Type::Int2 | Type::Int4 | Type::Int8));
-    if table.primary_key != [column.id] || !integer {
+    if rowid_column(table) != Some(column.id) {
         return sql;
     }
     let quote = |name: &str| name.replace('\'', "''");

@@ -7,6 +7,7 @@ use proto::{SqlState, Value, ValueRef, WireError};
 
 pub(super) static FUNCTIONS: &[Native] = &[
     Native { name: "pg_array_to_string", body: Loose(-1, to_string) },
+    Native { name: "pg_array_json", body: Strict(1, json) },
     Native { name: "pg_array_length", body: Strict(2, length) },
     Native { name: "pg_array_lower", body: Strict(2, lower) },
     Native {
@@ -65,6 +66,31 @@ fn to_string(args: &[ValueRef<'_>]) -> Answer<Value> {
     let shown: Vec<String> =
         elements(text(array)?)?.into_iter().filter_map(|element| element.or_else(|| null.clone())).collect();
     Ok(Value::Text(shown.join(text(separator)?)))
+}
+
+/// The elements as a JSON array of strings and nulls, for SQLite's `json_each`.
+fn json(args: &[ValueRef<'_>]) -> Answer<Value> {
+    let mut out = String::from("[");
+    for element in elements(text(args[0])?)? {
+        if out.len() > 1 {
+            out.push(',');
+        }
+        let Some(element) = element else {
+            out.push_str("null");
+            continue;
+        };
+        out.push('"');
+        for c in element.chars() {
+            match c {
+                '"' | '\\' => out.extend(['\\', c]),
+                c if c < ' ' => out.push_str(&format!("\\u{:04x}", c as u32)),
+                c => out.push(c),
+            }
+        }
+        out.push('"');
+    }
+    out.push(']');
+    Ok(Value::Text(out))
 }
 
 fn length(args: &[ValueRef<'_>]) -> Answer<Value> {

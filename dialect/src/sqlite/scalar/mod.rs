@@ -14,11 +14,12 @@ mod integers;
 mod letters;
 mod numerics;
 mod pattern;
+mod raise;
 mod regexp;
 mod strings;
 mod texts;
 
-use super::error::raise;
+use super::error;
 use super::value;
 use crate::numeric::Numeric;
 use proto::{SqlState, Value, ValueRef, WireError};
@@ -63,11 +64,12 @@ pub(super) fn register(connection: &Connection) -> rusqlite::Result<()> {
         datetime::FUNCTIONS,
         arrays::FUNCTIONS,
         catalog::FUNCTIONS,
+        raise::FUNCTIONS,
     ];
     for native in groups.into_iter().flatten() {
         let body = native.body;
         connection.create_scalar_function(native.name, body.arity(), flags, move |context| {
-            body.call(context).map_err(raise)
+            body.call(context).map_err(error::raise)
         })?;
     }
     pattern::register(connection, flags)?;
