@@ -303,10 +303,16 @@ impl<'a> Binder<'a> {
                 break 'found (RelationSource::Cte(cte.id), columns, types, Cow::Owned(bare.to_owned()));
             }
             if let Some(relation) = self.system_relation(schema, bare)? {
-                let (system, columns) = relation;
-                let types = columns.iter().map(|(_, ty)| ty.ty).collect();
-                let columns = named(id, columns.into_iter().map(|(name, ty)| (Cow::Borrowed(name), ty)));
-                break 'found (RelationSource::System(system), columns, types, Cow::Owned(bare.to_owned()));
+                let types = relation.columns.iter().map(|(_, ty)| *ty).collect();
+                let columns =
+                    relation.columns.iter().map(|(name, ty)| (Cow::Borrowed(*name), Typed::plain(*ty)));
+                let columns = named(id, columns);
+                break 'found (
+                    RelationSource::System(relation.key),
+                    columns,
+                    types,
+                    Cow::Owned(bare.to_owned()),
+                );
             }
             let table = self.table(name)?;
             let (columns, types) = self.table_columns(id, table)?;
@@ -385,19 +391,23 @@ impl<'a> Binder<'a> {
         }))
     }
 
-    /// The relation that is made from the catalog, if the name means one: its name and columns.
-    #[allow(clippy::type_complexity)]
+    /// The relation that is made from the catalog, if the name means one. `pg_catalog` is searched before `public`.
     fn system_relation(
         &self,
         schema: Option<&str>,
         name: &str,
-    ) -> Result<Option<(&'static str, Vec<(&'static str, Typed)>)>, WireError> {
-        let _ = name;
+    ) -> Result<Option<&'static crate::system::Relation>, WireError> {
         match schema {
             Some("pg_catalog" | "information_schema") => {
-                let schema = schema.unwrap_or_default();
-                Err(error(SqlState::UNDEFINED_TABLE, format!("relation \"{schema}.{name}\" does not exist")))
+                let found = crate::system::relation(schema, name);
+                found.map(Some).ok_or_else(|| {
+                    let schema = schema.unwrap_or_default();
+                    let message = format!("relation \"{schema}.{name}\" does not exist");
+                    error(SqlState::UNDEFINED_TABLE, message)
+                        .with_hint("It may be a system relation of PostgreSQL's that Shoal doesn't have.")
+                })
             }
+            None if name.starts_with("pg_") => Ok(crate::system::relation(None, name)),
             _ => Ok(None),
         }
     }

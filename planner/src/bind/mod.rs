@@ -15,7 +15,6 @@ pub(crate) mod modify;
 pub(crate) mod operator;
 pub(crate) mod query;
 pub(crate) mod scope;
-pub(crate) mod stored;
 pub(crate) mod tree;
 pub(crate) mod types;
 pub(crate) mod walk;
