@@ -100,6 +100,7 @@ impl Cluster {
     pub fn start(&mut self, node: NodeId) {
         let mut config = Config::new(node, self.data_dir(node));
         config.tick = Duration::from_millis(20);
+        config.max_transaction_bytes = 1 << 20;
         config.checkpoint_bytes = 64 << 10;
         config.log_file_bytes = 1 << 20;
         let link = Link { from: node, network: self.network.clone() };

@@ -126,7 +126,7 @@ async fn too_big_a_transaction_is_refused() {
     cluster.create(&[TABLE]);
     let replica = cluster.leader().await;
     let refused =
-        write(&replica, "INSERT INTO t1 VALUES (1, printf('%.*c', 9000000, 'x'))").await.unwrap_err();
+        write(&replica, "INSERT INTO t1 VALUES (1, printf('%.*c', 1100000, 'x'))").await.unwrap_err();
     assert_eq!(refused.sqlstate, SqlState::PROGRAM_LIMIT_EXCEEDED);
     assert_eq!(number(&replica, Strong, "SELECT count(*) FROM t1").await, 0);
 }
