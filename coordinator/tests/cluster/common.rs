@@ -48,6 +48,28 @@ impl Peers for Directory {
     }
 }
 
+impl Directory {
+    /// Asks the coordinator's leader, as a router does: again where nothing was done, or where it is safe.
+    pub async fn ask<T, F>(&self, call: impl Fn(Arc<dyn CoordinatorService>) -> F) -> ServiceResult<T>
+    where
+        F: Future<Output = ServiceResult<T>>,
+    {
+        let mut pause = tokio::time::interval(Duration::from_millis(10));
+        let asked = async {
+            loop {
+                for (_, coordinator) in self.coordinators() {
+                    match call(coordinator).await {
+                        Err(error) if is_passing(&error) => {}
+                        answer => return answer,
+                    }
+                }
+                pause.tick().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, asked).await.expect("a coordinator answers")
+    }
+}
+
 struct Link {
     from: NodeId,
     directory: Weak<Directory>,
@@ -194,24 +216,12 @@ impl Cluster {
         self.ask(|coordinator| async move { coordinator.status().await }).await.unwrap().state
     }
 
-    /// Asks the coordinator's leader, as a router does: again where nothing was done, or where it is safe.
+    /// Asks the coordinator's leader.
     pub async fn ask<T, F>(&self, call: impl Fn(Arc<dyn CoordinatorService>) -> F) -> ServiceResult<T>
     where
         F: Future<Output = ServiceResult<T>>,
     {
-        let mut pause = tokio::time::interval(Duration::from_millis(10));
-        let asked = async {
-            loop {
-                for (_, coordinator) in self.directory.coordinators() {
-                    match call(coordinator).await {
-                        Err(error) if is_passing(&error) => {}
-                        answer => return answer,
-                    }
-                }
-                pause.tick().await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, asked).await.expect("a coordinator answers")
+        self.directory.ask(call).await
     }
 
     /// A request that plans by this version.

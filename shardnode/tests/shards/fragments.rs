@@ -1,6 +1,6 @@
 //! Fragments and schema steps on real replicas.
 
-use crate::common::{self, Node, rows, text, values};
+use crate::common::{self, Node, PATIENCE, rows, text, values};
 use proto::services::ShardService;
 use proto::{Epoch, Retry, SchemaVersion, ShardId, Value};
 use std::time::Duration;
@@ -200,6 +200,8 @@ async fn a_query_that_nobody_waits_for_ends() {
 
     let mut silent = node.read(&format!("SELECT count(*) FROM ({MANY})"), false);
     silent.params = vec![Value::Int(i64::MAX)];
+    // Its own deadline isn't what ends it.
+    silent.timeout = 10 * PATIENCE;
     let waiting = tokio::time::timeout(Duration::from_millis(50), node.shards.execute(silent)).await;
     assert!(waiting.is_err());
     node.idle_readers().await;
