@@ -234,7 +234,7 @@ impl<C: Candidate> Row<C> {
                     (Arg::Is(want), _) => Ok(*want),
                     (Arg::AnyNonArray | Arg::Any, Type::Unknown) => Ok(Type::Text),
                     (Arg::AnyArray | Arg::AnyElement, Type::Unknown) => Err(WireError::new(
-                        SqlState::INDETERMINATE_DATATYPE,
+                        SqlState::DATATYPE_MISMATCH,
                         "could not determine polymorphic type because input has type unknown",
                     )),
                     // Blank-padded for show; the width isn't known here.
