@@ -409,6 +409,13 @@ impl Admitting<'_> {
         names: &[String],
     ) -> Result<Admission> {
         let id = self.store.take(Counter::Job)?;
+        let mut stages = stages;
+        if alone {
+            // Who is away would leave the others fenced off for as long: all must answer before any is.
+            let shards =
+                stages.iter().flat_map(Stage::shards).map(|shard| (shard, Entry::default())).collect();
+            stages.insert(0, Stage::entries(shards, false, Failure::Undo));
+        }
         let mut job = Job::new(id, self.request, change.as_ref(), stages).making(making);
         if alone {
             job = job.alone_until(SchemaVersion(self.version.0 + 1));

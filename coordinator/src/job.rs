@@ -259,6 +259,11 @@ impl Stage {
         Stage { kind: Kind::Publish as i32, ..Stage::default() }
     }
 
+    /// The shards of its entries.
+    pub(crate) fn shards(&self) -> impl Iterator<Item = ShardId> {
+        self.groups.iter().flat_map(|group| &group.shards).map(|shard| ShardId(*shard))
+    }
+
     /// A stage that copies.
     pub(crate) fn copy(copies: Vec<Copying>) -> Self {
         Stage { kind: Kind::Copy as i32, copies, ..Stage::default() }
