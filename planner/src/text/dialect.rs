@@ -6,12 +6,13 @@
 
 use super::keywords::{self, Category};
 use sqlparser::ast::{
-    BinaryOperator, Expr, Function, FunctionArguments, ObjectName, TypedString, UnaryOperator,
+    BinaryOperator, Expr, Function, FunctionArguments, ObjectName, TypedString, UnaryOperator, Value,
+    ValueWithSpan,
 };
 use sqlparser::dialect::{Dialect, PostgreSqlDialect, Precedence};
 use sqlparser::keywords::Keyword;
 use sqlparser::parser::{Parser, ParserError};
-use sqlparser::tokenizer::Token;
+use sqlparser::tokenizer::{Token, TokenWithSpan};
 
 /// PostgreSQL's dialect, with sqlparser's differences mended.
 #[derive(Clone, Copy, Debug, Default)]
@@ -196,8 +197,10 @@ fn prefix(parser: &mut Parser) -> Option<Result<Expr, ParserError>> {
         Token::AtSign => unary(parser, UnaryOperator::PGAbs, OPERATOR),
         Token::PGSquareRoot => unary(parser, UnaryOperator::PGSquareRoot, OPERATOR),
         Token::PGCubeRoot => unary(parser, UnaryOperator::PGCubeRoot, OPERATOR),
-        Token::Number(..) | Token::SingleQuotedString(_) | Token::Placeholder(_) => {
-            Some(parser.parse_value().map(Expr::Value))
+        Token::Number(..) | Token::Placeholder(_) => Some(parser.parse_value().map(Expr::Value)),
+        Token::EscapedStringLiteral(_) => Some(string(parser).map(Expr::Value)),
+        Token::CustomBinaryOperator(operator) if operator == "!!" => {
+            unary(parser, UnaryOperator::PGPrefixFactorial, OPERATOR)
         }
         Token::LParen => None,
         Token::Word(word) if word.quote_style.is_some() => Some(name(parser)),
@@ -226,13 +229,29 @@ fn prefix(parser: &mut Parser) -> Option<Result<Expr, ParserError>> {
                         Some(name(parser))
                     }
                     Keyword::NoKeyword => Some(name(parser)),
-                    _ => None,
+                    Keyword::INTERVAL => match parser.peek_nth_token_ref(1).token {
+                        Token::EscapedStringLiteral(_) | Token::LParen => None,
+                        _ => Some(name(parser)),
+                    },
+                    Keyword::EXISTS
+                    | Keyword::EXTRACT
+                    | Keyword::OVERLAY
+                    | Keyword::POSITION
+                    | Keyword::SUBSTRING
+                    | Keyword::TRIM => None,
+                    // The types of the grammar: `timestamp with time zone '..'`, `numeric(5, 2) '..'`.
+                    _ => match parser.maybe_parse(typed_string) {
+                        Ok(Some(expr)) => Some(Ok(expr)),
+                        Ok(None) => Some(name(parser)),
+                        Err(error) => Some(Err(error)),
+                    },
                 },
                 Category::Function if word.value == "current_schema" => Some(nullary(parser)),
                 Category::Function if parser.peek_nth_token_ref(1).token == Token::LParen => {
                     Some(name(parser))
                 }
-                Category::Function | Category::Reserved => {
+                Category::Function => Some(parser.expected_ref("(", parser.peek_nth_token_ref(1))),
+                Category::Reserved => {
                     let found = parser.peek_token_ref();
                     Some(parser.expected_ref("an expression", found))
                 }
@@ -253,23 +272,37 @@ fn prefix(parser: &mut Parser) -> Option<Result<Expr, ParserError>> {
 /// A column's first name, a function call, or a type before a string.
 fn name(parser: &mut Parser) -> Result<Expr, ParserError> {
     match parser.peek_nth_token_ref(1).token {
-        Token::SingleQuotedString(_) => {
-            let data_type = parser.parse_data_type()?;
-            let value = parser.parse_value()?;
-            Ok(Expr::TypedString(TypedString { data_type, value, uses_odbc_syntax: false }))
-        }
+        Token::EscapedStringLiteral(_) => typed_string(parser),
         Token::LParen => {
             let name = parser.parse_identifier()?;
             parser.parse_function(ObjectName::from(vec![name]))
         }
+        // `pg_catalog.int4 '5'`
+        Token::Period if matches!(parser.peek_nth_token_ref(3).token, Token::EscapedStringLiteral(_)) => {
+            typed_string(parser)
+        }
         // `double precision '1.5'`
         Token::Word(ref next) if next.keyword == Keyword::PRECISION && next.quote_style.is_none() => {
-            let data_type = parser.parse_data_type()?;
-            let value = parser.parse_value()?;
-            Ok(Expr::TypedString(TypedString { data_type, value, uses_odbc_syntax: false }))
+            typed_string(parser)
         }
         _ => parser.parse_identifier().map(Expr::Identifier),
     }
+}
+
+/// A string, as the trees have it.
+fn string(parser: &mut Parser) -> Result<ValueWithSpan, ParserError> {
+    let TokenWithSpan { token, span } = parser.next_token();
+    match token {
+        Token::EscapedStringLiteral(value) => Ok(Value::SingleQuotedString(value).with_span(span)),
+        token => parser.expected("a string", TokenWithSpan { token, span }),
+    }
+}
+
+/// A type before a string.
+fn typed_string(parser: &mut Parser) -> Result<Expr, ParserError> {
+    let data_type = parser.parse_data_type()?;
+    let value = string(parser)?;
+    Ok(Expr::TypedString(TypedString { data_type, value, uses_odbc_syntax: false }))
 }
 
 /// A function that is called without parentheses.

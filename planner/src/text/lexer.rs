@@ -215,6 +215,12 @@ impl<'a> Lexer<'a> {
         Err(self.fail_near("unterminated /* comment", start, self.bytes.len()))
     }
 
+    /// Where the identifier that begins here ends.
+    fn identifier_end(&self) -> usize {
+        let rest = &self.bytes[self.at..];
+        self.at + rest.iter().position(|byte| !is_identifier_part(*byte)).unwrap_or(rest.len())
+    }
+
     fn number(&mut self, start: usize) -> Result<Lexeme, LexError> {
         let digits = |lexer: &mut Self| {
             while lexer.byte(lexer.at).is_ascii_digit() {
@@ -237,8 +243,7 @@ impl<'a> Lexer<'a> {
             }
         }
         if is_identifier_start(self.byte(self.at)) {
-            let end = self.at + self.text[self.at..].chars().next().map_or(1, char::len_utf8);
-            return Err(self.fail_near("trailing junk after numeric literal", start, end));
+            return Err(self.fail_near("trailing junk after numeric literal", start, self.identifier_end()));
         }
         Ok(lexeme)
     }
@@ -352,8 +357,7 @@ impl<'a> Lexer<'a> {
                 self.at += 1;
             }
             if is_identifier_start(self.byte(self.at)) {
-                let end = self.at + self.text[self.at..].chars().next().map_or(1, char::len_utf8);
-                return Err(self.fail_near("trailing junk after parameter", start, end));
+                return Err(self.fail_near("trailing junk after parameter", start, self.identifier_end()));
             }
             return Ok(Lexeme::Parameter);
         }

@@ -17,11 +17,13 @@
 mod dialect;
 mod keywords;
 mod lexer;
+mod mend;
 mod tokens;
 
 pub use dialect::ShoalDialect;
 pub(crate) use keywords::{Category, category};
 pub use lexer::MAX_IDENTIFIER_BYTES;
+pub(crate) use mend::check;
 pub(crate) use tokens::{begins_statement, parse_error, syntax_error};
 
 use crate::utility;

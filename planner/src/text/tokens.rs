@@ -2,7 +2,7 @@
 
 use super::dialect::ShoalDialect;
 use super::lexer::{self, Lexeme, Lexer};
-use super::{Parsed, Text, keywords};
+use super::{Parsed, Text, keywords, mend};
 use crate::utility::{self, Cursor};
 use proto::{SqlState, WireError};
 use sqlparser::keywords::Keyword;
@@ -53,7 +53,7 @@ pub(super) fn tokens(text: &Text) -> Result<Vec<TokenWithSpan>, WireError> {
                 keyword: Keyword::NoKeyword,
             }),
             Lexeme::Integer | Lexeme::Decimal => Token::Number(raw.to_owned(), false),
-            Lexeme::Text(quote) => Token::SingleQuotedString(lexer::string(quote, raw).into_owned()),
+            Lexeme::Text(quote) => string(&tokens, lexer::string(quote, raw).into_owned()),
             Lexeme::Bits if raw.starts_with(['b', 'B']) => {
                 Token::SingleQuotedByteStringLiteral(raw[2..raw.len() - 1].to_owned())
             }
@@ -66,28 +66,19 @@ pub(super) fn tokens(text: &Text) -> Result<Vec<TokenWithSpan>, WireError> {
         };
         tokens.push(TokenWithSpan::new(kind, span));
     }
-    strengthen_locks(&mut tokens);
+    mend::mend(&mut tokens);
     Ok(tokens)
 }
 
-/// `FOR NO KEY UPDATE` and `FOR KEY SHARE`, which sqlparser lacks, as the next stronger locks that it has.
-fn strengthen_locks(tokens: &mut Vec<TokenWithSpan>) {
-    let words = |at: usize, words: &[Keyword]| {
-        words.iter().enumerate().all(|(i, keyword)| {
-            matches!(tokens.get(at + i), Some(TokenWithSpan { token: Token::Word(w), .. }) if w.keyword == *keyword)
-        })
-    };
-    let mut extra = Vec::new();
-    for at in 0..tokens.len() {
-        if words(at, &[Keyword::FOR, Keyword::NO, Keyword::KEY, Keyword::UPDATE]) {
-            extra.extend([at + 1, at + 2]);
-        } else if words(at, &[Keyword::FOR, Keyword::KEY, Keyword::SHARE]) {
-            extra.push(at + 1);
-        }
-    }
-    for at in extra.into_iter().rev() {
-        tokens.remove(at);
-    }
+/// A string's token. sqlparser takes its ordinary strings for names here and there (`SELECT 1 'a'`), so it is shown
+/// others, and the trees get ordinary ones when `ShoalDialect` reads these. EXTRACT's field is a name.
+fn string(before: &[TokenWithSpan], value: String) -> Token {
+    let field = matches!(
+        before,
+        [.., TokenWithSpan { token: Token::Word(word), .. }, TokenWithSpan { token: Token::LParen, .. }]
+            if word.keyword == Keyword::EXTRACT
+    );
+    if field { Token::SingleQuotedString(value) } else { Token::EscapedStringLiteral(value) }
 }
 
 fn symbol(raw: &str) -> Option<Token> {
@@ -98,6 +89,8 @@ fn symbol(raw: &str) -> Option<Token> {
         "[" => Token::LBracket,
         "]" => Token::RBracket,
         ";" => Token::SemiColon,
+        // Nothing takes it.
+        ".." => Token::Char('.'),
         ":" => Token::Colon,
         "::" => Token::DoubleColon,
         ":=" => Token::Assignment,

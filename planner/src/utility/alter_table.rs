@@ -344,14 +344,15 @@ impl Alteration<'_> {
             TableConstraintKind::PrimaryKey(columns) => (columns, true),
             TableConstraintKind::Unique(columns) => (columns, false),
         };
-        let (name, position) = (constraint.name.clone(), constraint.position);
-        self.add_key(&Key { name, columns: columns.clone(), primary, position })
+        let name = constraint.name.clone();
+        // PostgreSQL points at nothing here.
+        self.add_key(&Key { name, columns: columns.clone(), primary, position: None })
     }
 
     fn add_key(&mut self, key: &Key) -> Result<(), WireError> {
         let spread_by_hidden_key = placement::is_default(&self.table);
         if key.primary && !self.table.has_hidden_key() {
-            return Err(at(create_table::multiple_primary_keys(&self.table.name), key.position));
+            return Err(create_table::multiple_primary_keys(&self.table.name));
         }
         create_table::add_key(key, &mut self.table, &mut self.names)?;
         if key.primary {

@@ -275,7 +275,8 @@ pub(super) fn column(
 }
 
 /// The columns of a key, each once.
-fn key_columns(columns: &[Name], table: &Table, what: &str) -> Result<Vec<ColumnId>, WireError> {
+fn key_columns(key: &Key, table: &Table, what: &str) -> Result<Vec<ColumnId>, WireError> {
+    let columns = &key.columns;
     if columns.len() > MAX_INDEX_COLUMNS {
         let message = format!("cannot use more than {MAX_INDEX_COLUMNS} columns in an index");
         return Err(WireError::new(SqlState::TOO_MANY_COLUMNS, message));
@@ -284,11 +285,11 @@ fn key_columns(columns: &[Name], table: &Table, what: &str) -> Result<Vec<Column
     for name in columns {
         let column = table.column_named(&name.value).ok_or_else(|| {
             let message = format!("column \"{}\" named in key does not exist", name.value);
-            at(WireError::new(SqlState::UNDEFINED_COLUMN, message), name.position)
+            at(WireError::new(SqlState::UNDEFINED_COLUMN, message), key.position)
         })?;
         if ids.contains(&column.id) {
             let message = format!("column \"{}\" appears twice in {what} constraint", name.value);
-            return Err(at(WireError::new(SqlState::DUPLICATE_COLUMN, message), name.position));
+            return Err(at(WireError::new(SqlState::DUPLICATE_COLUMN, message), key.position));
         }
         ids.push(column.id);
     }
@@ -310,7 +311,7 @@ pub(super) fn has_constraint(table: &Table, name: &str) -> bool {
 /// Adds a primary key or unique constraint. The table must have no primary key yet.
 pub(super) fn add_key(key: &Key, table: &mut Table, names: &mut NewNames<'_>) -> Result<(), WireError> {
     let what = if key.primary { "primary key" } else { "unique" };
-    let columns = key_columns(&key.columns, table, what)?;
+    let columns = key_columns(key, table, what)?;
     let name = match &key.name {
         Some(name) => {
             if has_constraint(table, &name.value) {

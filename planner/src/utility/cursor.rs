@@ -77,6 +77,14 @@ impl<'a> Cursor<'a> {
         self.is_nth(0, word)
     }
 
+    /// Whether the nth token from here is a word that begins no query: an option in parentheses.
+    pub fn is_nth_option(&self, nth: usize) -> bool {
+        match &self.token(nth).token {
+            Token::Word(w) => w.quote_style.is_some() || !text::begins_statement(&w.value),
+            _ => false,
+        }
+    }
+
     /// Reads a word if it is next.
     pub fn accept(&mut self, word: &str) -> bool {
         let found = self.is(word);
@@ -235,7 +243,7 @@ impl<'a> Cursor<'a> {
     /// A string.
     pub fn string(&mut self) -> Result<String, WireError> {
         match &self.token(0).token {
-            Token::SingleQuotedString(value) => {
+            Token::EscapedStringLiteral(value) => {
                 let value = value.clone();
                 self.parser.advance_token();
                 Ok(value)
@@ -286,7 +294,7 @@ impl<'a> Cursor<'a> {
     /// A word, string or number: what settings and options take.
     pub fn value(&mut self) -> Result<String, WireError> {
         match &self.token(0).token {
-            Token::SingleQuotedString(_) => self.string(),
+            Token::EscapedStringLiteral(_) => self.string(),
             Token::Word(_) => Ok(self.label()?.value),
             _ => self.number(),
         }
@@ -328,7 +336,17 @@ impl<'a> Cursor<'a> {
         if !begins {
             return Err(self.error());
         }
-        let parsed = self.parser.parse_statement();
+        // The parser's own index is that of the token before the next one, or of the first.
+        let index = self.parser.get_current_index();
+        let start = if self.parser.token_at(index).span == self.span() { index } else { index + 1 };
+        text::check(self.text, |nth| {
+            Some(self.parser.token_at(start + nth)).filter(|token| token.token != Token::EOF)
+        })?;
+        let parsed = if self.is("table") {
+            self.parser.parse_query().map(|query| ast::Statement::Query(query))
+        } else {
+            self.parser.parse_statement()
+        };
         parsed.map(|root| self.tree(root)).map_err(|error| text::parse_error(self.text, error))
     }
 }

@@ -2,6 +2,7 @@
 //! text, and bound again where they are needed.
 
 use super::command::{ColumnConstraintKind, ColumnDefinition};
+use super::names::at;
 use crate::Context;
 use crate::bind::Binder;
 use crate::bind::scope::{Clause, Names, Scope};
@@ -63,7 +64,10 @@ impl Expressions<'_> {
         let mut binder = Binder::new(self.text, &[], self.context);
         let bound = binder.bind_default(&stored, column, ty)?;
         check_zones(&bound, &binder)?;
-        Scalars::default().of(&bound, &binder)?;
+        Scalars::default().of(&bound, &binder).map_err(|error| match expr {
+            Expr::Value(ValueWithSpan { value: _, span }) => at(error, self.text.position(*span)),
+            _ => error,
+        })?;
         Ok(Some(ColumnDefault::Expression(stored)))
     }
 
@@ -204,6 +208,10 @@ fn sequence_name(text: &str) -> Option<String> {
 }
 
 fn default_error(error: WireError) -> WireError {
+    if error.sqlstate == SqlState::DATATYPE_MISMATCH {
+        let message = error.message.replace("but expression is", "but default expression is");
+        return WireError { message, ..error };
+    }
     if error.sqlstate != SqlState::UNDEFINED_COLUMN {
         return error;
     }

@@ -1,7 +1,7 @@
 //! CREATE INDEX.
 
 use super::command::CreateIndex;
-use super::names::{self, NewNames, at, joined};
+use super::names::{self, NewNames, joined};
 use super::{notice, placement, schema};
 use crate::Context;
 use crate::plan::SchemaAction;
@@ -32,7 +32,7 @@ pub(super) fn create(create: &CreateIndex, context: &Context<'_>) -> Result<Sche
     for indexed in &create.columns {
         let column = table.column_named(&indexed.name.value).ok_or_else(|| {
             let message = format!("column \"{}\" does not exist", indexed.name.value);
-            at(WireError::new(SqlState::UNDEFINED_COLUMN, message), indexed.name.position)
+            WireError::new(SqlState::UNDEFINED_COLUMN, message)
         })?;
         columns.push(IndexColumn {
             column: column.id,

@@ -55,7 +55,7 @@ fn written(name: &Qualified) -> String {
 /// 42P01 as most commands word it.
 pub(super) fn undefined(name: &Qualified) -> WireError {
     let message = format!("relation \"{}\" does not exist", written(name));
-    at(WireError::new(SqlState::UNDEFINED_TABLE, message), name.position)
+    WireError::new(SqlState::UNDEFINED_TABLE, message)
 }
 
 fn system_catalog(name: &Qualified) -> WireError {

@@ -394,8 +394,7 @@ fn maintenance(
 fn explain(cursor: &mut Cursor<'_>) -> Result<Parsed, WireError> {
     cursor.expect("explain")?;
     let mut analyze = false;
-    let options = cursor.is_symbol(&Token::LParen)
-        && EXPLAIN_OPTIONS.iter().any(|(option, _)| cursor.is_nth(1, option));
+    let options = cursor.is_symbol(&Token::LParen) && cursor.is_nth_option(1);
     if options {
         cursor.list(|cursor| {
             let position = cursor.position();

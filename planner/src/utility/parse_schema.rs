@@ -290,9 +290,9 @@ fn constraint_attributes(cursor: &mut Cursor<'_>) -> Result<(), WireError> {
 }
 
 fn table_constraint(cursor: &mut Cursor<'_>) -> Result<Option<TableConstraint>, WireError> {
+    let position = cursor.position();
     let named = cursor.accept("constraint");
     let name = if named { Some(cursor.name()?) } else { None };
-    let position = cursor.position();
     let kind = if cursor.accept("check") {
         cursor.expect_symbol(&Token::LParen)?;
         let condition = cursor.expression()?;
@@ -363,8 +363,8 @@ fn column_definition(cursor: &mut Cursor<'_>) -> Result<ColumnDefinition, WireEr
             cursor.label()?;
             continue;
         }
-        let constraint = if cursor.accept("constraint") { Some(cursor.name()?) } else { None };
         let position = cursor.position();
+        let constraint = if cursor.accept("constraint") { Some(cursor.name()?) } else { None };
         let kind = if cursor.accept_all(&["not", "null"]) {
             ColumnConstraintKind::NotNull
         } else if cursor.accept("null") {
