@@ -1,5 +1,7 @@
 //! Aggregates in one step and in two, over no rows, some, and with DISTINCT. Expected values are PostgreSQL 15's.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use dialect::functions::{ResolvedAggregate, resolve_aggregate};
 use dialect::io::{self, OutputSettings};
 use dialect::types::{Type, Typed};

@@ -3,6 +3,8 @@
 //! A small reader turns each expression into SQL by the table's own resolution, as the planner does, and a SQLite
 //! connection runs it. PostgreSQL read the same text.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use dialect::functions::{Cast, CastContext, Emit, find_cast, resolve_function, resolve_operator, type_name};
 use dialect::io::{self, OutputSettings};
 use dialect::types::{Element, Type, Typed};
@@ -390,4 +392,36 @@ fn every_template_prepares() {
         let cast = find_cast(Typed::plain(from), Typed::plain(to), CastContext::Explicit).unwrap();
         prepare(&cast.sql(argument(from), ZONE)).unwrap();
     }
+}
+
+#[test]
+fn assignment_refuses_what_an_explicit_cast_cuts() {
+    let connection = connection();
+    let assigned = |sql: &str, from: Type, to: Type, modifier: i32| {
+        let to = Typed { ty: to, modifier };
+        let cast = find_cast(Typed::plain(from), to, CastContext::Assignment).expect("an assignment cast");
+        let sql = format!("SELECT {}", cast.sql(sql, ZONE));
+        connection.query_row(&sql, [], |row| row.get::<_, String>(0)).map_err(sqlite::error)
+    };
+    assert_eq!(assigned("'abc  '", Type::Text, Type::Varchar, 4 + 4).unwrap(), "abc ");
+    assert_eq!(assigned("'ab  '", Type::Text, Type::Bpchar, 3 + 4).unwrap(), "ab");
+    assert_eq!(assigned("12", Type::Int4, Type::Varchar, 2 + 4).unwrap(), "12");
+    let long = assigned("'abcd'", Type::Text, Type::Varchar, 3 + 4).unwrap_err();
+    assert_eq!(long.sqlstate, SqlState::STRING_DATA_RIGHT_TRUNCATION);
+    assert_eq!(long.message, "value too long for type character varying(3)");
+    let long = assigned("123", Type::Int4, Type::Bpchar, 2 + 4).unwrap_err();
+    assert_eq!(long.message, "value too long for type character(2)");
+    let find = |from, to, context| find_cast(Typed::plain(from), Typed::plain(to), context).is_some();
+    assert!(
+        !find(Type::Text, Type::Int4, CastContext::Assignment)
+            && find(Type::Text, Type::Int4, CastContext::Explicit)
+    );
+    assert!(
+        !find(Type::Int8, Type::Int4, CastContext::Implicit)
+            && find(Type::Int8, Type::Int4, CastContext::Assignment)
+    );
+    assert!(
+        !find(Type::Bool, Type::Int4, CastContext::Assignment)
+            && !find(Type::Uuid, Type::Int4, CastContext::Explicit)
+    );
 }

@@ -1,6 +1,8 @@
 //! The choice among overloads, compared with PostgreSQL's for every name and all types (`resolution/record.py`).
 
-use dialect::functions::{resolve_aggregate, resolve_function, resolve_operator, type_name};
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use dialect::functions::{common_type, resolve_aggregate, resolve_function, resolve_operator, type_name};
 use dialect::types::Type;
 use proto::WireError;
 use std::collections::{HashMap, HashSet};
@@ -110,4 +112,37 @@ fn overloads_are_chosen_as_postgresql_does() {
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
     assert_eq!(used, answers.len(), "each answer was looked at");
     assert_eq!(refused, REFUSING.iter().copied().collect());
+}
+
+#[test]
+fn what_shoal_lacks_is_refused_and_what_nobody_has_is_unknown() {
+    let refused = resolve_function("regexp_replace", &[Type::Text, Type::Text, Type::Text]).unwrap_err();
+    assert_eq!(refused.sqlstate.as_str(), "0A000");
+    let refused = resolve_aggregate("array_agg", &[Type::Text]).unwrap_err();
+    assert_eq!(refused.sqlstate.as_str(), "0A000");
+    let unknown = resolve_function("nosuch", &[Type::Int4, Type::Unknown]).unwrap_err();
+    assert_eq!(unknown.message, "function nosuch(integer, unknown) does not exist");
+    let unknown = resolve_operator("+", Some(Type::Int4), Type::Text).unwrap_err();
+    assert_eq!(unknown.message, "operator does not exist: integer + text");
+    let ambiguous = resolve_operator("+", Some(Type::Unknown), Type::Unknown).unwrap_err();
+    assert_eq!(ambiguous.message, "operator is not unique: unknown + unknown");
+    assert_eq!(
+        ambiguous.hint.as_deref(),
+        Some("Could not choose a best candidate operator. You might need to add explicit type casts.")
+    );
+}
+
+#[test]
+fn values_of_several_types_meet_in_one() {
+    let meet = |types: &[Type]| common_type("CASE", types);
+    assert_eq!(meet(&[Type::Int4, Type::Unknown]).unwrap(), Type::Int4);
+    assert_eq!(meet(&[Type::Unknown, Type::Unknown]).unwrap(), Type::Text);
+    assert_eq!(meet(&[Type::Int4, Type::Numeric, Type::Int8]).unwrap(), Type::Numeric);
+    assert_eq!(meet(&[Type::Int4, Type::Float8, Type::Numeric]).unwrap(), Type::Float8);
+    // Each casts to the other: the first stays.
+    assert_eq!(meet(&[Type::Varchar, Type::Text]).unwrap(), Type::Varchar);
+    assert_eq!(meet(&[Type::Date, Type::Timestamptz]).unwrap(), Type::Timestamptz);
+    let mixed = meet(&[Type::Int4, Type::Text]).unwrap_err();
+    assert_eq!(mixed.sqlstate.as_str(), "42804");
+    assert_eq!(mixed.message, "CASE types integer and text cannot be matched");
 }

@@ -1,5 +1,7 @@
 //! What clients see of SQLite's errors, each provoked on a real connection.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use dialect::sqlite::{error, error_on, register};
 use proto::error::Violation;
 use proto::{ColumnId, IndexId, SqlState, TableId, WireError};

@@ -1,7 +1,7 @@
 //! The one table of operators, functions, aggregates and casts.
 //!
 //! In comes what a query says (a name and the types of what it is given), out goes the entry that PostgreSQL's rules
-//! choose ([`resolve`]), the types that its arguments must be cast to, and the SQL that SQLite runs for it. Nothing
+//! choose (`resolve`), the types that its arguments must be cast to, and the SQL that SQLite runs for it. Nothing
 //! but what stands in this table ever reaches SQLite. The functions that the templates call are in
 //! `native`; `crate::sqlite` registers them. This module must never know a table, a column or a session:
 //! the time zone, where it matters, is the SQL expression that fills `{zone}`.
@@ -117,12 +117,12 @@ pub enum Emit {
     Refused,
 }
 
-/// Every function, for `pg_proc` and tests.
+/// Every function, for `pg_proc` and tests: those that Shoal refuses ([`Emit::Refused`]) included.
 pub fn functions() -> impl Iterator<Item = &'static Function> {
     [math::TABLE, strings::TABLE, moments::TABLE, system::TABLE, absent::FUNCTIONS].into_iter().flatten()
 }
 
-/// Every operator.
+/// Every operator, refused ones included.
 pub fn operators() -> impl Iterator<Item = &'static Function> {
     operators::TABLE.iter().copied().flatten().chain(absent::OPERATORS)
 }

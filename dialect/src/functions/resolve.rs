@@ -59,6 +59,9 @@ impl Resolved {
 /// 42883 and 42725 as PostgreSQL words them; 0A000 if what is meant is an overload that Shoal doesn't have.
 pub fn resolve_function(name: &str, types: &[Type]) -> Result<Resolved, WireError> {
     let candidates: Vec<_> = super::functions().filter(|f| f.name == name).collect();
+    if candidates.is_empty() && REFUSED.contains(&name) {
+        return Err(WireError::unsupported(format!("function {name}")));
+    }
     resolve(Call::Function(name), types, &candidates)
 }
 
@@ -74,6 +77,103 @@ pub fn resolve_operator(name: &str, left: Option<Type>, right: Type) -> Result<R
         super::operators().filter(|f| f.name == name && f.args.len() == types.len()).collect();
     resolve(Call::Operator(name), &types, &candidates)
 }
+
+/// Functions that PostgreSQL has and Shoal doesn't, whatever their arguments: those that users ask for. They are
+/// refused rather than unknown.
+const REFUSED: &[&str] = &[
+    "regexp_count",
+    "regexp_instr",
+    "regexp_like",
+    "regexp_match",
+    "regexp_matches",
+    "regexp_replace",
+    "regexp_split_to_array",
+    "regexp_split_to_table",
+    "regexp_substr",
+    "similar_to_escape",
+    "string_to_table",
+    "to_char",
+    "to_date",
+    "to_number",
+    "age",
+    "date_bin",
+    "justify_days",
+    "justify_hours",
+    "justify_interval",
+    "make_interval",
+    "make_time",
+    "make_timestamptz",
+    "width_bucket",
+    "setseed",
+    "acosd",
+    "asind",
+    "atand",
+    "atan2d",
+    "cosd",
+    "cotd",
+    "sind",
+    "tand",
+    "asinh",
+    "acosh",
+    "atanh",
+    "get_bit",
+    "set_bit",
+    "normalize",
+    "unistr",
+    "to_ascii",
+    "parse_ident",
+    "pg_typeof",
+    "num_nulls",
+    "num_nonnulls",
+    "unnest",
+    "generate_series",
+    "generate_subscripts",
+    "array_append",
+    "array_prepend",
+    "array_cat",
+    "array_position",
+    "array_positions",
+    "array_remove",
+    "array_replace",
+    "array_fill",
+    "array_dims",
+    "array_ndims",
+    "trim_array",
+    "to_json",
+    "to_jsonb",
+    "row_to_json",
+    "array_to_json",
+    "json_build_object",
+    "jsonb_build_object",
+    "json_build_array",
+    "jsonb_build_array",
+    "jsonb_set",
+    "jsonb_path_query",
+    "row_number",
+    "rank",
+    "dense_rank",
+    "percent_rank",
+    "cume_dist",
+    "ntile",
+    "lag",
+    "lead",
+    "first_value",
+    "last_value",
+    "nth_value",
+    "to_tsvector",
+    "to_tsquery",
+    "pg_sleep",
+    "txid_current",
+    "pg_current_xact_id",
+    "pg_advisory_lock",
+    "pg_advisory_xact_lock",
+    "pg_try_advisory_lock",
+    "pg_advisory_unlock",
+    "pg_notify",
+    "lo_import",
+    "lo_export",
+    "timeofday",
+];
 
 fn resolve(call: Call<'_>, types: &[Type], candidates: &[&'static Function]) -> Result<Resolved, WireError> {
     let Chosen { entry, args } = choose(call, types, candidates)?;
