@@ -147,7 +147,7 @@ fn golden_vectors() {
 
 #[test]
 fn damaged_storage_is_refused() {
-    let damaged: [&[u8]; 9] = [
+    let damaged: [&[u8]; 11] = [
         b"",
         b"\x80",
         b"\x93\x00\x00",
@@ -157,6 +157,8 @@ fn damaged_storage_is_refused() {
         b"\x93\xc9\x02\x00\x00",
         b"\x80\x40\x00",
         b"\xc3\x00\x01",
+        b"\x81\x80\x01\x02\x00\x00",
+        b"\xc2\xff\xff\x02\x00\x00",
     ];
     for bytes in damaged {
         assert_eq!(Numeric::decode(bytes).unwrap_err().sqlstate.as_str(), "XX001", "{bytes:x?}");

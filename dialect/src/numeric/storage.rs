@@ -21,7 +21,7 @@
 //! vectors hold them still.
 
 use super::integer::Integer;
-use super::{Decimal, MAX_SCALE, Numeric};
+use super::{Decimal, MAX_DIGITS_BEFORE, MAX_SCALE, Numeric};
 use proto::{SqlState, WireError};
 
 /// How many bytes at the end of the storage form are the display scale.
@@ -127,7 +127,12 @@ fn decode_key(key: &[u8], scale: u32) -> Option<Numeric> {
         tag @ (TINY | HUGE) => {
             let (bytes, digits) = rest.split_first_chunk::<2>()?;
             let stored = i32::from(u16::from_be_bytes(bytes.map(|byte| byte ^ flip)));
-            (if tag == TINY { stored - TINY_BIAS } else { stored + SMALL_MOST + 1 }, digits)
+            let e = if tag == TINY { stored - TINY_BIAS } else { stored + SMALL_MOST + 1 };
+            // One number has one form.
+            if (tag == TINY && e >= SMALL_LEAST) || e > MAX_DIGITS_BEFORE as i32 / 2 {
+                return None;
+            }
+            (e, digits)
         }
         _ => return None,
     };

@@ -1,7 +1,7 @@
 //! A numeric's text form.
 
 use super::integer::Integer;
-use super::{Decimal, Numeric, overflow};
+use super::{Decimal, MAX_DIGITS_BEFORE, MAX_SCALE, Numeric, overflow};
 use proto::{SqlState, WireError};
 
 /// As PostgreSQL bounds an exponent before it adds it up.
@@ -100,7 +100,22 @@ fn read(text: &[u8]) -> Option<Result<Numeric, WireError>> {
 }
 
 fn build(negative: bool, whole: &[u8], fraction: &[u8], exponent: i64) -> Result<Numeric, WireError> {
+    let significant = |digits: &[u8]| digits.iter().position(|&digit| digit != b'0');
+    let whole = &whole[significant(whole).unwrap_or(whole.len())..];
+    // How many digits stand before the point; `None` for zero.
+    let before = match (whole, significant(fraction)) {
+        ([], None) => None,
+        ([], Some(zeros)) => Some(exponent - zeros as i64),
+        _ => Some(exponent + whole.len() as i64),
+    };
     let scale = (fraction.len() as i64 - exponent).max(0);
+    // Decided before any digit is read: reading very many takes long.
+    if scale > i64::from(MAX_SCALE) || before.is_some_and(|before| before > i64::from(MAX_DIGITS_BEFORE)) {
+        return Err(overflow());
+    }
+    if before.is_none() {
+        return Ok(Numeric::Finite(Decimal::new(Integer::ZERO, scale as u32)));
+    }
     let unscaled = if fraction.is_empty() {
         Integer::from_digits(whole)
     } else if whole.len() + fraction.len() <= 38 {
@@ -111,15 +126,7 @@ fn build(negative: bool, whole: &[u8], fraction: &[u8], exponent: i64) -> Result
     } else {
         Integer::from_digits(&[whole, fraction].concat())
     };
-    // Digits that the exponent adds before the point; more than can stand there need no computing.
-    let zeros = (exponent - fraction.len() as i64).max(0);
-    if scale > i64::from(super::MAX_SCALE) {
-        return Err(overflow());
-    }
-    if zeros > i64::from(super::MAX_DIGITS_BEFORE) && !unscaled.is_zero() {
-        return Err(overflow());
-    }
-    let unscaled = unscaled.shift_up(if unscaled.is_zero() { 0 } else { zeros as u32 });
+    let unscaled = unscaled.shift_up((exponent - fraction.len() as i64).max(0) as u32);
     Decimal::new(if negative { unscaled.neg() } else { unscaled }, scale as u32).checked()
 }
 
