@@ -140,3 +140,22 @@ fn a_double_quoted_word_is_a_name() {
     assert!(connection.prepare("SELECT \"nope\"").is_err());
     assert!(connection.prepare("SELECT c1 FROM t4 WHERE c2 = \"nope\"").is_err());
 }
+
+#[test]
+fn a_registered_connection_can_do_what_shoal_needs() {
+    let connection = connection();
+    let values = (0..60_000).map(|i| format!("?{}", i + 1)).collect::<Vec<_>>().join(", ");
+    connection.prepare(&format!("SELECT 1 IN ({values})")).unwrap();
+    connection.prepare(&format!("SELECT {}", vec!["1"; 1_400].join(" + "))).unwrap();
+    // VACUUM attaches a database of its own.
+    connection.execute_batch("VACUUM").unwrap();
+}
+
+#[test]
+fn too_deep_an_expression_is_refused_and_ends_nothing() {
+    let connection = connection();
+    let refused = |sql: String| error(connection.prepare(&sql).map(drop).unwrap_err()).sqlstate;
+    assert_eq!(refused(format!("SELECT {}", vec!["1"; 5_000].join(" + "))), SqlState::STATEMENT_TOO_COMPLEX);
+    let nested = format!("SELECT {}1{}", "pg_int4(".repeat(5_000), ")".repeat(5_000));
+    assert_eq!(refused(nested), SqlState::STATEMENT_TOO_COMPLEX);
+}

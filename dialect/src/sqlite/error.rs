@@ -133,7 +133,10 @@ fn failure(code: ffi::Error, message: &str) -> WireError {
         _ if message == "integer overflow" => {
             WireError::new(SqlState::NUMERIC_VALUE_OUT_OF_RANGE, "bigint out of range")
         }
-        _ if message.starts_with("Expression tree is too large") || message == "parser stack overflow" => {
+        _ if message.starts_with("Expression tree is too large")
+            || message == "parser stack overflow"
+            || message == "Recursion limit" =>
+        {
             WireError::new(
                 SqlState::STATEMENT_TOO_COMPLEX,
                 "the statement's expressions are nested too deeply",
