@@ -56,7 +56,7 @@ pub(crate) struct Token {
 #[derive(Debug)]
 pub(crate) struct LexError {
     /// What is wrong.
-    pub error: WireError,
+    pub error: Box<WireError>,
     /// Where, in bytes.
     pub at: usize,
 }
@@ -109,7 +109,7 @@ impl<'a> Lexer<'a> {
     }
 
     fn fail(&self, message: impl Into<String>, at: usize) -> LexError {
-        LexError { error: WireError::new(SqlState::SYNTAX_ERROR, message), at }
+        LexError { error: Box::new(WireError::new(SqlState::SYNTAX_ERROR, message)), at }
     }
 
     /// As PostgreSQL words an error that the rest of the text shows: it quotes all of it.
@@ -140,7 +140,7 @@ impl<'a> Lexer<'a> {
                 {
                     let error = WireError::unsupported("a Unicode escape form U&")
                         .with_hint("Write the characters themselves, or use E'\\uXXXX' for a string.");
-                    return Err(LexError { error, at: start });
+                    return Err(LexError { error: Box::new(error), at: start });
                 } else {
                     self.at += 1;
                     while is_identifier_part(self.byte(self.at)) {
@@ -486,7 +486,7 @@ fn pieces(raw: &str, escapes: bool) -> Vec<(&str, usize)> {
 
 fn unescape(raw: &str) -> Result<String, LexError> {
     let fail = |sqlstate: SqlState, message: &str, at: usize| LexError {
-        error: WireError::new(sqlstate, message),
+        error: Box::new(WireError::new(sqlstate, message)),
         at,
     };
     let encoding = |at: usize| {
@@ -555,8 +555,10 @@ fn unescape(raw: &str) -> Result<String, LexError> {
                         .and_then(|hex| u32::from_str_radix(hex, 16).ok())
                     else {
                         return Err(LexError {
-                            error: WireError::new(escape, "invalid Unicode escape")
-                                .with_hint("Unicode escapes must be \\uXXXX or \\UXXXXXXXX."),
+                            error: Box::new(
+                                WireError::new(escape, "invalid Unicode escape")
+                                    .with_hint("Unicode escapes must be \\uXXXX or \\UXXXXXXXX."),
+                            ),
                             at: place,
                         });
                     };

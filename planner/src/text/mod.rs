@@ -110,13 +110,13 @@ pub enum Parsed {
 #[derive(Debug)]
 pub struct Tree<T> {
     /// `None` only while it is dropped.
-    root: Option<T>,
+    root: Option<Box<T>>,
     depth: u32,
 }
 
 impl<T> Tree<T> {
     pub(crate) fn new(root: T, depth: u32) -> Self {
-        Self { root: Some(root), depth }
+        Self { root: Some(Box::new(root)), depth }
     }
 
     /// How deep it can be: for [`with_stack`].
@@ -152,7 +152,7 @@ pub fn with_stack<R>(depth: u32, walk: impl FnOnce() -> R) -> R {
 /// Cuts a client's string into statements. Empty ones are left out; none at all is an empty query.
 pub fn split(sql: &str) -> Result<Vec<Text>, WireError> {
     let place = |LexError { error, at }: LexError| match error.position {
-        Some(_) => error,
+        Some(_) => *error,
         None => error.at(characters(&sql[..at.min(sql.len())]) + 1),
     };
     let mut texts = Vec::with_capacity(1);
@@ -190,7 +190,7 @@ pub(crate) fn quoted(name: &str) -> Cow<'_, str> {
 pub(crate) fn rename_identifier(expression: &str, from: &str, to: &str) -> Result<String, WireError> {
     let mut tokens = Vec::new();
     let mut lexer = Lexer::new(expression, 0);
-    while let Some(token) = lexer.next().map_err(|e| e.error)? {
+    while let Some(token) = lexer.next().map_err(|e| *e.error)? {
         tokens.push(token);
     }
     let mut renamed = String::with_capacity(expression.len());
@@ -287,7 +287,7 @@ impl<'a> Scan<'a> {
     fn too_complex(&self, what: &str, token: Token) -> LexError {
         let error = WireError::new(SqlState::STATEMENT_TOO_COMPLEX, what)
             .with_hint("Use fewer or shallower expressions, for example = ANY ($1) instead of many ORs.");
-        LexError { error, at: token.start }
+        LexError { error: Box::new(error), at: token.start }
     }
 
     #[inline]

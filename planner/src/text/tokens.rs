@@ -28,7 +28,7 @@ pub(crate) fn begins_statement(word: &str) -> bool {
 pub(super) fn tokens(text: &Text) -> Result<Vec<TokenWithSpan>, WireError> {
     let mut lexer = Lexer::new(&text.source, 0);
     let mut tokens = Vec::with_capacity(text.key.len() / 4);
-    while let Some(token) = lexer.next().map_err(|e| e.error)? {
+    while let Some(token) = lexer.next().map_err(|e| *e.error)? {
         let raw = &text.source[token.start..token.end];
         let place = |at: usize| Location::new(1, at as u64 + 1);
         let span = Span::new(place(token.start), place(token.end));

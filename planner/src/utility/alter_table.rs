@@ -241,14 +241,14 @@ impl Alteration<'_> {
                 .push(notice(SqlState::SUCCESSFUL_COMPLETION, format!("{}, skipping", error.message)));
             return Ok(());
         };
-        if let Placement::Sharded { keyspace: _, key } = &self.table.placement {
-            if key.contains(&id) {
-                let message = format!(
-                    "cannot drop column \"{name}\" because it is part of the partition key of relation \"{}\"",
-                    self.table.name
-                );
-                return Err(WireError::new(SqlState::INVALID_TABLE_DEFINITION, message));
-            }
+        if let Placement::Sharded { keyspace: _, key } = &self.table.placement
+            && key.contains(&id)
+        {
+            let message = format!(
+                "cannot drop column \"{name}\" because it is part of the partition key of relation \"{}\"",
+                self.table.name
+            );
+            return Err(WireError::new(SqlState::INVALID_TABLE_DEFINITION, message));
         }
         if self.table.primary_key.contains(&id) {
             return Err(WireError::unsupported("dropping a column of the primary key")

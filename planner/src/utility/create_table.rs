@@ -111,13 +111,13 @@ pub(super) fn plan(create: &CreateTable, expressions: Expressions<'_>) -> Result
     }
     let wish = placement::wish(&create.parameters)?;
     let placed = placement::place(context, &table, create.partition.as_ref(), &wish, &mut notices)?;
-    if let Placement::Sharded { keyspace: KeyspaceNumber(0), key: _ } = &placed {
-        if context.topology.keyspace_named(&table.name).is_some() {
-            let message = format!("keyspace \"{}\" already exists", table.name);
-            return Err(WireError::new(SqlState::DUPLICATE_OBJECT, message).with_hint(
-                "A table with PARTITION BY RANGE has a keyspace of its own name. Name it otherwise.",
-            ));
-        }
+    if let Placement::Sharded { keyspace: KeyspaceNumber(0), key: _ } = &placed
+        && context.topology.keyspace_named(&table.name).is_some()
+    {
+        let message = format!("keyspace \"{}\" already exists", table.name);
+        return Err(WireError::new(SqlState::DUPLICATE_OBJECT, message).with_hint(
+            "A table with PARTITION BY RANGE has a keyspace of its own name. Name it otherwise.",
+        ));
     }
     table.placement = placed;
     Ok(action(vec![SchemaChange::CreateTable { table, sequences }], notices))

@@ -343,7 +343,7 @@ impl<'a> Cursor<'a> {
             Some(self.parser.token_at(start + nth)).filter(|token| token.token != Token::EOF)
         })?;
         let parsed = if self.is("table") {
-            self.parser.parse_query().map(|query| ast::Statement::Query(query))
+            self.parser.parse_query().map(ast::Statement::Query)
         } else {
             self.parser.parse_statement()
         };

@@ -644,10 +644,11 @@ fn rename_part(cursor: &mut Cursor<'_>) -> Result<AlterAction, WireError> {
 
 fn alter_action(cursor: &mut Cursor<'_>) -> Result<AlterAction, WireError> {
     if cursor.accept("add") {
-        if !cursor.is("column") && !cursor.is("if") {
-            if let Some(constraint) = table_constraint(cursor)? {
-                return Ok(AlterAction::AddConstraint(constraint));
-            }
+        if !cursor.is("column")
+            && !cursor.is("if")
+            && let Some(constraint) = table_constraint(cursor)?
+        {
+            return Ok(AlterAction::AddConstraint(constraint));
         }
         cursor.accept("column");
         let if_not_exists = cursor.accept_all(&["if", "not", "exists"]);

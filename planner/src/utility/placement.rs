@@ -77,13 +77,13 @@ pub(super) fn wish(parameters: &[StorageParameter]) -> Result<Wish<'_>, WireErro
         *slot =
             Some(value.ok_or_else(|| invalid(format!("parameter \"{}\" needs a value", parameter.name)))?);
     }
-    if let Some(placement) = wish.placement {
-        if !["reference", "single"].contains(&placement) {
-            return Err(invalid(format!("invalid value for parameter \"placement\": \"{placement}\""))
-                .with_hint(
-                    "It is 'reference' or 'single'. PARTITION BY HASH or RANGE spreads rows over shards.",
-                ));
-        }
+    if let Some(placement) = wish.placement
+        && !["reference", "single"].contains(&placement)
+    {
+        return Err(invalid(format!("invalid value for parameter \"placement\": \"{placement}\""))
+            .with_hint(
+                "It is 'reference' or 'single'. PARTITION BY HASH or RANGE spreads rows over shards.",
+            ));
     }
     Ok(wish)
 }
@@ -252,10 +252,10 @@ pub(super) fn unenforceable(table: &Table, placement: &Placement) -> Option<Lack
         let columns: Vec<_> = columns.collect();
         key.iter().copied().find(|column| !columns.contains(column))
     };
-    if !table.has_hidden_key() {
-        if let Some(column) = lacks(&mut table.primary_key.iter().copied()) {
-            return Some(Lacking { index: None, primary_key: table.primary_key_name.clone(), column });
-        }
+    if !table.has_hidden_key()
+        && let Some(column) = lacks(&mut table.primary_key.iter().copied())
+    {
+        return Some(Lacking { index: None, primary_key: table.primary_key_name.clone(), column });
     }
     table.indexes.iter().filter(|index| index.unique).find_map(|index| {
         let column = lacks(&mut index.columns.iter().map(|c| c.column))?;
