@@ -25,7 +25,7 @@ use proto::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Whoever makes a keyspace or touches a reference table holds this: each must see all of the others.
+/// Whoever makes or drops a keyspace or touches a reference table holds this: each must see all of the others.
 const REFERENCES: u32 = 0;
 
 /// What became of a request.
@@ -285,8 +285,12 @@ impl Admitting<'_> {
             }
             tables.push(table);
         }
+        let rows = self.store.keyspaces()?;
+        let gone: Vec<_> =
+            rows.iter().filter(|row| row.owner.is_some_and(|owner| ids.contains(&owner))).collect();
         let reference = tables.iter().any(|table| table.placement == Placement::Reference);
-        let objects: Vec<_> = ids.iter().map(|id| id.0).chain(reference.then_some(REFERENCES)).collect();
+        let spread = (reference || !gone.is_empty()).then_some(REFERENCES);
+        let objects: Vec<_> = ids.iter().map(|id| id.0).chain(spread).collect();
         if self.store.is_held(&objects, &[])? {
             return Ok(Admission::Wait);
         }
@@ -296,19 +300,12 @@ impl Admitting<'_> {
                 self.check_unused(sequence.id, &what, &ids)?;
             }
         }
-        let owned: Vec<_> = self
-            .store
-            .keyspaces()?
-            .into_iter()
-            .filter(|row| row.owner.is_some_and(|owner| ids.contains(&owner)))
-            .map(|row| row.keyspace.number)
-            .collect();
+        // The shards of a keyspace that goes with its table go whole.
+        let gone: BTreeSet<_> = gone.iter().flat_map(|row| &row.keyspace.shards).collect();
         let mut entries: BTreeMap<ShardId, Entry> = BTreeMap::new();
         for table in &tables {
-            if keyspace::of(&table.placement).is_some_and(|keyspace| owned.contains(&keyspace)) {
-                continue;
-            }
-            for shard in keyspace::shards_of(self.store, &table.placement)? {
+            let shards = keyspace::shards_of(self.store, &table.placement)?;
+            for shard in shards.into_iter().filter(|shard| !gone.contains(shard)) {
                 entries.entry(shard).or_default().statements.extend(physical::drop(table.id));
             }
         }

@@ -232,6 +232,23 @@ async fn a_range_table_brings_its_keyspace() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tables_of_all_kinds_go_at_once() {
+    let cluster = Cluster::start(1, 2).await;
+    cluster.change(create(table("r", Placement::Reference))).await.unwrap();
+    cluster.change(create(table("g", ranged()))).await.unwrap();
+    cluster.change(create(table("t", hashed()))).await.unwrap();
+    let state = cluster.state().await;
+    let ids: Vec<_> = state.catalog.tables().map(|table| table.id).collect();
+    cluster.change(SchemaChange::DropTables(ids)).await.unwrap();
+    let state = cluster.state().await;
+    assert_eq!((state.catalog.tables().count(), state.topology.keyspaces.len()), (0, 2));
+    for shard in state.topology.shards.keys() {
+        let left = cluster.run(*shard, "SELECT name FROM sqlite_schema WHERE name GLOB 't[0-9]*'").await;
+        assert_eq!(left.unwrap(), Vec::<Vec<Value>>::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reference_tables_are_on_every_shard_there_will_be() {
     let cluster = Cluster::start(1, 2).await;
     cluster.change(create(table("r", Placement::Reference))).await.unwrap();
