@@ -332,7 +332,10 @@ impl Bench {
         };
         Self {
             fake,
-            executor: Executor::new(Config::default(), cluster),
+            executor: Executor::new(
+                Config { retry_timeout: Duration::from_millis(50), ..Config::default() },
+                cluster,
+            ),
             interrupt: Arc::default(),
             parameters: Vec::new(),
             timeout: Duration::from_secs(30),

@@ -94,6 +94,16 @@ impl Executor {
         stream::iter(reads).buffered(self.config.shards_at_once).try_collect().await
     }
 
+    /// How long the outcome of a write is waited for: the statement's time, or until it is cancelled, and then for as
+    /// long again as it takes a group to find a leader. A shard that works answers sooner.
+    async fn patience(&self, run: &Statement<'_>) {
+        tokio::select! {
+            _ = run.interrupt.wait() => {}
+            () = tokio::time::sleep_until(run.deadline.into()) => {}
+        }
+        tokio::time::sleep(self.config.retry_timeout).await;
+    }
+
     /// A shard refused a write because the cluster has changed since it was planned. Brings the write up to date, if
     /// all that it depends on is as it was: its table, and its shard, whose range never changes.
     async fn restamp(
@@ -159,10 +169,17 @@ impl Executor {
                 timeout: asked.write_timeout(unknown),
             };
             let error = match asked.service()? {
-                Some(service) => match service.execute(request).await {
-                    Ok(response) => return Ok(response),
-                    Err(error) => error,
-                },
+                Some(service) => {
+                    let answer = tokio::select! {
+                        biased;
+                        answer = service.execute(request) => answer,
+                        () = self.patience(run) => return Err(outcome_unknown(no_answer())),
+                    };
+                    match answer {
+                        Ok(response) => return Ok(response),
+                        Err(error) => error,
+                    }
+                }
                 None => no_leader(),
             };
             unknown |= error.retry == Retry::Unknown;
@@ -186,6 +203,10 @@ pub fn pick(places: &[planner::plan::ScalarId], scalars: &[Value]) -> Result<Vec
 fn no_leader() -> WireError {
     let message = "the shard has no leader that this router can reach";
     WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(Retry::Later)
+}
+
+fn no_answer() -> WireError {
+    WireError::internal("the shard did not answer").with_retry(Retry::Unknown)
 }
 
 fn outcome_unknown(error: WireError) -> WireError {

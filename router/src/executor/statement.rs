@@ -52,6 +52,7 @@ pub async fn attend<T>(
         biased;
         result = work => result,
         reason = interrupt.wait() => Err(reason.error()),
-        () = tokio::time::sleep_until(deadline.into()) => Err(Reason::Timeout.error()),
+        // Made when it's first looked at.
+        () = async { tokio::time::sleep_until(deadline.into()).await } => Err(Reason::Timeout.error()),
     }
 }

@@ -186,6 +186,20 @@ async fn an_outcome_that_cannot_be_learned_is_08007() {
 }
 
 #[tokio::test]
+async fn a_shard_that_never_answers_is_not_waited_for_for_ever() {
+    let bench = Bench::new(1).await;
+    bench.fake.faults.lock().push_back(Fault::Hang);
+    let (scalars, insert) = insert_rows(1);
+    let write = run_insert(&bench, scalars, insert);
+    let lose = async {
+        tokio::task::yield_now().await;
+        bench.interrupt.raise(Reason::Lost);
+    };
+    let (written, ()) = tokio::join!(write, lose);
+    assert_eq!(written.unwrap_err().sqlstate.as_str(), "08007");
+}
+
+#[tokio::test]
 async fn a_newer_catalog_is_taken_in_by_inserts_and_returned_by_reads() {
     let bench = Bench::new(2).await;
     let (scalars, insert) = insert_rows(10);

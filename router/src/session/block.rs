@@ -121,7 +121,7 @@ impl Block {
         if self.status == Status::Failed {
             return None;
         }
-        self.written.take().map(|_| stays("The statements before the one that failed"))
+        self.written.take().map(|_| stays("the statements before the one that failed"))
     }
 
     /// COMMIT or ROLLBACK: whether it committed, and the warning of what stays though it should not.
@@ -129,7 +129,7 @@ impl Block {
         let committed = commit && self.status != Status::Failed;
         let written = self.written.is_some();
         *self = Self::default();
-        (committed, (!committed && written).then(|| stays("The statements of this transaction")))
+        (committed, (!committed && written).then(|| stays("this transaction")))
     }
 
     /// The end of a string or pipeline: outside a block, what it wrote is done.
@@ -141,7 +141,7 @@ impl Block {
 }
 
 fn stays(what: &str) -> Notice {
-    let mut notice = warning(SqlState::WARNING, format!("{what} that wrote are not undone"));
+    let mut notice = warning(SqlState::WARNING, format!("what {what} wrote is not undone"));
     notice.hint = Some("Shoal commits each statement as it runs until it has transactions.".to_owned());
     notice
 }

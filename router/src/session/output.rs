@@ -59,7 +59,7 @@ impl<W: AsyncWrite + Unpin> Output<W> {
                 Reason::Lost.error()
             }),
             reason = interrupt.wait() => Err(reason.error()),
-            () = tokio::time::sleep_until(deadline.into()) => Err(Reason::Timeout.error()),
+            () = async { tokio::time::sleep_until(deadline.into()).await } => Err(Reason::Timeout.error()),
         }
     }
 }

@@ -256,7 +256,8 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 let rows = executor.query(&run, query, &scalars).await?;
                 return Ok(Started::CopyOut(Box::new(rows), plan.clone(), deadline));
             }
-            Action::CopyIn(_) => Started::CopyIn(Box::new(executor.copy_begin(&run).await?)),
+            // It hasn't written yet: what its end has to say of that, `end_copy` says.
+            Action::CopyIn(_) => return Ok(Started::CopyIn(Box::new(executor.copy_begin(&run).await?))),
             Action::Insert(insert) => {
                 let scalars = executor.scalars(plan, &run).await?;
                 let written = Box::pin(executor.insert(&run, insert, &scalars)).await?;

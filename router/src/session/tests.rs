@@ -297,6 +297,18 @@ async fn queries_over_both_protocols() {
 }
 
 #[tokio::test]
+async fn the_catalog_can_be_asked() {
+    let server = Server::start(Config::default()).await;
+    let client = server.client().await;
+    let tables =
+        "SELECT relname FROM pg_catalog.pg_class WHERE relkind = 'r' AND relnamespace = 2200 ORDER BY 1";
+    assert_eq!(rows(&client, tables).await.unwrap(), [[Some("r".to_owned())], [Some("t".to_owned())]]);
+    let setting = "SELECT setting FROM pg_settings WHERE name = 'application_name'";
+    client.batch_execute("SET application_name = 'x'").await.unwrap();
+    assert_eq!(rows(&client, setting).await.unwrap(), [[Some("x".to_owned())]]);
+}
+
+#[tokio::test]
 async fn explain_shows_the_shards() {
     let server = Server::start(Config::default()).await;
     let client = server.client().await;
