@@ -376,6 +376,11 @@ impl<'a> Binder<'a> {
         if let Some(table) = self.context.catalog.table_named(bare) {
             return Ok(table);
         }
+        if let [ast::ObjectNamePart::Identifier(ident)] = name.0.as_slice()
+            && let Some(misplaced) = super::misplaced_keyword(ident)
+        {
+            return Err(place(misplaced));
+        }
         let shown = schema.map_or_else(|| bare.to_owned(), |schema| format!("{schema}.{bare}"));
         Err(place(match self.context.catalog.resolve(bare) {
             Some(proto::catalog::Relation::Index(..)) => {

@@ -179,8 +179,9 @@ impl<'a> Binder<'a> {
                     let mut to = Vec::with_capacity(query.columns.len());
                     let mut fillers: Vec<Option<usize>> = vec![None; table.columns.len()];
                     for (i, (place, ty)) in targets.iter().take(query.columns.len()).enumerate() {
-                        self.may_assign(table, *place)?;
-                        fillers[*place] = Some(i);
+                        if self.may_assign(table, *place)? {
+                            fillers[*place] = Some(i);
+                        }
                         to.push((*ty, table.columns[*place].name.as_str()));
                     }
                     query = self.assigned(query, &to)?;
@@ -239,8 +240,14 @@ impl<'a> Binder<'a> {
         Ok(())
     }
 
-    fn may_assign(&self, table: &Table, place: usize) -> Result<(), WireError> {
+    /// Whether a column takes the value that it's given (OVERRIDING USER VALUE: an identity column gets its own).
+    fn may_assign(&self, table: &Table, place: usize) -> Result<bool, WireError> {
         let column = &table.columns[place];
+        if let Some(ColumnDefault::Sequence { id: _, identity_always: Some(_) }) = column.default
+            && let Some(system) = self.overriding()
+        {
+            return Ok(system);
+        }
         if let Some(ColumnDefault::Sequence { id: _, identity_always: Some(true) }) = column.default {
             let message = format!("cannot insert a non-DEFAULT value into column \"{}\"", column.name);
             return Err(error(SqlState::GENERATED_ALWAYS, message)
@@ -250,7 +257,7 @@ impl<'a> Binder<'a> {
                 ))
                 .with_hint("Use OVERRIDING SYSTEM VALUE to override."));
         }
-        Ok(())
+        Ok(true)
     }
 
     fn insert_row(
@@ -278,7 +285,9 @@ impl<'a> Binder<'a> {
         row.resize_with(table.columns.len(), || None);
         for ((place, ty), value) in targets.iter().zip(values) {
             let Given::Expr(value) = given(value) else { continue };
-            self.may_assign(table, *place)?;
+            if !self.may_assign(table, *place)? {
+                continue;
+            }
             let bound = self.expr(value, &scope)?;
             if bound.has_query() {
                 return Err(WireError::unsupported("a subquery in VALUES").with_hint("Use INSERT .. SELECT."));

@@ -20,6 +20,7 @@ pub(crate) mod types;
 pub(crate) mod walk;
 
 use crate::Context;
+use crate::text::keywords::{Category, category};
 use crate::text::{LiteralKind, Text, split};
 use dialect::Type;
 use proto::{SqlState, WireError};
@@ -62,6 +63,13 @@ pub(crate) fn syntax(message: impl Into<String>) -> WireError {
     WireError::new(SqlState::SYNTAX_ERROR, message)
 }
 
+/// 42601 for an unquoted reserved word that sqlparser took for a name.
+pub(crate) fn misplaced_keyword(ident: &ast::Ident) -> Option<WireError> {
+    let ast::Ident { value, quote_style, span: _ } = ident;
+    let reserved = quote_style.is_none() && category(value) == Category::Reserved;
+    reserved.then(|| syntax(format!("syntax error at or near \"{value}\"")))
+}
+
 impl<'a> Binder<'a> {
     pub(crate) fn new(text: &'a Text, declared: &[Option<Type>], context: &'a Context<'a>) -> Self {
         Binder {
@@ -84,6 +92,11 @@ impl<'a> Binder<'a> {
             Some(position) if self.inner.is_none() && error.position.is_none() => error.at(position),
             _ => error,
         }
+    }
+
+    /// OVERRIDING SYSTEM VALUE (`true`) or USER VALUE.
+    pub(crate) fn overriding(&self) -> Option<bool> {
+        self.text.overriding()
     }
 
     pub(crate) fn new_relation(&mut self) -> RelId {

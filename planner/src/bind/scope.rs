@@ -174,6 +174,9 @@ impl<'a> Binder<'a> {
         match self.find_column(name, scope) {
             Ok(Some(column)) => Ok(column.expr()),
             Ok(None) => {
+                if let Some(misplaced) = super::misplaced_keyword(ident) {
+                    return Err(self.at(misplaced, *span));
+                }
                 let mut missing =
                     error(SqlState::UNDEFINED_COLUMN, format!("column \"{name}\" does not exist"));
                 if let Some(hint) = self.similar(name, scope) {

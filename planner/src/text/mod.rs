@@ -15,7 +15,7 @@
 //! Nothing here knows a catalog, a type, or what a statement does.
 
 mod dialect;
-mod keywords;
+pub(crate) mod keywords;
 mod lexer;
 mod mend;
 mod tokens;
@@ -409,6 +409,18 @@ impl Text {
 
     fn position_of_byte(&self, at: usize) -> Option<u32> {
         Some(self.base + characters(self.source.get(..at)?) + 1)
+    }
+
+    /// Whether an INSERT says OVERRIDING SYSTEM VALUE (`true`) or USER VALUE, which its tree doesn't tell.
+    pub fn overriding(&self) -> Option<bool> {
+        let says = |what: &[u8]| self.key.windows(what.len()).any(|part| part == what);
+        if !self.key.starts_with(b"\x01insert") && !self.key.starts_with(b"\x01with") {
+            return None;
+        }
+        if says(b"\x01overriding\x01system\x01value") {
+            return Some(true);
+        }
+        says(b"\x01overriding\x01user\x01value").then_some(false)
     }
 
     /// How deep the statement's tree can be: for [`with_stack`].

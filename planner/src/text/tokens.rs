@@ -67,6 +67,9 @@ pub(super) fn tokens(text: &Text) -> Result<Vec<TokenWithSpan>, WireError> {
         tokens.push(TokenWithSpan::new(kind, span));
     }
     mend::mend(&mut tokens);
+    if text.overriding().is_some() {
+        mend::drop_overriding(&mut tokens);
+    }
     Ok(tokens)
 }
 

@@ -1,4 +1,8 @@
+#![allow(dead_code, clippy::unwrap_used, reason = "each test uses a part, and may panic")]
+
 //! A catalog and topology made by the planner's own DDL, as the coordinator would.
+
+pub mod executor;
 
 use planner::plan::{Action, SchemaAction};
 use planner::text::split;
@@ -12,6 +16,7 @@ use proto::{
 };
 use std::sync::Arc;
 
+#[derive(Clone)]
 /// A cluster that has nothing but a catalog and a topology.
 pub struct World {
     pub catalog: Catalog,
@@ -73,7 +78,8 @@ impl World {
         self.next - 1
     }
 
-    fn apply(&mut self, change: SchemaChange) {
+    /// What the coordinator does with a change.
+    pub fn apply(&mut self, change: SchemaChange) {
         match change {
             SchemaChange::CreateTable { mut table, sequences } => {
                 table.id = TableId(self.id());
@@ -117,6 +123,13 @@ impl World {
                 sequence.id = SequenceId(self.id());
                 self.sequences.push(Arc::new(sequence));
             }
+            SchemaChange::DropTables(ids) => {
+                self.tables.retain(|table| !ids.contains(&table.id));
+                let gone = |s: &Sequence| s.owner.is_some_and(|(table, _)| ids.contains(&table));
+                self.sequences.retain(|s| !gone(s));
+            }
+            SchemaChange::DropSequences(ids) => self.sequences.retain(|s| !ids.contains(&s.id)),
+            SchemaChange::Truncate { .. } => {}
             other => panic!("the tests' catalog doesn't do {other:?}"),
         }
         self.catalog = Catalog::new(SchemaVersion(1), self.tables.clone(), self.sequences.clone());
