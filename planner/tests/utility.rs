@@ -315,3 +315,23 @@ fn scripts() {
         }
     }
 }
+
+/// psql's query for a table's indexes, as far as Shoal has it.
+#[test]
+fn definitions_are_lookups() {
+    let mut cluster = Cluster::new();
+    cluster.run("CREATE TABLE t (id int PRIMARY KEY)", &mut String::new());
+    let catalog = cluster.catalog();
+    let settings = Settings::default();
+    let context = Context { catalog: &catalog, topology: &cluster.topology, settings: &settings };
+    for sql in [
+        "SELECT pg_catalog.pg_get_indexdef(i.indexrelid, 0, true) FROM pg_catalog.pg_index i",
+        "SELECT pg_get_indexdef(indexrelid) FROM pg_index",
+        "SELECT pg_catalog.pg_get_constraintdef(r.oid, true) FROM pg_catalog.pg_constraint r WHERE r.contype = 'c'",
+    ] {
+        let text = &split(sql).unwrap()[0];
+        let planned = planner::plan(text, &[], &context).unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        let Action::Query(query) = &planned.plan.action else { panic!("{sql}") };
+        assert!(format!("{query:?}").contains("shoal_definition"), "{sql}: {query:?}");
+    }
+}

@@ -144,6 +144,9 @@ impl<'a> Binder<'a> {
                 _ => {}
             }
         }
+        if let Some(lookup) = super::definition::lookup(written, &list.args)? {
+            return self.expr(&lookup, scope);
+        }
         let args = list.args.iter().map(|arg| self.expr(arg, scope)).collect::<Result<Vec<_>, _>>()?;
         self.function(written, args).map_err(|error| place(self, error))
     }

@@ -7,6 +7,7 @@
 pub(crate) mod call;
 pub(crate) mod coerce;
 pub(crate) mod copy;
+mod definition;
 pub(crate) mod expression;
 pub(crate) mod from;
 pub(crate) mod grouping;

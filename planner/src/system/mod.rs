@@ -6,8 +6,8 @@
 //! defaults) gets one that is made from its table's and can't meet another.
 //!
 //! `pg_catalog.shoal_definition` isn't PostgreSQL's: it holds what `pg_get_indexdef(oid, attnum)` and
-//! `pg_get_constraintdef(oid)` answer (attnum 0 for the whole; `pretty` is the form of their pretty argument), so
-//! that the binder can read those as lookups. `pg_attrdef.adbin` and `pg_constraint.conbin` are the expressions' text
+//! `pg_get_constraintdef(oid)` answer (attnum 0 for the whole; `shoal_pretty` is the form of their pretty
+//! argument): the binder reads those as lookups. `pg_attrdef.adbin` and `pg_constraint.conbin` are the expressions' text
 //! already, which is what `pg_get_expr` makes of them. `shoal_keyspace` and `shoal_shard` show the topology.
 
 mod definitions;

@@ -350,10 +350,11 @@ fn constraints(sources: &Sources<'_>) -> Vec<Row> {
 fn definition_rows(sources: &Sources<'_>) -> Vec<Row> {
     let row = |id: u32, number: i64, definition: String, pretty: String| {
         Row::zero(by_name("shoal_definition"))
-            .set("oid", id)
-            .set("attnum", number)
-            .set("definition", definition)
-            .set("pretty", pretty)
+            .set("shoal_oid", id)
+            .set("shoal_attnum", number)
+            .set("shoal_whole", number == 0)
+            .set("shoal_definition", definition)
+            .set("shoal_pretty", pretty)
     };
     let mut rows = Vec::new();
     for (id, table) in tables(sources) {

@@ -1036,7 +1036,13 @@ pub(super) static RELATIONS: &[Relation] = &[
         key: "shoal_definition",
         oid: 9999,
         view: true,
-        columns: &[("oid", Oid), ("attnum", Int4), ("definition", Text), ("pretty", Text)],
+        columns: &[
+            ("shoal_oid", Oid),
+            ("shoal_attnum", Int4),
+            ("shoal_whole", Bool),
+            ("shoal_definition", Text),
+            ("shoal_pretty", Text),
+        ],
     },
     // Shoal's own: where things are.
     Relation {

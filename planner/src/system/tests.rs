@@ -134,7 +134,7 @@ fn what_psql_reads_of_a_table() {
         select("pg_catalog", "pg_attrdef", &["adnum", "adbin"]),
         ["1|nextval('t_id_seq'::regclass)", "2|'x'::text"]
     );
-    let definitions = select("pg_catalog", "shoal_definition", &["attnum", "pretty"]);
+    let definitions = select("pg_catalog", "shoal_definition", &["shoal_attnum", "shoal_pretty"]);
     assert_eq!(
         definitions,
         [
