@@ -39,10 +39,15 @@ fn row_batches(c: &mut Criterion) {
 
 fn keyspace_ids(c: &mut Criterion) {
     let mut group = c.benchmark_group("keyspace id");
-    group.bench_function("hash of an integer", |b| b.iter(|| KeyspaceId::hash([ValueRef::Int(black_box(4711))])));
+    group.bench_function("hash of an integer", |b| {
+        b.iter(|| KeyspaceId::hash([ValueRef::Int(black_box(4711))]))
+    });
     let text = "a-customer-key-of-thirty-two-byt";
-    group.bench_function("hash of a text", |b| b.iter(|| KeyspaceId::hash([ValueRef::Text(black_box(text))])));
-    group.bench_function("range of an integer", |b| b.iter(|| KeyspaceId::range([ValueRef::Int(black_box(4711))])));
+    group
+        .bench_function("hash of a text", |b| b.iter(|| KeyspaceId::hash([ValueRef::Text(black_box(text))])));
+    group.bench_function("range of an integer", |b| {
+        b.iter(|| KeyspaceId::range([ValueRef::Int(black_box(4711))]))
+    });
     group.finish();
 }
 

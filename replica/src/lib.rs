@@ -29,7 +29,7 @@ mod host;
 mod log;
 mod readers;
 mod replica;
-mod session;
+pub mod session;
 mod snapshot;
 mod write;
 

@@ -72,14 +72,14 @@ pub(crate) const OWN_PREFIX: &str = "replica_";
 
 /// A capture of the changes that a connection makes to the tables of its main database, from its making until
 /// [`Session::changeset`]. The replica's own tables are left out.
-pub(crate) struct Session<'c> {
+pub struct Session<'c> {
     raw: *mut RawSession,
     connection: PhantomData<&'c Connection>,
 }
 
 /// What a changeset does to one table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct TableChanges {
+pub struct TableChanges {
     /// The table.
     pub table: String,
     /// For each column, whether it belongs to the primary key.
@@ -90,7 +90,7 @@ pub(crate) struct TableChanges {
 
 /// Why a changeset was not applied.
 #[derive(Debug)]
-pub(crate) enum ApplyError {
+pub enum ApplyError {
     /// SQLite failed.
     Sqlite(rusqlite::Error),
     /// A row wasn't as the changeset has it. Nothing says what of the changeset was applied: roll back.
@@ -174,7 +174,7 @@ impl Drop for Session<'_> {
 }
 
 /// What a changeset does, table by table.
-pub(crate) fn inspect(changeset: &[u8]) -> rusqlite::Result<Vec<TableChanges>> {
+pub fn inspect(changeset: &[u8]) -> rusqlite::Result<Vec<TableChanges>> {
     let len = length(changeset)?;
     let mut found: Vec<TableChanges> = Vec::new();
     let mut iter = ptr::null_mut();
@@ -241,7 +241,7 @@ unsafe extern "C" fn on_conflict(context: *mut c_void, kind: c_int, iter: *mut R
 
 /// Applies a changeset. Any conflict ends it. The caller must have checked that the tables are what the changeset
 /// takes them for ([`inspect`]): SQLite skips those that aren't, in silence.
-pub(crate) fn apply(connection: &Connection, changeset: &[u8]) -> Result<(), ApplyError> {
+pub fn apply(connection: &Connection, changeset: &[u8]) -> Result<(), ApplyError> {
     let len = length(changeset).map_err(ApplyError::Sqlite)?;
     let mut seen: Option<(String, &'static str)> = None;
     // SAFETY: the handle is open; the buffer outlives the call and is only read; the context pointer is used by
