@@ -128,7 +128,6 @@ async fn session(
     for (name, value) in settings.reported() {
         backend::parameter_status(out, name, value);
     }
-    backend::parameter_status(out, "server_encoding", "UTF8");
     backend::backend_key(out, registration.pid, registration.secret);
     backend::ready(out, backend::Status::Idle);
     if output.flush().await.is_err() {

@@ -71,9 +71,10 @@ impl Placed {
         Ok(())
     }
 
-    /// Whether there is enough to send.
+    /// Whether there is enough to send: for the shards together, or for one that most of the rows belong to.
     pub fn is_full(&self, batch_bytes: usize) -> bool {
         self.bytes >= batch_bytes * self.batches.len().clamp(1, MOST_BATCHES)
+            || self.batches.iter().any(|(_, batch)| batch.byte_len() >= batch_bytes * 4)
     }
 }
 
@@ -120,7 +121,12 @@ impl Executor {
                     self.make_row(run, row, scalars, input).await.map_err(|error| after(error, &done))?;
                 placed.push(run, insert, &made)?;
             }
-            if placed.is_full(self.config.batch_bytes * 16) {
+            if placed.is_full(self.config.batch_bytes * 4) {
+                if insert.touch > 0 {
+                    // Each shard looks for rows that are hit twice within one batch.
+                    let what = "INSERT .. SELECT .. ON CONFLICT DO UPDATE of so many rows";
+                    return Err(WireError::unsupported(what).with_hint("Insert them in parts."));
+                }
                 let full = std::mem::replace(&mut placed, Placed::new(ordered));
                 let part =
                     self.send(run, insert, scalars, full).await.map_err(|error| after(error, &done))?;

@@ -5,7 +5,7 @@ use super::statement::Statement;
 use planner::plan::SchemaAction;
 use proto::catalog::ColumnDefault;
 use proto::services::{CoordinatorService, SchemaChange, SchemaChangeRequest};
-use proto::{Epoch, SequenceId, TableId, Value, WireError};
+use proto::{Epoch, Retry, SequenceId, TableId, Value, WireError};
 use std::sync::Arc;
 
 impl Executor {
@@ -35,7 +35,14 @@ impl Executor {
                 async move { coordinator.change_schema(request).await }
             };
             // What began isn't given up: the coordinator would go on with it.
-            let version = self.cluster.ask_coordinator(run.deadline, run.retry_until, ask).await?;
+            let changed = self.cluster.ask_coordinator(run.deadline, run.retry_until, ask).await;
+            let version = changed.map_err(|mut error| {
+                if place > 0 {
+                    // Planned again, the changes that are done would be asked for once more.
+                    error.retry = Retry::Never;
+                }
+                error
+            })?;
             for sequence in restarted(run, &request.change) {
                 self.sequences.forget(sequence);
             }

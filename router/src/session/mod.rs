@@ -167,8 +167,6 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                     match message {
                         Message::Sync => self.sync().await,
                         Message::Terminate => return Flow::End,
-                        // A simple query ends a pipeline that was left without its Sync, too.
-                        Message::Query(sql) => self.simple(sql).await,
                         _ => self.mode = Mode::Skip,
                     }
                     Flow::Go
@@ -180,7 +178,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 match std::mem::replace(&mut self.mode, Mode::Ready) {
                     Mode::Copy(state) => self.end_copy(*state, Err(error.into())).await,
                     // Until Sync nothing is answered, whatever is sent.
-                    Mode::Skip if tag != b'Q' && tag != b'S' => self.mode = Mode::Skip,
+                    Mode::Skip if tag != b'S' => self.mode = Mode::Skip,
                     Mode::Ready | Mode::Skip => {
                         self.fail(error.into());
                         match tag {

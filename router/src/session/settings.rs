@@ -22,6 +22,8 @@ enum Kind {
     Text,
     /// One of these texts, case and spaces aside, each with how it is shown.
     OneOf(&'static [(&'static str, &'static str)]),
+    /// UTF-8, or no conversion, which is the same here: what clients send is checked to be UTF-8.
+    Encoding,
     /// on or off.
     Bool,
     /// A time in milliseconds, or with a unit.
@@ -80,12 +82,7 @@ const DEFINITIONS: &[Definition] = &[
     of("array_nulls", ON, "on", "NULL in the text of an array is a null."),
     of("bytea_output", Kind::OneOf(&[("hex", "hex")]), "hex", "How bytea values look."),
     of("check_function_bodies", Kind::Bool, "on", "There are no functions to check."),
-    told(
-        "client_encoding",
-        Kind::OneOf(&[("utf8", "UTF8"), ("utf-8", "UTF8"), ("unicode", "UTF8")]),
-        "UTF8",
-        "The encoding of what clients send and get.",
-    ),
+    told("client_encoding", Kind::Encoding, "UTF8", "The encoding of what clients send and get."),
     of("client_min_messages", LEVELS, "notice", "The least severity of notices that are sent."),
     told(
         "DateStyle",
@@ -101,7 +98,7 @@ const DEFINITIONS: &[Definition] = &[
     ),
     of("default_tablespace", Kind::OneOf(&[("", "")]), "", "There are no tablespaces."),
     of("default_transaction_isolation", ISOLATION, "read committed", "The isolation level of transactions."),
-    of("default_transaction_read_only", Kind::Bool, "off", "Whether transactions may write."),
+    told("default_transaction_read_only", Kind::Bool, "off", "Whether transactions may write."),
     of("escape_string_warning", Kind::Bool, "on", "Strings have no escapes that it could warn of."),
     of(
         "extra_float_digits",
@@ -129,7 +126,7 @@ const DEFINITIONS: &[Definition] = &[
     of("role", Kind::Unsupported, "none", "There is one role."),
     of("row_security", Kind::Bool, "on", "There are no policies."),
     of("search_path", Kind::Path, "\"$user\", public", "The schemas that names are looked up in."),
-    of("server_encoding", Kind::Fact, "UTF8", "The encoding of what is stored."),
+    told("server_encoding", Kind::Fact, "UTF8", "The encoding of what is stored."),
     told("server_version", Kind::Fact, SERVER_VERSION, "The version."),
     of("server_version_num", Kind::Fact, "150000", "The version as a number."),
     told("session_authorization", Kind::Fact, "shoal", "The session's user."),
@@ -282,6 +279,15 @@ fn read(definition: &Definition, value: &str) -> Result<String, WireError> {
                 invalid(name, value).with_hint(format!("Supported values: {}.", takes.join(", ")))
             })
         }
+        Kind::Encoding => {
+            // As PostgreSQL compares names of encodings.
+            let plain: String = value.chars().filter(char::is_ascii_alphanumeric).collect();
+            match plain.to_ascii_lowercase().as_str() {
+                "utf8" | "unicode" => Ok("UTF8".to_owned()),
+                "sqlascii" => Ok("SQL_ASCII".to_owned()),
+                _ => Err(invalid(name, value).with_hint("Supported values: \"UTF8\".")),
+            }
+        }
         Kind::Bool => read_one_of(ON, value).or_else(|| read_one_of(OFF, value)).ok_or_else(|| {
             let message = format!("parameter \"{name}\" requires a Boolean value");
             WireError::new(SqlState::INVALID_PARAMETER_VALUE, message)
@@ -370,7 +376,8 @@ mod tests {
     fn what_drivers_send_is_taken() {
         assert_eq!(set("extra_float_digits", "3").unwrap(), "3");
         assert_eq!(set("datestyle", "ISO").unwrap(), "ISO, MDY");
-        assert_eq!(set("CLIENT_ENCODING", "utf-8").unwrap(), "UTF8");
+        assert_eq!(set("CLIENT_ENCODING", "'utf-8'").unwrap(), "UTF8");
+        assert_eq!(set("client_encoding", "SQL_ASCII").unwrap(), "SQL_ASCII");
         assert_eq!(set("search_path", "\"$user\", public").unwrap(), "\"$user\", public");
         assert_eq!(set("statement_timeout", "5000").unwrap(), "5s");
         assert_eq!(set("statement_timeout", "1.5min").unwrap(), "90s");
