@@ -5,7 +5,7 @@ use crate::bind::tree::Query;
 use crate::plan::{Action, Explain, OutputColumn, Plan};
 use crate::planning::Planner;
 use crate::text::{Parsed, Text, with_stack};
-use crate::{Context, Planned, utility};
+use crate::{Context, Planned, system, utility};
 use dialect::Type;
 use dialect::types::Typed;
 use proto::WireError;
@@ -18,6 +18,9 @@ pub(crate) fn plan(
     declared: &[Option<Type>],
     context: &Context<'_>,
 ) -> Result<Planned, WireError> {
+    if let Some(planned) = system::psql::plan(text, context)? {
+        return Ok(planned);
+    }
     match text.parse()? {
         Parsed::Statement(tree) => with_stack(tree.depth(), || statement(&tree, text, declared, context)),
         Parsed::Explain { analyze, statement: tree } => {

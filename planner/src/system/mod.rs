@@ -14,6 +14,7 @@ mod definitions;
 mod fixed;
 mod information_schema;
 mod pg_catalog;
+pub(crate) mod psql;
 mod relations;
 
 use dialect::Type;
