@@ -17,6 +17,7 @@ use proto::{
     ColumnId, RequestId, Retry, RouterIncarnation, RowBatch, SchemaVersion, ShardId, TableId, WireError,
 };
 use replica::{Replica, Write};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::Semaphore;
@@ -70,7 +71,7 @@ impl Worker {
         if job.has_failed() {
             let undoing =
                 job.undoing().into_iter().map(|(shard, statements)| (shard, statements, Vec::new()));
-            let applied = self.apply(&job, job.undo_step(), None, undoing.collect()).await;
+            let applied = self.apply(&job, job.undo_step(), None, undoing.collect()).await?;
             if let Some(error) = applied.error {
                 tracing::error!(job = id, %error, "what a failed schema change did can't be undone");
             }
@@ -80,7 +81,7 @@ impl Worker {
         let at = job.stage;
         if let Some(stage) = job.current() {
             let applied = match stage.kind() {
-                Kind::Entries => self.entries(&job, stage).await,
+                Kind::Entries => self.entries(&job, stage).await?,
                 Kind::Copy => self.copy(&job, stage).await,
                 Kind::Publish => Applied::default(),
             };
@@ -102,6 +103,12 @@ impl Worker {
         Store(snapshot.connection()).job(id)
     }
 
+    async fn shards(&self) -> Result<BTreeSet<ShardId>, WireError> {
+        let deadline = Instant::now() + self.reach.config.write_timeout;
+        let snapshot = self.replica.snapshot(Consistency::Strong, deadline).await?;
+        Ok(Store(snapshot.connection()).shards()?.into_keys().collect())
+    }
+
     async fn write(
         &self,
         run: impl FnOnce(Store<'_>) -> Result<(), WireError> + Send + 'static,
@@ -115,7 +122,7 @@ impl Worker {
         self.replica.write(write).await.map(drop)
     }
 
-    async fn entries(&self, job: &Job, stage: &Stage) -> Applied {
+    async fn entries(&self, job: &Job, stage: &Stage) -> Result<Applied, WireError> {
         let least = if stage.fence { job.version() } else { None };
         let entries = stage.groups.iter().flat_map(|group| {
             let tables: Vec<_> = group.require_empty.iter().map(|id| TableId(*id)).collect();
@@ -131,10 +138,15 @@ impl Worker {
         step: u32,
         least_version: Option<SchemaVersion>,
         entries: Vec<(ShardId, Vec<String>, Vec<TableId>)>,
-    ) -> Applied {
+    ) -> Result<Applied, WireError> {
         let turns = Arc::new(Semaphore::new(AT_ONCE));
         let mut asked = JoinSet::new();
+        // The job's shards were all there when it was admitted: one that isn't any more took its tables with it.
+        let present = self.shards().await?;
         for (shard, statements, require_empty) in entries {
+            if !present.contains(&shard) {
+                continue;
+            }
             let step = SchemaStep { job: job.id, step };
             let request = SchemaRequest { shard, step, statements, least_version, require_empty };
             let (reach, turns) = (self.reach.clone(), Arc::clone(&turns));
@@ -155,7 +167,7 @@ impl Worker {
                 Err(error) => applied.error = Some(WireError::internal(format!("a schema step: {error}"))),
             }
         }
-        applied
+        Ok(applied)
     }
 
     /// Copies reference tables to shards that don't serve yet. The source takes no writes meanwhile, so that doing it
