@@ -109,10 +109,8 @@ fn by_values(
         }
         forms.push(column);
     }
-    if let [columns @ ..] = forms.as_slice()
-        && columns.iter().all(|c| c.len() == 1)
-    {
-        let id = keyspace_id(keyspace, columns.iter().map(|c| c[0].as_ref()));
+    if forms.iter().all(|column| column.len() == 1) {
+        let id = keyspace_id(keyspace, forms.iter().map(|column| column[0].as_ref()));
         return one(keyspace, &id, topology).map(Route::One);
     }
     let combinations = forms.iter().try_fold(1usize, |n, column| n.checked_mul(column.len()));
@@ -173,4 +171,97 @@ fn by_range(
         }
     }
     Ok(some(keyspace, shards))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::topology::Shard;
+    use proto::{GroupId, Incarnation, KeyRange, NodeId};
+
+    fn topology(sharding: Sharding, ranges: Vec<KeyRange>) -> Topology {
+        let number = KeyspaceNumber(1);
+        let mut topology = Topology::default();
+        let mut shards = Vec::new();
+        for (i, range) in ranges.into_iter().enumerate() {
+            let id = ShardId(i as u64 + 1);
+            shards.push(id);
+            let (group, incarnation, replicas) = (GroupId(id.0 + 1), Incarnation(1), vec![NodeId(1)]);
+            topology.shards.insert(id, Shard { id, keyspace: number, range, incarnation, group, replicas });
+        }
+        let keyspace = Keyspace { number, name: "k".into(), sharding, replicas: 1, shards };
+        topology.keyspaces.insert(number, keyspace);
+        topology
+    }
+
+    fn target(key: Vec<Type>, filter: KeyFilter) -> Target {
+        Target::Keyspace { keyspace: KeyspaceNumber(1), key, filter }
+    }
+
+    fn ids(list: &[u32]) -> Vec<ScalarId> {
+        list.iter().copied().map(ScalarId).collect()
+    }
+
+    #[test]
+    fn keys_find_the_shards_that_rows_were_put_on() {
+        let topology = topology(Sharding::Hash, KeyRange::split_evenly(4));
+        let insert = InsertTarget::Sharded { keyspace: KeyspaceNumber(1), key: vec![(1, Type::Int4)] };
+        for n in 0..50 {
+            let Route::One(home) = route_row(&insert, &[Value::Null, Value::Int(n)], &topology).unwrap()
+            else {
+                panic!("a row has one shard");
+            };
+            let one = target(vec![Type::Int8], KeyFilter::In(vec![ids(&[0])]));
+            assert_eq!(route(&one, &[Value::Int(n)], &topology).unwrap(), Route::One(home));
+        }
+        let all = target(vec![Type::Int4], KeyFilter::All);
+        assert!(matches!(route(&all, &[], &topology).unwrap(), Route::All(shards) if shards.len() == 4));
+        let null = target(vec![Type::Int4], KeyFilter::In(vec![ids(&[0])]));
+        assert_eq!(route(&null, &[Value::Null], &topology).unwrap(), Route::None);
+        assert_eq!(route(&target(vec![], KeyFilter::Nothing), &[], &topology).unwrap(), Route::None);
+    }
+
+    #[test]
+    fn lists_of_two_columns_are_combined() {
+        let topology = topology(Sharding::Hash, KeyRange::split_evenly(8));
+        let values = [Value::Int(1), Value::Int(2), Value::Text("a".into()), Value::Text("b".into())];
+        let key = vec![Type::Int4, Type::Text];
+        let both = target(key.clone(), KeyFilter::In(vec![ids(&[0, 1]), ids(&[2, 3])]));
+        let mut expected = BTreeSet::new();
+        for (a, b) in [(0, 2), (0, 3), (1, 2), (1, 3)] {
+            let one = target(key.clone(), KeyFilter::In(vec![ids(&[a]), ids(&[b])]));
+            let Route::One(shard) = route(&one, &values, &topology).unwrap() else {
+                panic!("one key, one shard")
+            };
+            expected.insert(shard);
+        }
+        let found = match route(&both, &values, &topology).unwrap() {
+            Route::One(shard) => BTreeSet::from([shard]),
+            Route::Some(shards) | Route::All(shards) => shards.into_iter().collect(),
+            Route::None => BTreeSet::new(),
+        };
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn ranges_find_the_shards_that_overlap_them() {
+        let id = |n: i64| KeyspaceId::range([ValueRef::Int(n)]).0;
+        let ranges = vec![
+            KeyRange { start: vec![], end: Some(id(10)) },
+            KeyRange { start: id(10), end: Some(id(20)) },
+            KeyRange { start: id(20), end: None },
+        ];
+        let topology = topology(Sharding::Range, ranges);
+        let between = |low: Option<u32>, high: Option<u32>| {
+            let side = |bound: Option<u32>| bound.map(|n| (ScalarId(n), true));
+            target(vec![Type::Int4], KeyFilter::Between(side(low), side(high)))
+        };
+        let values = [Value::Int(5), Value::Int(10), Value::Int(25), Value::Null];
+        let find = |target: Target| route(&target, &values, &topology).unwrap();
+        assert_eq!(find(between(None, Some(0))), Route::One(ShardId(1)));
+        assert_eq!(find(between(Some(0), Some(1))), Route::Some(vec![ShardId(1), ShardId(2)]));
+        assert_eq!(find(between(Some(2), None)), Route::One(ShardId(3)));
+        assert_eq!(find(between(Some(3), None)), Route::None);
+        assert!(matches!(find(between(None, None)), Route::All(_)));
+    }
 }

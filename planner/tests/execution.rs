@@ -1,6 +1,8 @@
 //! The golden SQL of the whole product, run on bare SQLite databases: what PostgreSQL 15 answered, plans answer, with
 //! all rules and with each one off.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use common::executor::{Database, render};

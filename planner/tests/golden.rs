@@ -4,6 +4,8 @@
 //! begins with `> ` to the next empty line; behind it stands what the planner says. `SHOAL_REWRITE=1` writes the files
 //! anew; review reads the difference.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use common::World;

@@ -23,7 +23,7 @@ pub(crate) enum BoundCopy {
         format: CopyFormat,
     },
     /// TO STDOUT.
-    Out { query: Query, format: CopyFormat },
+    Out { query: Box<Query>, format: CopyFormat },
 }
 
 impl<'a> Binder<'a> {
@@ -64,7 +64,7 @@ impl<'a> Binder<'a> {
                     let names: Vec<&str> = shown.iter().map(|(name, _)| name.as_str()).collect();
                     format.force_quote = forced(force_quote, &names)?;
                     let query = all_columns(self, table, rel, &targets)?;
-                    return Ok(BoundCopy::Out { query, format });
+                    return Ok(BoundCopy::Out { query: Box::new(query), format });
                 }
                 let mut fillers: Vec<Filler> = Vec::with_capacity(table.columns.len());
                 for place in 0..table.columns.len() {
@@ -84,7 +84,7 @@ impl<'a> Binder<'a> {
                 self.settle_query(&mut query)?;
                 let names: Vec<&str> = query.columns.iter().map(|c| c.name.as_str()).collect();
                 format.force_quote = forced(force_quote, &names)?;
-                Ok(BoundCopy::Out { query, format })
+                Ok(BoundCopy::Out { query: Box::new(query), format })
             }
         }
     }

@@ -16,7 +16,7 @@ const MAX_TABLES: usize = 64;
 
 impl<'a> Binder<'a> {
     /// FROM's items and the names they give. `scope` is what is outside.
-    pub(crate) fn from(
+    pub(crate) fn items_of(
         &mut self,
         items: &[ast::TableWithJoins],
         scope: &Scope<'_, 'a>,

@@ -202,7 +202,7 @@ impl<'a> Binder<'a> {
                 return Err(syntax("syntax error at or near \"DUPLICATE\""));
             }
             Some(ast::OnInsert::OnConflict(conflict)) => {
-                Some(self.conflict(conflict, table, &alias, &named)?)
+                Some(self.conflict(conflict, table, alias.clone(), &named)?)
             }
             Some(_) => return Err(WireError::unsupported("this form of INSERT")),
         };
@@ -366,7 +366,7 @@ impl<'a> Binder<'a> {
         &mut self,
         conflict: &ast::OnConflict,
         table: &'a Table,
-        alias: &Cow<'a, str>,
+        alias: Cow<'a, str>,
         named: &[NamedColumn<'a>],
     ) -> Result<Conflict, WireError> {
         let ast::OnConflict { conflict_target, action } = conflict;
@@ -423,7 +423,7 @@ impl<'a> Binder<'a> {
                         NamedColumn { merged, origin: None, ..c.clone() }
                     })
                     .collect();
-                let tables = vec![(alias.clone(), named.to_vec()), (Cow::Borrowed("excluded"), excluded)];
+                let tables = vec![(alias, named.to_vec()), (Cow::Borrowed("excluded"), excluded)];
                 // Bare names are the row's that is there; PostgreSQL finds them ambiguous, for SET's values alone.
                 let both = tables.iter().flat_map(|(_, columns)| columns.iter().cloned()).collect();
                 let names = Names { tables, columns: both, hidden: Vec::new() };

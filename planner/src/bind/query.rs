@@ -398,7 +398,7 @@ impl<'a> Binder<'a> {
         };
         let empty = Names::default();
         let scope = Scope { names: &empty, outer, ctes, clause: Clause::Select };
-        let (from, names) = self.from(&[ast::TableWithJoins { relation, joins: Vec::new() }], &scope)?;
+        let (from, names) = self.items_of(&[ast::TableWithJoins { relation, joins: Vec::new() }], &scope)?;
         let projection = names.columns.iter().map(NamedColumn::expr).collect();
         let columns = names
             .columns
@@ -563,7 +563,7 @@ impl<'a> Binder<'a> {
         }
         let empty = Names::default();
         let outside = Scope { names: &empty, outer, ctes, clause: Clause::Select };
-        let (from, names) = self.from(from, &outside)?;
+        let (from, names) = self.items_of(from, &outside)?;
         let scope = outside.with(&names, Clause::Select);
         let (mut projection, mut columns) = self.projection(projection, &scope)?;
         let mut output = Output { names: columns.iter().map(|c| c.name.clone()).collect() };

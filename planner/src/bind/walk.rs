@@ -182,7 +182,7 @@ impl Query {
                 lists.chain(&select.projection).for_each(&mut *f);
             }
             Body::Values(rows) => rows.iter().flatten().for_each(&mut *f),
-            Body::SetOperation { .. } => {}
+            Body::SetOperation { op: _, all: _, left: _, right: _ } => {}
         }
         self.limit.iter().chain(&self.offset).for_each(f);
     }

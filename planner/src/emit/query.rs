@@ -123,7 +123,7 @@ impl Writer<'_, '_, '_> {
         }
         if !select.from.is_empty() {
             sql += " FROM ";
-            sql += &self.from(&select.from)?;
+            sql += &self.tables(&select.from)?;
         }
         sql += &self.conditions(select)?;
         if by_key {
@@ -187,7 +187,7 @@ impl Writer<'_, '_, '_> {
     }
 
     /// FROM's items.
-    pub(crate) fn from(&mut self, items: &[From]) -> Result<String, WireError> {
+    pub(crate) fn tables(&mut self, items: &[From]) -> Result<String, WireError> {
         let mut sql = String::new();
         for (i, item) in items.iter().enumerate() {
             if i > 0 {
@@ -195,14 +195,14 @@ impl Writer<'_, '_, '_> {
             }
             // SQLite's comma is a join like others, from left to right: a join to its right needs parentheses.
             match item {
-                From::Join { .. } if items.len() > 1 => sql += &format!("({})", self.from_item(item)?),
-                item => sql += &self.from_item(item)?,
+                From::Join { .. } if items.len() > 1 => sql += &format!("({})", self.joined(item)?),
+                item => sql += &self.joined(item)?,
             }
         }
         Ok(sql)
     }
 
-    fn from_item(&mut self, item: &From) -> Result<String, WireError> {
+    fn joined(&mut self, item: &From) -> Result<String, WireError> {
         grow(|| match item {
             From::Relation(relation) => self.relation(relation),
             From::Join { kind, left, right, on } => {
@@ -212,10 +212,10 @@ impl Writer<'_, '_, '_> {
                     JoinKind::Right => "RIGHT JOIN",
                     JoinKind::Full => "FULL JOIN",
                 };
-                let left = self.from_item(left)?;
+                let left = self.joined(left)?;
                 let right = match &**right {
                     From::Relation(relation) => self.relation(relation)?,
-                    join @ From::Join { .. } => format!("({})", self.from_item(join)?),
+                    join @ From::Join { .. } => format!("({})", self.joined(join)?),
                 };
                 let on = match on {
                     Some(on) => self.expr(on)?,

@@ -99,7 +99,7 @@ impl Planner<'_, '_> {
             columns.push(Type::Text);
         }
         sql += &list.join(", ");
-        sql += &format!(" FROM {}{}", writer.from(&select.from)?, writer.conditions(&fragment_select)?);
+        sql += &format!(" FROM {}{}", writer.tables(&select.from)?, writer.conditions(&fragment_select)?);
         let ordered = order && !query.order_by.is_empty();
         if ordered {
             let mut by = Vec::with_capacity(query.order_by.len());
@@ -225,7 +225,7 @@ impl Planner<'_, '_> {
             columns.push(Type::Int8);
         }
         let shard_select = Select { having: None, distinct: false, ..select.clone() };
-        let mut sql = format!("SELECT {} FROM {}", list.join(", "), writer.from(&select.from)?);
+        let mut sql = format!("SELECT {} FROM {}", list.join(", "), writer.tables(&select.from)?);
         sql += &writer.conditions(&shard_select)?;
         let params = writer.params;
         let fragment = Fragment { target, sql: sql.into(), params, columns: columns.clone(), lookup: false };

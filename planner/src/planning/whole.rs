@@ -3,7 +3,7 @@
 use super::keys::{Col, Facts};
 use super::{Planner, key_places, on_shards, relations_of, types_of};
 use crate::Rule;
-use crate::bind::tree::{Body, Query, RelId, RelationSource, Select};
+use crate::bind::tree::{Body, Expr, ExprKind, Query, RelId, RelationSource, Select};
 use crate::emit::{Relations, Writer};
 use crate::plan::{self, Fragment, Gather, KeyFilter, ScalarId, Target};
 use dialect::Type;
@@ -26,6 +26,8 @@ enum Spot {
 struct Seen {
     spot: Spot,
     constants: HashMap<Col, ScalarId>,
+    /// Literals that chose a shard.
+    literals: Vec<(Expr, ScalarId)>,
     /// Whether rows are found by key.
     lookup: bool,
     tables: usize,
@@ -64,7 +66,13 @@ impl Planner<'_, '_> {
         if !self.rules.has(Rule::PushWhole) {
             return Ok(None);
         }
-        let mut seen = Seen { spot: Spot::Anywhere, constants: HashMap::new(), lookup: true, tables: 0 };
+        let mut seen = Seen {
+            spot: Spot::Anywhere,
+            constants: HashMap::new(),
+            literals: Vec::new(),
+            lookup: true,
+            tables: 0,
+        };
         if !self.see_query(query, &mut seen)? {
             return Ok(None);
         }
@@ -83,7 +91,13 @@ impl Planner<'_, '_> {
 
     /// Where a condition's subqueries can be read together with a table, whose facts these are. `None`: not at once.
     pub(super) fn spot_with(&mut self, select: &Select) -> Result<Option<(Target, bool)>, WireError> {
-        let mut seen = Seen { spot: Spot::Anywhere, constants: HashMap::new(), lookup: true, tables: 0 };
+        let mut seen = Seen {
+            spot: Spot::Anywhere,
+            constants: HashMap::new(),
+            literals: Vec::new(),
+            lookup: true,
+            tables: 0,
+        };
         if !self.see_select(select, &mut seen)? {
             return Ok(None);
         }
@@ -113,7 +127,7 @@ impl Planner<'_, '_> {
         Ok(here)
     }
 
-    fn see_subqueries(&mut self, expr: &crate::bind::tree::Expr, seen: &mut Seen) -> Result<bool, WireError> {
+    fn see_subqueries(&mut self, expr: &Expr, seen: &mut Seen) -> Result<bool, WireError> {
         let mut queries = Vec::new();
         expr.each_shallow_query(&mut |query| queries.push(query));
         for query in queries {
@@ -189,7 +203,7 @@ impl Planner<'_, '_> {
         facts: &Facts<'_>,
         classes: &super::keys::Classes,
         local: &dyn Fn(RelId) -> bool,
-        seen: &Seen,
+        seen: &mut Seen,
     ) -> Result<Option<ScalarId>, WireError> {
         let class = classes.find(col);
         for (other, values) in &facts.values {
@@ -197,7 +211,7 @@ impl Planner<'_, '_> {
                 && local(other.0)
                 && classes.find(*other) == class
             {
-                return self.scalar(value).map(Some);
+                return self.key_constant(value, seen).map(Some);
             }
         }
         let outer = seen.constants.iter().find(|(other, _)| {
@@ -206,6 +220,26 @@ impl Planner<'_, '_> {
                 && classes.find(**other) == class
         });
         Ok(outer.map(|(_, id)| *id))
+    }
+
+    /// A constant that chooses a shard. Two literals that say the same are one, and the plan depends on that.
+    fn key_constant(&mut self, value: &Expr, seen: &mut Seen) -> Result<ScalarId, WireError> {
+        if !matches!(value.kind, ExprKind::Literal(_)) {
+            return self.scalar(value);
+        }
+        let id = self.scalar(value)?;
+        match seen.literals.iter().find(|(known, _)| known == value) {
+            Some((_, known)) if *known == id => Ok(id),
+            Some((other, known)) => {
+                self.binder.pin_literals(value);
+                self.binder.pin_literals(other);
+                Ok(*known)
+            }
+            None => {
+                seen.literals.push((value.clone(), id));
+                Ok(id)
+            }
+        }
     }
 }
 
