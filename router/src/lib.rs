@@ -2,9 +2,9 @@
 //!
 //! In come connections of Postgres clients; out go fragments to shards, schema changes to the coordinator, and
 //! answers. The life of a statement:
-//! 1. [`server`] accepts the connection; [`protocol`] cuts its bytes into messages; [`session`] handles them.
-//! 2. The session finds the statement's plan in the cache ([`statements`]) or has the planner make one.
-//! 3. The [`executor`] evaluates what must be known first, asks the shards, and gathers their rows.
+//! 1. `server` accepts the connection; `protocol` cuts its bytes into messages; `session` handles them.
+//! 2. The session finds the statement's plan in the cache (`statements`) or has the planner make one.
+//! 3. The `executor` evaluates what must be known first, asks the shards, and gathers their rows.
 //! 4. The session writes the rows into its buffer, and sends it when the protocol says so.
 //!
 //! A router keeps no data and no promise beyond a session: any router of a cluster can take any client. It must never
