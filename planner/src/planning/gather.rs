@@ -135,14 +135,14 @@ impl Planner<'_, '_> {
     }
 }
 
-fn contains(from: &From, id: RelId) -> bool {
+pub(super) fn contains(from: &From, id: RelId) -> bool {
     let mut found = false;
     from.each_relation(&mut |relation| found |= relation.id == id);
     found
 }
 
 /// Whether a relation's rows in the join's result are always rows of its own, never made up by an outer join.
-fn is_certain(from: &From, id: RelId) -> bool {
+pub(super) fn is_certain(from: &From, id: RelId) -> bool {
     match from {
         From::Relation(_) => true,
         From::Join { kind, left, right, on: _ } => {

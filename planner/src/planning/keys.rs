@@ -26,8 +26,11 @@ pub(crate) struct Facts<'q> {
     pub values: Vec<(Col, Vec<&'q Expr>)>,
     /// The column is between bounds: the constant, whether it's the upper one, whether it is inclusive.
     pub bounds: Vec<(Col, &'q Expr, bool, bool)>,
-    /// The columns are equal in every row where the second isn't made up by an outer join.
+    /// The columns are equal, in every row where neither is made up by an outer join.
     pub pairs: Vec<(Col, Col)>,
+    /// The first column, which an outer join can make up, equals the second wherever it isn't made up. This says
+    /// nothing of two columns that one follows.
+    pub follows: Vec<(Col, Col)>,
 }
 
 /// The conditions of a chain of ANDs.
@@ -87,7 +90,20 @@ impl<'q> Facts<'q> {
         let Some(on) = on else { return };
         let before = self.pairs.len();
         let made_up = match kind {
-            JoinKind::Inner => return self.add(on, certain),
+            JoinKind::Inner => {
+                self.add(on, certain);
+                if !certain {
+                    // Rows that an outer join makes up don't satisfy it: it holds among the join's own columns alone.
+                    let mut own = Vec::new();
+                    from.each_relation(&mut |relation| own.push(relation.id));
+                    let mut place = 0;
+                    self.pairs.retain(|(a, b)| {
+                        place += 1;
+                        place <= before || own.contains(&a.0) && own.contains(&b.0)
+                    });
+                }
+                return;
+            }
             JoinKind::Left => right,
             JoinKind::Right => left,
             JoinKind::Full => return,
@@ -96,11 +112,14 @@ impl<'q> Facts<'q> {
         // An outer join's condition says something of the side that it can make up, nothing of the other.
         let mut side = Vec::new();
         made_up.each_relation(&mut |relation| side.push(relation.id));
-        let mut place = 0;
-        self.pairs.retain(|(a, b)| {
-            place += 1;
-            place <= before || side.contains(&a.0) || side.contains(&b.0)
-        });
+        for (a, b) in self.pairs.split_off(before) {
+            match (side.contains(&a.0), side.contains(&b.0)) {
+                (true, true) => self.pairs.push((a, b)),
+                (true, false) => self.follows.push((a, b)),
+                (false, true) => self.follows.push((b, a)),
+                (false, false) => {}
+            }
+        }
     }
 
     /// The facts of a condition; `certain` if every row of the result satisfies it.
@@ -178,11 +197,28 @@ impl<'q> Facts<'q> {
         }
     }
 
-    /// For each column that equals another, the class of columns that it is in.
-    pub(crate) fn classes(&self) -> Classes {
+    /// Classes of columns that are equal in every row that has them.
+    pub(crate) fn equal(&self) -> Classes {
         let mut classes = Classes::default();
         for (a, b) in &self.pairs {
             classes.union(*a, *b);
+        }
+        classes
+    }
+
+    /// The same, with columns that follow another in its class. A class follows one other at most, the first: if it
+    /// followed two, those would seem to be equal.
+    pub(crate) fn classes(&self) -> Classes {
+        let equal = self.equal();
+        let mut classes = self.equal();
+        let mut attached = Vec::new();
+        for (follower, followed) in &self.follows {
+            let root = equal.find(*follower);
+            if attached.contains(&root) {
+                continue;
+            }
+            attached.push(root);
+            classes.union(root, *followed);
         }
         classes
     }

@@ -4,6 +4,7 @@
 //! limit. Shards do their part of those (each by a rule), the gather the rest: a stream where rows only have to be
 //! put together, SQLite where they must be grouped or told apart.
 
+use super::gather::{contains, is_certain};
 use super::keys::Facts;
 use super::whole::same_hash;
 use super::{Planner, key_places, key_types, on_shards, relations_of};
@@ -251,12 +252,14 @@ impl Planner<'_, '_> {
 
     /// Whether all rows of a group are on one shard: the shard key is grouped by.
     fn groups_lie_together(&self, select: &Select, facts: &Facts<'_>) -> bool {
-        let classes = facts.classes();
+        // A row that an outer join made up has no key, so it may be on any shard.
+        let certain = |rel| select.from.iter().all(|from| !contains(from, rel) || is_certain(from, rel));
+        let classes = facts.equal();
         let grouped: Vec<_> = select
             .group_by
             .iter()
             .filter_map(|e| match e.kind {
-                ExprKind::Column(rel, column) => Some(classes.find((rel, column))),
+                ExprKind::Column(rel, column) if certain(rel) => Some(classes.find((rel, column))),
                 _ => None,
             })
             .collect();
@@ -264,6 +267,7 @@ impl Planner<'_, '_> {
             RelationSource::Table(table) => {
                 let places = key_places(table);
                 !places.is_empty()
+                    && certain(relation.id)
                     && places
                         .iter()
                         .all(|place| grouped.contains(&classes.find((relation.id, *place as u32))))

@@ -216,7 +216,7 @@ impl Planner<'_, '_> {
         }
         let outer = seen.constants.iter().find(|(other, _)| {
             !local(other.0)
-                && facts.pairs.iter().any(|(a, b)| a == *other || b == *other)
+                && facts.pairs.iter().chain(&facts.follows).any(|(a, b)| a == *other || b == *other)
                 && classes.find(**other) == class
         });
         Ok(outer.map(|(_, id)| *id))
