@@ -1,6 +1,8 @@
 //! Holds the planner to taking sqlparser's nodes apart whole: a clause that a pattern skips with `..` would be
 //! ignored in silence.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::path::Path;
 
 /// Patterns that only ask what a node is called: nothing is done with the rest.

@@ -109,9 +109,8 @@ pub async fn answer(client: &Client, sql: &str) -> String {
 
 /// The result's column types, by way of the extended protocol; `None` where a statement can't be prepared.
 async fn column_types(client: &Client, sql: &str) -> Option<Vec<String>> {
-    let head = sql.trim_start().get(..6)?.to_ascii_uppercase();
-    if !["SELECT", "VALUES", "INSERT", "UPDATE", "DELETE", "WITH A"].iter().any(|word| head.starts_with(word))
-    {
+    let first = sql.trim_start_matches(|c: char| c.is_whitespace() || c == '(').split_whitespace().next()?;
+    if !["SELECT", "VALUES", "INSERT", "UPDATE", "DELETE", "WITH"].contains(&&*first.to_ascii_uppercase()) {
         return None;
     }
     let statement = client.prepare(sql).await.ok()?;
