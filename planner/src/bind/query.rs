@@ -250,9 +250,12 @@ impl<'a> Binder<'a> {
                 continue;
             }
             let scope = Scope { names: &empty, outer: None, ctes, clause };
-            let expr = self.expr(expr, &scope).map_err(|e| match e.sqlstate {
-                SqlState::UNDEFINED_COLUMN if word == "LIMIT" || word == "OFFSET" => e,
-                _ => e,
+            let expr = self.expr(expr, &scope).map_err(|missing| match expr {
+                ast::Expr::Identifier(ident) if has_column(&bound, &ident.value) => {
+                    let message = format!("argument of {word} must not contain variables");
+                    self.at(error(SqlState::INVALID_COLUMN_REFERENCE, message), ident.span)
+                }
+                _ => missing,
             })?;
             if expr.has_query() {
                 return Err(WireError::unsupported(format!("a subquery in {word}")));
@@ -908,6 +911,20 @@ impl<'a> Binder<'a> {
     }
 }
 
+/// Whether a SELECT's tables have a column of this name.
+fn has_column(query: &Query, name: &str) -> bool {
+    let Body::Select(select) = &query.body else { return false };
+    let mut found = false;
+    for from in &select.from {
+        from.each_relation(&mut |relation| {
+            if let super::tree::RelationSource::Table(table) = &relation.source {
+                found |= table.column_named(name).is_some();
+            }
+        });
+    }
+    found
+}
+
 /// What PostgreSQL calls an output column (`FigureColname`), and how sure it is: 2 for a name of its own, 1 for a
 /// type's.
 fn output_name(expr: &ast::Expr) -> Option<(String, u8)> {
@@ -928,9 +945,6 @@ fn output_name(expr: &ast::Expr) -> Option<(String, u8)> {
         Ast::TypedString(typed) => {
             let ty = type_of(&typed.data_type).ok()?;
             Some((type_keyword(ty.ty)?.to_owned(), 1))
-        }
-        Ast::Value(ast::ValueWithSpan { value: ast::Value::Boolean(_), span: _ }) => {
-            Some(("bool".to_owned(), 1))
         }
         Ast::Case { case_token: _, end_token: _, operand: _, conditions: _, else_result } => {
             match else_result.as_deref().and_then(output_name) {

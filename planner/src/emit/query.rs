@@ -2,7 +2,9 @@
 
 use super::expression::is_plain;
 use super::{Naming, Writer};
-use crate::bind::tree::{Body, From, JoinKind, OrderKey, Query, Relation, RelationSource, Select, SetOp};
+use crate::bind::tree::{
+    Body, Expr, From, JoinKind, OrderKey, Query, Relation, RelationSource, Select, SetOp,
+};
 use crate::bind::walk::grow;
 use dialect::key::key_sql;
 use dialect::physical::table_name;
@@ -121,11 +123,22 @@ impl Writer<'_, '_, '_> {
         if width == 0 {
             sql += "NULL AS a0";
         }
+        // SQLite takes HAVING for a grouped query's only if an aggregate stands among the columns.
+        let bare = select.having.is_some()
+            && select.group_by.is_empty()
+            && !select.projection[..width].iter().any(Expr::has_aggregate);
+        if bare {
+            sql += ", count(*) AS n";
+        }
         if !select.from.is_empty() {
             sql += " FROM ";
             sql += &self.tables(&select.from)?;
         }
         sql += &self.conditions(select)?;
+        if bare {
+            // At most one row, so no order and no duplicates.
+            return Ok(format!("SELECT {} FROM ({sql})", names(width.max(1))));
+        }
         if by_key {
             // DISTINCT would compare storage forms; of each group of equal keys any row will do.
             let keys: Vec<_> = select.projection[..width]
@@ -163,10 +176,6 @@ impl Writer<'_, '_, '_> {
             sql += &format!(" GROUP BY {}", keys.join(", "));
         }
         match &select.having {
-            // SQLite takes HAVING for a grouped query's only if it sees that it is one.
-            Some(having) if select.group_by.is_empty() => {
-                sql += &format!(" HAVING (count(*) >= 0 AND {})", self.expr(having)?);
-            }
             Some(having) => sql += &format!(" HAVING {}", self.expr(having)?),
             None => {}
         }
@@ -174,7 +183,7 @@ impl Writer<'_, '_, '_> {
     }
 
     /// Whether an expression can be NULL, as far as it matters to who can use an index.
-    pub(crate) fn nullable(&self, expr: &crate::bind::tree::Expr, from: &[From]) -> bool {
+    pub(crate) fn nullable(&self, expr: &Expr, from: &[From]) -> bool {
         let crate::bind::tree::ExprKind::Column(rel, column) = expr.kind else { return true };
         let [From::Relation(relation)] = from else { return true };
         match &relation.source {
