@@ -1,5 +1,7 @@
 //! What psql 15 asks for `\d`, `\d t`, `\d+ t`, `\dt`, `\di`, `\ds`, `\dv`, `\dT`, `\dn`, `\du` and `\l`, recorded with `psql -E`.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use planner::plan::Action;
 use planner::text::split;
 use planner::{Context, Settings};

@@ -1,6 +1,8 @@
 //! What of SQL is accepted: `accepted` was recorded from PostgreSQL 15. After `+` what its grammar takes, after `-`
 //! what it refuses with 42601, then its message and the character that it points at.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use planner::text::{LiteralKind, MAX_DEPTH, Parsed, split};
 use proto::{SqlState, WireError};
 use sqlparser::ast::{self, Expr};

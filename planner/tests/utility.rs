@@ -1,6 +1,8 @@
 //! Commands as scripts: `> SQL` lines in, what they were bound to out. Schema changes take effect on a catalog that
 //! lives through the script, as the coordinator would carry them out. `REWRITE=1` writes the answers anew.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use dialect::types::Typed;
 use planner::plan::{Action, SchemaAction};
 use planner::text::{Parsed, split};
@@ -69,10 +71,10 @@ impl Cluster {
             })
             .collect();
         for column in &mut table.columns {
-            if let Some(ColumnDefault::Sequence { id, .. }) = &mut column.default {
-                if id.0 < 16384 {
-                    *id = ids[id.0 as usize - 1];
-                }
+            if let Some(ColumnDefault::Sequence { id, .. }) = &mut column.default
+                && id.0 < 16384
+            {
+                *id = ids[id.0 as usize - 1];
             }
         }
         for index in &mut table.indexes {
