@@ -2,7 +2,7 @@
 //!
 //! A plan is made once and run many times. What differs between runs are the **scalars**: literals lifted out of
 //! the text, the client's parameters, and what is evaluated once per run (`now()`, `nextval`, constant expressions).
-//! The router evaluates them in order, picks shards with [`Target::route`], sends each **fragment** with the scalars
+//! The router evaluates them in order, picks shards with [`route()`](crate::route()), sends each **fragment** with the scalars
 //! it wants, and runs the one **gather** step over what comes back.
 
 use dialect::types::{Type, Typed};

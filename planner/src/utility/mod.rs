@@ -1,6 +1,6 @@
 //! Everything that isn't a query or a change of rows: DDL, TRUNCATE, sequences, and what stays within the session.
 //!
-//! In comes a statement's text, read by PostgreSQL's grammar ([`Cursor`]); out goes a [`Command`], and from that
+//! In comes a statement's text, read by PostgreSQL's grammar (its cursor); out goes a [`Command`], and from that
 //! [`Action::Schema`] or [`Action::Session`]. A schema change is the whole of what is to be: a table's new
 //! descriptor, not the steps to it. It must never know how a schema change is carried out, or what a session has set.
 
