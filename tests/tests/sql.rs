@@ -26,6 +26,7 @@ const RULES: &[&str] = &[
     "-push-whole",
     "-push-filter",
     "-push-projection",
+    "-push-join",
     "-push-aggregate",
     "-push-distinct",
     "-push-order",

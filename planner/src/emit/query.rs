@@ -175,9 +175,8 @@ impl Writer<'_, '_, '_> {
             let keys: Vec<_> = keys.into_iter().map(constant_key).collect();
             sql += &format!(" GROUP BY {}", keys.join(", "));
         }
-        match &select.having {
-            Some(having) => sql += &format!(" HAVING {}", self.expr(having)?),
-            None => {}
+        if let Some(having) = &select.having {
+            sql += &format!(" HAVING {}", self.expr(having)?);
         }
         Ok(sql)
     }
