@@ -24,11 +24,12 @@ SELECT id FROM p WHERE NOT id BETWEEN 2 AND 4 ORDER BY id;
 SELECT count(*), sum(g), min(t), max(d), avg(n), bool_and(b) FROM p WHERE id = 77;
 SELECT count(*), sum(g), min(t), max(d), avg(n), bool_or(b) FROM p WHERE false;
 SELECT g, count(*) FROM p WHERE id = 77 GROUP BY g;
-SELECT count(*) FILTER (WHERE b), count(b), count(DISTINCT g), sum(DISTINCT n) FROM p;
+SELECT count(*) FILTER (WHERE b), count(b), count(DISTINCT g), sum(DISTINCT n)::float8 FROM p;
 SELECT g, count(*) FILTER (WHERE t LIKE 'a%') AS n, string_agg(t, ',' ORDER BY t DESC) FROM p GROUP BY g ORDER BY g;
 SELECT g + 1 AS h, sum(id) FROM p GROUP BY g + 1 ORDER BY h;
 SELECT g AS t, count(*) FROM p GROUP BY t ORDER BY 2, 1;
-SELECT n, count(*) FROM p GROUP BY n ORDER BY n;
+-- Which of two equal numerics stands for its group is nobody's promise: 1.0 or 1.00.
+SELECT n::float8, count(*) FROM p GROUP BY n ORDER BY n;
 SELECT f, count(*) FROM p GROUP BY f ORDER BY f;
 SELECT b, max(id) - min(id) FROM p GROUP BY b HAVING count(*) > 1 ORDER BY b;
 SELECT max(id) FROM p HAVING false;
