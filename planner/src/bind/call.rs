@@ -317,7 +317,7 @@ impl<'a> Binder<'a> {
             }
             let expr = self.expr(expr, &inner)?;
             let expr = self.settle(expr)?;
-            let (descending, nulls_first) = super::query::direction(options)?;
+            let (descending, nulls_first) = super::order::direction(options)?;
             order_by.push(SortKey { expr, descending, nulls_first });
         }
         if list.distinct && !order_by.is_empty() {

@@ -1,7 +1,7 @@
 //! COPY.
 
 use super::insert::Filler;
-use super::query::all_columns;
+use super::select::all_columns;
 use super::tree::{Query, RelId};
 use super::{Binder, error};
 use crate::plan::CopyFormat;
