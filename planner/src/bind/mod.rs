@@ -50,6 +50,8 @@ pub(crate) struct Binder<'a> {
     /// The parameters' types, as far as they are known.
     pub parameters: Vec<Option<Type>>,
     pins: BTreeSet<u32>,
+    /// Which of the statement's literals became expressions, by slot.
+    bound: Vec<bool>,
     classes: HashMap<(LiteralKind, String), u32>,
     relations: u32,
     ctes: u32,
@@ -82,6 +84,7 @@ impl<'a> Binder<'a> {
             own: Vec::new(),
             parameters: declared.to_vec(),
             pins: BTreeSet::new(),
+            bound: vec![false; text.literals.len()],
             classes: HashMap::new(),
             relations: 0,
             ctes: 0,
@@ -136,6 +139,7 @@ impl<'a> Binder<'a> {
             self.own.push((kind, value));
             OWN_SLOTS + self.own.len() as u32 - 1
         } else {
+            self.bound[slot as usize] = true;
             slot
         };
         Ok((Literal { slot, class, negated: false }, kind))
@@ -177,9 +181,12 @@ impl<'a> Binder<'a> {
         slots.into_iter().for_each(|slot| self.pin(slot));
     }
 
-    /// What [`crate::Planned::pinned`] says.
+    /// What [`crate::Planned::pinned`] says. A literal that is no expression of the tree was read by the parser or as
+    /// part of something else, a type's length or EXTRACT's field: the plan has it in it.
     pub(crate) fn pinned(&self) -> Vec<(u32, String)> {
-        self.pins.iter().map(|slot| (*slot, self.literal_text(*slot).into_owned())).collect()
+        let unbound = self.bound.iter().zip(0..).filter(|(bound, _)| !**bound).map(|(_, slot)| slot);
+        let slots: BTreeSet<u32> = self.pins.iter().copied().chain(unbound).collect();
+        slots.into_iter().map(|slot| (slot, self.literal_text(slot).into_owned())).collect()
     }
 
     /// Binds an expression that the catalog keeps as text.

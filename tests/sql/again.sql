@@ -1,0 +1,35 @@
+-- Statements that differ from the one before them only where there is no expression: the plan of one must not serve
+-- the other.
+CREATE TABLE t (id int PRIMARY KEY, s text, n numeric, f float8, ts timestamp, tz timestamptz) PARTITION BY HASH (id);
+INSERT INTO t VALUES (1, 'abcdef', 1.23456, 1.5, '2024-02-29 23:59:58.123456', '2024-02-29 23:59:58.123456+00');
+SELECT 'abcdef'::varchar(2);
+SELECT 'abcdef'::varchar(3);
+SELECT CAST(s AS char(3)) FROM t;
+SELECT CAST(s AS char(2)) FROM t;
+SELECT s::varchar(1), id FROM t WHERE s::varchar(2) = 'ab';
+SELECT s::varchar(4), id FROM t WHERE s::varchar(2) = 'ab';
+SELECT s::varchar(4), id FROM t WHERE s::varchar(3) = 'ab';
+SELECT n::numeric(5,2) FROM t;
+SELECT n::numeric(5,4) FROM t;
+SELECT n::numeric(4,4) FROM t;
+SELECT f::float(10) FROM t;
+SELECT f::float(30) FROM t;
+SELECT ts::timestamp(0) FROM t;
+SELECT ts::timestamp(3) FROM t;
+SELECT tz::timestamptz(1) FROM t;
+SELECT tz::timestamptz(2) FROM t;
+SELECT CAST(ts AS timestamp(4) with time zone) FROM t;
+SELECT CAST(ts AS timestamp(5) with time zone) FROM t;
+SELECT timestamp(2) '2024-01-01 00:00:00.123456';
+SELECT timestamp(3) '2024-01-01 00:00:00.123456';
+SELECT varchar(2) 'abc';
+SELECT varchar(3) 'abc';
+SELECT extract('year' from ts) FROM t;
+SELECT extract('month' from ts) FROM t;
+INSERT INTO t (id, s) VALUES (2, 'xyz'::varchar(1)) RETURNING s;
+INSERT INTO t (id, s) VALUES (3, 'xyz'::varchar(2)) RETURNING s;
+UPDATE t SET s = 'xyz'::varchar(1) WHERE id = 3 RETURNING s;
+UPDATE t SET s = 'xyz'::varchar(3) WHERE id = 3 RETURNING s;
+DELETE FROM t WHERE id = 3 AND s::varchar(2) = 'xyz';
+DELETE FROM t WHERE id = 3 AND s::varchar(3) = 'xyz';
+SELECT id FROM t ORDER BY id;
