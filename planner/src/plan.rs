@@ -396,6 +396,8 @@ pub enum SessionCommand {
     Empty,
     /// BEGIN or START TRANSACTION.
     Begin {
+        /// Whether it was written as START TRANSACTION, which its command tag repeats.
+        start: bool,
         /// READ ONLY (`true`), READ WRITE (`false`), or not said.
         read_only: Option<bool>,
         /// The isolation level that was asked for.

@@ -323,9 +323,13 @@ impl<'a> Binder<'a> {
         if list.distinct && !order_by.is_empty() {
             return Err(WireError::unsupported("an aggregate with both DISTINCT and ORDER BY"));
         }
-        let result = resolved.result;
+        // The least and the greatest char(n) are as long as the others: without n they would lose their padding.
+        let ty = match args.as_slice() {
+            [arg] if resolved.result == Type::Bpchar => arg.ty,
+            _ => Typed::plain(resolved.result),
+        };
         let call = AggregateCall { resolved, args, distinct: list.distinct, order_by, filter };
-        Ok(Expr::new(ExprKind::Aggregate(Box::new(call)), result))
+        Ok(Expr { kind: ExprKind::Aggregate(Box::new(call)), ty })
     }
 
     /// Refuses an aggregate whose arguments are all of an outer query: it would be that query's.

@@ -150,8 +150,11 @@ impl Binder<'_> {
     pub(crate) fn unify(&mut self, what: &str, exprs: Vec<Expr>) -> Result<(Vec<Expr>, Typed), WireError> {
         let types: Vec<Type> = exprs.iter().map(|e| e.ty.ty).collect();
         let ty = common_type(what, &types)?;
-        let first = exprs.first().map_or(-1, |e| e.ty.modifier);
-        let same = exprs.iter().all(|e| e.ty == Typed { ty, modifier: first });
+        // NULL fits any modifier.
+        let null =
+            |e: &Expr| e.ty.ty == Type::Unknown && matches!(e.kind, ExprKind::Value(proto::Value::Null));
+        let first = exprs.iter().find(|e| !null(e)).map_or(-1, |e| e.ty.modifier);
+        let same = exprs.iter().all(|e| null(e) || e.ty == Typed { ty, modifier: first });
         let exprs = exprs.into_iter().map(|e| self.implicit(e, ty)).collect::<Result<_, _>>()?;
         Ok((exprs, Typed { ty, modifier: if same { first } else { -1 } }))
     }

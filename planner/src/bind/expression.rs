@@ -5,7 +5,7 @@
 
 use super::scope::{Clause, Names, Scope};
 use super::tree::{Expr, ExprKind};
-use super::types::type_of;
+use super::types::{common_storage, one_storage, type_of};
 use super::walk::grow;
 use super::{Binder, error};
 use crate::text::LiteralKind;
@@ -292,7 +292,10 @@ impl<'a> Binder<'a> {
     ) -> Result<Expr, WireError> {
         let left = self.expr(left, scope)?;
         let right = self.expr(right, scope)?;
-        let (left, right) = self.comparable("IS DISTINCT FROM", left, right)?;
+        let resolved = dialect::functions::resolve_operator("=", Some(left.ty.ty), right.ty.ty)?;
+        let ty = common_storage(resolved.args[0], resolved.args[1])?;
+        let left = self.implicit(left, ty.unwrap_or(resolved.args[0]))?;
+        let right = self.implicit(right, ty.unwrap_or(resolved.args[1]))?;
         Ok(Expr::new(ExprKind::Distinct(Box::new(left), Box::new(right), not), Type::Bool))
     }
 
@@ -305,11 +308,14 @@ impl<'a> Binder<'a> {
     ) -> Result<(Expr, Expr), WireError> {
         let resolved = dialect::functions::resolve_operator("=", Some(left.ty.ty), right.ty.ty)?;
         let (a, b) = (resolved.args[0], resolved.args[1]);
-        // `=` of two integer types takes both as they are: their storage forms are one.
         let left = self.implicit(left, a)?;
         let right = self.implicit(right, b)?;
-        let same = a == b || dialect::key::key_sql(a, "x") == "x" && dialect::key::key_sql(b, "x") == "x";
-        if same { Ok((left, right)) } else { Err(WireError::unsupported(format!("{what} over two types"))) }
+        if one_storage(a, b) {
+            Ok((left, right))
+        } else {
+            Err(WireError::unsupported(format!("{what} over two types"))
+                .with_hint("Cast one of them to the other's type."))
+        }
     }
 
     fn like(

@@ -10,6 +10,9 @@ use dialect::functions::resolve_operator;
 use proto::{SqlState, WireError};
 use sqlparser::ast::{self, BinaryOperator, UnaryOperator};
 
+/// The most columns of rows that are compared by order: each nests in the one before it.
+const MAX_ORDERED_ROW: usize = 32;
+
 /// PostgreSQL's name of an operator; `None` for AND and OR, and for what isn't PostgreSQL's.
 pub(crate) fn operator_name(op: &BinaryOperator) -> Result<&str, WireError> {
     Ok(match op {
@@ -103,7 +106,7 @@ impl<'a> Binder<'a> {
         self.operate(name, Some(left), right)
     }
 
-    /// `(a, b) = (c, d)`.
+    /// `(a, b) = (c, d)`, and in order: the first columns that differ decide.
     fn rows(
         &mut self,
         left: &[ast::Expr],
@@ -114,18 +117,41 @@ impl<'a> Binder<'a> {
         if left.len() != right.len() {
             return Err(super::syntax("unequal number of entries in row expressions"));
         }
-        if !matches!(name, "=" | "<>") {
+        // The operator of all columns but the last.
+        let strict = match name {
+            "<" | "<=" => "<",
+            ">" | ">=" => ">",
+            _ => name,
+        };
+        if !matches!(strict, "=" | "<>" | "<" | ">") || left.len() > MAX_ORDERED_ROW {
             return Err(WireError::unsupported(format!("comparing rows by {name}"))
                 .with_hint("Compare the columns one by one."));
         }
         let mut parts = Vec::with_capacity(left.len());
         for (left, right) in left.iter().zip(right) {
-            let left = self.expr(left, scope)?;
-            let right = self.expr(right, scope)?;
-            parts.push(self.operate(name, Some(left), right)?);
+            parts.push((self.expr(left, scope)?, self.expr(right, scope)?));
         }
-        let kind = if name == "=" { ExprKind::And(parts) } else { ExprKind::Or(parts) };
-        Ok(Expr::new(kind, Type::Bool))
+        if strict == "=" || strict == "<>" {
+            let parts = parts
+                .into_iter()
+                .map(|(left, right)| self.operate(name, Some(left), right))
+                .collect::<Result<_, _>>()?;
+            let kind = if name == "=" { ExprKind::And(parts) } else { ExprKind::Or(parts) };
+            return Ok(Expr::new(kind, Type::Bool));
+        }
+        let mut rest: Option<Expr> = None;
+        for (left, right) in parts.into_iter().rev() {
+            rest = Some(match rest {
+                None => self.operate(name, Some(left), right)?,
+                Some(rest) => {
+                    let decides = self.operate(strict, Some(left.clone()), right.clone())?;
+                    let equal = self.operate("=", Some(left), right)?;
+                    let equal = Expr::new(ExprKind::And(vec![equal, rest]), Type::Bool);
+                    Expr::new(ExprKind::Or(vec![decides, equal]), Type::Bool)
+                }
+            });
+        }
+        rest.ok_or_else(|| super::syntax("a row without columns"))
     }
 
     pub(crate) fn unary(

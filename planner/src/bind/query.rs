@@ -2,6 +2,7 @@
 
 use super::scope::{Clause, CteNames, NamedColumn, Names, Scope};
 use super::tree::{Body, Cte, Expr, ExprKind, Query, Select, SetOp};
+use super::types::common_storage;
 use super::walk::grow;
 use super::{Binder, error, syntax};
 use crate::plan::OutputColumn;
@@ -175,16 +176,11 @@ impl<'a> Binder<'a> {
         self.settle_query(&mut query)?;
         let inner = query.columns[0].ty.ty;
         let resolved = dialect::functions::resolve_operator("=", Some(value.ty.ty), inner)?;
-        let (a, b) = (resolved.args[0], resolved.args[1]);
-        let value = self.implicit(value, a)?;
-        if b != inner {
-            query = self.converted(query, &[Typed::plain(b)])?;
-        }
-        let integers = |ty| matches!(ty, Type::Int2 | Type::Int4 | Type::Int8);
-        let floats = |ty| matches!(ty, Type::Float4 | Type::Float8);
-        let strings = |ty| matches!(ty, Type::Text | Type::Varchar | Type::Name);
-        if a != b && !(integers(a) && integers(b) || floats(a) && floats(b) || strings(a) && strings(b)) {
-            return Err(WireError::unsupported("IN over two types"));
+        let common = common_storage(resolved.args[0], resolved.args[1])?;
+        let value = self.implicit(value, common.unwrap_or(resolved.args[0]))?;
+        let wanted = common.unwrap_or(resolved.args[1]);
+        if wanted != inner {
+            query = self.converted(query, &[Typed::plain(wanted)])?;
         }
         Ok(Expr::new(ExprKind::InQuery(Box::new(value), Box::new(query), negated), Type::Bool))
     }

@@ -298,3 +298,17 @@ pub(crate) fn type_of(data_type: &DataType) -> Result<Typed, WireError> {
         other => Err(WireError::unsupported(format!("type {}", other.to_string().to_lowercase()))),
     }
 }
+
+/// Whether values of the two types can be compared as they are stored: an `int2` with an `int8`, but no `date` with a
+/// `timestamp`, though both are integers.
+pub(crate) fn one_storage(a: Type, b: Type) -> bool {
+    let integers = |ty| matches!(ty, Type::Int2 | Type::Int4 | Type::Int8);
+    let floats = |ty| matches!(ty, Type::Float4 | Type::Float8);
+    let strings = |ty| matches!(ty, Type::Text | Type::Varchar | Type::Name);
+    a == b || integers(a) && integers(b) || floats(a) && floats(b) || strings(a) && strings(b)
+}
+
+/// What operands of `=` have to become where they are compared as they are stored; `None` if they can stay.
+pub(crate) fn common_storage(a: Type, b: Type) -> Result<Option<Type>, WireError> {
+    if one_storage(a, b) { Ok(None) } else { dialect::functions::common_type("=", &[a, b]).map(Some) }
+}

@@ -41,7 +41,7 @@ fn command(cursor: &mut Cursor<'_>) -> Result<Option<Kind>, WireError> {
             cursor.accept_one(&["work", "transaction"]);
         }
         let (isolation, read_only) = transaction_modes(cursor)?;
-        return session(SessionCommand::Begin { read_only, isolation });
+        return session(SessionCommand::Begin { start: word == "start", read_only, isolation });
     }
     if let Some(word) = cursor.accept_one(&["commit", "end"]) {
         if word == "commit" && cursor.accept("prepared") {

@@ -27,7 +27,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         let done = |tag| Ok(Started::Done(Tag::Plain(tag)));
         match command {
             SessionCommand::Empty => Ok(Started::Empty),
-            SessionCommand::Begin { read_only, isolation } => {
+            SessionCommand::Begin { start, read_only, isolation } => {
                 check_isolation(*isolation)?;
                 if self.block.is_open() {
                     let code = SqlState::ACTIVE_SQL_TRANSACTION;
@@ -35,7 +35,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 } else {
                     self.block.begin(read_only.unwrap_or(self.settings.read_only));
                 }
-                done("BEGIN")
+                done(if *start { "START TRANSACTION" } else { "BEGIN" })
             }
             SessionCommand::Commit => self.end_block(true),
             SessionCommand::Rollback => self.end_block(false),

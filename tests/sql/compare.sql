@@ -1,0 +1,21 @@
+-- Comparisons of rows and over two types, and what keeps the padding of char(n).
+CREATE TABLE t (id int PRIMARY KEY, a int, b int, c char(5), d date, ts timestamp, tz timestamptz) PARTITION BY HASH (id);
+INSERT INTO t VALUES (1, 10, 100, 'c1', '2024-01-01', '2024-01-01 00:00', '2024-01-01 00:00+00'), (2, 10, 200, 'c2', '2024-01-02', '2024-01-01', '2024-01-02'), (3, NULL, 5, NULL, NULL, NULL, NULL), (4, 20, NULL, 'ABC', NULL, '2024-01-04', NULL), (5, 20, 1, 'z', '2024-01-05', '2024-01-05 10:00', '2024-01-05 00:00+00');
+SELECT id FROM t WHERE (a, b) > (10, 100) ORDER BY id;
+SELECT id FROM t WHERE (a, b) >= (10, 100) ORDER BY id;
+SELECT id FROM t WHERE (a, b) < (20, 1) ORDER BY id;
+SELECT id FROM t WHERE (a, b) <= (20, 1) ORDER BY id;
+SELECT id, (a, b) > (10, 100), (a, b) <= (20, 0) FROM t ORDER BY id;
+SELECT id, (b, a) >= (5, 10), (a, b) > (10, NULL), (a, b) < (15, NULL) FROM t ORDER BY id;
+SELECT id FROM t WHERE (a, b, id) > (10, 100, 1) ORDER BY a, b, id LIMIT 2;
+SELECT id FROM t WHERE NOT (a, b) > (10, 100) ORDER BY id;
+SELECT (1, 2) < (1, 2, 3);
+SELECT (1, 'a') < (1, 2);
+SELECT id, d IS DISTINCT FROM ts, ts IS NOT DISTINCT FROM d, tz IS DISTINCT FROM d, tz IS DISTINCT FROM ts FROM t ORDER BY id;
+SELECT id FROM t WHERE d IN (SELECT ts FROM t) ORDER BY id;
+SELECT id FROM t WHERE ts IN (SELECT d FROM t) ORDER BY id;
+SELECT id FROM t WHERE tz NOT IN (SELECT d FROM t WHERE d IS NOT NULL) ORDER BY id;
+SELECT min(c) || '|', max(c) = 'z', max(c) FROM t;
+SELECT a, min(c), max(c) FROM t GROUP BY a ORDER BY a;
+SELECT coalesce(c, NULL), nullif(c, 'z') FROM t ORDER BY id;
+SELECT (SELECT max(c) FROM t) FROM t WHERE id = 1;
