@@ -16,6 +16,10 @@ use std::time::Duration;
 const WRITER_STATEMENTS: usize = 512;
 const READER_STATEMENTS: usize = 256;
 
+/// How long the writer waits for its lock. Nobody else writes, but a reader that met the WAL's header while it was being
+/// written takes the lock for a moment to read it again.
+pub(crate) const BUSY: Duration = Duration::from_secs(10);
+
 /// How many steps of SQLite's machine pass between two looks at whether a write is still wanted.
 const STEPS_BETWEEN_LOOKS: std::ffi::c_int = 10_000;
 
@@ -55,8 +59,7 @@ pub(crate) fn writer(path: &Path, hooks: &Hooks) -> rusqlite::Result<Connection>
     )?;
     // What a closed connection leaves in the WAL is taken up at the next open; shutdown checkpoints by itself.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    // Nobody else writes; only an emptying checkpoint has anyone to wait for, and says how long.
-    connection.busy_timeout(Duration::ZERO)?;
+    connection.busy_timeout(BUSY)?;
     connection.set_prepared_statement_cache_capacity(WRITER_STATEMENTS);
     dialect::sqlite::register(&connection)?;
     let guarded = hooks.guarded.clone();

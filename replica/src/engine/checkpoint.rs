@@ -4,6 +4,7 @@
 //! state at or after it, and the log replays the rest.
 
 use super::Engine;
+use crate::connection::BUSY;
 use crate::error::ReplicaError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -57,7 +58,7 @@ impl Engine {
         if let Some(patience) = empty {
             self.connection.busy_timeout(patience).map_err(|e| self.stop(e))?;
             outcome = run("PRAGMA wal_checkpoint(TRUNCATE)").or(outcome);
-            self.connection.busy_timeout(Duration::ZERO).map_err(|e| self.stop(e))?;
+            self.connection.busy_timeout(BUSY).map_err(|e| self.stop(e))?;
         }
         let (_, frames, copied) = outcome.map_err(|e| self.stop(e))?;
         let last = self.checkpointed;

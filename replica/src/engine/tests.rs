@@ -358,3 +358,27 @@ fn the_wal_stays_short() {
     }
     assert!((10..100).contains(&checkpoints), "{checkpoints}");
 }
+
+#[test]
+fn a_lock_that_is_held_for_a_moment_does_not_stop_the_writer() {
+    let mut pair = Pair::new("CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY) STRICT");
+    // A checkpoint sets a patience of its own, and that must not stay.
+    pair.leader.checkpoint(Some(std::time::Duration::ZERO)).unwrap();
+    let other = Connection::open(pair.leader.path()).unwrap();
+    let (locked, is_locked) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        // As a reader does that met the WAL's header while it was being written.
+        scope.spawn(move || {
+            other.execute_batch("BEGIN IMMEDIATE").unwrap();
+            let since = std::time::Instant::now();
+            locked.send(()).unwrap();
+            while since.elapsed() < std::time::Duration::from_millis(20) {
+                std::thread::yield_now();
+            }
+            other.execute_batch("ROLLBACK").unwrap();
+        });
+        is_locked.recv().unwrap();
+        pair.leader.begin().unwrap();
+        pair.leader.rollback().unwrap();
+    });
+}
