@@ -145,10 +145,11 @@ fn drop_keyspaces(store: Store<'_>, gone: impl Fn(TableId, KeyspaceNumber) -> bo
     Ok(())
 }
 
-/// Has the sequences that these tables own begin again.
+/// Has the sequences that these tables own begin again. Not those of hidden keys: nobody sees their values, and a row
+/// that another session inserts meanwhile with a later value would be in the way of one that comes to it again.
 fn restart(store: Store<'_>, tables: &[TableId]) -> Result<()> {
     for sequence in store.sequences()? {
-        if sequence.owner.is_some_and(|(owner, _)| tables.contains(&owner)) {
+        if !sequence.hidden && sequence.owner.is_some_and(|(owner, _)| tables.contains(&owner)) {
             store.put_sequence(&sequence, Some(sequence.start))?;
         }
     }
