@@ -149,6 +149,35 @@ impl Fake {
         self.state.send_modify(|state| state.catalog = catalog(version).into());
     }
 
+    /// One more keyspace joins, and the catalog's version becomes this one.
+    pub fn add_keyspace(&self, version: u64) {
+        self.state.send_modify(|state| {
+            let mut topology = Topology::clone(&state.topology);
+            let number = KeyspaceNumber(MAIN.0 + 1);
+            let id = ShardId(self.shards.len() as u64 + 1);
+            let shard = topology::Shard {
+                id,
+                keyspace: number,
+                range: KeyRange::full(),
+                incarnation: Incarnation(1),
+                group: GroupId(id.0 + 1),
+                replicas: vec![NodeId(1), NodeId(2)],
+            };
+            topology.epoch = Epoch(topology.epoch.0 + 1);
+            topology.shards.insert(id, shard);
+            let keyspace = Keyspace {
+                number,
+                name: "more".into(),
+                sharding: Sharding::Range,
+                replicas: 1,
+                shards: vec![id],
+            };
+            topology.keyspaces.insert(number, keyspace);
+            state.topology = topology.into();
+            state.catalog = catalog(version).into();
+        });
+    }
+
     /// A query's first value on every shard, in the shards' order.
     pub fn on_each(&self, sql: &str) -> Vec<i64> {
         let shards = (1..=self.shards.len() as u64).map(ShardId);
@@ -274,7 +303,11 @@ impl CoordinatorService for Fake {
 
     fn allocate(&self, _: SequenceId, count: u32) -> BoxFuture<'_, ServiceResult<SequenceBlock>> {
         let first = self.next.fetch_add(count.into(), Ordering::Relaxed);
-        Box::pin(async move { Ok(SequenceBlock { first, increment: 1, count }) })
+        Box::pin(async move {
+            // A real one's answer is never there at once.
+            tokio::task::yield_now().await;
+            Ok(SequenceBlock { first, increment: 1, count })
+        })
     }
 
     fn set_sequence(&self, _: SequenceId, _: i64) -> BoxFuture<'_, ServiceResult<()>> {
@@ -355,7 +388,7 @@ impl Bench {
             facts: &self.facts,
             interrupt: &self.interrupt,
             deadline,
-            retry_until: deadline,
+            retry_for: self.timeout,
         }
     }
 }

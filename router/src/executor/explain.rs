@@ -23,7 +23,7 @@ impl Executor {
             facts: run.facts,
             interrupt: run.interrupt,
             deadline: run.deadline,
-            retry_until: run.retry_until,
+            retry_for: run.retry_for,
         };
         let scalars = self.scalars(plan, run).await?;
         let routes = match &plan.action {

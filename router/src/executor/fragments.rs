@@ -13,7 +13,7 @@ use crate::retry::Backoff;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use planner::plan::Fragment;
-use proto::services::{Access, Consistency, FragmentRequest, FragmentResponse, ShardService};
+use proto::services::{Access, ClusterState, Consistency, FragmentRequest, FragmentResponse, ShardService};
 use proto::{NodeId, Retry, RowBatch, SchemaVersion, ShardId, SqlState, TableId, Value, WireError};
 use std::sync::Arc;
 use std::time::Instant;
@@ -36,6 +36,9 @@ pub struct ShardWrite {
     pub request: Request,
     /// The one table that its statement names, if it names but one.
     pub alone_in: Option<TableId>,
+    /// Whether it is the first of a write to every shard: a shard that joins meanwhile must get it too, so it goes only
+    /// as long as the shards are those that it was planned for.
+    pub everywhere: bool,
 }
 
 /// Whom to ask next.
@@ -133,7 +136,11 @@ impl Executor {
             Some(table) => state.catalog.table(table) == run.state.catalog.table(table),
             None => state.catalog.version() == write.schema_version,
         };
-        if !serves || !same_table {
+        let shards = |state: &ClusterState| -> Vec<Vec<ShardId>> {
+            state.topology.keyspaces.values().map(|keyspace| keyspace.shards.clone()).collect()
+        };
+        let misses_none = !write.everywhere || shards(&state) == shards(&run.state);
+        if !serves || !same_table || !misses_none {
             return false;
         }
         write.schema_version = state.catalog.version();
@@ -239,7 +246,7 @@ impl<'a> Asked<'a> {
             epoch: run.state.topology.epoch,
             hint: None,
             attempts: 0,
-            backoff: Backoff::until(run.retry_until.min(run.deadline)),
+            backoff: Backoff::until(run.retry_until()),
         }
     }
 

@@ -119,7 +119,7 @@ impl Executor {
                 let input: Vec<Value> = input.map(|value| value.to_owned()).collect();
                 let made =
                     self.make_row(run, row, scalars, input).await.map_err(|error| after(error, &done))?;
-                placed.push(run, insert, &made)?;
+                placed.push(run, insert, &made).map_err(|error| after(error, &done))?;
             }
             if placed.is_full(self.config.batch_bytes * 4) {
                 if insert.touch > 0 {
@@ -160,7 +160,7 @@ impl Executor {
                 }
                 RowValue::Fixed(id) => value_at(*id, scalars)?.clone(),
                 RowValue::NextValue(id) => {
-                    Value::Int(self.sequences.next(*id, &self.cluster, run.retry_until).await?)
+                    Value::Int(self.sequences.next(*id, &self.cluster, run.retry_until()).await?)
                 }
                 RowValue::Environment(fact) => environment(*fact, run.facts),
                 RowValue::Expression(sql) => {
@@ -193,6 +193,7 @@ impl Executor {
             touch: insert.touch,
             request: self.requests.begin(),
             alone_in: Some(insert.table),
+            everywhere: false,
         };
         if matches!(insert.target, InsertTarget::Everywhere) {
             let Some((_, rows)) = batches.pop() else { return Ok(Written::default()) };

@@ -70,7 +70,7 @@ impl Executor {
                     value.cloned().ok_or_else(|| no_parameter(*n))?
                 }
                 Scalar::NextValue(id) => {
-                    Value::Int(self.sequences.next(*id, &self.cluster, run.retry_until).await?)
+                    Value::Int(self.sequences.next(*id, &self.cluster, run.retry_until()).await?)
                 }
                 Scalar::Environment(fact) => environment(*fact, run.facts),
                 Scalar::Expression { sql, params } => {

@@ -35,7 +35,7 @@ impl Executor {
                 async move { coordinator.change_schema(request).await }
             };
             // What began isn't given up: the coordinator would go on with it.
-            let changed = self.cluster.ask_coordinator(run.deadline, run.retry_until, ask).await;
+            let changed = self.cluster.ask_coordinator(run.deadline, run.retry_until(), ask).await;
             let version = changed.map_err(|mut error| {
                 if place > 0 {
                     // Planned again, the changes that are done would be asked for once more.

@@ -25,14 +25,19 @@ pub struct Statement<'a> {
     pub interrupt: &'a Arc<Interrupt>,
     /// When it must have ended.
     pub deadline: Instant,
-    /// How long it asks again where that may help.
-    pub retry_until: Instant,
+    /// How long one request of it is repeated where that may help.
+    pub retry_for: Duration,
 }
 
 impl Statement<'_> {
     /// The time that is left.
     pub fn time_left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// Until when a request that begins now is repeated. A long statement's last request has as much time as its first.
+    pub fn retry_until(&self) -> Instant {
+        self.deadline.min(Instant::now() + self.retry_for)
     }
 
     /// Waits for something that may be given up: an interrupt or the deadline ends it.

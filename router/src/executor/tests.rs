@@ -10,7 +10,7 @@ use planner::plan::*;
 use proto::services::Access;
 use proto::{NodeId, Retry, SchemaVersion, Value, ValueRef, WireError};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn ints(values: &[i64]) -> Vec<Scalar> {
     values.iter().map(|v| Scalar::Constant(Value::Int(*v))).collect()
@@ -242,6 +242,21 @@ async fn a_reference_write_fails_on_one_shard_before_it_reaches_the_others() {
     assert_eq!(bench.fake.requests.lock().len(), 1);
 }
 
+#[tokio::test]
+async fn a_reference_row_misses_no_shard_that_joins_while_it_waits() {
+    let bench = Bench::new(2).await;
+    let scalars = ints(&[1]).into_iter().chain(text("x")).collect();
+    let plan = plan(scalars, Action::Insert(insert(InsertTarget::Everywhere, REFERENCE, vec![vec![0, 1]])));
+    let run = bench.statement(&plan);
+    let values = bench.executor.scalars(&plan, &run).await.unwrap();
+    bench.fake.add_keyspace(5);
+    let Action::Insert(insert) = &plan.action else { panic!() };
+    // The new shard has a copy from before, so the row may not go to the others alone: it is planned again.
+    let error = bench.executor.insert(&run, insert, &values).await.err().unwrap();
+    assert_eq!(error.retry, Retry::StaleSchema(SchemaVersion(5)));
+    assert_eq!(bench.fake.on_each("SELECT count(*) FROM t16385"), [0, 0]);
+}
+
 fn text(value: &str) -> Vec<Scalar> {
     vec![Scalar::Constant(Value::Text(value.into()))]
 }
@@ -300,6 +315,20 @@ async fn scalars_are_evaluated_in_order() {
     let run = bench.statement(&plan);
     let values = bench.executor.scalars(&plan, &run).await.unwrap();
     assert_eq!(values, [40, 2, 42, 1, 2, 1].map(Value::Int));
+}
+
+#[tokio::test]
+async fn a_statement_that_runs_long_still_gets_values_of_a_sequence() {
+    let bench = Bench::new(1).await;
+    let plan = plan(vec![], Action::Session(SessionCommand::Empty));
+    let mut run = bench.statement(&plan);
+    run.retry_for = Duration::from_millis(50);
+    let begun = Instant::now();
+    while begun.elapsed() <= run.retry_for {
+        tokio::task::yield_now().await;
+    }
+    let row = bench.executor.make_row(&run, &[RowValue::NextValue(SEQUENCE)], &[], vec![]).await;
+    assert_eq!(row.unwrap(), [Value::Int(1)]);
 }
 
 async fn copy(bench: &Bench, pieces: &[&[u8]]) -> Result<u64, Box<Report>> {

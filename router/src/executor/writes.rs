@@ -54,6 +54,7 @@ impl Executor {
                 request: self.requests.begin(),
                 // Its conditions may name other tables, so it is planned again when the catalog changes.
                 alone_in: None,
+                everywhere: false,
             })
         };
         if let [shard] = shards[..] {
@@ -78,7 +79,8 @@ impl Executor {
         // Two writes of this router reach every shard in the same order.
         let lock: Arc<tokio::sync::Mutex<()>> = self.reference_locks.entry(table).or_default().clone();
         let _held = run.attend(async { Ok(lock.lock().await) }).await?;
-        let done = collect(self.write(run, write(*first)?).await?).await?;
+        let first = ShardWrite { everywhere: true, ..write(*first)? };
+        let done = collect(self.write(run, first).await?).await?;
         let rest = others.iter().map(|shard| {
             let mut write = write(*shard)?;
             // The first shard has it, so the others must get it though the catalog changes meanwhile.

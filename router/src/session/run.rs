@@ -174,7 +174,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             facts: &self.facts,
             interrupt: &self.interrupt,
             deadline,
-            retry_until: deadline.min(Instant::now() + self.shared.executor.config.retry_timeout),
+            retry_for: self.shared.executor.config.retry_timeout,
         }
     }
 
