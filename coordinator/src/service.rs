@@ -330,6 +330,10 @@ impl CoordinatorService for Coordinator {
     fn status(&self) -> BoxFuture<'_, ServiceResult<ClusterStatus>> {
         Box::pin(async {
             self.core.check_leader()?;
+            // Whoever asks has heard of what isn't told yet: this is the group's state, not what was told last.
+            let deadline = Instant::now() + self.core.config.write_timeout;
+            drop(self.core.replica.snapshot(Consistency::Strong, deadline).await?);
+            self.core.state.refresh(&self.core.replica).await?;
             let state = self.core.state.subscribe().borrow().clone();
             Ok(ClusterStatus { state, replicas: self.core.state.reports() })
         })

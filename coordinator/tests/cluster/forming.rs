@@ -3,9 +3,27 @@ use crate::common::Cluster;
 use crate::tables;
 use proto::services::{CreateKeyspace, SchemaChange};
 use proto::topology::Sharding;
-use proto::{KeyRange, SequenceId};
+use proto::{KeyRange, NodeId, SequenceId};
 use std::collections::HashSet;
 use std::sync::Arc;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leader_tells_at_once_what_was_acknowledged() {
+    let cluster = Cluster::start(1, 1).await;
+    let mut node = cluster.state().await.topology.nodes.values().next().cloned().unwrap();
+    for id in 100..150 {
+        node.id = NodeId(id);
+        let new = node.clone();
+        cluster
+            .ask(|c| {
+                let new = new.clone();
+                async move { c.register(new).await }
+            })
+            .await
+            .unwrap();
+        assert!(cluster.state().await.topology.nodes.contains_key(&node.id));
+    }
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn enough_nodes_make_a_cluster() {
