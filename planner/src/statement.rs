@@ -1,7 +1,7 @@
 //! One statement, from its tree to its plan.
 
 use crate::bind::Binder;
-use crate::bind::tree::Query;
+use crate::bind::tree::{Body, ExprKind, Query};
 use crate::plan::{Action, Explain, OutputColumn, Plan};
 use crate::planning::Planner;
 use crate::text::{Parsed, Text, with_stack};
@@ -57,6 +57,7 @@ fn statement(
         ast::Statement::Query(query) => {
             let mut query: Query = binder.query(query, None, None)?;
             binder.settle_query(&mut query)?;
+            padded(&query)?;
             let columns = query.columns.clone();
             let mut planner = Planner::new(&mut binder);
             let action = Action::Query(planner.query(&query)?);
@@ -82,6 +83,26 @@ fn statement(
         }
         _ => Err(WireError::unsupported("this statement")),
     }
+}
+
+/// Refuses results whose blanks at the end are lost: char(n) is stored without them and gets them back by its n, which
+/// CASE or UNION of a char(n) with something else doesn't have.
+fn padded(query: &Query) -> Result<(), WireError> {
+    for (i, column) in query.columns.iter().enumerate() {
+        let known = match &query.body {
+            Body::Select(select) => matches!(
+                select.projection[i].kind,
+                ExprKind::Literal(_) | ExprKind::Value(_) | ExprKind::Parameter(_) | ExprKind::Cast(..)
+            ),
+            Body::Values(_) => true,
+            Body::SetOperation { .. } => false,
+        };
+        if column.ty == Typed::plain(Type::Bpchar) && column.origin.is_none() && !known {
+            return Err(WireError::unsupported("a result of character values of several lengths")
+                .with_hint("Cast the char(n) to text."));
+        }
+    }
+    Ok(())
 }
 
 fn finish(

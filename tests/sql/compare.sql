@@ -19,3 +19,8 @@ SELECT min(c) || '|', max(c) = 'z', max(c) FROM t;
 SELECT a, min(c), max(c) FROM t GROUP BY a ORDER BY a;
 SELECT coalesce(c, NULL), nullif(c, 'z') FROM t ORDER BY id;
 SELECT (SELECT max(c) FROM t) FROM t WHERE id = 1;
+SELECT coalesce(c::text, 'x') FROM t ORDER BY id;
+SELECT id FROM t WHERE coalesce(c, 'x') = 'x' ORDER BY id;
+SELECT CASE WHEN a > 10 THEN c ELSE NULL END FROM t ORDER BY id;
+SELECT c FROM t UNION SELECT c FROM t ORDER BY 1;
+SELECT greatest(c, 'b') || '|' FROM t ORDER BY id;
