@@ -228,7 +228,12 @@ impl Consensus {
 
     /// The rounds that ended since the last call.
     pub fn take_confirmed(&mut self) -> Vec<Confirmed> {
-        std::mem::take(&mut self.confirmed)
+        let mut confirmed = std::mem::take(&mut self.confirmed);
+        if self.has_offered() {
+            // The offer may have gone out after the round ended.
+            confirmed.iter_mut().for_each(|confirmed| confirmed.lease = None);
+        }
+        confirmed
     }
 
     /// What is to be done; `None` if nothing is.

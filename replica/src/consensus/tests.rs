@@ -329,6 +329,29 @@ fn a_leader_that_offered_its_office_gets_no_lease() {
 }
 
 #[test]
+fn a_round_that_ends_together_with_the_offer_gives_no_lease() {
+    let mut group = Group::new(3);
+    let leader = group.elect();
+    group.settle();
+    let (now, other) = (group.now, leader % 3 + 1);
+    group.peers.get_mut(&leader).unwrap().consensus.confirm(now).unwrap();
+    group.flush(leader);
+    for message in std::mem::take(&mut group.wire) {
+        group.peers.get_mut(&message.to).unwrap().consensus.step(message, now).unwrap();
+    }
+    group.flush(other);
+    let consensus = &mut group.peers.get_mut(&leader).unwrap().consensus;
+    for message in std::mem::take(&mut group.wire) {
+        consensus.step(message, now).unwrap();
+    }
+    consensus.raw.transfer_leader(other);
+    group.flush(leader);
+    assert!(group.wire.iter().any(|m| m.get_msg_type() == MessageType::MsgTimeoutNow));
+    let confirmed = group.peers.get_mut(&leader).unwrap().consensus.take_confirmed();
+    assert_eq!(confirmed.iter().map(|c| c.lease).collect::<Vec<_>>(), [None]);
+}
+
+#[test]
 fn a_partitioned_leader_confirms_nothing() {
     let mut group = Group::new(3);
     let leader = group.elect();
