@@ -1,7 +1,7 @@
 //! The handle of one replica: what callers do with it, and how they wait.
 
 use crate::connection::Cancel;
-use crate::driver::{Inbox, Mail, PendingSchema, PendingWrite, Shared, WriteState};
+use crate::driver::{Inbox, Mail, PendingSchema, PendingWrite, Place, Shared, WriteState};
 use crate::entry::{Note, Request, Schema};
 use crate::readers::too_late;
 use crate::snapshot::Snapshot;
@@ -67,8 +67,8 @@ impl Replica {
     pub async fn write(&self, write: Write) -> Result<Written, WireError> {
         let Write { request, settled, deadline, run } = write;
         let request = request.map(|id| Request::new(id, settled));
-        self.submit(deadline, |inbox, state, cancel, reply| {
-            inbox.writes.push_back(PendingWrite { request, run, cancel, state, reply });
+        self.submit(deadline, |inbox, state, cancel, reply, place| {
+            inbox.writes.push_back(PendingWrite { request, run, cancel, state, reply, _place: place });
         })
         .await
     }
@@ -83,8 +83,8 @@ impl Replica {
             require_empty: entry.require_empty,
             notes: entry.notes.into_iter().map(|(key, value)| Note { key, value }).collect(),
         };
-        self.submit(entry.deadline, |inbox, state, _, reply| {
-            inbox.schemas.push_back(PendingSchema { schema, state, reply });
+        self.submit(entry.deadline, |inbox, state, _, reply, place| {
+            inbox.schemas.push_back(PendingSchema { schema, state, reply, _place: place });
         })
         .await
     }
@@ -92,18 +92,19 @@ impl Replica {
     async fn submit<T>(
         &self,
         deadline: Instant,
-        enqueue: impl FnOnce(&mut Inbox, WriteState, Cancel, oneshot::Sender<Result<T, WireError>>),
+        enqueue: impl FnOnce(&mut Inbox, WriteState, Cancel, oneshot::Sender<Result<T, WireError>>, Place),
     ) -> Result<T, WireError> {
         if !self.shared.is_leading() {
             return Err(self.shared.not_leader());
         }
-        let _permit = match self.shared.writes.try_acquire() {
+        let place = match self.shared.writes.clone().try_acquire_owned() {
             Ok(permit) => permit,
-            Err(_) => timeout_at(deadline.into(), self.shared.writes.acquire())
+            Err(_) => timeout_at(deadline.into(), self.shared.writes.clone().acquire_owned())
                 .await
                 .map_err(|_| too_late("earlier writes"))?
                 .map_err(|_| self.shared.not_leader())?,
         };
+        let place = Arc::new(place);
         let state = WriteState::default();
         let cancel = Cancel::default();
         let give_up = GiveUp(state.clone(), cancel.clone());
@@ -114,7 +115,7 @@ impl Replica {
                 drop(inbox);
                 return Err(self.shared.not_leader());
             }
-            enqueue(&mut inbox, state, cancel, reply);
+            enqueue(&mut inbox, state, cancel, reply, place.clone());
         }
         self.shared.wake();
         let unknown = |message: &str| {

@@ -11,7 +11,7 @@ use raft::eraftpb::Entry;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// Committed entries beyond this many bytes aren't kept here, but read from the log when their turn comes.
 const ENTRY_BYTES: usize = 8 << 20;
@@ -35,6 +35,10 @@ impl WriteState {
     }
 }
 
+/// A place among those that may be under way at once. Its caller has it, and what waits here too: a write that was given
+/// up takes room until its turn has come.
+pub(crate) type Place = Arc<OwnedSemaphorePermit>;
+
 /// A write that waits for its batch.
 pub(crate) struct PendingWrite {
     pub request: Option<Request>,
@@ -42,6 +46,7 @@ pub(crate) struct PendingWrite {
     pub cancel: Cancel,
     pub state: WriteState,
     pub reply: oneshot::Sender<Result<Written, WireError>>,
+    pub _place: Place,
 }
 
 /// A schema entry that waits to be proposed.
@@ -49,6 +54,7 @@ pub(crate) struct PendingSchema {
     pub schema: Schema,
     pub state: WriteState,
     pub reply: oneshot::Sender<Result<LogIndex, WireError>>,
+    pub _place: Place,
 }
 
 /// A committed entry.

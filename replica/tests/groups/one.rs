@@ -1,9 +1,10 @@
 //! A group of one replica: the same path as any other, over one disk.
 
 use crate::cluster::{Cluster, GROUP, number, request, schema, soon, sql, write};
+use bytes::Bytes;
 use proto::services::Consistency::{Eventual, Session, Strong};
 use proto::{NodeId, Retry, SqlState};
-use replica::note;
+use replica::{Write, note};
 
 const TABLE: &str = "CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2 TEXT UNIQUE) STRICT";
 
@@ -247,4 +248,41 @@ async fn a_deep_expression_is_run_or_refused() {
         }
     }
     write(&replica, "INSERT OR REPLACE INTO t1 VALUES (1, 'still here')").await.unwrap();
+}
+
+#[tokio::test]
+async fn writes_that_were_given_up_do_not_gather() {
+    let cluster = Cluster::new(1);
+    cluster.create(&[TABLE]);
+    let replica = cluster.leader().await;
+    let (begun, begins) = tokio::sync::oneshot::channel();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let busy = Write {
+        run: Box::new(move |_| {
+            begun.send(()).unwrap();
+            released.recv().unwrap();
+            Ok(Bytes::new())
+        }),
+        ..sql("")
+    };
+    let busy = tokio::spawn({
+        let replica = replica.clone();
+        async move { replica.write(busy).await }
+    });
+    begins.await.unwrap();
+    let alive = std::sync::Arc::new(());
+    for _ in 0..3_000 {
+        let held = alive.clone();
+        let run = Box::new(move |_: &rusqlite::Connection| {
+            drop(held);
+            Ok(Bytes::new())
+        });
+        let late = Write { run, deadline: std::time::Instant::now(), ..sql("") };
+        assert_eq!(replica.write(late).await.unwrap_err().retry, Retry::Later);
+    }
+    let waiting = std::sync::Arc::strong_count(&alive) - 1;
+    assert!(waiting <= 1024, "{waiting}");
+    release.send(()).unwrap();
+    busy.await.unwrap().unwrap();
+    write(&replica, "INSERT INTO t1 (c1) VALUES (1)").await.unwrap();
 }
