@@ -78,3 +78,7 @@ SELECT f.name, h.kilos FROM fish f LEFT JOIN haul h ON h.id = f.id AND h.kilos >
 SELECT name FROM fish WHERE id IN (SELECT id FROM haul) ORDER BY name;
 SELECT name FROM fish f WHERE EXISTS (SELECT 1 FROM haul h WHERE h.id = f.id AND kilos > 100);
 SELECT (SELECT max(kilos) FROM haul) AS most;
+-- Functions that don't look at their arguments.
+SELECT obj_description(1, 'pg_class'), col_description(1, 1);
+SELECT pg_get_expr(NULL, 0);
+SELECT col_description(1, 1) IS NULL AND 5 = 5;

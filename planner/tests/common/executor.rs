@@ -372,7 +372,8 @@ fn execute(
         error
     };
     let mut statement = connection.prepare(sql).map_err(fail)?;
-    for (i, value) in params.iter().enumerate() {
+    let wanted = statement.parameter_count();
+    for (i, value) in params.iter().take(wanted).enumerate() {
         let bound = dialect::sqlite::parameter(value.as_ref());
         statement.raw_bind_parameter(i + 1, bound).map_err(fail)?;
     }

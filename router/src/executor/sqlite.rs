@@ -117,12 +117,13 @@ pub fn error(error: rusqlite::Error, interrupt: &Interrupt, deadline: Instant) -
     functions::error(error)
 }
 
-/// Binds values to `?1..`.
+/// Binds values to `?1..`. The last ones may be there in vain: for arguments of a function that doesn't look at them.
 pub fn bind<'a>(
     statement: &mut rusqlite::Statement<'_>,
     values: impl IntoIterator<Item = ValueRef<'a>>,
 ) -> rusqlite::Result<()> {
-    for (i, value) in values.into_iter().enumerate() {
+    let wanted = statement.parameter_count();
+    for (i, value) in values.into_iter().take(wanted).enumerate() {
         statement.raw_bind_parameter(i + 1, sql_value(value))?;
     }
     Ok(())
