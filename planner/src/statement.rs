@@ -1,6 +1,7 @@
 //! One statement, from its tree to its plan.
 
 use crate::bind::Binder;
+use crate::bind::copy::BoundCopy;
 use crate::bind::tree::{Body, ExprKind, Query};
 use crate::plan::{Action, Explain, OutputColumn, Plan};
 use crate::planning::Planner;
@@ -38,6 +39,9 @@ pub(crate) fn plan(
         Parsed::Copy(copy) => {
             let mut binder = Binder::new(text, declared, context);
             let bound = binder.copy(&copy)?;
+            if let BoundCopy::Out { query, format: _ } = &bound {
+                padded(query)?;
+            }
             let mut planner = Planner::new(&mut binder);
             let action = planner.copy(&bound)?;
             finish(planner, action, None)
@@ -67,18 +71,21 @@ fn statement(
             let insert = binder.insert(insert)?;
             let mut planner = Planner::new(&mut binder);
             let (action, columns) = planner.insert(&insert)?;
+            returned(columns.as_deref())?;
             finish(planner, action, columns)
         }
         ast::Statement::Update(update) => {
             let update = binder.update(update)?;
             let mut planner = Planner::new(&mut binder);
             let (action, columns) = planner.modify(&update)?;
+            returned(columns.as_deref())?;
             finish(planner, action, columns)
         }
         ast::Statement::Delete(delete) => {
             let delete = binder.delete(delete)?;
             let mut planner = Planner::new(&mut binder);
             let (action, columns) = planner.modify(&delete)?;
+            returned(columns.as_deref())?;
             finish(planner, action, columns)
         }
         _ => Err(WireError::unsupported("this statement")),
@@ -98,11 +105,21 @@ fn padded(query: &Query) -> Result<(), WireError> {
             Body::SetOperation { .. } => false,
         };
         if column.ty == Typed::plain(Type::Bpchar) && column.origin.is_none() && !known {
-            return Err(WireError::unsupported("a result of character values of several lengths")
-                .with_hint("Cast the char(n) to text."));
+            return Err(several_lengths());
         }
     }
     Ok(())
+}
+
+/// The same for RETURNING, where even a cast to bpchar isn't worth a look.
+fn returned(columns: Option<&[OutputColumn]>) -> Result<(), WireError> {
+    let lost = |column: &OutputColumn| column.ty == Typed::plain(Type::Bpchar) && column.origin.is_none();
+    if columns.unwrap_or_default().iter().any(lost) { Err(several_lengths()) } else { Ok(()) }
+}
+
+fn several_lengths() -> WireError {
+    WireError::unsupported("a result of character values of several lengths")
+        .with_hint("Cast the char(n) to text.")
 }
 
 fn finish(

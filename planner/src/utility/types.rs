@@ -21,6 +21,11 @@ pub(super) fn column(name: &TypeName) -> Result<ColumnType, WireError> {
     }
     let ty = type_of(&name.data_type).map_err(|error| at(error, name.position))?;
     match ty.ty {
+        Type::Bpchar if ty.modifier < 0 => {
+            let unsized_character = WireError::unsupported("a column of type bpchar without a length")
+                .with_hint("Blanks at the end would be lost: give a length, or use text.");
+            Err(at(unsized_character, name.position))
+        }
         Type::Bool
         | Type::Int2
         | Type::Int4
