@@ -57,6 +57,7 @@ fn topology() -> Topology {
             incarnation: Incarnation(1),
             group: GroupId(id + 1),
             replicas: vec![NodeId(1)],
+            formed: true,
         };
         topology.shards.insert(shard.id, shard);
     }

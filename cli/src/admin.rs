@@ -6,7 +6,7 @@ use futures::StreamExt;
 use proto::services::{BoxFuture, CoordinatorService, CreateKeyspace, ServiceResult};
 use proto::topology::Sharding;
 use proto::transport::NodeClient;
-use proto::{NodeId, Retry, SqlState, WireError};
+use proto::{NodeId, RequestId, Retry, RouterIncarnation, SqlState, WireError};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +23,8 @@ pub async fn keyspace(command: Keyspace) -> Result<(), Failure> {
         ShardingArgument::Range => Sharding::Range,
         ShardingArgument::Single => Sharding::Single,
     };
-    let request = CreateKeyspace { name: name.clone(), sharding, shards, replicas };
+    let id = RequestId { router: RouterIncarnation(rand::random()), sequence: 1 };
+    let request = CreateKeyspace { request: id, name: name.clone(), sharding, shards, replicas };
     ask_leader(&admin, |coordinator| {
         let request = request.clone();
         Box::pin(async move { coordinator.create_keyspace(request).await })

@@ -1,7 +1,9 @@
 //! Nodes that share this process: services are the objects themselves, Raft messages are method calls.
 
 use proto::NodeId;
-use proto::services::{CoordinatorService, Peers, RaftMessage, RaftService, RaftTransport, ShardService};
+use proto::services::{
+    CoordinatorService, Peers, RaftMessage, RaftService, RaftTransport, ReplicaService, ShardService,
+};
 use replica::Host;
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -36,6 +38,10 @@ impl LocalPeers {
 impl Peers for LocalPeers {
     fn shard_service(&self, node: NodeId) -> Option<Arc<dyn ShardService>> {
         Some(self.get(node)?.shard.clone())
+    }
+
+    fn replica_service(&self, node: NodeId) -> Option<Arc<dyn ReplicaService>> {
+        Some(self.get(node)?.host.clone())
     }
 
     fn coordinators(&self) -> Vec<(NodeId, Arc<dyn CoordinatorService>)> {

@@ -7,7 +7,8 @@ use crate::failure::Failure;
 use crate::local::{LocalPeers, LocalTransport, Services};
 use coordinator::Coordinator;
 use proto::services::{
-    BoxStream, ClusterState, CoordinatorService, Peers, RaftService, ServiceResult, ShardService,
+    BoxStream, ClusterState, CoordinatorService, Peers, RaftService, ReplicaService, ServiceResult,
+    ShardService,
 };
 use proto::topology::Roles;
 use proto::{NodeId, transport};
@@ -73,6 +74,7 @@ impl Node {
         let services = transport::Services {
             node: self.id,
             shard: Some(self.shards.clone()),
+            replica: Some(self.host.clone() as Arc<dyn ReplicaService>),
             coordinator: self.coordinator.clone().map(|c| c as Arc<dyn CoordinatorService>),
             raft: Some(self.host.clone() as Arc<dyn RaftService>),
         };

@@ -78,8 +78,7 @@ pub async fn run(options: arguments::Status) -> Result<(), Failure> {
 
 fn report(status: &ClusterStatus) -> Report {
     let topology = &status.state.topology;
-    let coordinators =
-        topology.nodes.values().filter(|n| n.roles.coordinator).map(|n| n.id).collect::<Vec<_>>();
+    let coordinators = topology.coordinators.clone();
     Report {
         epoch: topology.epoch.0,
         schema_version: status.state.catalog.version().0,

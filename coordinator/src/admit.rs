@@ -20,8 +20,8 @@ use proto::services::{CreateKeyspace, SchemaChange, SchemaChangeRequest};
 use proto::topology::{Keyspace, Sharding};
 use proto::wire::Wire;
 use proto::{
-    ColumnId, IndexId, KeyspaceNumber, RequestId, Retry, RouterIncarnation, SchemaVersion, SequenceId,
-    ShardId, SqlState, TableId, WireError,
+    ColumnId, IndexId, KeyspaceNumber, RequestId, Retry, SchemaVersion, SequenceId, ShardId, SqlState,
+    TableId, WireError,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -98,14 +98,12 @@ pub(crate) fn change(store: Store<'_>, request: &SchemaChangeRequest) -> Result<
 
 /// Takes a wish for a keyspace in.
 pub(crate) fn keyspace(store: Store<'_>, wish: &CreateKeyspace) -> Result<Admission> {
+    if let Some(known) = known(store, wish.request)? {
+        return Ok(known);
+    }
     keyspace::check(store, wish)?;
-    let id = store.counter(Counter::Job)?;
-    let admitting = Admitting {
-        store,
-        request: keyspace_request(id),
-        planned_by: store.version()?,
-        version: store.version()?,
-    };
+    let admitting =
+        Admitting { store, request: wish.request, planned_by: store.version()?, version: store.version()? };
     if store.busy()?.1 || store.is_held(&[REFERENCES], &[])? {
         return Ok(Admission::Wait);
     }
@@ -117,11 +115,6 @@ pub(crate) fn keyspace(store: Store<'_>, wish: &CreateKeyspace) -> Result<Admiss
     let made = keyspace::make(store, wish, None, false)?;
     let stages = admitting.furnish(&references, &before, &made, Vec::new())?;
     admitting.begin(None, stages, !references.is_empty(), Some(made.number), &[REFERENCES], &[])
-}
-
-/// The name under which a job that only makes a keyspace is answered: no router asked for it.
-pub(crate) fn keyspace_request(job: u64) -> RequestId {
-    RequestId { router: RouterIncarnation(0), sequence: job }
 }
 
 /// What is known of a request that was taken in before.
@@ -166,6 +159,7 @@ impl Admitting<'_> {
         let made = match &mut table.placement {
             Placement::Sharded { keyspace, .. } if *keyspace == KeyspaceNumber(0) => {
                 let wish = CreateKeyspace {
+                    request: self.request,
                     name: keyspace::name_for(self.store, &table.name)?,
                     sharding: Sharding::Range,
                     shards: 1,

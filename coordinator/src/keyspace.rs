@@ -8,11 +8,16 @@ use crate::store::{Counter, KeyspaceRow, Store};
 use proto::catalog::Placement;
 use proto::services::CreateKeyspace;
 use proto::topology::{Keyspace, Node, Shard, Sharding};
-use proto::{GroupId, Incarnation, KeyRange, KeyspaceNumber, NodeId, ShardId, SqlState, TableId, WireError};
+use proto::{
+    GroupId, Incarnation, KeyRange, KeyspaceNumber, NodeId, RequestId, RouterIncarnation, ShardId, SqlState,
+    TableId, WireError,
+};
 use std::collections::BTreeMap;
 
 /// The most shards that a keyspace begins with.
 const MOST_SHARDS: u32 = 1024;
+/// Nobody asks for the keyspaces that a new cluster begins with.
+pub(crate) const BOOTSTRAP: RequestId = RequestId { router: RouterIncarnation(0), sequence: 0 };
 /// The most bytes of a keyspace's name, as of any PostgreSQL identifier.
 const LONGEST_NAME: usize = 63;
 
@@ -28,6 +33,7 @@ pub(crate) fn register(store: Store<'_>, node: &Node, config: &Config) -> Result
     let holders = store.nodes()?.values().filter(|node| node.roles.shardnode).count();
     if holders >= config.expected_nodes as usize && store.keyspaces()?.is_empty() {
         let main = CreateKeyspace {
+            request: BOOTSTRAP,
             name: "main".into(),
             sharding: Sharding::Hash,
             shards: config.shards,
@@ -101,6 +107,7 @@ pub(crate) fn make(
             incarnation: Incarnation(1),
             group: GroupId(store.take(Counter::Group)?),
             replicas: load.place(replicas)?,
+            formed: false,
         };
         store.add_shard(&shard)?;
         shards.push(shard.id);

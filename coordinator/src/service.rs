@@ -14,7 +14,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::services::{
     BoxFuture, BoxStream, ClusterState, ClusterStatus, Consistency, CoordinatorService, CreateKeyspace,
-    Peers, ReplicaRole, ReplicaStatus, SchemaChangeRequest, SequenceBlock, ServiceResult,
+    Joined, NodeJoin, Peers, ReplicaChange, ReplicaRole, ReplicaStatus, SchemaChangeRequest, SequenceBlock,
+    ServiceResult,
 };
 use proto::topology::Node;
 use proto::wire::Wire;
@@ -197,12 +198,11 @@ impl Core {
         Ok(written.output)
     }
 
-    /// Has something admitted, again and again while others are in the way, and waits for its end. `again` asks for
-    /// what was admitted under the number that `begin` gave.
+    /// Has something admitted, again and again while others are in the way, and waits for its end. `begin` is
+    /// asked again, and knows what it has admitted.
     async fn admit(
         &self,
         begin: impl Fn(Store<'_>) -> Result<Admission, WireError> + Clone + Send + 'static,
-        known: impl Fn(Store<'_>, u64) -> Result<Option<Admission>, WireError> + Clone + Send + 'static,
     ) -> ServiceResult<u64> {
         let until = tokio::time::Instant::now() + self.config.schema_timeout;
         let mut ended = self.ended.subscribe();
@@ -212,16 +212,8 @@ impl Core {
                 return Err(WireError::new(SqlState::ADMIN_SHUTDOWN, "the coordinator is shutting down")
                     .with_retry(Retry::NotLeader(None)));
             }
-            let (begin, known) = (begin.clone(), known.clone());
-            let asked = running;
-            let output = self.write(move |store| {
-                let before = asked.map(|job| known(store, job)).transpose()?.flatten();
-                let admission = match before {
-                    Some(admission) => admission,
-                    None => begin(store)?,
-                };
-                Ok(admission.to_bytes())
-            });
+            let begin = begin.clone();
+            let output = self.write(move |store| Ok(begin(store)?.to_bytes()));
             match Admission::from_bytes(&output.await?)? {
                 Admission::Done(value) => {
                     self.state.refresh(&self.replica).await?;
@@ -294,11 +286,9 @@ impl CoordinatorService for Coordinator {
 
     fn change_schema(&self, request: SchemaChangeRequest) -> BoxFuture<'_, ServiceResult<SchemaVersion>> {
         Box::pin(async move {
-            let id = request.request;
             let request = Arc::new(request);
             let begin = move |store: Store<'_>| admit::change(store, &request);
-            let known = move |store: Store<'_>, _| admit::known(store, id);
-            self.core.admit(begin, known).await.map(SchemaVersion)
+            self.core.admit(begin).await.map(SchemaVersion)
         })
     }
 
@@ -322,9 +312,16 @@ impl CoordinatorService for Coordinator {
     fn create_keyspace(&self, request: CreateKeyspace) -> BoxFuture<'_, ServiceResult<KeyspaceNumber>> {
         Box::pin(async move {
             let begin = move |store: Store<'_>| admit::keyspace(store, &request);
-            let known = |store: Store<'_>, job| admit::known(store, admit::keyspace_request(job));
-            self.core.admit(begin, known).await.map(|number| KeyspaceNumber(number as u32))
+            self.core.admit(begin).await.map(|number| KeyspaceNumber(number as u32))
         })
+    }
+
+    fn join(&self, _: NodeJoin) -> BoxFuture<'_, ServiceResult<Joined>> {
+        Box::pin(async { Err(WireError::unsupported("joining a cluster")) })
+    }
+
+    fn change_replicas(&self, _: ReplicaChange) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(async { Err(WireError::unsupported("changing replicas")) })
     }
 
     fn status(&self) -> BoxFuture<'_, ServiceResult<ClusterStatus>> {
@@ -335,7 +332,8 @@ impl CoordinatorService for Coordinator {
             drop(self.core.replica.snapshot(Consistency::Strong, deadline).await?);
             self.core.state.refresh(&self.core.replica).await?;
             let state = self.core.state.subscribe().borrow().clone();
-            Ok(ClusterStatus { state, replicas: self.core.state.reports() })
+            let (heard, jobs, alarms) = Default::default();
+            Ok(ClusterStatus { state, replicas: self.core.state.reports(), heard, jobs, alarms })
         })
     }
 }

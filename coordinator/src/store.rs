@@ -246,6 +246,12 @@ impl Store<'_> {
             keyspaces: keyspaces.map(|row| (row.keyspace.number, row.keyspace)).collect(),
             shards: self.shards()?,
             lineage: BTreeMap::new(),
+            coordinators: self
+                .nodes()?
+                .into_values()
+                .filter(|node| node.roles.coordinator)
+                .map(|n| n.id)
+                .collect(),
         })
     }
 

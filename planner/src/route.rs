@@ -187,7 +187,10 @@ mod tests {
             let id = ShardId(i as u64 + 1);
             shards.push(id);
             let (group, incarnation, replicas) = (GroupId(id.0 + 1), Incarnation(1), vec![NodeId(1)]);
-            topology.shards.insert(id, Shard { id, keyspace: number, range, incarnation, group, replicas });
+            topology.shards.insert(
+                id,
+                Shard { id, keyspace: number, range, incarnation, group, replicas, formed: true },
+            );
         }
         let keyspace = Keyspace { number, name: "k".into(), sharding, replicas: 1, shards };
         topology.keyspaces.insert(number, keyspace);

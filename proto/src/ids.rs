@@ -71,6 +71,10 @@ id!(
     SequenceId(u32)
 );
 id!(
+    /// A cluster, for ever. Made when it is founded; nodes of another one aren't let in.
+    ClusterId(u128)
+);
+id!(
     /// One start of one router. A restart gives a new one, so request ids can't repeat.
     RouterIncarnation(u64)
 );

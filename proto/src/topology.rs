@@ -22,6 +22,8 @@ pub struct Topology {
     pub shards: BTreeMap<ShardId, Shard>,
     /// Which logs a retired log went on in. A position in a key is covered by any position in its values.
     pub lineage: BTreeMap<GtidSource, Vec<GtidSource>>,
+    /// The nodes that hold the coordinator's replicas, in ascending order.
+    pub coordinators: Vec<NodeId>,
 }
 
 /// One node.
@@ -42,7 +44,7 @@ pub struct Roles {
     pub router: bool,
     /// Holds replicas of shards.
     pub shardnode: bool,
-    /// Holds a replica of the coordinator.
+    /// May hold a replica of the coordinator. Who does is in [`Topology::coordinators`].
     pub coordinator: bool,
 }
 
@@ -102,6 +104,9 @@ pub struct Shard {
     pub group: GroupId,
     /// The nodes that hold its replicas.
     pub replicas: Vec<NodeId>,
+    /// Whether its group has ever had a leader. From then on nobody may found it: a node whose files are gone gets its
+    /// replica from the others, not an empty one of its own that votes anew.
+    pub formed: bool,
 }
 
 impl Topology {
@@ -177,7 +182,10 @@ mod tests {
             let group = GroupId(id.0 + 1);
             let replicas = vec![NodeId(1)];
             let incarnation = Incarnation(1);
-            topology.shards.insert(id, Shard { id, keyspace: number, range, incarnation, group, replicas });
+            topology.shards.insert(
+                id,
+                Shard { id, keyspace: number, range, incarnation, group, replicas, formed: true },
+            );
         }
         let keyspace =
             Keyspace { number, name: "main".into(), sharding: Sharding::Hash, replicas: 1, shards };

@@ -29,6 +29,7 @@ mod host;
 mod log;
 mod readers;
 mod replica;
+mod service;
 pub mod session;
 mod snapshot;
 mod write;

@@ -113,6 +113,7 @@ impl Fake {
                 incarnation: Incarnation(1),
                 group: GroupId(id.0 + 1),
                 replicas: vec![NodeId(1), NodeId(2)],
+                formed: true,
             };
             leaders.learn(shard.group, Term(1), NodeId(1));
             topology.shards.insert(*id, shard);
@@ -162,6 +163,7 @@ impl Fake {
                 incarnation: Incarnation(1),
                 group: GroupId(id.0 + 1),
                 replicas: vec![NodeId(1), NodeId(2)],
+                formed: true,
             };
             topology.epoch = Epoch(topology.epoch.0 + 1);
             topology.shards.insert(id, shard);
@@ -266,10 +268,6 @@ impl ShardService for Fake {
     fn apply_schema(&self, _: SchemaRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {
         Box::pin(async { Ok(LogIndex(1)) })
     }
-
-    fn replicas(&self) -> BoxFuture<'_, ServiceResult<Vec<ReplicaStatus>>> {
-        Box::pin(async { Ok(Vec::new()) })
-    }
 }
 
 impl CoordinatorService for Fake {
@@ -314,13 +312,23 @@ impl CoordinatorService for Fake {
         Box::pin(async { Ok(()) })
     }
 
+    fn join(&self, _: NodeJoin) -> BoxFuture<'_, ServiceResult<Joined>> {
+        Box::pin(async { Err(WireError::unsupported("joining a fake cluster")) })
+    }
+
+    fn change_replicas(&self, _: ReplicaChange) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(async { Err(WireError::unsupported("replicas of a fake cluster")) })
+    }
+
     fn create_keyspace(&self, _: CreateKeyspace) -> BoxFuture<'_, ServiceResult<KeyspaceNumber>> {
         Box::pin(async { Err(WireError::unsupported("a keyspace of a fake cluster")) })
     }
 
     fn status(&self) -> BoxFuture<'_, ServiceResult<ClusterStatus>> {
         let state = self.state.borrow().clone();
-        Box::pin(async move { Ok(ClusterStatus { state, replicas: Vec::new() }) })
+        Box::pin(async move {
+            Ok(ClusterStatus { state, replicas: vec![], heard: vec![], jobs: vec![], alarms: vec![] })
+        })
     }
 }
 
@@ -330,6 +338,10 @@ pub struct FakePeers(pub Arc<Fake>);
 impl Peers for FakePeers {
     fn shard_service(&self, _: NodeId) -> Option<Arc<dyn ShardService>> {
         Some(self.0.clone())
+    }
+
+    fn replica_service(&self, _: NodeId) -> Option<Arc<dyn ReplicaService>> {
+        None
     }
 
     fn coordinators(&self) -> Vec<(NodeId, Arc<dyn CoordinatorService>)> {

@@ -9,8 +9,8 @@ use crate::{fence, read, write};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use proto::services::{
-    Access, BoxFuture, ClusterState, Consistency, FragmentRequest, FragmentResponse, ReplicaStatus,
-    SchemaRequest, ServiceResult, ShardService,
+    Access, BoxFuture, ClusterState, Consistency, FragmentRequest, FragmentResponse, SchemaRequest,
+    ServiceResult, ShardService,
 };
 use proto::topology::Shard;
 use proto::{Epoch, LogIndex, Retry, ShardId, SqlState, WireError};
@@ -193,9 +193,5 @@ impl ShardService for ShardNode {
 
     fn apply_schema(&self, request: SchemaRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {
         Box::pin(self.step(request))
-    }
-
-    fn replicas(&self) -> BoxFuture<'_, ServiceResult<Vec<ReplicaStatus>>> {
-        Box::pin(async { Ok(self.host.statuses()) })
     }
 }

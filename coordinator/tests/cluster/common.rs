@@ -4,7 +4,7 @@ use coordinator::{Config, Coordinator};
 use parking_lot::Mutex;
 use proto::services::{
     Access, BoxFuture, ClusterState, Consistency, CoordinatorService, FragmentRequest, FragmentResponse,
-    Peers, RaftMessage, RaftService, RaftTransport, ReplicaStatus, RowSource, SchemaChange,
+    Peers, RaftMessage, RaftService, RaftTransport, ReplicaService, RowSource, SchemaChange,
     SchemaChangeRequest, SchemaRequest, ServiceResult, ShardService,
 };
 use proto::topology::{Node, Roles};
@@ -41,6 +41,11 @@ pub struct Directory {
 impl Peers for Directory {
     fn shard_service(&self, node: NodeId) -> Option<Arc<dyn ShardService>> {
         self.shards.lock().get(&node).cloned()
+    }
+
+    fn replica_service(&self, node: NodeId) -> Option<Arc<dyn ReplicaService>> {
+        let host = self.hosts.lock().get(&node).and_then(Weak::upgrade);
+        host.map(|host| host as Arc<dyn ReplicaService>)
     }
 
     fn coordinators(&self) -> Vec<(NodeId, Arc<dyn CoordinatorService>)> {
@@ -105,10 +110,6 @@ impl ShardService for Gate {
             return Box::pin(async move { Err(error) });
         }
         self.shards.apply_schema(request)
-    }
-
-    fn replicas(&self) -> BoxFuture<'_, ServiceResult<Vec<ReplicaStatus>>> {
-        self.shards.replicas()
     }
 }
 
@@ -224,11 +225,15 @@ impl Cluster {
         self.directory.ask(call).await
     }
 
+    /// A name for a request that nobody has used.
+    pub fn name(&self) -> RequestId {
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+        RequestId { router: RouterIncarnation(5), sequence }
+    }
+
     /// A request that plans by this version.
     pub fn request(&self, planned_by: SchemaVersion, change: SchemaChange) -> SchemaChangeRequest {
-        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
-        let request = RequestId { router: RouterIncarnation(5), sequence };
-        SchemaChangeRequest { request, planned_by, change }
+        SchemaChangeRequest { request: self.name(), planned_by, change }
     }
 
     /// Has a request done.

@@ -51,6 +51,7 @@ async fn enough_nodes_make_a_cluster() {
 async fn a_keyspace_serves_once_it_is_made() {
     let cluster = Cluster::start(1, 1).await;
     let wish = |name: &str, shards| CreateKeyspace {
+        request: cluster.name(),
         name: name.into(),
         sharding: Sharding::Hash,
         shards,
@@ -65,7 +66,8 @@ async fn a_keyspace_serves_once_it_is_made() {
             .await
     };
     let before = cluster.state().await;
-    let number = make(wish("orders", 3)).await.unwrap();
+    let orders = wish("orders", 3);
+    let number = make(orders.clone()).await.unwrap();
     let after = cluster.state().await;
     assert!(after.topology.epoch > before.topology.epoch);
     assert!(Arc::ptr_eq(&before.catalog, &after.catalog), "what doesn't change is the same object");
@@ -77,6 +79,9 @@ async fn a_keyspace_serves_once_it_is_made() {
     for shard in &keyspace.shards {
         cluster.run(*shard, "SELECT 1").await.unwrap();
     }
+
+    // Whoever didn't hear the answer asks again.
+    assert_eq!(make(orders).await.unwrap(), number);
 
     let refused = async |wish: CreateKeyspace| make(wish).await.unwrap_err().sqlstate.to_string();
     assert_eq!(refused(wish("orders", 1)).await, "42710");

@@ -282,7 +282,13 @@ async fn reference_tables_are_on_every_shard_there_will_be() {
     }
     let before = cluster.state().await.catalog.version();
     cluster.change(create(table("t", ranged()))).await.unwrap();
-    let wish = CreateKeyspace { name: "more".into(), sharding: Sharding::Hash, shards: 2, replicas: None };
+    let wish = CreateKeyspace {
+        request: cluster.name(),
+        name: "more".into(),
+        sharding: Sharding::Hash,
+        shards: 2,
+        replicas: None,
+    };
     cluster
         .ask(|c| {
             let wish = wish.clone();

@@ -49,9 +49,10 @@ impl World {
             shards.push(id);
             let (group, incarnation) = (GroupId(id.0 + 1), Incarnation(1));
             let replicas = vec![NodeId(1)];
-            self.topology
-                .shards
-                .insert(id, Shard { id, keyspace: number, range, incarnation, group, replicas });
+            self.topology.shards.insert(
+                id,
+                Shard { id, keyspace: number, range, incarnation, group, replicas, formed: true },
+            );
         }
         let keyspace = Keyspace { number, name: name.to_owned(), sharding, replicas: 1, shards };
         self.topology.keyspaces.insert(number, keyspace);

@@ -2,10 +2,13 @@
 
 use super::{BoxFuture, BoxStream, ReplicaStatus, ServiceResult};
 use crate::catalog::{Catalog, Sequence, Table};
-use crate::ids::{ColumnId, KeyspaceNumber, NodeId, RequestId, SchemaVersion, SequenceId, TableId};
-use crate::topology::{Leaders, Node, Sharding, Topology};
+use crate::ids::{
+    ClusterId, ColumnId, GroupId, KeyspaceNumber, NodeId, RequestId, SchemaVersion, SequenceId, TableId,
+};
+use crate::topology::{Leaders, Node, Roles, Sharding, Topology};
 use crate::value::Value;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The coordinator's replica on one node. All but `watch` and `report` are for its leader; others answer
 /// [`crate::Retry::NotLeader`].
@@ -13,7 +16,10 @@ pub trait CoordinatorService: Send + Sync {
     /// The cluster's state now, and again after each change. Slow readers miss states, never the newest.
     fn watch(&self) -> BoxFuture<'_, ServiceResult<BoxStream<ClusterState>>>;
 
-    /// Adds a node, or takes note of its new address.
+    /// Gives a new node its id.
+    fn join(&self, join: NodeJoin) -> BoxFuture<'_, ServiceResult<Joined>>;
+
+    /// Adds a node, or takes note of its new address. 55006 if another process that isn't silent has the id.
     fn register(&self, node: Node) -> BoxFuture<'_, ServiceResult<()>>;
 
     /// Hears what a node's replicas are doing.
@@ -30,6 +36,9 @@ pub trait CoordinatorService: Send + Sync {
 
     /// Makes a keyspace and answers once its shards have leaders.
     fn create_keyspace(&self, request: CreateKeyspace) -> BoxFuture<'_, ServiceResult<KeyspaceNumber>>;
+
+    /// Changes who holds a group's replicas, and answers once it has happened.
+    fn change_replicas(&self, change: ReplicaChange) -> BoxFuture<'_, ServiceResult<()>>;
 
     /// What there is and how it does.
     fn status(&self) -> BoxFuture<'_, ServiceResult<ClusterStatus>>;
@@ -111,9 +120,73 @@ pub struct SequenceBlock {
     pub count: u32,
 }
 
-/// A keyspace to make.
+/// A node that has no id yet. Repeating the request is safe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeJoin {
+    /// Names the request.
+    pub request: RequestId,
+    /// `host:port` where others reach it.
+    pub address: String,
+    /// What it does.
+    pub roles: Roles,
+}
+
+/// What a node needs to belong to a cluster.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Joined {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The node's id, for ever.
+    pub node: NodeId,
+    /// The nodes that hold the coordinator's replicas.
+    pub coordinators: Vec<Node>,
+}
+
+/// A change of who holds a group's replicas. Repeating it under the same id is safe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaChange {
+    /// Names the change.
+    pub request: RequestId,
+    /// Whose replicas.
+    pub target: ReplicaTarget,
+    /// The change.
+    pub action: ReplicaAction,
+}
+
+/// A group, as an admin names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplicaTarget {
+    /// A shard's, by the shard's name: `main/-80`.
+    Shard(String),
+    /// By its number; [`GroupId::COORDINATOR`] is the coordinator's own.
+    Group(GroupId),
+}
+
+/// What happens to a group's replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplicaAction {
+    /// A node gets one.
+    Add(NodeId),
+    /// A node loses its.
+    Remove(NodeId),
+    /// One node gets what another has, which then loses it.
+    Move {
+        /// Who loses its.
+        from: NodeId,
+        /// Who gets one.
+        to: NodeId,
+    },
+    /// A node's is made anew from the others.
+    Rebuild(NodeId),
+    /// A node's is to lead.
+    TransferLeader(NodeId),
+}
+
+/// A keyspace to make. Repeating it under the same id is safe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CreateKeyspace {
+    /// Names the request.
+    pub request: RequestId,
     /// Its name: a lower-case identifier.
     pub name: String,
     /// How it places rows.
@@ -131,4 +204,32 @@ pub struct ClusterStatus {
     pub state: ClusterState,
     /// What each node last said of its replicas, the coordinator's among them.
     pub replicas: Vec<ReplicaStatus>,
+    /// How long ago the coordinator's leader last heard of each node. Without those it hasn't heard of since it leads.
+    pub heard: Vec<(NodeId, Duration)>,
+    /// Changes that are under way.
+    pub jobs: Vec<JobStatus>,
+    /// What somebody should look at.
+    pub alarms: Vec<Alarm>,
+}
+
+/// A change that is under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobStatus {
+    /// Its number.
+    pub id: u64,
+    /// What it does.
+    pub what: String,
+    /// How far it is.
+    pub progress: String,
+}
+
+/// Something is wrong with a replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alarm {
+    /// The replica's group.
+    pub group: GroupId,
+    /// Its node.
+    pub node: NodeId,
+    /// What is wrong.
+    pub message: String,
 }

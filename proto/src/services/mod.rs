@@ -4,9 +4,11 @@
 //! gRPC client. Who calls can't tell which it has. Deadlines cross as time left, never as a time of day.
 
 mod coordinator;
+mod replica;
 mod shard;
 
 pub use coordinator::*;
+pub use replica::*;
 pub use shard::*;
 
 use crate::error::WireError;
@@ -25,6 +27,9 @@ pub type BoxStream<T> = Pin<Box<dyn futures_core::Stream<Item = T> + Send>>;
 pub trait Peers: Send + Sync {
     /// The shard service of a node; `None` if the node is unknown.
     fn shard_service(&self, node: NodeId) -> Option<Arc<dyn ShardService>>;
+
+    /// The replica service of a node; `None` if the node is unknown.
+    fn replica_service(&self, node: NodeId) -> Option<Arc<dyn ReplicaService>>;
 
     /// The nodes that hold the coordinator's replicas, with their services.
     fn coordinators(&self) -> Vec<(NodeId, Arc<dyn CoordinatorService>)>;

@@ -1,7 +1,7 @@
 //! What a shard does for routers and for the coordinator.
 
 use super::{BoxFuture, BoxStream, ServiceResult};
-use crate::ids::{Epoch, GroupId, LogIndex, NodeId, RequestId, SchemaVersion, ShardId, TableId, Term};
+use crate::ids::{Epoch, LogIndex, RequestId, SchemaVersion, ShardId, TableId};
 use crate::rows::RowBatch;
 use crate::value::Value;
 use std::sync::Arc;
@@ -17,9 +17,6 @@ pub trait ShardService: Send + Sync {
     /// Applies one step of a schema change to one shard, as an entry of its log. A step that was applied before is
     /// answered with its first result.
     fn apply_schema(&self, request: SchemaRequest) -> BoxFuture<'_, ServiceResult<LogIndex>>;
-
-    /// What the node's replicas are doing.
-    fn replicas(&self) -> BoxFuture<'_, ServiceResult<Vec<ReplicaStatus>>>;
 }
 
 /// One statement for one shard.
@@ -118,36 +115,4 @@ pub struct SchemaStep {
     pub job: u64,
     /// The step, from 1.
     pub step: u32,
-}
-
-/// What a replica is doing.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ReplicaStatus {
-    /// Its node.
-    pub node: NodeId,
-    /// Its group.
-    pub group: GroupId,
-    /// Its part in the group.
-    pub role: ReplicaRole,
-    /// Its term.
-    pub term: Term,
-    /// The leader that it knows.
-    pub leader: Option<NodeId>,
-    /// The last index that its SQLite database has.
-    pub applied: LogIndex,
-    /// Why it stopped, if it did.
-    pub stopped: Option<String>,
-}
-
-/// A replica's part in its group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReplicaRole {
-    /// It executes, proposes, and answers strong reads.
-    Leader,
-    /// It applies what the leader sends.
-    Follower,
-    /// It asks for votes.
-    Candidate,
-    /// It catches up and doesn't vote.
-    Learner,
 }

@@ -9,7 +9,8 @@ use crate::services::*;
 use crate::wire::generated::Nothing;
 use crate::wire::generated::link::{Answer, Call, answer::Kind as AnswerKind, call::Kind};
 use crate::wire::{
-    Allocate, Convert, DecodeError, Report, ResponseHead, SetSequence, StateEncoder, Statuses, Wire,
+    Allocate, ChangeMembers, CheckTables, Convert, DecodeError, Report, ResponseHead, SetSequence,
+    StateEncoder, Statuses, TransferLeader, Wire,
 };
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
@@ -90,6 +91,8 @@ fn writes(kind: &Kind) -> bool {
         Kind::Execute(_) | Kind::Replicas(_) | Kind::Watch(_) | Kind::Status(_) => false,
         Kind::ApplySchema(_) | Kind::Register(_) | Kind::Report(_) | Kind::ChangeSchema(_) => true,
         Kind::Allocate(_) | Kind::SetSequence(_) | Kind::CreateKeyspace(_) => true,
+        Kind::ChangeMembers(_) | Kind::TransferLeader(_) | Kind::Check(_) => true,
+        Kind::ChangeReplicas(_) | Kind::Join(_) => true,
     }
 }
 
@@ -106,8 +109,22 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
             AnswerKind::ApplySchema(shard(reply)?.apply_schema(request).await?.0)
         }
         Kind::Replicas(Nothing {}) => {
-            let replicas = shard(reply)?.replicas().await?;
+            let replicas = replica(reply)?.replicas().await?;
             AnswerKind::Replicas(Statuses(replicas).to_message())
+        }
+        Kind::ChangeMembers(request) => {
+            let ChangeMembers { group, voters, rebuild, timeout } = ChangeMembers::from_message(request)?;
+            let members = replica(reply)?.change_members(group, voters, rebuild, timeout).await?;
+            AnswerKind::ChangeMembers(members.to_message())
+        }
+        Kind::TransferLeader(request) => {
+            let TransferLeader(group, to, timeout) = TransferLeader::from_message(request)?;
+            replica(reply)?.transfer_leader(group, to, timeout).await?;
+            AnswerKind::TransferLeader(Nothing {})
+        }
+        Kind::Check(request) => {
+            let CheckTables(group, timeout) = CheckTables::from_message(request)?;
+            AnswerKind::Check(replica(reply)?.check(group, timeout).await?.0)
         }
         Kind::Watch(Nothing {}) => {
             let states = coordinator(reply)?.watch().await?;
@@ -140,6 +157,15 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
             let request = CreateKeyspace::from_message(request)?;
             AnswerKind::CreateKeyspace(coordinator(reply)?.create_keyspace(request).await?.0)
         }
+        Kind::ChangeReplicas(change) => {
+            let change = ReplicaChange::from_message(change)?;
+            coordinator(reply)?.change_replicas(change).await?;
+            AnswerKind::ChangeReplicas(Nothing {})
+        }
+        Kind::Join(join) => {
+            let join = NodeJoin::from_message(join)?;
+            AnswerKind::Join(coordinator(reply)?.join(join).await?.to_message())
+        }
         Kind::Status(Nothing {}) => AnswerKind::Status(coordinator(reply)?.status().await?.to_message()),
     };
     send(reply, answer, true).await
@@ -148,6 +174,11 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
 fn shard(reply: &Reply) -> Result<Arc<dyn ShardService>, WireError> {
     let services = reply.services();
     services.shard.clone().ok_or_else(|| absent(services.node, "holds no shards"))
+}
+
+fn replica(reply: &Reply) -> Result<Arc<dyn ReplicaService>, WireError> {
+    let services = reply.services();
+    services.replica.clone().ok_or_else(|| absent(services.node, "holds no replicas"))
 }
 
 fn coordinator(reply: &Reply) -> Result<Arc<dyn CoordinatorService>, WireError> {

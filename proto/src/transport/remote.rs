@@ -6,20 +6,24 @@
 use super::client::NodeClient;
 use super::link::Messages;
 use crate::error::Retry;
-use crate::ids::{KeyspaceNumber, LogIndex, NodeId, SchemaVersion, SequenceId};
+use crate::ids::{GroupId, KeyspaceNumber, LogIndex, NodeId, SchemaVersion, SequenceId};
 use crate::rows::RowBatch;
 use crate::services::*;
 use crate::topology::Node;
 use crate::wire::generated::link::{answer, call};
 use crate::wire::generated::{ClusterState as StateMessage, Nothing};
 use crate::wire::{
-    Allocate, Convert, DecodeError, Report, ResponseHead, SetSequence, StateDecoder, Statuses, decode_message,
+    Allocate, ChangeMembers, CheckTables, Convert, DecodeError, Report, ResponseHead, SetSequence,
+    StateDecoder, Statuses, TransferLeader, decode_message,
 };
 use prost::Message;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio_stream::Stream;
+
+/// How long a request and its answer may be on their way.
+const WAY: Duration = Duration::from_secs(1);
 
 impl ShardService for NodeClient {
     fn execute(&self, request: FragmentRequest) -> BoxFuture<'_, ServiceResult<FragmentResponse>> {
@@ -61,7 +65,9 @@ impl ShardService for NodeClient {
             self.simple(None, Retry::Unknown, call, read).await
         })
     }
+}
 
+impl ReplicaService for NodeClient {
     fn replicas(&self) -> BoxFuture<'_, ServiceResult<Vec<ReplicaStatus>>> {
         Box::pin(async move {
             let read = |answer| match answer {
@@ -71,6 +77,52 @@ impl ShardService for NodeClient {
             self.simple(self.call_timeout(), Retry::Later, call::Kind::Replicas(Nothing {}), read).await
         })
     }
+    fn change_members(
+        &self,
+        group: GroupId,
+        voters: Vec<NodeId>,
+        rebuild: Option<NodeId>,
+        timeout: Duration,
+    ) -> BoxFuture<'_, ServiceResult<Members>> {
+        Box::pin(async move {
+            let request = ChangeMembers { group, voters, rebuild, timeout };
+            let read = |answer| match answer {
+                answer::Kind::ChangeMembers(members) => Some(Members::from_message(members)),
+                _ => None,
+            };
+            let call = call::Kind::ChangeMembers(request.to_message());
+            self.simple(with_way(timeout), Retry::Unknown, call, read).await
+        })
+    }
+
+    fn transfer_leader(
+        &self,
+        group: GroupId,
+        to: NodeId,
+        timeout: Duration,
+    ) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(async move {
+            let call = call::Kind::TransferLeader(TransferLeader(group, to, timeout).to_message());
+            let read = |answer| matches!(answer, answer::Kind::TransferLeader(_)).then_some(Ok(()));
+            self.simple(with_way(timeout), Retry::Unknown, call, read).await
+        })
+    }
+
+    fn check(&self, group: GroupId, timeout: Duration) -> BoxFuture<'_, ServiceResult<LogIndex>> {
+        Box::pin(async move {
+            let call = call::Kind::Check(CheckTables(group, timeout).to_message());
+            let read = |answer| match answer {
+                answer::Kind::Check(index) => Some(Ok(LogIndex(index))),
+                _ => None,
+            };
+            self.simple(with_way(timeout), Retry::Unknown, call, read).await
+        })
+    }
+}
+
+/// The time that a request may take which minds `timeout` by itself, the ways there and back included.
+fn with_way(timeout: Duration) -> Option<Duration> {
+    timeout.checked_add(WAY)
 }
 
 /// The time that the server gets of what is left: a little less, so that what it says in its last moment arrives.
@@ -172,6 +224,25 @@ impl CoordinatorService for NodeClient {
                 _ => None,
             };
             self.simple(None, Retry::Unknown, call, read).await
+        })
+    }
+
+    fn change_replicas(&self, change: ReplicaChange) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(async move {
+            let call = call::Kind::ChangeReplicas(change.to_message());
+            let read = |answer| matches!(answer, answer::Kind::ChangeReplicas(_)).then_some(Ok(()));
+            self.simple(None, Retry::Unknown, call, read).await
+        })
+    }
+
+    fn join(&self, join: NodeJoin) -> BoxFuture<'_, ServiceResult<Joined>> {
+        Box::pin(async move {
+            let call = call::Kind::Join(join.to_message());
+            let read = |answer| match answer {
+                answer::Kind::Join(joined) => Some(Joined::from_message(joined)),
+                _ => None,
+            };
+            self.simple(self.call_timeout(), Retry::Unknown, call, read).await
         })
     }
 

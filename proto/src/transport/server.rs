@@ -11,7 +11,7 @@ use super::{CONNECTION_WINDOW, KEEPALIVE, MAX_FRAME, MAX_IN_FLIGHT, STREAM_WINDO
 use super::{check_hello, hello, lock, raft};
 use crate::error::WireError;
 use crate::ids::NodeId;
-use crate::services::{CoordinatorService, RaftService, ShardService};
+use crate::services::{CoordinatorService, RaftService, ReplicaService, ShardService};
 use crate::wire::Convert;
 use crate::wire::generated::Nothing;
 use crate::wire::generated::link::link_server::{Link, LinkServer};
@@ -39,6 +39,8 @@ pub struct Services {
     pub node: NodeId,
     /// Its shards, if it is a shardnode.
     pub shard: Option<Arc<dyn ShardService>>,
+    /// Its replicas, whatever their groups hold.
+    pub replica: Option<Arc<dyn ReplicaService>>,
     /// Its replica of the coordinator, if it has one.
     pub coordinator: Option<Arc<dyn CoordinatorService>>,
     /// What takes Raft messages.
@@ -47,10 +49,11 @@ pub struct Services {
 
 impl std::fmt::Debug for Services {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Services { node, shard, coordinator, raft } = self;
+        let Services { node, shard, replica, coordinator, raft } = self;
         f.debug_struct("Services")
             .field("node", node)
             .field("shard", &shard.is_some())
+            .field("replica", &replica.is_some())
             .field("coordinator", &coordinator.is_some())
             .field("raft", &raft.is_some())
             .finish()

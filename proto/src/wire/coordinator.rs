@@ -1,15 +1,19 @@
 //! The coordinator service's requests and responses as messages.
 
 use super::generated as pb;
-use super::shard::tables;
+use super::replica::{wide, wide_bytes};
+use super::shard::{nanos, tables};
 use super::topology::{sharding, sharding_number};
 use super::values::{list, unlist};
 use super::{Convert, DecodeError, each, id, messages, one, required};
-use crate::ids::{ColumnId, SchemaVersion, SequenceId, TableId};
+use crate::ids::{ClusterId, ColumnId, GroupId, NodeId, SchemaVersion, SequenceId, TableId};
 use crate::services::{
-    ClusterState, ClusterStatus, CreateKeyspace, SchemaChange, SchemaChangeRequest, SequenceBlock,
+    Alarm, ClusterState, ClusterStatus, CreateKeyspace, JobStatus, Joined, NodeJoin, ReplicaAction,
+    ReplicaChange, ReplicaTarget, SchemaChange, SchemaChangeRequest, SequenceBlock,
 };
+use crate::topology::Roles;
 use std::sync::Arc;
+use std::time::Duration;
 
 impl Convert for ClusterState {
     type Message = pb::ClusterState;
@@ -39,12 +43,142 @@ impl Convert for ClusterStatus {
     const NAME: &'static str = "status";
 
     fn to_message(&self) -> pb::ClusterStatus {
-        pb::ClusterStatus { state: Some(self.state.to_message()), replicas: messages(&self.replicas) }
+        let ClusterStatus { state, replicas, heard, jobs, alarms } = self;
+        let ago = |(node, ago): &(NodeId, Duration)| pb::Heard { node: node.0, ago: nanos(*ago) };
+        pb::ClusterStatus {
+            state: Some(state.to_message()),
+            replicas: messages(replicas),
+            heard: heard.iter().map(ago).collect(),
+            jobs: messages(jobs),
+            alarms: messages(alarms),
+        }
     }
 
     fn from_message(message: pb::ClusterStatus) -> Result<Self, DecodeError> {
-        let pb::ClusterStatus { state, replicas } = message;
-        Ok(ClusterStatus { state: one("state", state)?, replicas: each("replicas", replicas)? })
+        let pb::ClusterStatus { state, replicas, heard, jobs, alarms } = message;
+        let ago = |pb::Heard { node, ago }| Ok((NodeId(id("heard.node", node)?), Duration::from_nanos(ago)));
+        Ok(ClusterStatus {
+            state: one("state", state)?,
+            replicas: each("replicas", replicas)?,
+            heard: heard.into_iter().map(ago).collect::<Result<_, _>>()?,
+            jobs: each("jobs", jobs)?,
+            alarms: each("alarms", alarms)?,
+        })
+    }
+}
+
+impl Convert for JobStatus {
+    type Message = pb::JobStatus;
+    const NAME: &'static str = "job";
+
+    fn to_message(&self) -> pb::JobStatus {
+        let JobStatus { id, what, progress } = self;
+        pb::JobStatus { id: *id, what: what.clone(), progress: progress.clone() }
+    }
+
+    fn from_message(message: pb::JobStatus) -> Result<Self, DecodeError> {
+        let pb::JobStatus { id, what, progress } = message;
+        Ok(JobStatus { id, what, progress })
+    }
+}
+
+impl Convert for Alarm {
+    type Message = pb::Alarm;
+    const NAME: &'static str = "alarm";
+
+    fn to_message(&self) -> pb::Alarm {
+        let Alarm { group, node, message } = self;
+        pb::Alarm { group: group.0, node: node.0, message: message.clone() }
+    }
+
+    fn from_message(message: pb::Alarm) -> Result<Self, DecodeError> {
+        let pb::Alarm { group, node, message } = message;
+        Ok(Alarm { group: GroupId(id("group", group)?), node: NodeId(id("node", node)?), message })
+    }
+}
+
+impl Convert for NodeJoin {
+    type Message = pb::NodeJoin;
+    const NAME: &'static str = "join";
+
+    fn to_message(&self) -> pb::NodeJoin {
+        let NodeJoin { request, address, roles: Roles { router, shardnode, coordinator } } = self;
+        pb::NodeJoin {
+            request: Some(request.to_message()),
+            address: address.clone(),
+            router: *router,
+            shardnode: *shardnode,
+            coordinator: *coordinator,
+        }
+    }
+
+    fn from_message(message: pb::NodeJoin) -> Result<Self, DecodeError> {
+        let pb::NodeJoin { request, address, router, shardnode, coordinator } = message;
+        let roles = Roles { router, shardnode, coordinator };
+        Ok(NodeJoin { request: one("request", request)?, address, roles })
+    }
+}
+
+impl Convert for Joined {
+    type Message = pb::Joined;
+    const NAME: &'static str = "joined";
+
+    fn to_message(&self) -> pb::Joined {
+        let Joined { cluster, node, coordinators } = self;
+        pb::Joined { cluster: wide_bytes(cluster.0), node: node.0, coordinators: messages(coordinators) }
+    }
+
+    fn from_message(message: pb::Joined) -> Result<Self, DecodeError> {
+        let pb::Joined { cluster, node, coordinators } = message;
+        Ok(Joined {
+            cluster: ClusterId(wide("cluster", &cluster)?),
+            node: NodeId(id("node", node)?),
+            coordinators: each("coordinators", coordinators)?,
+        })
+    }
+}
+
+impl Convert for ReplicaChange {
+    type Message = pb::ReplicaChange;
+    const NAME: &'static str = "replica_change";
+
+    fn to_message(&self) -> pb::ReplicaChange {
+        use pb::replica_change::{Action, Move, Target};
+        let ReplicaChange { request, target, action } = self;
+        let target = match target {
+            ReplicaTarget::Shard(name) => Target::Shard(name.clone()),
+            ReplicaTarget::Group(group) => Target::Group(group.0),
+        };
+        let action = match *action {
+            ReplicaAction::Add(node) => Action::Add(node.0),
+            ReplicaAction::Remove(node) => Action::Remove(node.0),
+            ReplicaAction::Move { from, to } => Action::Move(Move { from: from.0, to: to.0 }),
+            ReplicaAction::Rebuild(node) => Action::Rebuild(node.0),
+            ReplicaAction::TransferLeader(node) => Action::TransferLeader(node.0),
+        };
+        pb::ReplicaChange { request: Some(request.to_message()), target: Some(target), action: Some(action) }
+    }
+
+    fn from_message(message: pb::ReplicaChange) -> Result<Self, DecodeError> {
+        use pb::replica_change::{Action, Move, Target};
+        let pb::ReplicaChange { request, target, action } = message;
+        let node = |field, node| Ok(NodeId(id(field, node)?));
+        Ok(ReplicaChange {
+            request: one("request", request)?,
+            target: match required("target", target)? {
+                Target::Shard(name) => ReplicaTarget::Shard(name),
+                Target::Group(group) => ReplicaTarget::Group(GroupId(id("group", group)?)),
+            },
+            action: match required("action", action)? {
+                Action::Add(to) => ReplicaAction::Add(node("add", to)?),
+                Action::Remove(from) => ReplicaAction::Remove(node("remove", from)?),
+                Action::Move(Move { from, to }) => {
+                    ReplicaAction::Move { from: node("move.from", from)?, to: node("move.to", to)? }
+                }
+                Action::Rebuild(on) => ReplicaAction::Rebuild(node("rebuild", on)?),
+                Action::TransferLeader(to) => ReplicaAction::TransferLeader(node("transfer_leader", to)?),
+            },
+        })
     }
 }
 
@@ -180,8 +314,9 @@ impl Convert for CreateKeyspace {
     const NAME: &'static str = "create_keyspace";
 
     fn to_message(&self) -> pb::CreateKeyspace {
-        let CreateKeyspace { name, sharding, shards, replicas } = self;
+        let CreateKeyspace { request, name, sharding, shards, replicas } = self;
         pb::CreateKeyspace {
+            request: Some(request.to_message()),
             name: name.clone(),
             sharding: sharding_number(*sharding),
             shards: *shards,
@@ -190,7 +325,13 @@ impl Convert for CreateKeyspace {
     }
 
     fn from_message(message: pb::CreateKeyspace) -> Result<Self, DecodeError> {
-        let pb::CreateKeyspace { name, sharding: how, shards, replicas } = message;
-        Ok(CreateKeyspace { name, sharding: sharding(how)?, shards, replicas })
+        let pb::CreateKeyspace { request, name, sharding: how, shards, replicas } = message;
+        Ok(CreateKeyspace {
+            request: one("request", request)?,
+            name,
+            sharding: sharding(how)?,
+            shards,
+            replicas,
+        })
     }
 }

@@ -1,11 +1,14 @@
 //! Messages that only the transport sends: heads of answers, small requests, and what changed in a state.
 
 use super::generated::{self as pb, link};
+use super::shard::nanos;
+use super::topology::{node_numbers, nodes};
 use super::{Convert, DecodeError, each, id, maybe, messages};
-use crate::ids::{LogIndex, NodeId, SequenceId};
+use crate::ids::{GroupId, LogIndex, NodeId, SequenceId};
 use crate::rows::RowBatch;
 use crate::services::{ClusterState, ReplicaStatus};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What a [`crate::services::FragmentResponse`] begins with, before its rows if they are streamed.
 #[derive(Clone, Debug, PartialEq)]
@@ -96,6 +99,77 @@ impl Convert for SetSequence {
 
     fn from_message(message: link::SetSequence) -> Result<Self, DecodeError> {
         Ok(SetSequence(SequenceId(id("sequence", message.sequence)?), message.next))
+    }
+}
+
+/// Who is to belong to a group.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ChangeMembers {
+    pub group: GroupId,
+    pub voters: Vec<NodeId>,
+    pub rebuild: Option<NodeId>,
+    pub timeout: Duration,
+}
+
+impl Convert for ChangeMembers {
+    type Message = link::ChangeMembers;
+    const NAME: &'static str = "change_members";
+
+    fn to_message(&self) -> link::ChangeMembers {
+        let ChangeMembers { group, voters, rebuild, timeout } = self;
+        link::ChangeMembers {
+            group: group.0,
+            voters: node_numbers(voters),
+            rebuild: rebuild.map(|node| node.0),
+            timeout: nanos(*timeout),
+        }
+    }
+
+    fn from_message(message: link::ChangeMembers) -> Result<Self, DecodeError> {
+        let link::ChangeMembers { group, voters, rebuild, timeout } = message;
+        Ok(ChangeMembers {
+            group: GroupId(id("group", group)?),
+            voters: nodes("voters", voters)?,
+            rebuild: rebuild.map(|node| Ok(NodeId(id("rebuild", node)?))).transpose()?,
+            timeout: Duration::from_nanos(timeout),
+        })
+    }
+}
+
+/// Who is to lead a group.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct TransferLeader(pub GroupId, pub NodeId, pub Duration);
+
+impl Convert for TransferLeader {
+    type Message = link::TransferLeader;
+    const NAME: &'static str = "transfer_leader";
+
+    fn to_message(&self) -> link::TransferLeader {
+        link::TransferLeader { group: self.0.0, to: self.1.0, timeout: nanos(self.2) }
+    }
+
+    fn from_message(message: link::TransferLeader) -> Result<Self, DecodeError> {
+        let link::TransferLeader { group, to, timeout } = message;
+        let (group, to) = (GroupId(id("group", group)?), NodeId(id("to", to)?));
+        Ok(TransferLeader(group, to, Duration::from_nanos(timeout)))
+    }
+}
+
+/// A group whose tables are to be hashed.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct CheckTables(pub GroupId, pub Duration);
+
+impl Convert for CheckTables {
+    type Message = link::CheckTables;
+    const NAME: &'static str = "check";
+
+    fn to_message(&self) -> link::CheckTables {
+        link::CheckTables { group: self.0.0, timeout: nanos(self.1) }
+    }
+
+    fn from_message(message: link::CheckTables) -> Result<Self, DecodeError> {
+        let link::CheckTables { group, timeout } = message;
+        Ok(CheckTables(GroupId(id("group", group)?), Duration::from_nanos(timeout)))
     }
 }
 

@@ -10,6 +10,7 @@ mod coordinator;
 mod error;
 #[cfg(feature = "transport")]
 mod link;
+mod replica;
 mod shard;
 mod topology;
 mod values;
@@ -18,7 +19,10 @@ mod values;
 mod tests;
 
 #[cfg(feature = "transport")]
-pub(crate) use link::{Allocate, Report, ResponseHead, SetSequence, StateDecoder, StateEncoder, Statuses};
+pub(crate) use link::{
+    Allocate, ChangeMembers, CheckTables, Report, ResponseHead, SetSequence, StateDecoder, StateEncoder,
+    Statuses, TransferLeader,
+};
 
 /// What the build script generates.
 #[allow(missing_docs, unused_qualifications, clippy::all)]

@@ -2,16 +2,14 @@
 
 use super::generated as pb;
 use super::values::{list, unlist};
-use super::{Convert, DecodeError, id, known, maybe, one, required};
-use crate::ids::{Epoch, GroupId, LogIndex, NodeId, SchemaVersion, ShardId, TableId, Term};
+use super::{Convert, DecodeError, id, maybe, one, required};
+use crate::ids::{Epoch, LogIndex, SchemaVersion, ShardId, TableId};
 use crate::rows::RowBatch;
-use crate::services::{
-    Access, Consistency, FragmentRequest, ReplicaRole, ReplicaStatus, SchemaRequest, SchemaStep,
-};
+use crate::services::{Access, Consistency, FragmentRequest, SchemaRequest, SchemaStep};
 use std::time::Duration;
 
 /// A duration in nanoseconds. 584 years are for ever.
-fn nanos(duration: Duration) -> u64 {
+pub(super) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
@@ -152,48 +150,4 @@ impl Convert for SchemaRequest {
 /// Table ids, none of them 0.
 pub(super) fn tables(field: &str, ids: Vec<u32>) -> Result<Vec<TableId>, DecodeError> {
     ids.into_iter().map(|table| Ok(TableId(id(field, table)?))).collect()
-}
-
-impl Convert for ReplicaStatus {
-    type Message = pb::ReplicaStatus;
-    const NAME: &'static str = "replica";
-
-    fn to_message(&self) -> pb::ReplicaStatus {
-        let ReplicaStatus { node, group, role, term, leader, applied, stopped } = self;
-        let role = match role {
-            ReplicaRole::Leader => pb::ReplicaRole::Leader,
-            ReplicaRole::Follower => pb::ReplicaRole::Follower,
-            ReplicaRole::Candidate => pb::ReplicaRole::Candidate,
-            ReplicaRole::Learner => pb::ReplicaRole::Learner,
-        };
-        pb::ReplicaStatus {
-            node: node.0,
-            group: group.0,
-            role: role.into(),
-            term: term.0,
-            leader: leader.map(|leader| leader.0),
-            applied: applied.0,
-            stopped: stopped.clone(),
-        }
-    }
-
-    fn from_message(message: pb::ReplicaStatus) -> Result<Self, DecodeError> {
-        let pb::ReplicaStatus { node, group, role, term, leader, applied, stopped } = message;
-        let role = match known("role", role)? {
-            pb::ReplicaRole::Unspecified => return Err(DecodeError::new("role", "it is missing")),
-            pb::ReplicaRole::Leader => ReplicaRole::Leader,
-            pb::ReplicaRole::Follower => ReplicaRole::Follower,
-            pb::ReplicaRole::Candidate => ReplicaRole::Candidate,
-            pb::ReplicaRole::Learner => ReplicaRole::Learner,
-        };
-        Ok(ReplicaStatus {
-            node: NodeId(id("node", node)?),
-            group: GroupId(id("group", group)?),
-            role,
-            term: Term(term),
-            leader: leader.map(|leader| Ok(NodeId(id("leader", leader)?))).transpose()?,
-            applied: LogIndex(applied),
-            stopped,
-        })
-    }
 }

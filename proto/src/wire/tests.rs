@@ -122,6 +122,7 @@ fn topology() -> Topology {
                 incarnation: Incarnation(2),
                 group: GroupId(id.0 + 1),
                 replicas,
+                formed: i == 1,
             },
         );
     }
@@ -135,6 +136,7 @@ fn topology() -> Topology {
         shard: KeyRange::parse(range).unwrap(),
         incarnation: Incarnation(incarnation),
     };
+    topology.coordinators = vec![NodeId(1), NodeId(3)];
     topology.lineage.insert(source("-80", 1), vec![source("-40", 1), source("40-80", 1)]);
     topology
 }
@@ -157,8 +159,19 @@ fn statuses() -> Vec<ReplicaStatus> {
         leader: (i % 2 == 0).then_some(NodeId(2)),
         applied: LogIndex(77),
         stopped: (i == 1).then(|| "disk full".to_owned()),
+        members: members(),
+        last: LogIndex(80 + i),
+        lag: (0..i).map(|other| (NodeId(other + 5), LogIndex(other))).collect(),
+        holds: (0..i).map(|hold| (format!("stream {hold}"), LogIndex(hold))).collect(),
+        wal_bytes: i << 20,
+        check: (i == 2).then_some(TableHash { index: LogIndex(70), hash: u128::MAX - 5 }),
+        image: (i == 3).then_some(Progress { done: 5, total: 9 }),
     };
     (0u64..).zip(roles).map(status).collect()
+}
+
+fn members() -> Members {
+    Members { voters: vec![NodeId(1), NodeId(2)], learners: vec![NodeId(7)], joint: true }
 }
 
 fn values() -> Vec<Value> {
@@ -205,8 +218,39 @@ fn states_come_back() {
         assert_eq!(b.catalog.table_named("t"), Some(&Arc::new(table())));
         b.catalog.sequence(SequenceId(16390)) == Some(&Arc::new(sequence()))
     });
-    check(&ClusterStatus { state: state(), replicas: statuses() }, |a, b| a.replicas == b.replicas);
+    let status = ClusterStatus {
+        state: state(),
+        replicas: statuses(),
+        heard: vec![(NodeId(3), Duration::from_millis(1500))],
+        jobs: vec![JobStatus { id: 4, what: "move".into(), progress: "half".into() }],
+        alarms: vec![Alarm { group: GroupId(2), node: NodeId(3), message: "diverged".into() }],
+    };
+    check(&status, |a, b| {
+        assert_eq!((&a.heard, &a.jobs, &a.alarms), (&b.heard, &b.jobs, &b.alarms));
+        a.replicas == b.replicas
+    });
     statuses().into_iter().for_each(check_equal);
+    check_equal(ReplicaStatus::new(NodeId(1), GroupId(2)));
+    check_equal(members());
+}
+
+#[test]
+fn changes_of_replicas_and_nodes_come_back() {
+    let request = RequestId { router: RouterIncarnation(7), sequence: 1 };
+    let (from, to) = (NodeId(1), NodeId(2));
+    for (target, action) in [
+        (ReplicaTarget::Shard("main/-80".into()), ReplicaAction::Add(to)),
+        (ReplicaTarget::Group(GroupId::COORDINATOR), ReplicaAction::Remove(from)),
+        (ReplicaTarget::Group(GroupId(2)), ReplicaAction::Move { from, to }),
+        (ReplicaTarget::Group(GroupId(2)), ReplicaAction::Rebuild(to)),
+        (ReplicaTarget::Group(GroupId(2)), ReplicaAction::TransferLeader(to)),
+    ] {
+        check_equal(ReplicaChange { request, target, action });
+    }
+    let roles = Roles { router: true, shardnode: false, coordinator: true };
+    check_equal(NodeJoin { request, address: "10.0.0.1:5434".into(), roles });
+    let coordinators = topology().nodes.into_values().collect();
+    check_equal(Joined { cluster: ClusterId(u128::MAX - 1), node: NodeId(9), coordinators });
 }
 
 #[test]
@@ -294,8 +338,9 @@ fn schema_changes_come_back() {
         check_equal(SchemaChangeRequest { request, planned_by: SchemaVersion(3), change });
     }
     check_equal(SequenceBlock { first: -4, increment: -1, count: 32 });
+    let request = RequestId { router: RouterIncarnation(7), sequence: 2 };
     let keyspace =
-        CreateKeyspace { name: "k".into(), sharding: Sharding::Range, shards: 4, replicas: Some(0) };
+        CreateKeyspace { request, name: "k".into(), sharding: Sharding::Range, shards: 4, replicas: Some(0) };
     check_equal(CreateKeyspace { replicas: None, ..keyspace.clone() });
     check_equal(keyspace);
 }
@@ -354,6 +399,13 @@ mod link {
         check_equal(Report(NodeId(3), statuses()));
         check_equal(Allocate(SequenceId(3), 32));
         check_equal(SetSequence(SequenceId(3), i64::MIN));
+        let timeout = Duration::from_millis(2500);
+        let voters = vec![NodeId(1), NodeId(3)];
+        let change = ChangeMembers { group: GroupId(2), voters, rebuild: Some(NodeId(3)), timeout };
+        check_equal(ChangeMembers { rebuild: None, ..change.clone() });
+        check_equal(change);
+        check_equal(TransferLeader(GroupId(2), NodeId(3), timeout));
+        check_equal(CheckTables(GroupId(2), timeout));
     }
 
     #[test]

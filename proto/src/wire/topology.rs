@@ -45,8 +45,13 @@ pub(super) fn sharding(number: i32) -> Result<Sharding, DecodeError> {
     }
 }
 
+/// The numbers of nodes.
+pub(super) fn node_numbers(nodes: &[NodeId]) -> Vec<u64> {
+    nodes.iter().map(|node| node.0).collect()
+}
+
 /// Node ids, none of them 0.
-fn nodes(field: &str, ids: Vec<u64>) -> Result<Vec<NodeId>, DecodeError> {
+pub(super) fn nodes(field: &str, ids: Vec<u64>) -> Result<Vec<NodeId>, DecodeError> {
     ids.into_iter().map(|node| Ok(NodeId(id(field, node)?))).collect()
 }
 
@@ -106,19 +111,20 @@ impl Convert for Shard {
     const NAME: &'static str = "shard";
 
     fn to_message(&self) -> pb::Shard {
-        let Shard { id, keyspace, range, incarnation, group, replicas } = self;
+        let Shard { id, keyspace, range, incarnation, group, replicas, formed } = self;
         pb::Shard {
             id: id.0,
             keyspace: keyspace.0,
             range: Some(range.to_message()),
             incarnation: incarnation.0,
             group: group.0,
-            replicas: replicas.iter().map(|node| node.0).collect(),
+            replicas: node_numbers(replicas),
+            formed: *formed,
         }
     }
 
     fn from_message(message: pb::Shard) -> Result<Self, DecodeError> {
-        let pb::Shard { id: shard, keyspace, range, incarnation, group, replicas } = message;
+        let pb::Shard { id: shard, keyspace, range, incarnation, group, replicas, formed } = message;
         Ok(Shard {
             id: ShardId(id("id", shard)?),
             keyspace: KeyspaceNumber(id("keyspace", keyspace)?),
@@ -126,6 +132,7 @@ impl Convert for Shard {
             incarnation: Incarnation(incarnation),
             group: GroupId(id("group", group)?),
             replicas: nodes("replicas", replicas)?,
+            formed,
         })
     }
 }
@@ -173,22 +180,23 @@ impl Convert for Topology {
     const NAME: &'static str = "topology";
 
     fn to_message(&self) -> pb::Topology {
-        let Topology { epoch, nodes, keyspaces, shards, lineage } = self;
+        let Topology { epoch, nodes, keyspaces, shards, lineage, coordinators } = self;
         pb::Topology {
             epoch: epoch.0,
             nodes: messages(nodes.values()),
             keyspaces: messages(keyspaces.values()),
             shards: messages(shards.values()),
             lineage: lineage.iter().map(|(s, next)| Lineage(s.clone(), next.clone()).to_message()).collect(),
+            coordinators: node_numbers(coordinators),
         }
     }
 
     fn from_message(message: pb::Topology) -> Result<Self, DecodeError> {
-        let pb::Topology { epoch, nodes, keyspaces, shards, lineage } = message;
+        let pb::Topology { epoch, nodes: members, keyspaces, shards, lineage, coordinators } = message;
         let lineage: Vec<Lineage> = each("lineage", lineage)?;
         Ok(Topology {
             epoch: Epoch(epoch),
-            nodes: keyed("nodes", each("nodes", nodes)?, |node: &Node| node.id)?,
+            nodes: keyed("nodes", each("nodes", members)?, |node: &Node| node.id)?,
             keyspaces: keyed("keyspaces", each("keyspaces", keyspaces)?, |keyspace: &Keyspace| {
                 keyspace.number
             })?,
@@ -197,6 +205,7 @@ impl Convert for Topology {
                 .into_iter()
                 .map(|(source, Lineage(_, successors))| (source, successors))
                 .collect(),
+            coordinators: nodes("coordinators", coordinators)?,
         })
     }
 }

@@ -68,15 +68,7 @@ impl Shared {
         max_writes: usize,
         applied: u64,
     ) -> Self {
-        let status = ReplicaStatus {
-            node,
-            group,
-            role: ReplicaRole::Follower,
-            term: Term(0),
-            leader: None,
-            applied: LogIndex(applied),
-            stopped: None,
-        };
+        let status = ReplicaStatus { applied: LogIndex(applied), ..ReplicaStatus::new(node, group) };
         Self {
             node,
             group,

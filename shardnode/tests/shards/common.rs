@@ -144,6 +144,7 @@ fn state(replicas: Vec<NodeId>) -> ClusterState {
         incarnation: Incarnation(1),
         group: GROUP,
         replicas,
+        formed: false,
     };
     let keyspace =
         Keyspace { number, name: "main".into(), sharding: Sharding::Hash, replicas: 1, shards: vec![SHARD] };

@@ -106,21 +106,49 @@ impl ShardService for Shard {
     fn apply_schema(&self, request: SchemaRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {
         Box::pin(async move { Ok(LogIndex(request.step.job)) })
     }
+}
 
+/// Replicas that answer with what they were asked.
+struct Replicas;
+
+impl ReplicaService for Replicas {
     fn replicas(&self) -> BoxFuture<'_, ServiceResult<Vec<ReplicaStatus>>> {
         Box::pin(async move { Ok(vec![status()]) })
+    }
+
+    fn change_members(
+        &self,
+        group: GroupId,
+        voters: Vec<NodeId>,
+        rebuild: Option<NodeId>,
+        timeout: Duration,
+    ) -> BoxFuture<'_, ServiceResult<Members>> {
+        let right = (group, timeout) == (GroupId(4), HANG);
+        let members = Members { voters, learners: rebuild.into_iter().collect(), joint: right };
+        Box::pin(async move { Ok(members) })
+    }
+
+    fn transfer_leader(
+        &self,
+        group: GroupId,
+        to: NodeId,
+        timeout: Duration,
+    ) -> BoxFuture<'_, ServiceResult<()>> {
+        let error = WireError::internal(format!("{group} {to} {timeout:?}"));
+        Box::pin(async move { Err(error) })
+    }
+
+    fn check(&self, group: GroupId, timeout: Duration) -> BoxFuture<'_, ServiceResult<LogIndex>> {
+        Box::pin(async move { Ok(LogIndex(group.0 + timeout.as_secs())) })
     }
 }
 
 fn status() -> ReplicaStatus {
     ReplicaStatus {
-        node: NodeId(2),
-        group: GroupId(1),
         role: ReplicaRole::Leader,
-        term: Term(4),
         leader: Some(NodeId(2)),
         applied: LogIndex(77),
-        stopped: None,
+        ..ReplicaStatus::new(NodeId(2), GroupId(1))
     }
 }
 
@@ -155,13 +183,26 @@ impl CoordinatorService for Coordinator {
         Box::pin(async move { if right { Ok(()) } else { Err(WireError::internal("another value")) } })
     }
 
+    fn change_replicas(&self, change: ReplicaChange) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(async move { Err(WireError::internal(format!("{change:?}"))) })
+    }
+
+    fn join(&self, join: NodeJoin) -> BoxFuture<'_, ServiceResult<Joined>> {
+        let node = NodeId(join.request.sequence);
+        let coordinators = vec![topology::Node { id: node, address: join.address, roles: join.roles }];
+        Box::pin(async move { Ok(Joined { cluster: ClusterId(1 << 100), node, coordinators }) })
+    }
+
     fn create_keyspace(&self, request: CreateKeyspace) -> BoxFuture<'_, ServiceResult<KeyspaceNumber>> {
         Box::pin(async move { Ok(KeyspaceNumber(request.shards)) })
     }
 
     fn status(&self) -> BoxFuture<'_, ServiceResult<ClusterStatus>> {
         let state = self.0.borrow().clone();
-        Box::pin(async move { Ok(ClusterStatus { state, replicas: vec![status()] }) })
+        Box::pin(async move {
+            let replicas = vec![status()];
+            Ok(ClusterStatus { state, replicas, heard: vec![], jobs: vec![], alarms: vec![] })
+        })
     }
 }
 
@@ -210,6 +251,7 @@ impl Node {
         let services = Services {
             node: NodeId(2),
             shard: Some(Arc::new(Shard { events: events_in, made: made.clone() })),
+            replica: Some(Arc::new(Replicas)),
             coordinator: Some(Arc::new(Coordinator(states_out))),
             raft: Some(Arc::new(Raft(messages_in))),
         };

@@ -188,8 +188,26 @@ async fn every_other_request_crosses() {
     assert_eq!(soon(client.allocate(SequenceId(5), 32)).await, Ok(block));
     assert_eq!(soon(client.set_sequence(SequenceId(5), -8)).await, Ok(()));
     let (name, sharding, shards, replicas) = ("k".into(), topology::Sharding::Hash, 4, None);
-    let request = CreateKeyspace { name, sharding, shards, replicas };
+    let id = RequestId { router: RouterIncarnation(1), sequence: 12 };
+    let request = CreateKeyspace { request: id, name, sharding, shards, replicas };
     assert_eq!(soon(client.create_keyspace(request)).await, Ok(KeyspaceNumber(4)));
+    let roles = topology::Roles::ALL;
+    let join = NodeJoin { request: id, address: "there:1".into(), roles };
+    let joined = soon(client.join(join)).await.unwrap();
+    let there = topology::Node { id: NodeId(12), address: "there:1".into(), roles };
+    let coordinators = vec![there];
+    assert_eq!(joined, Joined { cluster: ClusterId(1 << 100), node: NodeId(12), coordinators });
+    let target = ReplicaTarget::Shard("main/-80".into());
+    let change = ReplicaChange { request: id, target, action: ReplicaAction::Add(NodeId(4)) };
+    let told = soon(client.change_replicas(change.clone())).await.unwrap_err().message;
+    assert_eq!(told, format!("{change:?}"));
+    let voters = vec![NodeId(1), NodeId(2)];
+    let asked = client.change_members(GroupId(4), voters.clone(), Some(NodeId(2)), HANG);
+    let members = Members { voters, learners: vec![NodeId(2)], joint: true };
+    assert_eq!(soon(asked).await, Ok(members));
+    let asked = client.transfer_leader(GroupId(4), NodeId(3), HANG);
+    assert_eq!(soon(asked).await.unwrap_err().message, format!("4 3 {HANG:?}"));
+    assert_eq!(soon(client.check(GroupId(4), HANG)).await, Ok(LogIndex(4 + HANG.as_secs())));
     let answer = soon(CoordinatorService::status(&client)).await.unwrap();
     assert_eq!((answer.state.topology, answer.replicas), (state(1).topology, vec![status()]));
 }
@@ -211,7 +229,7 @@ async fn a_watch_gives_the_newest_state_and_keeps_what_did_not_change() {
 async fn a_node_without_a_service_says_so() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let services = Services { node: NodeId(3), shard: None, coordinator: None, raft: None };
+    let services = Services { node: NodeId(3), shard: None, coordinator: None, raft: None, replica: None };
     tokio::spawn(serve(listener, services, std::future::pending()));
     let client = client(address);
     assert_eq!(fails(&client, read("echo", vec![])).await.retry, Retry::NotLeader(None));
