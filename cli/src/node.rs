@@ -72,11 +72,12 @@ impl Node {
     pub fn start(&mut self, listener: TcpListener) -> std::io::Result<()> {
         self.admin = listener.local_addr()?;
         let services = transport::Services {
-            node: self.id,
+            node: Some(self.id),
             shard: Some(self.shards.clone()),
             replica: Some(self.host.clone() as Arc<dyn ReplicaService>),
             coordinator: self.coordinator.clone().map(|c| c as Arc<dyn CoordinatorService>),
             raft: Some(self.host.clone() as Arc<dyn RaftService>),
+            ..transport::Services::default()
         };
         let mut stopped = self.stop.subscribe();
         let until = async move {

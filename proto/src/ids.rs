@@ -71,13 +71,39 @@ id!(
     SequenceId(u32)
 );
 id!(
-    /// A cluster, for ever. Made when it is founded; nodes of another one aren't let in.
-    ClusterId(u128)
-);
-id!(
     /// One start of one router. A restart gives a new one, so request ids can't repeat.
     RouterIncarnation(u64)
 );
+
+/// A cluster, for ever. Drawn by lot when it is founded, never 0; nodes of another one aren't let in.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(into = "String", try_from = "String")]
+pub struct ClusterId(pub u128);
+
+impl fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl From<ClusterId> for String {
+    fn from(cluster: ClusterId) -> String {
+        cluster.to_string()
+    }
+}
+
+impl TryFrom<String> for ClusterId {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match u128::from_str_radix(&text, 16) {
+            Ok(number) if number != 0 => Ok(ClusterId(number)),
+            _ => Err(format!("{text:?} is not a cluster's id")),
+        }
+    }
+}
 
 impl GroupId {
     /// The group that the coordinator's replicas form.

@@ -3,10 +3,12 @@
 //! A service is a trait with two implementations: the local object itself, and (with the `transport` feature) the
 //! gRPC client. Who calls can't tell which it has. Deadlines cross as time left, never as a time of day.
 
+mod bootstrap;
 mod coordinator;
 mod replica;
 mod shard;
 
+pub use bootstrap::*;
 pub use coordinator::*;
 pub use replica::*;
 pub use shard::*;

@@ -4,10 +4,11 @@ use super::lane::Closed;
 use super::server::Reply;
 use super::{MAX_MESSAGE, PIECE};
 use crate::error::{Retry, SqlState, WireError};
+use crate::ids::NodeId;
 use crate::rows::{RowBatch, RowBatchBuilder};
 use crate::services::*;
 use crate::wire::generated::Nothing;
-use crate::wire::generated::link::{Answer, Call, answer::Kind as AnswerKind, call::Kind};
+use crate::wire::generated::link::{Answer, Call, Caller, answer::Kind as AnswerKind, call::Kind};
 use crate::wire::{
     Allocate, ChangeMembers, CheckTables, Convert, DecodeError, Report, ResponseHead, SetSequence,
     StateEncoder, Statuses, TransferLeader, Wire,
@@ -88,11 +89,12 @@ fn writes(kind: &Kind) -> bool {
         Kind::Execute(FragmentRequest { access: Some(access), .. }) => {
             matches!(access.kind, Some(access::Kind::Write(_)))
         }
-        Kind::Execute(_) | Kind::Replicas(_) | Kind::Watch(_) | Kind::Status(_) => false,
+        Kind::Execute(_) | Kind::Replicas(_) | Kind::Watch(_) | Kind::Status(_) | Kind::Identity(_) => false,
         Kind::ApplySchema(_) | Kind::Register(_) | Kind::Report(_) | Kind::ChangeSchema(_) => true,
         Kind::Allocate(_) | Kind::SetSequence(_) | Kind::CreateKeyspace(_) => true,
         Kind::ChangeMembers(_) | Kind::TransferLeader(_) | Kind::Check(_) => true,
         Kind::ChangeReplicas(_) | Kind::Join(_) => true,
+        Kind::Found(_) | Kind::Init(_) => true,
     }
 }
 
@@ -167,6 +169,17 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
             AnswerKind::Join(coordinator(reply)?.join(join).await?.to_message())
         }
         Kind::Status(Nothing {}) => AnswerKind::Status(coordinator(reply)?.status().await?.to_message()),
+        Kind::Identity(Caller { node }) => {
+            let caller = node.map(Identity::from_message).transpose()?;
+            AnswerKind::Identity(bootstrap(reply)?.identity(caller).await?.to_message())
+        }
+        Kind::Found(founding) => {
+            bootstrap(reply)?.found(Founding::from_message(founding)?).await?;
+            AnswerKind::Found(Nothing {})
+        }
+        Kind::Init(request) => {
+            AnswerKind::Init(bootstrap(reply)?.init(InitRequest::from_message(request)?).await?.to_message())
+        }
     };
     send(reply, answer, true).await
 }
@@ -186,9 +199,24 @@ fn coordinator(reply: &Reply) -> Result<Arc<dyn CoordinatorService>, WireError> 
     services.coordinator.clone().ok_or_else(|| absent(services.node, "holds no replica of the coordinator"))
 }
 
-fn absent(node: crate::ids::NodeId, what: &str) -> WireError {
-    WireError::new(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, format!("node {node} {what}"))
-        .with_retry(Retry::NotLeader(None))
+fn bootstrap(reply: &Reply) -> Result<Arc<dyn BootstrapService>, WireError> {
+    let services = reply.services();
+    services.bootstrap.clone().ok_or_else(|| absent(services.node, "can't become part of a cluster"))
+}
+
+fn absent(node: Option<NodeId>, what: &str) -> WireError {
+    match node {
+        Some(node) => {
+            let message = format!("node {node} {what}");
+            WireError::new(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, message)
+                .with_retry(Retry::NotLeader(None))
+        }
+        None => WireError::new(
+            SqlState::CANNOT_CONNECT_NOW,
+            "this node is not part of a cluster yet; run shoal init",
+        )
+        .with_retry(Retry::Later),
+    }
 }
 
 async fn send(reply: &Reply, answer: AnswerKind, end: bool) -> Result<(), End> {

@@ -7,7 +7,7 @@
 use super::link::{Failure, Flight, Link, Messages};
 use super::{CONNECTION_WINDOW, KEEPALIVE, MAX_FRAME, MAX_MESSAGE, STREAM_WINDOW, check_hello, hello};
 use crate::error::{Retry, SqlState, WireError};
-use crate::ids::NodeId;
+use crate::ids::{ClusterId, NodeId};
 use crate::services::ServiceResult;
 use crate::wire::DecodeError;
 use crate::wire::generated::link::{Answer, Call, Frame, answer, call, frame, link_client::LinkClient};
@@ -31,6 +31,8 @@ pub struct ClientConfig {
     pub least_backoff: Duration,
     /// The longest that a node is left alone.
     pub most_backoff: Duration,
+    /// The caller's cluster. A node of another one refuses it.
+    pub cluster: Option<ClusterId>,
 }
 
 impl Default for ClientConfig {
@@ -40,6 +42,7 @@ impl Default for ClientConfig {
             call_timeout: Duration::from_secs(10),
             least_backoff: Duration::from_millis(50),
             most_backoff: Duration::from_secs(1),
+            cluster: None,
         }
     }
 }
@@ -362,11 +365,11 @@ async fn open(target: &Target) -> Result<(Arc<Link>, tonic::Streaming<Frame>), S
     let mut client =
         LinkClient::new(channel).max_decoding_message_size(MAX_FRAME).max_encoding_message_size(MAX_FRAME);
     let (link, outbound) = Link::new();
-    link.post(0, frame::Kind::Hello(hello(None, target.node)));
+    link.post(0, frame::Kind::Hello(hello(target.config.cluster, None, target.node)));
     let mut frames = client.requests(outbound).await.map_err(|s| status_text(&s))?.into_inner();
     let first = frames.message().await.map_err(|s| status_text(&s))?;
     match first.and_then(|frame| frame.kind) {
-        Some(frame::Kind::Hello(hello)) => check_hello(&hello, None)?,
+        Some(frame::Kind::Hello(hello)) => check_hello(&hello, target.config.cluster, None)?,
         _ => return Err("it didn't say hello".to_owned()),
     }
     Ok((link, frames))

@@ -35,10 +35,11 @@ mod tests;
 
 pub use client::{ClientConfig, NodeClient};
 pub use raft::{RaftClient, RaftPeers};
-pub use server::{Services, serve};
+pub use server::{Offer, Services, serve};
 
-use crate::ids::NodeId;
+use crate::ids::{ClusterId, NodeId};
 use crate::wire::generated::link::Hello;
+use crate::wire::{cluster_bytes, cluster_from};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -65,21 +66,28 @@ const CONNECTION_WINDOW: u32 = 2 << 20;
 /// A peer that answers no ping for so long (each) is gone.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
-fn hello(from: Option<NodeId>, to: Option<NodeId>) -> Hello {
+/// The first frame: who speaks, and to whom.
+fn hello(cluster: Option<ClusterId>, from: Option<NodeId>, to: Option<NodeId>) -> Hello {
     let number = |node: Option<NodeId>| node.map_or(0, |node| node.0);
-    Hello { protocol: PROTOCOL, from: number(from), to: number(to) }
+    Hello { protocol: PROTOCOL, from: number(from), to: number(to), cluster: cluster_bytes(cluster) }
 }
 
-/// Whether a peer's first frame may be followed by others. `here` is who was spoken to.
-fn check_hello(hello: &Hello, here: Option<NodeId>) -> Result<(), String> {
-    let Hello { protocol, from: _, to } = *hello;
-    if protocol != PROTOCOL {
+/// Whether a peer's first frame may be followed by others. `cluster` and `here` are whose it is told to.
+fn check_hello(hello: &Hello, cluster: Option<ClusterId>, here: Option<NodeId>) -> Result<(), String> {
+    let Hello { protocol, from: _, to, cluster: theirs } = hello;
+    if *protocol != PROTOCOL {
         return Err(format!(
             "the peer speaks version {protocol} of the protocol, this node version {PROTOCOL}"
         ));
     }
+    let theirs = cluster_from(theirs).map_err(|e| e.to_string())?;
+    if let (Some(ours), Some(theirs)) = (cluster, theirs)
+        && ours != theirs
+    {
+        return Err(format!("this is cluster {ours}, not cluster {theirs}"));
+    }
     match here {
-        Some(here) if to != 0 && to != here.0 => Err(format!("this is node {here}, not node {to}")),
+        Some(here) if *to != 0 && *to != here.0 => Err(format!("this is node {here}, not node {to}")),
         _ => Ok(()),
     }
 }

@@ -8,7 +8,7 @@
 
 use super::client::{ClientConfig, channel, error_text, status_text};
 use super::{MAX_FRAME, MAX_MESSAGE, PIECE, check_hello, hello, lock};
-use crate::ids::{GroupId, NodeId};
+use crate::ids::{ClusterId, GroupId, NodeId};
 use crate::services::{RaftMessage, RaftService, RaftTransport};
 use crate::wire::generated::link;
 use crate::wire::generated::link::link_client::LinkClient;
@@ -239,7 +239,7 @@ async fn open(
     let channel = channel(address, config).await?;
     let mut client =
         LinkClient::new(channel).max_decoding_message_size(MAX_FRAME).max_encoding_message_size(MAX_FRAME);
-    let first = Some(Kind::Hello(hello(Some(from), Some(to))));
+    let first = Some(Kind::Hello(hello(config.cluster, Some(from), Some(to))));
     let stream = lock(&queue.waiting).stream;
     let outbound = Outbound { queue: queue.clone(), stream, first, sending: None, piece: false };
     let response = client.raft(outbound).await.map_err(|status| error_text(&status))?;
@@ -249,13 +249,14 @@ async fn open(
 /// Reads a node's stream and hands its messages over. Ends with why the stream must be closed, if the client didn't.
 pub(super) async fn read(
     frames: &mut Streaming<RaftFrame>,
+    cluster: Option<ClusterId>,
     node: NodeId,
     service: &dyn RaftService,
 ) -> Option<Status> {
     let mut reader = Reader { from: None, partial: None };
     loop {
         match frames.message().await {
-            Ok(Some(frame)) => match reader.receive(frame, node) {
+            Ok(Some(frame)) => match reader.receive(frame, cluster, node) {
                 Ok((from, messages)) if !messages.is_empty() => service.receive(from, messages),
                 Ok(_) => {}
                 Err(broken) => return Some(Status::invalid_argument(broken)),
@@ -274,14 +275,19 @@ struct Reader {
 
 impl Reader {
     /// The messages that a frame completes. Errors say how the sender broke the protocol.
-    fn receive(&mut self, frame: RaftFrame, node: NodeId) -> Result<(NodeId, Vec<RaftMessage>), String> {
+    fn receive(
+        &mut self,
+        frame: RaftFrame,
+        cluster: Option<ClusterId>,
+        node: NodeId,
+    ) -> Result<(NodeId, Vec<RaftMessage>), String> {
         let message = |group, body| match group {
             0 => Err("a Raft message without a group".to_owned()),
             group => Ok(RaftMessage { group: GroupId(group), body }),
         };
         match (frame.kind, self.from) {
             (Some(Kind::Hello(hello)), None) => {
-                check_hello(&hello, Some(node))?;
+                check_hello(&hello, cluster, Some(node))?;
                 if hello.from == 0 {
                     return Err("a Raft stream from nobody".to_owned());
                 }

@@ -10,7 +10,7 @@ use crate::ids::{GroupId, KeyspaceNumber, LogIndex, NodeId, SchemaVersion, Seque
 use crate::rows::RowBatch;
 use crate::services::*;
 use crate::topology::Node;
-use crate::wire::generated::link::{answer, call};
+use crate::wire::generated::link::{Caller, answer, call};
 use crate::wire::generated::{ClusterState as StateMessage, Nothing};
 use crate::wire::{
     Allocate, ChangeMembers, CheckTables, Convert, DecodeError, Report, ResponseHead, SetSequence,
@@ -253,6 +253,38 @@ impl CoordinatorService for NodeClient {
                 _ => None,
             };
             self.simple(self.call_timeout(), Retry::Later, call::Kind::Status(Nothing {}), read).await
+        })
+    }
+}
+
+impl BootstrapService for NodeClient {
+    fn identity(&self, caller: Option<Identity>) -> BoxFuture<'_, ServiceResult<Introduction>> {
+        Box::pin(async move {
+            let call = call::Kind::Identity(Caller { node: caller.map(|caller| caller.to_message()) });
+            let read = |answer| match answer {
+                answer::Kind::Identity(introduction) => Some(Introduction::from_message(introduction)),
+                _ => None,
+            };
+            self.simple(self.call_timeout(), Retry::Later, call, read).await
+        })
+    }
+
+    fn found(&self, founding: Founding) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(async move {
+            let call = call::Kind::Found(founding.to_message());
+            let read = |answer| matches!(answer, answer::Kind::Found(_)).then_some(Ok(()));
+            self.simple(self.call_timeout(), Retry::Unknown, call, read).await
+        })
+    }
+
+    fn init(&self, request: InitRequest) -> BoxFuture<'_, ServiceResult<Founding>> {
+        Box::pin(async move {
+            let call = call::Kind::Init(request.to_message());
+            let read = |answer| match answer {
+                answer::Kind::Init(founding) => Some(Founding::from_message(founding)),
+                _ => None,
+            };
+            self.simple(None, Retry::Unknown, call, read).await
         })
     }
 }

@@ -10,15 +10,15 @@ use super::pieces::{Inbound, Piece, Pieces, add_credit, pay};
 use super::{CONNECTION_WINDOW, KEEPALIVE, MAX_FRAME, MAX_IN_FLIGHT, STREAM_WINDOW, WINDOW};
 use super::{check_hello, hello, lock, raft};
 use crate::error::WireError;
-use crate::ids::NodeId;
-use crate::services::{CoordinatorService, RaftService, ReplicaService, ShardService};
+use crate::ids::{ClusterId, NodeId};
+use crate::services::{BootstrapService, CoordinatorService, RaftService, ReplicaService, ShardService};
 use crate::wire::Convert;
 use crate::wire::generated::Nothing;
 use crate::wire::generated::link::link_server::{Link, LinkServer};
 use crate::wire::generated::link::{Frame, Open, Part, RaftFrame, frame::Kind};
 use bytes::Bytes;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -33,10 +33,14 @@ const GOODBYE: Duration = Duration::from_secs(1);
 const STREAMS: u32 = 16;
 
 /// What a node offers to others.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Services {
-    /// The node itself.
-    pub node: NodeId,
+    /// Its cluster, once it belongs to one. A caller of another is refused.
+    pub cluster: Option<ClusterId>,
+    /// The node itself, once it belongs to a cluster.
+    pub node: Option<NodeId>,
+    /// How it becomes part of a cluster.
+    pub bootstrap: Option<Arc<dyn BootstrapService>>,
     /// Its shards, if it is a shardnode.
     pub shard: Option<Arc<dyn ShardService>>,
     /// Its replicas, whatever their groups hold.
@@ -49,9 +53,11 @@ pub struct Services {
 
 impl std::fmt::Debug for Services {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Services { node, shard, replica, coordinator, raft } = self;
+        let Services { cluster, node, bootstrap, shard, replica, coordinator, raft } = self;
         f.debug_struct("Services")
+            .field("cluster", cluster)
             .field("node", node)
+            .field("bootstrap", &bootstrap.is_some())
             .field("shard", &shard.is_some())
             .field("replica", &replica.is_some())
             .field("coordinator", &coordinator.is_some())
@@ -60,15 +66,40 @@ impl std::fmt::Debug for Services {
     }
 }
 
+/// What a node offers to others, now. Clones are the same offer; every request finds what is offered when it comes.
+#[derive(Clone, Debug, Default)]
+pub struct Offer(Arc<RwLock<Arc<Services>>>);
+
+impl Offer {
+    /// What is offered now.
+    pub fn get(&self) -> Arc<Services> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes what is offered.
+    pub fn change(&self, change: impl FnOnce(&mut Services)) {
+        let mut offered = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut services = Services::clone(&offered);
+        change(&mut services);
+        *offered = Arc::new(services);
+    }
+}
+
+impl From<Services> for Offer {
+    fn from(services: Services) -> Self {
+        Offer(Arc::new(RwLock::new(Arc::new(services))))
+    }
+}
+
 /// Serves a node's services until `shutdown` resolves, then ends every stream. Dropping the future does the same.
 pub async fn serve(
     listener: TcpListener,
-    services: Services,
+    services: impl Into<Offer>,
     shutdown: impl Future<Output = ()> + Send,
 ) -> std::io::Result<()> {
     let closing = CancellationToken::new();
     let _ended = closing.clone().drop_guard();
-    let node = Server { services: Arc::new(services), closing: closing.clone() };
+    let node = Server { offer: services.into(), closing: closing.clone() };
     let node =
         LinkServer::new(node).max_decoding_message_size(MAX_FRAME).max_encoding_message_size(MAX_FRAME);
     let serving = tonic::transport::Server::builder()
@@ -93,7 +124,7 @@ pub async fn serve(
 }
 
 struct Server {
-    services: Arc<Services>,
+    offer: Offer,
     closing: CancellationToken,
 }
 
@@ -110,7 +141,7 @@ impl Link for Server {
         let connection = Arc::new(Connection {
             lane,
             running: Mutex::default(),
-            services: self.services.clone(),
+            offer: self.offer.clone(),
             ended: CancellationToken::new(),
         });
         tokio::spawn(read(connection, request.into_inner(), self.closing.clone()));
@@ -121,17 +152,18 @@ impl Link for Server {
         &self,
         request: Request<Streaming<RaftFrame>>,
     ) -> Result<Response<Self::RaftStream>, Status> {
-        let Some(service) = self.services.raft.clone() else {
+        let services = self.offer.get();
+        let (Some(service), Some(node)) = (services.raft.clone(), services.node) else {
             return Err(Status::failed_precondition("this node has no replicas"));
         };
         let (lane, outbound) = lane();
-        let (node, closing) = (self.services.node, self.closing.clone());
+        let (cluster, closing) = (services.cluster, self.closing.clone());
         let mut frames = request.into_inner();
         tokio::spawn(async move {
             let end = tokio::select! {
                 () = closing.cancelled() => Some(going_down()),
                 () = lane.closed() => None,
-                end = raft::read(&mut frames, node, service.as_ref()) => end,
+                end = raft::read(&mut frames, cluster, node, service.as_ref()) => end,
             };
             if let Some(status) = end {
                 lane.post(Err(status));
@@ -150,7 +182,7 @@ fn going_down() -> Status {
 pub(super) struct Connection {
     lane: Lane<Result<Frame, Status>>,
     running: Mutex<HashMap<u64, Running>>,
-    pub(super) services: Arc<Services>,
+    offer: Offer,
     ended: CancellationToken,
 }
 
@@ -170,9 +202,9 @@ async fn read(connection: Arc<Connection>, mut frames: Streaming<Frame>, closing
         let Some(Kind::Hello(first)) = first else {
             return Err(Status::invalid_argument("the first frame is no hello"));
         };
-        let node = connection.services.node;
-        check_hello(&first, Some(node)).map_err(Status::failed_precondition)?;
-        connection.post(0, Kind::Hello(hello(Some(node), None)));
+        let Services { cluster, node, .. } = *connection.offer.get();
+        check_hello(&first, cluster, node).map_err(Status::failed_precondition)?;
+        connection.post(0, Kind::Hello(hello(cluster, node, None)));
         while let Some(frame) = frames.message().await? {
             connection.receive(frame).map_err(Status::invalid_argument)?;
         }
@@ -293,8 +325,8 @@ pub(super) struct Reply {
 }
 
 impl Reply {
-    pub(super) fn services(&self) -> &Services {
-        &self.connection.services
+    pub(super) fn services(&self) -> Arc<Services> {
+        self.connection.offer.get()
     }
 
     /// Sends a message as the client grants credit for it. `end` if nothing follows it.

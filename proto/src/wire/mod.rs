@@ -5,6 +5,8 @@
 //! range out of order or a malformed row batch is a [`DecodeError`] that names the field, never a panic. The
 //! generated messages stay in here: no other crate may see them.
 
+#[cfg(feature = "transport")]
+mod bootstrap;
 mod catalog;
 mod coordinator;
 mod error;
@@ -18,6 +20,8 @@ mod values;
 #[cfg(test)]
 mod tests;
 
+#[cfg(feature = "transport")]
+pub(crate) use bootstrap::{cluster_bytes, cluster_from};
 #[cfg(feature = "transport")]
 pub(crate) use link::{
     Allocate, ChangeMembers, CheckTables, Report, ResponseHead, SetSequence, StateDecoder, StateEncoder,

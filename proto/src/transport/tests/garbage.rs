@@ -49,7 +49,7 @@ fn frame(request: u64, kind: frame::Kind) -> Frame {
 }
 
 fn greeting(protocol: u32) -> Frame {
-    frame(0, frame::Kind::Hello(Hello { protocol, from: 0, to: 0 }))
+    frame(0, frame::Kind::Hello(Hello { protocol, from: 0, to: 0, cluster: bytes::Bytes::new() }))
 }
 
 fn piece(bytes: usize, rest: u64, end: bool) -> Part {
@@ -176,7 +176,9 @@ async fn frames_that_are_no_protobuf_close_the_stream_with_the_cause() {
 async fn raft_frames_that_break_the_protocol_close_the_stream_with_the_cause() {
     let node = Node::start().await;
     let frame = |kind| RaftFrame { kind: Some(kind) };
-    let hello = |from| frame(raft_frame::Kind::Hello(Hello { protocol: 1, from, to: 2 }));
+    let hello = |from| {
+        frame(raft_frame::Kind::Hello(Hello { protocol: 1, from, to: 2, cluster: bytes::Bytes::new() }))
+    };
     let part = |group, rest| frame(raft_frame::Kind::Part(RaftPart { group, data: vec![1; 5].into(), rest }));
     for (frames, cause) in [
         (vec![part(1, 0)], "no hello"),

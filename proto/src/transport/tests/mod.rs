@@ -7,7 +7,7 @@ mod requests;
 use super::*;
 use crate::catalog::Catalog;
 use crate::services::*;
-use crate::topology::{Leaders, Topology};
+use crate::topology::{Leaders, Roles, Topology};
 use crate::*;
 use futures::StreamExt;
 use std::net::SocketAddr;
@@ -249,11 +249,12 @@ impl Node {
         let (states, states_out) = watch::channel(state(1));
         let made = Arc::new(AtomicUsize::new(0));
         let services = Services {
-            node: NodeId(2),
+            node: Some(NodeId(2)),
             shard: Some(Arc::new(Shard { events: events_in, made: made.clone() })),
             replica: Some(Arc::new(Replicas)),
             coordinator: Some(Arc::new(Coordinator(states_out))),
             raft: Some(Arc::new(Raft(messages_in))),
+            ..Services::default()
         };
         let (stop, stopping) = oneshot::channel::<()>();
         let shutdown = async move { drop(stopping.await) };

@@ -175,7 +175,7 @@ async fn every_other_request_crosses() {
     assert_eq!(soon(client.apply_schema(request)).await, Ok(LogIndex(41)));
     assert_eq!(soon(client.replicas()).await, Ok(vec![status()]));
     let (id, address) = (NodeId(9), "there:1".to_owned());
-    let registered = soon(client.register(topology::Node { id, address, roles: topology::Roles::ALL })).await;
+    let registered = soon(client.register(topology::Node { id, address, roles: Roles::ALL })).await;
     assert_eq!(registered.unwrap_err().message, "9 there:1");
     assert_eq!(soon(client.report(NodeId(2), vec![status()])).await, Ok(()));
     let request = SchemaChangeRequest {
@@ -191,7 +191,7 @@ async fn every_other_request_crosses() {
     let id = RequestId { router: RouterIncarnation(1), sequence: 12 };
     let request = CreateKeyspace { request: id, name, sharding, shards, replicas };
     assert_eq!(soon(client.create_keyspace(request)).await, Ok(KeyspaceNumber(4)));
-    let roles = topology::Roles::ALL;
+    let roles = Roles::ALL;
     let join = NodeJoin { request: id, address: "there:1".into(), roles };
     let joined = soon(client.join(join)).await.unwrap();
     let there = topology::Node { id: NodeId(12), address: "there:1".into(), roles };
@@ -229,7 +229,7 @@ async fn a_watch_gives_the_newest_state_and_keeps_what_did_not_change() {
 async fn a_node_without_a_service_says_so() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let services = Services { node: NodeId(3), shard: None, coordinator: None, raft: None, replica: None };
+    let services = Services { node: Some(NodeId(3)), ..Services::default() };
     tokio::spawn(serve(listener, services, std::future::pending()));
     let client = client(address);
     assert_eq!(fails(&client, read("echo", vec![])).await.retry, Retry::NotLeader(None));
@@ -239,4 +239,108 @@ async fn a_node_without_a_service_says_so() {
     let error = fails(&other, read("echo", vec![])).await;
     assert!(error.message.contains("this is node 3, not node 4"), "{error}");
     assert_eq!(error.retry, Retry::Later);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_a_cluster_says_so_until_it_has_one() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let offer = Offer::default();
+    tokio::spawn(serve(listener, offer.clone(), std::future::pending()));
+    let client = client(address);
+    let error = fails(&client, read("echo", vec![])).await;
+    assert_eq!((error.sqlstate, error.retry.clone()), (SqlState::CANNOT_CONNECT_NOW, Retry::Later));
+    assert!(error.message.contains("shoal init"), "{error}");
+
+    // The stream that is open already sees what is offered from now on.
+    let (events, _events) = mpsc::unbounded_channel();
+    let cluster = ClusterId(7);
+    offer.change(|services| {
+        services.cluster = Some(cluster);
+        services.node = Some(NodeId(3));
+        services.shard = Some(Arc::new(Shard { events, made: Arc::default() }));
+    });
+    rows(ask(&client, read("echo", vec![])).await.unwrap()).await.unwrap();
+
+    let of = |cluster| {
+        let config = ClientConfig { cluster: Some(cluster), ..ClientConfig::default() };
+        NodeClient::with_config(address.to_string(), Some(NodeId(3)), config)
+    };
+    rows(ask(&of(cluster), read("echo", vec![])).await.unwrap()).await.unwrap();
+    let error = fails(&of(ClusterId(8)), read("echo", vec![])).await;
+    assert!(error.message.contains("not cluster 00000000000000000000000000000008"), "{error}");
+}
+
+/// A node that is asked who it is, and to found and to make clusters, and says what it heard.
+struct Newcomer(Mutex<Vec<String>>);
+
+impl Newcomer {
+    fn hear(&self, what: impl std::fmt::Debug) {
+        lock(&self.0).push(format!("{what:?}"));
+    }
+}
+
+fn founding() -> Founding {
+    let node =
+        |id| topology::Node { id: NodeId(id), address: format!("10.0.0.{id}:7000"), roles: Roles::ALL };
+    Founding {
+        cluster: ClusterId(u128::MAX),
+        node: NodeId(2),
+        coordinators: vec![node(1), node(2), node(3)],
+        nodes: 4,
+        shards: 8,
+        replicas: 3,
+    }
+}
+
+fn identity(member: Option<(ClusterId, NodeId)>) -> Identity {
+    let roles = Roles { router: true, shardnode: false, coordinator: true };
+    Identity { member, address: "localhost:7001".into(), roles }
+}
+
+fn introduction() -> Introduction {
+    Introduction {
+        node: identity(Some((ClusterId(1 << 100), NodeId(4)))),
+        known: vec![identity(None), identity(Some((ClusterId(1), NodeId(1))))],
+        unmet: vec!["localhost:9".into()],
+        coordinators: founding().coordinators,
+    }
+}
+
+impl BootstrapService for Newcomer {
+    fn identity(&self, caller: Option<Identity>) -> BoxFuture<'_, ServiceResult<Introduction>> {
+        self.hear(caller);
+        Box::pin(async { Ok(introduction()) })
+    }
+
+    fn found(&self, founding: Founding) -> BoxFuture<'_, ServiceResult<()>> {
+        self.hear(founding);
+        Box::pin(async { Ok(()) })
+    }
+
+    fn init(&self, request: InitRequest) -> BoxFuture<'_, ServiceResult<Founding>> {
+        self.hear(request);
+        Box::pin(async { Ok(founding()) })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bootstrap_crosses_the_wire() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let newcomer = Arc::new(Newcomer(Default::default()));
+    let services = Services { bootstrap: Some(newcomer.clone()), ..Services::default() };
+    tokio::spawn(serve(listener, services, std::future::pending()));
+    let client = client(address);
+    let caller = Some(identity(Some((ClusterId(3), NodeId(9)))));
+    assert_eq!(soon(client.identity(caller.clone())).await.unwrap(), introduction());
+    assert_eq!(soon(client.identity(None)).await.unwrap(), introduction());
+    soon(client.found(founding())).await.unwrap();
+    let request = InitRequest { shards: Some(8), replicas: None, coordinators: Some(3) };
+    assert_eq!(soon(client.init(request)).await.unwrap(), founding());
+    let heard = lock(&newcomer.0).clone();
+    let none: Option<Identity> = None;
+    let said =
+        [format!("{caller:?}"), format!("{none:?}"), format!("{:?}", founding()), format!("{request:?}")];
+    assert_eq!(heard, said);
 }
