@@ -29,6 +29,15 @@ pub struct Config {
     pub max_batch_bytes: usize,
     /// The writer checkpoints a database whose WAL has grown past this many bytes.
     pub checkpoint_bytes: u64,
+    /// Past this many bytes of WAL, new snapshots wait for a moment so that it can be emptied.
+    pub hold_bytes: u64,
+    /// How long they wait at most.
+    pub hold_snapshots: Duration,
+    /// Past this many bytes of WAL, snapshots that are open for longer than [`Self::end_reads_after`] and keep it from
+    /// being emptied are ended with 72000.
+    pub end_reads_bytes: u64,
+    /// How long a snapshot may be open whatever the WAL does.
+    pub end_reads_after: Duration,
     /// Each log file's size. Tests choose small ones.
     pub log_file_bytes: u64,
 }
@@ -48,6 +57,10 @@ impl Config {
             max_transaction_bytes: 32 << 20,
             max_batch_bytes: 1 << 20,
             checkpoint_bytes: 8 << 20,
+            hold_bytes: 16 << 20,
+            hold_snapshots: Duration::from_millis(50),
+            end_reads_bytes: 48 << 20,
+            end_reads_after: Duration::from_secs(10),
             log_file_bytes: 32 << 20,
         }
     }

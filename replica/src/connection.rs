@@ -3,6 +3,7 @@
 //! A path goes in, a configured connection comes out, with Shoal's functions registered. Here alone is decided which
 //! pragmas hold. It must never know a table.
 
+use crate::reading::{self, Reading};
 use crate::session::OWN_PREFIX;
 use parking_lot::Mutex;
 use rusqlite::config::DbConfig;
@@ -107,9 +108,9 @@ fn authorize(context: &AuthContext<'_>) -> Authorization {
     if allow { Authorization::Allow } else { Authorization::Deny }
 }
 
-/// Opens a connection that only reads.
-pub(crate) fn reader(path: &Path) -> rusqlite::Result<Connection> {
-    let connection = Connection::open_with_flags(
+/// Opens a connection that only reads, and whose statements end when its reading must.
+pub(crate) fn reader(path: &Path, reading: &Arc<Reading>) -> rusqlite::Result<Connection> {
+    let mut connection = Connection::open_with_flags(
         path,
         OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
     )?;
@@ -119,5 +120,7 @@ pub(crate) fn reader(path: &Path) -> rusqlite::Result<Connection> {
     )?;
     connection.set_prepared_statement_cache_capacity(READER_STATEMENTS);
     dialect::sqlite::register(&connection)?;
+    let reading = reading.clone();
+    connection.progress_handler(reading::STEPS_BETWEEN_LOOKS, Some(move || reading.must_end()))?;
     Ok(connection)
 }

@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::consensus::{Consensus, Settings, Store};
-use crate::driver::{Clock, ConsensusThread, EngineThread, Mail, Mailbox, Shared};
+use crate::driver::{Clock, ConsensusThread, EngineThread, Mail, Mailbox, Patience, Shared};
 use crate::engine::{Engine, Limits};
 use crate::error::ReplicaError;
 use crate::log::{Log, LogReader};
@@ -115,12 +115,14 @@ impl Host {
             transaction_bytes: self.config.max_transaction_bytes,
             batch_bytes: self.config.max_batch_bytes,
             checkpoint_bytes: self.config.checkpoint_bytes,
+            hold_bytes: self.config.hold_bytes,
+            end_bytes: self.config.end_reads_bytes,
         }
     }
 
     fn shared(&self, group: GroupId, applied: u64) -> Arc<Shared> {
         let database = Engine::database(&self.directory(group));
-        let readers = Readers::new(database, self.config.max_snapshots);
+        let readers = Readers::new(database, self.config.max_snapshots, self.clock);
         let mailbox = self.mailbox.clone();
         Arc::new(Shared::new(
             self.config.node,
@@ -150,7 +152,8 @@ impl Host {
         let consensus = Consensus::new(settings, store, applied, self.clock.now())?;
         let shared = self.shared(group, applied);
         let reader: Box<dyn LogReader> = Box::new(running.log.clone());
-        let thread = EngineThread::new(shared.clone(), engine, reader);
+        let patience = Patience { hold: self.config.hold_snapshots, age: self.config.end_reads_after };
+        let thread = EngineThread::new(shared.clone(), engine, reader, patience);
         running.engines.push(spawn(format!("engine-{group}"), &self.config.data_dir, move || thread.run())?);
         self.mailbox.send(Mail::Add { shared: shared.clone(), consensus: Box::new(consensus) });
         Ok(Replica::new(shared))

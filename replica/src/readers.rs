@@ -1,34 +1,47 @@
 //! A replica's pool of read-only connections.
 //!
-//! They are opened when first needed and kept. While the writer empties a long WAL, new snapshots wait ([`Readers::hold`]).
-//! It must never know how fresh a snapshot has to be.
+//! They are opened when first needed and kept. While the writer empties a long WAL, new snapshots wait
+//! ([`Readers::hold`]); those that are open for long and stand in its way can be ended ([`Readers::end_older`]). It must
+//! never know how fresh a snapshot has to be, nor how long the WAL is.
 
 use crate::connection;
+use crate::driver::Clock;
+use crate::reading::Reading;
 use parking_lot::Mutex;
 use proto::{LogIndex, SqlState, WireError};
 use rusqlite::Connection;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// A replica's pool of read-only connections.
 pub(crate) struct Readers {
     path: PathBuf,
-    idle: Mutex<Vec<Connection>>,
+    clock: Clock,
+    pool: Mutex<Pool>,
     permits: Arc<Semaphore>,
     held: AtomicBool,
     released: Notify,
+}
+
+#[derive(Default)]
+struct Pool {
+    idle: Vec<(Connection, Arc<Reading>)>,
+    /// Of every connection, those that are in use among them.
+    readings: Vec<Arc<Reading>>,
 }
 
 /// A connection of the pool with an open read transaction.
 pub(crate) struct Reader {
     /// The connection.
     pub connection: Connection,
+    /// What others may do to the transaction.
+    pub reading: Arc<Reading>,
     /// The applied index, as the transaction sees it.
     pub position: LogIndex,
-    permit: OwnedSemaphorePermit,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 /// New snapshots wait as long as this lives.
@@ -42,10 +55,11 @@ impl Drop for Hold<'_> {
 }
 
 impl Readers {
-    pub fn new(path: PathBuf, max: usize) -> Self {
+    pub fn new(path: PathBuf, max: usize, clock: Clock) -> Self {
         Self {
             path,
-            idle: Mutex::new(Vec::new()),
+            clock,
+            pool: Mutex::default(),
             permits: Arc::new(Semaphore::new(max)),
             held: AtomicBool::new(false),
             released: Notify::new(),
@@ -78,38 +92,64 @@ impl Readers {
         Ok(permit)
     }
 
-    /// Opens a read transaction on what is committed now.
-    pub fn open(&self, permit: OwnedSemaphorePermit) -> Result<Reader, WireError> {
+    /// Opens a read transaction on what is committed now. Who has no permit comes on top of the pool's bound.
+    pub fn open(&self, permit: Option<OwnedSemaphorePermit>) -> Result<Reader, WireError> {
         if self.permits.is_closed() {
             return Err(closed());
         }
-        let idle = self.idle.lock().pop();
-        let connection = match idle {
-            Some(connection) => connection,
-            None => connection::reader(&self.path).map_err(dialect::sqlite::error)?,
+        let idle = self.pool.lock().idle.pop();
+        let (connection, reading) = match idle {
+            Some(pooled) => pooled,
+            None => {
+                let reading = Arc::new(Reading::new(self.clock));
+                let opened = connection::reader(&self.path, &reading).map_err(dialect::sqlite::error)?;
+                self.pool.lock().readings.push(reading.clone());
+                (opened, reading)
+            }
         };
+        reading.begin();
         let begin = || -> rusqlite::Result<i64> {
             connection.prepare_cached("BEGIN")?.execute([])?;
             connection.prepare_cached("SELECT applied FROM replica_state")?.query_row([], |row| row.get(0))
         };
-        let position = begin().map_err(dialect::sqlite::error)?;
-        Ok(Reader { connection, position: LogIndex(position.cast_unsigned()), permit })
+        match begin() {
+            Ok(position) => {
+                Ok(Reader { connection, reading, position: LogIndex(position.cast_unsigned()), permit })
+            }
+            Err(error) => {
+                self.forget(&reading);
+                Err(dialect::sqlite::error(error))
+            }
+        }
     }
 
     /// Takes a connection back. One whose transaction can't be ended is closed.
     pub fn give_back(&self, reader: Reader) {
-        let Reader { connection, permit, .. } = reader;
+        let Reader { connection, reading, permit, .. } = reader;
+        reading.close();
         let ended = connection.prepare_cached("ROLLBACK").and_then(|mut rollback| rollback.execute([]));
         if ended.is_ok() && !self.permits.is_closed() {
-            self.idle.lock().push(connection);
+            self.pool.lock().idle.push((connection, reading));
+        } else {
+            self.forget(&reading);
         }
         drop(permit);
+    }
+
+    /// Ends the snapshots that have been open for so long; says how many.
+    pub fn end_older(&self, age: Duration) -> usize {
+        self.pool.lock().readings.iter().filter(|reading| reading.end_if_older(age)).count()
+    }
+
+    fn forget(&self, reading: &Arc<Reading>) {
+        reading.close();
+        self.pool.lock().readings.retain(|other| !Arc::ptr_eq(other, reading));
     }
 
     /// Opens no more.
     pub fn close(&self) {
         self.permits.close();
-        self.idle.lock().clear();
+        self.pool.lock().idle.clear();
     }
 }
 

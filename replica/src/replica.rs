@@ -178,7 +178,7 @@ impl Replica {
 
     async fn open(&self, deadline: Instant) -> Result<Snapshot, WireError> {
         let permit = self.shared.readers.permit(deadline).await?;
-        let reader = self.shared.readers.open(permit)?;
+        let reader = self.shared.readers.open(Some(permit))?;
         Ok(Snapshot::new(reader, self.shared.clone()))
     }
 

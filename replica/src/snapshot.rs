@@ -2,12 +2,18 @@
 
 use crate::driver::Shared;
 use crate::readers::Reader;
-use proto::LogIndex;
-use rusqlite::{Connection, InterruptHandle};
+use crate::reading::Canceller;
+use proto::{LogIndex, SqlState, WireError};
+use rusqlite::Connection;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// A read-only connection with an open read transaction. Dropping it ends the transaction and gives the connection
 /// back to the replica's pool; statements of it must be gone by then.
+///
+/// An open snapshot keeps the replica's WAL from being emptied. Once the WAL is past a bound, snapshots that are open
+/// for longer than another bound are ended with 72000 (see [`crate::Config`]): what runs on them fails, and who holds
+/// one without running anything should wait for [`Self::ended`] meanwhile.
 pub struct Snapshot {
     reader: Option<Reader>,
     shared: Arc<Shared>,
@@ -32,10 +38,38 @@ impl Snapshot {
         self.reader().position
     }
 
-    /// Stops a statement that runs on the connection from another thread (it fails with 57014). Use it only while the
-    /// snapshot lives: afterwards it would stop another reader's statement.
-    pub fn interrupt_handle(&self) -> InterruptHandle {
-        self.connection().get_interrupt_handle()
+    /// How long it has been open.
+    pub fn age(&self) -> Duration {
+        self.reader().reading.age()
+    }
+
+    /// Ends statements that still run at the deadline, with 57014.
+    pub fn end_at(&self, deadline: Instant) {
+        let left = deadline.saturating_duration_since(tokio::time::Instant::now().into_std());
+        self.reader().reading.set_deadline(left);
+    }
+
+    /// The way to end it from another thread.
+    pub fn canceller(&self) -> Canceller {
+        Canceller::new(self.reader().reading.clone())
+    }
+
+    /// Fails if it was ended: by its deadline, its canceller, or the replica.
+    pub fn check(&self) -> Result<(), WireError> {
+        self.reader().reading.why().map_or(Ok(()), Err)
+    }
+
+    /// Waits until it is ended by its canceller or the replica; [`Self::check`] says why.
+    pub async fn ended(&self) {
+        self.reader().reading.ended().await;
+    }
+
+    /// The error of a statement on it, with its true cause: SQLite only says that it was interrupted.
+    pub fn explain(&self, error: WireError) -> WireError {
+        match self.check() {
+            Err(why) if error.sqlstate == SqlState::QUERY_CANCELED => why,
+            _ => error,
+        }
     }
 }
 

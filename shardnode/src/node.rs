@@ -141,7 +141,7 @@ impl ShardNode {
         let replica = self.find(request.shard, Some(request.epoch))?;
         let deadline = Instant::now() + request.timeout.min(LONGEST);
         let snapshot = replica.snapshot(consistency, deadline).await?;
-        read::lookup(&snapshot, &request)
+        read::lookup(&snapshot, &request, deadline)
     }
 
     async fn run(&self, request: FragmentRequest) -> ServiceResult<FragmentResponse> {

@@ -9,16 +9,22 @@ use proto::services::{FragmentRequest, FragmentResponse, RowSource};
 use proto::{RowBatchBuilder, WireError};
 use replica::Snapshot;
 use rusqlite::{CachedStatement, Connection, Row};
+use std::time::Instant;
 
-/// Runs a whole read here and now.
-pub(crate) fn lookup(snapshot: &Snapshot, request: &FragmentRequest) -> Result<FragmentResponse, WireError> {
+/// Runs a whole read here and now, until the deadline: it is a short one, but nobody else could end it.
+pub(crate) fn lookup(
+    snapshot: &Snapshot,
+    request: &FragmentRequest,
+    deadline: Instant,
+) -> Result<FragmentResponse, WireError> {
     let connection = snapshot.connection();
+    snapshot.end_at(deadline);
     fence::check(connection, request.schema_version)?;
     let mut statement = prepare(connection, request)?;
     let columns = statement.column_count();
     let mut batch = RowBatchBuilder::new(columns as u16);
     let mut rows = statement.raw_query();
-    while let Some(row) = rows.next().map_err(error)? {
+    while let Some(row) = rows.next().map_err(|e| snapshot.explain(error(e)))? {
         push(row, columns, &mut batch)?;
     }
     Ok(FragmentResponse {

@@ -1,8 +1,9 @@
 //! Reads that may be long: on a thread of their own, in batches, against a bounded channel.
 //!
 //! In come a snapshot and a request, out come batches as the reader takes them. A result of one batch is returned
-//! whole. The query ends when its deadline passes or when nobody reads any more; a query that waits for its reader
-//! leaves its turn to another, so that readers who wait for each other's rows (an ordered merge) can't starve.
+//! whole. The query ends when its deadline passes, when nobody reads any more, or when the replica ends its snapshot; a
+//! query that waits for its reader leaves its turn to another, so that readers who wait for each other's rows (an
+//! ordered merge) can't starve.
 
 use crate::config::Config;
 use crate::{fence, read};
@@ -11,20 +12,17 @@ use futures_core::Stream;
 use parking_lot::Mutex;
 use proto::services::{FragmentRequest, FragmentResponse, RowSource};
 use proto::{LogIndex, RowBatch, RowBatchBuilder, SqlState, WireError};
-use replica::Snapshot;
-use rusqlite::InterruptHandle;
+use replica::{Canceller, Snapshot};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 /// Batches that wait for the reader.
 const BATCHES: usize = 2;
-/// SQLite forgets an interruption that comes between two statements, so it is repeated until the query has ended.
-const INTERRUPT_AGAIN: Duration = Duration::from_millis(20);
 
 /// Where long reads run.
 pub(crate) struct Readers {
@@ -68,6 +66,7 @@ impl Readers {
             .map_err(|_| timed_out())?
             .expect("the semaphores are never closed");
         let snapshot = open.await?;
+        snapshot.end_at(deadline);
         let (begun, answer) = oneshot::channel();
         let fault = Arc::new(Mutex::new(None));
         let query = Query {
@@ -81,17 +80,12 @@ impl Readers {
             sender: None,
             runtime: Handle::current(),
         };
-        let guard: Guard = Arc::new(Mutex::new(Some(snapshot.interrupt_handle())));
-        let watchdog = tokio::spawn(interrupt_from(deadline, Arc::clone(&guard))).abort_handle();
-        let cancel = Cancel { guard: Arc::clone(&guard), runtime: Handle::current() };
+        let cancel = Cancel(snapshot.canceller());
         let failed = Arc::clone(&fault);
         tokio::task::spawn_blocking(move || {
             let _place = place;
             let mut query = query;
             let result = query.run(&snapshot);
-            // Past this, an interruption would hit the connection's next user.
-            *guard.lock() = None;
-            watchdog.abort();
             drop(snapshot);
             if let Err(error) = result {
                 *failed.lock() = Some(error);
@@ -120,32 +114,12 @@ pub(crate) fn timed_out() -> WireError {
     WireError::new(SqlState::QUERY_CANCELED, "canceling statement due to statement timeout")
 }
 
-/// The way to a running query; `None` once it has ended.
-type Guard = Arc<Mutex<Option<InterruptHandle>>>;
-
-/// Interrupts the query from this moment on, until it has ended.
-async fn interrupt_from(moment: Instant, guard: Guard) {
-    tokio::time::sleep_until(moment.into()).await;
-    loop {
-        match &*guard.lock() {
-            Some(handle) => handle.interrupt(),
-            None => return,
-        }
-        tokio::time::sleep(INTERRUPT_AGAIN).await;
-    }
-}
-
 /// Held by whoever waits for the query. Dropped, it ends the query.
-struct Cancel {
-    guard: Guard,
-    runtime: Handle,
-}
+struct Cancel(Canceller);
 
 impl Drop for Cancel {
     fn drop(&mut self) {
-        if self.guard.lock().is_some() {
-            self.runtime.spawn(interrupt_from(Instant::now(), Arc::clone(&self.guard)));
-        }
+        self.0.cancel();
     }
 }
 
@@ -171,11 +145,11 @@ impl Query {
         let columns = statement.column_count();
         let mut batch = RowBatchBuilder::new(columns as u16);
         let mut rows = statement.raw_query();
-        while let Some(row) = rows.next().map_err(|e| self.explain(e))? {
+        while let Some(row) = rows.next().map_err(|e| snapshot.explain(error(e)))? {
             read::push(row, columns, &mut batch)?;
             if batch.byte_len() >= self.batch_bytes || batch.rows() >= self.batch_rows {
                 let full = std::mem::replace(&mut batch, RowBatchBuilder::new(columns as u16));
-                self.send(full.finish(), snapshot.position())?;
+                self.send(full.finish(), snapshot)?;
             }
         }
         match self.begun.take() {
@@ -184,26 +158,19 @@ impl Query {
                 // Nobody waits any more: there is nobody to tell.
                 let _ = begun.send(whole);
             }
-            None if batch.rows() > 0 => self.send(batch.finish(), snapshot.position())?,
+            None if batch.rows() > 0 => self.send(batch.finish(), snapshot)?,
             None => {}
         }
         Ok(())
     }
 
-    fn explain(&self, failure: rusqlite::Error) -> WireError {
-        let failure = error(failure);
-        if failure.sqlstate == SqlState::QUERY_CANCELED && Instant::now() >= self.deadline {
-            return timed_out();
-        }
-        failure
-    }
-
-    fn send(&mut self, batch: RowBatch, position: LogIndex) -> Result<(), WireError> {
+    fn send(&mut self, batch: RowBatch, snapshot: &Snapshot) -> Result<(), WireError> {
         let gone = || WireError::new(SqlState::QUERY_CANCELED, "canceling statement due to user request");
         if let Some(begun) = self.begun.take() {
             let (sender, rest) = mpsc::channel(BATCHES);
             self.sender = Some(sender);
-            return begun.send(Begun { first: batch, position, rest: Some(rest) }).map_err(|_| gone());
+            let begin = Begun { first: batch, position: snapshot.position(), rest: Some(rest) };
+            return begun.send(begin).map_err(|_| gone());
         }
         let sender = self.sender.as_ref().expect("made with the first batch");
         let batch = match sender.try_send(batch) {
@@ -214,7 +181,11 @@ impl Query {
         self.turn = None;
         let turns = Arc::clone(&self.turns);
         let wait = async {
-            sender.send(batch).await.map_err(|_| gone())?;
+            // It holds the snapshot meanwhile, and nothing runs that would notice its end.
+            tokio::select! {
+                sent = sender.send(batch) => sent.map_err(|_| gone())?,
+                () = snapshot.ended() => snapshot.check()?,
+            }
             Ok::<_, WireError>(turns.acquire_owned().await.expect("never closed"))
         };
         let turn = self.runtime.block_on(tokio::time::timeout_at(self.deadline.into(), wait));

@@ -7,7 +7,7 @@
 use super::inbox::{Closing, Committed, Inbox, PendingSchema, PendingWrite};
 use super::mailbox::Mail;
 use super::shared::Shared;
-use crate::engine::{Applied, Engine, Ran};
+use crate::engine::{Applied, Engine, Pressure, Ran};
 use crate::entry::{Body, Entry};
 use crate::error::ReplicaError;
 use crate::log::LogReader;
@@ -25,8 +25,6 @@ use tokio::sync::oneshot;
 const APPLY_BYTES: usize = 1 << 20;
 /// A batch takes no more writes than this.
 const BATCH_WRITES: usize = 1024;
-/// How long new readers are held back so that a long WAL can be emptied.
-const HOLD: Duration = Duration::from_millis(50);
 
 /// A group's engine thread.
 pub(crate) struct EngineThread {
@@ -35,6 +33,16 @@ pub(crate) struct EngineThread {
     log: Box<dyn LogReader>,
     open: Option<Open>,
     limbo: Vec<Limbo>,
+    patience: Patience,
+}
+
+/// How long readers may keep the WAL from being emptied.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// How long writers and new readers wait for those that hold it.
+    pub hold: Duration,
+    /// A reader that has held it for less isn't ended.
+    pub age: Duration,
 }
 
 /// The batch whose SQLite transaction is open.
@@ -71,8 +79,8 @@ enum Work {
 }
 
 impl EngineThread {
-    pub fn new(shared: Arc<Shared>, engine: Engine, log: Box<dyn LogReader>) -> Self {
-        Self { shared, engine, log, open: None, limbo: Vec::new() }
+    pub fn new(shared: Arc<Shared>, engine: Engine, log: Box<dyn LogReader>, patience: Patience) -> Self {
+        Self { shared, engine, log, open: None, limbo: Vec::new(), patience }
     }
 
     /// Runs until the replica is closed. A panic stops this replica and no other.
@@ -351,14 +359,24 @@ impl EngineThread {
 
     /// The WAL is the writer's to shorten, between batches.
     fn maintain(&mut self) -> Result<(), ReplicaError> {
-        if !self.engine.wants_checkpoint() {
+        let pressure = self.engine.pressure();
+        if pressure == Pressure::None {
             return Ok(());
         }
-        if self.engine.wants_hold() {
+        // Most is copied before anyone has to wait for the rest.
+        self.engine.checkpoint()?;
+        if pressure >= Pressure::Empty {
             let _held = self.shared.readers.hold();
-            self.engine.checkpoint(Some(HOLD))?;
-        } else {
-            self.engine.checkpoint(None)?;
+            let emptied = self.engine.empty_wal(self.patience.hold)?;
+            if !emptied && pressure == Pressure::End {
+                let ended = self.shared.readers.end_older(self.patience.age);
+                if ended > 0 {
+                    let group = self.shared.group.0;
+                    let wal_bytes = self.engine.wal_bytes();
+                    tracing::warn!(group, ended, wal_bytes, "long reads were ended to empty the WAL");
+                    self.engine.empty_wal(self.patience.hold)?;
+                }
+            }
         }
         self.publish();
         Ok(())
@@ -399,7 +417,7 @@ impl EngineThread {
         self.shared.readers.close();
         if matches!(closing, Closing::ShutDown) {
             // A clean end leaves a short WAL; a failing disk must not be written to any more.
-            let ended = self.engine.rollback().and_then(|()| self.engine.checkpoint(Some(Duration::ZERO)));
+            let ended = self.engine.rollback().and_then(|()| self.engine.empty_wal(Duration::ZERO).map(drop));
             if let Err(error) = ended {
                 tracing::warn!(group = self.shared.group.0, "the last checkpoint failed: {error}");
             }

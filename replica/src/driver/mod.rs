@@ -11,7 +11,7 @@ mod mailbox;
 mod shared;
 
 pub(crate) use consensus_thread::ConsensusThread;
-pub(crate) use engine_thread::EngineThread;
+pub(crate) use engine_thread::{EngineThread, Patience};
 pub(crate) use inbox::{Inbox, PendingSchema, PendingWrite, Place, WriteState};
 pub(crate) use mailbox::{Mail, Mailbox};
 pub(crate) use shared::{Clock, Shared};

@@ -26,7 +26,7 @@ impl Clock {
         self.0.elapsed()
     }
 
-    fn nanos(self) -> u64 {
+    pub fn nanos(self) -> u64 {
         u64::try_from(self.now().as_nanos()).expect("a node doesn't run for 584 years")
     }
 }

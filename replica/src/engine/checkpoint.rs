@@ -9,8 +9,18 @@ use crate::error::ReplicaError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// A WAL this many times as long as is due for a checkpoint is emptied, at the cost of a pause for new readers.
-const HOLD_FACTOR: u64 = 2;
+/// What the WAL's length asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Pressure {
+    /// Nothing.
+    None,
+    /// That it is copied into the database, as far as readers let it.
+    Copy,
+    /// That it is emptied, and new readers wait meanwhile.
+    Empty,
+    /// That it is emptied, and reads that take long and are in the way end.
+    End,
+}
 
 /// What the last checkpoint found, and what is known to survive a crash.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,49 +37,64 @@ impl Engine {
         self.checkpointed.durable
     }
 
-    /// Whether the WAL has grown enough since the last checkpoint, or since it began anew.
-    pub fn wants_checkpoint(&self) -> bool {
-        let grown =
-            self.wal_bytes().saturating_sub(self.hooks.wal_base.load(Ordering::Relaxed) * self.page_bytes);
-        self.batch.is_none() && grown >= self.limits.checkpoint_bytes
-    }
-
     /// How long the WAL was after the last commit.
     pub fn wal_bytes(&self) -> u64 {
         self.hooks.wal_pages.load(Ordering::Relaxed) * self.page_bytes
     }
 
-    /// Whether the WAL is so long that new readers should be held back until it is emptied.
-    pub fn wants_hold(&self) -> bool {
-        self.wal_bytes() >= HOLD_FACTOR * self.limits.checkpoint_bytes
+    /// What the WAL's length asks for. Whatever was tried is tried again once it has grown by as much as is due for a
+    /// checkpoint, so that writers don't wait at each batch for a reader who stays.
+    pub fn pressure(&self) -> Pressure {
+        let bytes = self.wal_bytes();
+        let grown = bytes.saturating_sub(self.hooks.wal_base.load(Ordering::Relaxed) * self.page_bytes);
+        match bytes {
+            _ if self.batch.is_some() || grown < self.limits.checkpoint_bytes => Pressure::None,
+            bytes if bytes >= self.limits.end_bytes => Pressure::End,
+            bytes if bytes >= self.limits.hold_bytes => Pressure::Empty,
+            _ => Pressure::Copy,
+        }
     }
 
-    /// Copies the WAL into the database, as far as readers let it. With `empty`, waits so long for the readers that
-    /// hold the WAL, and empties it if they let go.
-    pub fn checkpoint(&mut self, empty: Option<Duration>) -> Result<(), ReplicaError> {
+    /// Copies the WAL into the database, as far as readers let it.
+    pub fn checkpoint(&mut self) -> Result<(), ReplicaError> {
+        self.run_checkpoint("PRAGMA wal_checkpoint(PASSIVE)").map(drop)
+    }
+
+    /// Copies all of the WAL and empties it, waiting so long for the readers that hold it; says whether they let go.
+    pub fn empty_wal(&mut self, patience: Duration) -> Result<bool, ReplicaError> {
+        self.connection.busy_timeout(patience).map_err(|e| self.stop(e))?;
+        let outcome = self.run_checkpoint("PRAGMA wal_checkpoint(TRUNCATE)");
+        self.connection.busy_timeout(BUSY).map_err(|e| self.stop(e))?;
+        outcome
+    }
+
+    /// Says whether the checkpoint did all that its kind does.
+    fn run_checkpoint(&mut self, sql: &str) -> Result<bool, ReplicaError> {
         debug_assert!(self.batch.is_none(), "checkpoints come between batches");
         let applied = self.applied;
-        let run = |sql: &str| -> rusqlite::Result<(bool, i64, i64)> {
+        let run = || -> rusqlite::Result<(bool, i64, i64)> {
             self.connection
                 .prepare_cached(sql)?
                 .query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
         };
-        let mut outcome = run("PRAGMA wal_checkpoint(PASSIVE)");
-        if let Some(patience) = empty {
-            self.connection.busy_timeout(patience).map_err(|e| self.stop(e))?;
-            outcome = run("PRAGMA wal_checkpoint(TRUNCATE)").or(outcome);
-            self.connection.busy_timeout(BUSY).map_err(|e| self.stop(e))?;
-        }
-        let (_, frames, copied) = outcome.map_err(|e| self.stop(e))?;
+        let (busy, frames, copied) = match run() {
+            // A reader took a lock at a moment when SQLite doesn't wait for it.
+            Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) => {
+                return Ok(false);
+            }
+            outcome => outcome.map_err(|e| self.stop(e))?,
+        };
         let last = self.checkpointed;
-        // SQLite syncs the WAL before it copies, so one that copied anything made all of the WAL durable. A WAL that
-        // is shorter than last time has begun anew.
-        let progressed = frames == copied || copied > last.copied || frames < last.frames;
+        // SQLite syncs the WAL before it copies, so one that copied anything made all of the WAL durable. One that
+        // copied nothing, for a reader that still reads the database file itself, hasn't synced either. A WAL that is
+        // shorter than last time has begun anew.
+        let before = if frames < last.frames { 0 } else { last.copied };
+        let progressed = frames == copied || copied > before;
         let durable = if progressed { applied } else { last.durable };
         self.checkpointed = Checkpointed { durable, frames, copied };
         let pages = frames.max(0).cast_unsigned();
         self.hooks.wal_pages.store(pages, Ordering::Relaxed);
         self.hooks.wal_base.store(pages, Ordering::Relaxed);
-        Ok(())
+        Ok(!busy)
     }
 }

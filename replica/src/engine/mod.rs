@@ -20,10 +20,12 @@ mod requests;
 mod schema;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wal_tests;
 
 pub(crate) use apply::Applied;
 pub(crate) use batch::Ran;
-pub(crate) use checkpoint::Checkpointed;
+pub(crate) use checkpoint::{Checkpointed, Pressure};
 
 use crate::changeset::Shapes;
 use crate::connection::Hooks;
@@ -43,6 +45,10 @@ pub(crate) struct Limits {
     pub batch_bytes: usize,
     /// A WAL of this many bytes is due for a checkpoint.
     pub checkpoint_bytes: u64,
+    /// A WAL of this many bytes is to be emptied, though new readers wait for it.
+    pub hold_bytes: u64,
+    /// A WAL of this many bytes is worth more than the reads that keep it from being emptied.
+    pub end_bytes: u64,
 }
 
 /// One replica's writer connection and what stands on it.

@@ -6,9 +6,16 @@ use crate::entry::{Body, Entry, Request, Schema};
 use crate::write::WriteFn;
 use bytes::Bytes;
 use prost::Message as _;
+use std::time::Duration;
 use tempfile::TempDir;
 
-const LIMITS: Limits = Limits { transaction_bytes: 1 << 20, batch_bytes: 1 << 16, checkpoint_bytes: 1 << 16 };
+const LIMITS: Limits = Limits {
+    transaction_bytes: 1 << 20,
+    batch_bytes: 1 << 16,
+    checkpoint_bytes: 1 << 16,
+    hold_bytes: 2 << 16,
+    end_bytes: 4 << 16,
+};
 
 /// A leader's engine and a follower's.
 struct Pair {
@@ -326,44 +333,10 @@ fn a_database_whose_making_was_cut_short_is_made_again() {
 }
 
 #[test]
-fn a_checkpoint_makes_what_is_applied_durable() {
-    let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2)");
-    assert_eq!(pair.leader.durable(), 0);
-    while !pair.leader.wants_checkpoint() {
-        pair.batch(&["INSERT INTO t1 (c2) VALUES (zeroblob(5000))"]);
-    }
-    let reader = crate::connection::reader(pair.leader.path()).unwrap();
-    reader.execute_batch("BEGIN; SELECT * FROM t1").unwrap();
-    pair.batch(&["INSERT INTO t1 (c2) VALUES (zeroblob(5000))"]);
-    pair.leader.checkpoint(Some(std::time::Duration::ZERO)).unwrap();
-    assert_eq!(pair.leader.durable(), pair.index, "a partial checkpoint syncs the WAL");
-    assert!(!pair.leader.wants_checkpoint());
-    drop(reader);
-    pair.batch(&["DELETE FROM t1"]);
-    pair.leader.checkpoint(Some(std::time::Duration::ZERO)).unwrap();
-    assert_eq!((pair.leader.durable(), pair.leader.wal_bytes()), (pair.index, 0));
-}
-
-#[test]
-fn the_wal_stays_short() {
-    let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2)");
-    let mut checkpoints = 0;
-    for _ in 0..300 {
-        pair.batch(&["INSERT OR REPLACE INTO t1 VALUES (1, randomblob(5000))"]);
-        if pair.leader.wants_checkpoint() {
-            pair.leader.checkpoint(None).unwrap();
-            checkpoints += 1;
-        }
-        assert!(pair.leader.wal_bytes() <= 3 * LIMITS.checkpoint_bytes, "{}", pair.leader.wal_bytes());
-    }
-    assert!((10..100).contains(&checkpoints), "{checkpoints}");
-}
-
-#[test]
 fn a_lock_that_is_held_for_a_moment_does_not_stop_the_writer() {
     let mut pair = Pair::new("CREATE TABLE t (id INTEGER NOT NULL PRIMARY KEY) STRICT");
     // A checkpoint sets a patience of its own, and that must not stay.
-    pair.leader.checkpoint(Some(std::time::Duration::ZERO)).unwrap();
+    pair.leader.empty_wal(Duration::ZERO).unwrap();
     let other = Connection::open(pair.leader.path()).unwrap();
     let (locked, is_locked) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
@@ -372,7 +345,7 @@ fn a_lock_that_is_held_for_a_moment_does_not_stop_the_writer() {
             other.execute_batch("BEGIN IMMEDIATE").unwrap();
             let since = std::time::Instant::now();
             locked.send(()).unwrap();
-            while since.elapsed() < std::time::Duration::from_millis(20) {
+            while since.elapsed() < Duration::from_millis(20) {
                 std::thread::yield_now();
             }
             other.execute_batch("ROLLBACK").unwrap();

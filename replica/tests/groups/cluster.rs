@@ -102,6 +102,7 @@ impl Cluster {
         config.tick = Duration::from_millis(20);
         config.max_transaction_bytes = 1 << 20;
         config.checkpoint_bytes = 64 << 10;
+        config.hold_bytes = 128 << 10;
         config.log_file_bytes = 1 << 20;
         let link = Link { from: node, network: self.network.clone() };
         let host = Host::open(config, Arc::new(link)).unwrap();

@@ -43,13 +43,18 @@ impl RaftTransport for Link {
 pub struct Node {
     pub shards: Arc<ShardNode>,
     pub host: Arc<Host>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Node {
     /// The only one, ready to serve.
     pub async fn start() -> Node {
-        let node = Node::open(NodeId(1), vec![NodeId(1)], &Arc::default());
+        Node::start_with(|_| {}).await
+    }
+
+    /// The only one, with other settings.
+    pub async fn start_with(change: impl FnOnce(&mut replica::Config)) -> Node {
+        let node = Node::open_with(NodeId(1), vec![NodeId(1)], &Arc::default(), change);
         let replica = node.host.replica(GROUP).unwrap();
         let mut status = replica.watch();
         let ready = async {
@@ -63,14 +68,24 @@ impl Node {
 
     /// One of several.
     pub fn open(id: NodeId, nodes: Vec<NodeId>, network: &Arc<Network>) -> Node {
+        Node::open_with(id, nodes, network, |_| {})
+    }
+
+    fn open_with(
+        id: NodeId,
+        nodes: Vec<NodeId>,
+        network: &Arc<Network>,
+        change: impl FnOnce(&mut replica::Config),
+    ) -> Node {
         let directory = tempfile::tempdir().unwrap();
         let mut config = replica::Config::new(id, directory.path());
         config.tick = Duration::from_millis(10);
+        change(&mut config);
         let host = Host::open(config, Arc::new(Link(id, Arc::clone(network)))).unwrap();
         network.0.lock().insert(id, Arc::downgrade(&host));
         let shards = ShardNode::new(Arc::clone(&host), Config::new(id));
         shards.follow(state(nodes));
-        Node { shards, host, _directory: directory }
+        Node { shards, host, directory }
     }
 
     pub fn read(&self, sql: &str, lookup: bool) -> FragmentRequest {
@@ -116,6 +131,12 @@ impl Node {
         read.schema_version = SchemaVersion(u64::MAX);
         let response = self.shards.execute(read).await.unwrap();
         rows(response.rows).await.unwrap().remove(0).remove(0)
+    }
+
+    /// How long the shard's WAL is.
+    pub fn wal_bytes(&self) -> u64 {
+        let group = self.directory.path().join("groups").join(GROUP.to_string());
+        std::fs::metadata(group.join("replica.sqlite-wal")).unwrap().len()
     }
 
     /// Waits until no query runs any more: then every snapshot can be had at once.

@@ -4,3 +4,4 @@
 mod common;
 mod failover;
 mod fragments;
+mod long_reads;
