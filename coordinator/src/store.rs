@@ -246,6 +246,7 @@ impl Store<'_> {
             keyspaces: keyspaces.map(|row| (row.keyspace.number, row.keyspace)).collect(),
             shards: self.shards()?,
             lineage: BTreeMap::new(),
+            joining: Vec::new(),
             coordinators: self
                 .nodes()?
                 .into_values()

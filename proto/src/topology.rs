@@ -24,6 +24,9 @@ pub struct Topology {
     pub lineage: BTreeMap<GtidSource, Vec<GtidSource>>,
     /// The nodes that hold the coordinator's replicas, in ascending order.
     pub coordinators: Vec<NodeId>,
+    /// Replicas that are being made on nodes which don't hold one yet. Whoever finds one of its groups neither here nor
+    /// among those placed on it holds what has been taken from it.
+    pub joining: Vec<(GroupId, NodeId)>,
 }
 
 /// One node.

@@ -98,6 +98,10 @@ pub struct ReplicaStatus {
 }
 
 impl ReplicaStatus {
+    /// Why a replica doesn't run whose group was formed and whose files aren't there any more. Only the others can give
+    /// it back what it had.
+    pub const FILES_GONE: &str = "its files are gone";
+
     /// A replica of which nothing is known yet.
     pub fn new(node: NodeId, group: GroupId) -> Self {
         Self {

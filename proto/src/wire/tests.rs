@@ -136,6 +136,7 @@ fn topology() -> Topology {
         shard: KeyRange::parse(range).unwrap(),
         incarnation: Incarnation(incarnation),
     };
+    topology.joining = vec![(GroupId(2), NodeId(2)), (GroupId(1), NodeId(2))];
     topology.coordinators = vec![NodeId(1), NodeId(3)];
     topology.lineage.insert(source("-80", 1), vec![source("-40", 1), source("40-80", 1)]);
     topology

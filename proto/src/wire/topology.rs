@@ -180,7 +180,8 @@ impl Convert for Topology {
     const NAME: &'static str = "topology";
 
     fn to_message(&self) -> pb::Topology {
-        let Topology { epoch, nodes, keyspaces, shards, lineage, coordinators } = self;
+        let Topology { epoch, nodes, keyspaces, shards, lineage, coordinators, joining } = self;
+        let replica = |(group, node): &(GroupId, NodeId)| pb::Joining { group: group.0, node: node.0 };
         pb::Topology {
             epoch: epoch.0,
             nodes: messages(nodes.values()),
@@ -188,11 +189,16 @@ impl Convert for Topology {
             shards: messages(shards.values()),
             lineage: lineage.iter().map(|(s, next)| Lineage(s.clone(), next.clone()).to_message()).collect(),
             coordinators: node_numbers(coordinators),
+            joining: joining.iter().map(replica).collect(),
         }
     }
 
     fn from_message(message: pb::Topology) -> Result<Self, DecodeError> {
-        let pb::Topology { epoch, nodes: members, keyspaces, shards, lineage, coordinators } = message;
+        let pb::Topology { epoch, nodes: members, keyspaces, shards, lineage, coordinators, joining } =
+            message;
+        let replica = |pb::Joining { group, node }| {
+            Ok((GroupId(id("joining.group", group)?), NodeId(id("joining.node", node)?)))
+        };
         let lineage: Vec<Lineage> = each("lineage", lineage)?;
         Ok(Topology {
             epoch: Epoch(epoch),
@@ -206,6 +212,7 @@ impl Convert for Topology {
                 .map(|(source, Lineage(_, successors))| (source, successors))
                 .collect(),
             coordinators: nodes("coordinators", coordinators)?,
+            joining: joining.into_iter().map(replica).collect::<Result<_, _>>()?,
         })
     }
 }
