@@ -1,5 +1,6 @@
 //! What can go wrong with a replica itself, as against with a request.
 
+use crate::fault;
 use proto::{GroupId, Retry, SqlState, WireError};
 use std::path::{Path, PathBuf};
 
@@ -53,6 +54,23 @@ pub enum ReplicaError {
 }
 
 impl ReplicaError {
+    /// Whether the cause can pass, so that it's worth opening the replica again: space returns, a disk comes back.
+    /// Damage stays until the replica is rebuilt.
+    pub fn can_pass(&self) -> bool {
+        match self {
+            Self::Io { .. } => true,
+            Self::Sqlite { source, .. } => fault::can_pass(source),
+            Self::Log { source, .. } => {
+                matches!(source, raft_engine::Error::Io(_) | raft_engine::Error::TryAgain(_))
+            }
+            // Raft's errors are its log's, wrapped.
+            Self::Raft(raft::Error::Store(raft::StorageError::Other(source))) => {
+                source.downcast_ref::<ReplicaError>().is_some_and(Self::can_pass)
+            }
+            _ => false,
+        }
+    }
+
     /// Names the database that refused.
     pub(crate) fn sqlite(path: &Path) -> impl FnOnce(rusqlite::Error) -> Self {
         let path = path.to_owned();

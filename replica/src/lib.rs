@@ -25,6 +25,7 @@ mod driver;
 mod engine;
 mod entry;
 mod error;
+mod fault;
 mod host;
 mod log;
 mod readers;

@@ -1,9 +1,10 @@
 //! A leader's batch: transactions that run in savepoints of one SQLite transaction, and become one log entry.
 
-use super::{Engine, OpenBatch, is_local};
+use super::{Engine, OpenBatch};
 use crate::connection::Cancel;
 use crate::entry::{Batch, Body, Entry, Request, Transaction};
 use crate::error::ReplicaError;
+use crate::fault;
 use crate::session::Session;
 use crate::write::WriteFn;
 use bytes::Bytes;
@@ -57,6 +58,12 @@ impl Engine {
                 .unwrap_or_else(|_| Err(WireError::internal("a write panicked")));
             *self.hooks.running.lock() = None;
             self.hooks.guarded.store(false, Ordering::Relaxed);
+            // Asked before anything else: what this machine did to the write isn't for its caller to hear.
+            if outcome.is_err()
+                && let Some(fault) = fault::met(&self.connection)
+            {
+                return Err(self.stop(fault));
+            }
             let changeset = match &outcome {
                 Ok(_) => session.changeset(),
                 Err(_) => Ok(Bytes::new()),
@@ -65,20 +72,13 @@ impl Engine {
         };
         if self.connection.is_autocommit() {
             let error = outcome.err().unwrap_or_else(|| WireError::internal("SQLite undid the transaction"));
-            if is_local_state(error.sqlstate) {
-                self.batch = None;
-                return Err(self.damaged(error.message));
-            }
             self.redo()?;
             return Ok(Err(error));
         }
         let result = match (outcome, changeset) {
             (Ok(output), Ok(changeset)) => self.accept(request, changeset, output)?,
-            (Err(error), _) if is_local_state(error.sqlstate) => {
-                return Err(self.damaged(error.message));
-            }
             (Err(error), _) => Err(error),
-            (Ok(_), Err(error)) if is_local(&error) => return Err(self.stop(error)),
+            (Ok(_), Err(error)) if fault::is_local(&error) => return Err(self.stop(error)),
             (Ok(_), Err(error)) => Err(dialect::sqlite::error(error)),
         };
         if result.is_err() {
@@ -160,9 +160,4 @@ impl Engine {
         }
         Ok(())
     }
-}
-
-/// A closure's error is already a wire error; these say that the machine failed, not the request.
-fn is_local_state(state: SqlState) -> bool {
-    [SqlState::IO_ERROR, SqlState::DISK_FULL, SqlState::DATA_CORRUPTED].contains(&state)
 }

@@ -31,6 +31,7 @@ use crate::changeset::Shapes;
 use crate::connection::Hooks;
 use crate::entry::Transaction;
 use crate::error::ReplicaError;
+use crate::fault;
 use raft::eraftpb::ConfState;
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
@@ -98,6 +99,7 @@ impl Engine {
     }
 
     fn stop(&self, source: rusqlite::Error) -> ReplicaError {
+        let source = fault::explained(&self.connection, source);
         ReplicaError::Sqlite { path: self.path.clone(), source }
     }
 
@@ -132,26 +134,4 @@ impl Engine {
         statement.execute([index.cast_signed(), floor.cast_signed()]).map_err(|e| self.stop(e))?;
         Ok(())
     }
-}
-
-/// Whether an error comes from this machine and not from what was asked: other replicas need not have it.
-pub(crate) fn is_local(error: &rusqlite::Error) -> bool {
-    use rusqlite::ErrorCode::*;
-    matches!(
-        error.sqlite_error_code(),
-        Some(
-            SystemIoFailure
-                | DiskFull
-                | DatabaseCorrupt
-                | NotADatabase
-                | OutOfMemory
-                | CannotOpen
-                | ReadOnly
-                | PermissionDenied
-                | DatabaseBusy
-                | DatabaseLocked
-                | FileLockingProtocolFailed
-                | NoLargeFileSupport
-        )
-    )
 }

@@ -3,10 +3,11 @@
 //! What fails the same way everywhere is the entry's answer and is remembered under its id; what fails on this machine
 //! alone stops the replica.
 
-use super::{Engine, is_local};
+use super::Engine;
 use crate::changeset::uncapturable;
 use crate::entry::{Failure, Schema};
 use crate::error::ReplicaError;
+use crate::fault;
 use prost::Message as _;
 use proto::{SqlState, WireError};
 use rusqlite::OptionalExtension;
@@ -37,7 +38,7 @@ impl Engine {
         let answer = match self.run_schema(schema) {
             Ok(()) => Ok(index),
             Err(Refusal::Answer(error)) => Err(error),
-            Err(Refusal::Sqlite(error)) if is_local(&error) => return Err(self.stop(error)),
+            Err(Refusal::Sqlite(error)) if fault::is_local(&error) => return Err(self.stop(error)),
             Err(Refusal::Sqlite(error)) => Err(dialect::sqlite::error(error)),
         };
         if answer.is_err() {

@@ -355,3 +355,72 @@ fn a_lock_that_is_held_for_a_moment_does_not_stop_the_writer() {
         pair.leader.rollback().unwrap();
     });
 }
+
+#[test]
+fn a_write_that_meets_a_full_disk_stops_the_replica_and_is_told_of_nobody() {
+    let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2)");
+    pair.batch(&["INSERT INTO t1 VALUES (1, 'a')"]);
+    let pages: i64 = pair.leader.connection.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
+    pair.leader.connection.pragma_update(None, "max_page_count", pages + 2).unwrap();
+    pair.leader.begin().unwrap();
+    run(&mut pair.leader, None, write("INSERT INTO t1 VALUES (2, 'b')")).unwrap();
+    let big = write("INSERT INTO t1 VALUES (3, zeroblob(100000))");
+    let error = pair.leader.run(None, big, &Cancel::default()).unwrap_err();
+    assert!(error.can_pass(), "{error}");
+    let said = error.to_string();
+    assert!(said.contains("replica.sqlite") && said.contains("full"), "{said}");
+    // Once there is space, it goes on from what was committed.
+    let path = pair.directory.path().join("leader");
+    drop(pair.leader);
+    let mut again = Engine::open(&path, LIMITS).unwrap().unwrap();
+    assert_eq!(again.applied(), 1);
+    again.begin().unwrap();
+    run(&mut again, None, write("INSERT INTO t1 VALUES (3, zeroblob(100000))")).unwrap();
+}
+
+#[test]
+fn a_full_disk_stops_a_follower() {
+    let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2)");
+    let data = entry_of(&mut pair, "INSERT INTO t1 VALUES (3, zeroblob(100000))");
+    pair.follower.connection.pragma_update(None, "max_page_count", 20).unwrap();
+    let error = pair.follower.apply(&[(1, data)]).unwrap_err();
+    assert!(error.can_pass() && error.to_string().contains("replica.sqlite: "), "{error}");
+    assert_eq!(pair.follower.applied(), 0);
+}
+
+#[test]
+fn what_a_closure_says_of_damage_is_its_own_affair() {
+    let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY)");
+    pair.leader.begin().unwrap();
+    for state in [proto::SqlState::DATA_CORRUPTED, proto::SqlState::DISK_FULL, proto::SqlState::IO_ERROR] {
+        let raise: WriteFn = Box::new(move |connection| {
+            write("INSERT INTO t1 VALUES (1)")(connection)?;
+            Err(proto::WireError::new(state, "of the test"))
+        });
+        assert_eq!(run(&mut pair.leader, None, raise).unwrap_err().sqlstate, state);
+    }
+    run(&mut pair.leader, None, write("INSERT INTO t1 VALUES (1)")).unwrap();
+}
+
+#[test]
+fn a_damaged_page_stops_the_replica_when_it_is_met() {
+    let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2)");
+    pair.batch(&["INSERT INTO t1 VALUES (1, 'a')"]);
+    let root: i64 = pair
+        .leader
+        .connection
+        .query_row("SELECT rootpage FROM sqlite_schema WHERE name = 't1'", [], |row| row.get(0))
+        .unwrap();
+    pair.leader.checkpoint(Some(std::time::Duration::ZERO)).unwrap();
+    let path = pair.directory.path().join("leader");
+    drop(pair.leader);
+    let file = Engine::database(&path);
+    let mut bytes = std::fs::read(&file).unwrap();
+    let page = (usize::try_from(root).unwrap() - 1) * 4096;
+    bytes[page..page + 64].fill(0xee);
+    std::fs::write(&file, bytes).unwrap();
+    let mut damaged = Engine::open(&path, LIMITS).unwrap().unwrap();
+    damaged.begin().unwrap();
+    let error = damaged.run(None, write("UPDATE t1 SET c2 = 'b'"), &Cancel::default()).unwrap_err();
+    assert!(!error.can_pass() && error.to_string().contains("malformed"), "{error}");
+}
