@@ -5,7 +5,8 @@ use crate::consensus::{Consensus, Settings, Store};
 use crate::driver::{Clock, ConsensusThread, EngineThread, Mail, Mailbox, Patience, Shared};
 use crate::engine::{Engine, Limits};
 use crate::error::ReplicaError;
-use crate::log::{Log, LogReader};
+use crate::log::{Batch, Log, LogReader};
+use crate::peer::Peer;
 use crate::readers::Readers;
 use crate::replica::Replica;
 use parking_lot::Mutex;
@@ -44,6 +45,7 @@ impl Host {
     /// those for this node come in through [`RaftService::receive`]. A replica that can't be opened is there as a
     /// stopped one, whose status says why.
     pub fn open(config: Config, transport: Arc<dyn RaftTransport>) -> Result<Arc<Host>, ReplicaError> {
+        Peer::check_node(config.node)?;
         if config.heartbeat_ticks == 0 || config.election_ticks <= config.heartbeat_ticks {
             return Err(ReplicaError::Invalid(
                 "election_ticks must be more than heartbeat_ticks, and that not 0".into(),
@@ -142,7 +144,7 @@ impl Host {
         let found = running.log.find(group.0, applied)?;
         let store = Store::new(group.0, Box::new(running.log.clone()), found, engine.conf_state().clone());
         let settings = Settings {
-            node: self.config.node.0,
+            peer: self.peer(&running.log, group)?,
             group: group.0,
             tick: self.config.tick,
             election_ticks: self.config.election_ticks,
@@ -157,6 +159,19 @@ impl Host {
         running.engines.push(spawn(format!("engine-{group}"), &self.config.data_dir, move || thread.run())?);
         self.mailbox.send(Mail::Add { shared: shared.clone(), consensus: Box::new(consensus) });
         Ok(Replica::new(shared))
+    }
+
+    /// Which member of a group this node has. One that isn't noted is there since the group was founded.
+    fn peer(&self, log: &Log, group: GroupId) -> Result<Peer, ReplicaError> {
+        if let Some(peer) = log.peer(group.0)? {
+            return Ok(peer);
+        }
+        let peer = Peer::founding(self.config.node);
+        let mut batch = Batch::default();
+        let noted = batch.peer(group.0, peer);
+        noted.map_err(|source| ReplicaError::Log { path: log.path().to_owned(), source })?;
+        log.write(batch, true)?;
+        Ok(peer)
     }
 
     fn stopped(&self, group: GroupId, error: &ReplicaError) -> Replica {
@@ -239,17 +254,18 @@ impl Drop for Host {
 
 impl RaftService for Host {
     fn receive(&self, from: NodeId, messages: Vec<RaftMessage>) {
-        let node = self.config.node.0;
+        let node = self.config.node;
+        let is_at = |raw, node| Peer::from_raw(raw).is_some_and(|peer| peer.node() == node);
         self.mailbox.send_all(messages.into_iter().filter_map(|message| {
             let RaftMessage { group, body } = message;
             let bytes = body.len();
             match parse(&body) {
-                Some(message) if message.from == from.0 && message.to == node => {
+                Some(message) if is_at(message.from, from) && is_at(message.to, node) => {
                     Some(Mail::Raft { group, message, bytes })
                 }
                 _ => {
                     tracing::warn!(
-                        node,
+                        node = node.0,
                         group = group.0,
                         "dropped a Raft message from node {from} that makes no sense"
                     );

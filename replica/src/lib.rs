@@ -28,6 +28,7 @@ mod error;
 mod fault;
 mod host;
 mod log;
+mod peer;
 mod readers;
 mod reading;
 mod replica;

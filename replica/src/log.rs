@@ -4,6 +4,7 @@
 //! it may be forgotten: that is said to it.
 
 use crate::error::ReplicaError;
+use crate::peer::Peer;
 use raft::eraftpb::{Entry, HardState};
 use raft_engine::{Command, LogBatch, MessageExt, ReadableSize, RecoveryMode};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 const HARD_STATE: &[u8] = b"hard";
 const CUT: &[u8] = b"cut";
+const PEER: &[u8] = b"peer";
 /// Log files beyond this many times one file's size are purged of what was compacted.
 const PURGE_FILES: u64 = 4;
 
@@ -75,6 +77,11 @@ impl Batch {
     /// Sets a group's hard state.
     pub fn hard_state(&mut self, group: u64, state: &HardState) -> Result<(), raft_engine::Error> {
         self.0.put_message(group, HARD_STATE.to_vec(), state)
+    }
+
+    /// Says which member of the group this node has.
+    pub fn peer(&mut self, group: u64, peer: Peer) -> Result<(), raft_engine::Error> {
+        self.0.put(group, PEER.to_vec(), peer.raw().to_le_bytes().to_vec())
     }
 
     /// Forgets a group's entries up to the cut.
@@ -154,6 +161,14 @@ impl Log {
         // The database is synced less often than the log but commits are written lazily: either may be ahead.
         hard_state.commit = hard_state.commit.max(applied);
         Ok(Found { hard_state, cut, last })
+    }
+
+    /// Which member of the group this node has, as last written.
+    pub fn peer(&self, group: u64) -> Result<Option<Peer>, ReplicaError> {
+        let Some(value) = self.engine.get(group, PEER) else { return Ok(None) };
+        let raw = value.first_chunk::<8>().map(|raw| u64::from_le_bytes(*raw));
+        let peer = raw.and_then(Peer::from_raw);
+        peer.map(Some).ok_or_else(|| self.damaged(format!("group {group}: no member has this id")))
     }
 
     /// Writes a batch; with `sync`, it is durable afterwards.

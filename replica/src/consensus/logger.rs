@@ -3,7 +3,7 @@
 use slog::{Drain, Logger, Never, OwnedKVList, Record, o};
 
 struct ToTracing {
-    node: u64,
+    peer: u64,
     group: u64,
 }
 
@@ -12,19 +12,19 @@ impl Drain for ToTracing {
     type Err = Never;
 
     fn log(&self, record: &Record<'_>, _: &OwnedKVList) -> Result<(), Never> {
-        let (node, group) = (self.node, self.group);
+        let (peer, group) = (self.peer, self.group);
         match record.level() {
-            slog::Level::Critical | slog::Level::Error => tracing::error!(node, group, "{}", record.msg()),
-            slog::Level::Warning => tracing::warn!(node, group, "{}", record.msg()),
+            slog::Level::Critical | slog::Level::Error => tracing::error!(peer, group, "{}", record.msg()),
+            slog::Level::Warning => tracing::warn!(peer, group, "{}", record.msg()),
             // What raft-rs calls information is its inner life.
-            slog::Level::Info => tracing::debug!(node, group, "{}", record.msg()),
-            _ => tracing::trace!(node, group, "{}", record.msg()),
+            slog::Level::Info => tracing::debug!(peer, group, "{}", record.msg()),
+            _ => tracing::trace!(peer, group, "{}", record.msg()),
         }
         Ok(())
     }
 }
 
 /// A logger for one replica.
-pub(super) fn logger(node: u64, group: u64) -> Logger {
-    Logger::root(ToTracing { node, group }.fuse(), o!())
+pub(super) fn logger(peer: u64, group: u64) -> Logger {
+    Logger::root(ToTracing { peer, group }.fuse(), o!())
 }

@@ -17,6 +17,7 @@ mod tests;
 pub(crate) use store::Store;
 
 use crate::error::ReplicaError;
+use crate::peer::Peer;
 use proto::NodeId;
 use raft::eraftpb::{Entry, HardState, Message, MessageType};
 use raft::{RawNode, ReadOnlyOption, StateRole};
@@ -33,7 +34,8 @@ const LEASE_FIFTHS: u32 = 4;
 /// What one group's consensus is told at its start.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
-    pub node: u64,
+    /// This member.
+    pub peer: Peer,
     pub group: u64,
     pub tick: Duration,
     pub election_ticks: u32,
@@ -101,7 +103,7 @@ impl Consensus {
     /// Takes up a group's log. `applied` is what its database has.
     pub fn new(settings: Settings, store: Store, applied: u64, now: Duration) -> Result<Self, ReplicaError> {
         let config = raft::Config {
-            id: settings.node,
+            id: settings.peer.raw(),
             election_tick: settings.election_ticks as usize,
             heartbeat_tick: settings.heartbeat_ticks as usize,
             applied,
@@ -113,7 +115,7 @@ impl Consensus {
             max_committed_size_per_ready: COMMITTED_BYTES,
             ..raft::Config::default()
         };
-        let raw = RawNode::new(&config, store, &logger::logger(settings.node, settings.group))?;
+        let raw = RawNode::new(&config, store, &logger::logger(settings.peer.raw(), settings.group))?;
         // A group that never had a term never had a leader whose lease a vote could break.
         let fresh = raw.raft.term == 0;
         let quiet_until = if fresh { Duration::ZERO } else { now + settings.tick * settings.election_ticks };
@@ -142,7 +144,7 @@ impl Consensus {
     /// Whether this replica alone makes its group's majority.
     pub fn is_sole_voter(&self) -> bool {
         let voters = self.raw.raft.prs().conf().voters();
-        voters.ids().iter().eq([self.settings.node])
+        voters.ids().iter().eq([self.settings.peer.raw()])
     }
 
     /// Takes a message from another replica.
@@ -202,7 +204,7 @@ impl Consensus {
         entry.set_entry_type(raft::eraftpb::EntryType::EntryNormal);
         let mut message = Message::default();
         message.set_msg_type(MessageType::MsgPropose);
-        message.from = self.settings.node;
+        message.from = self.settings.peer.raw();
         message.set_entries(vec![entry].into());
         let proposed = self.raw.raft.step(message);
         self.after_input();
@@ -285,7 +287,7 @@ impl Consensus {
         Standing {
             role: raft.state,
             term: raft.term,
-            leader: (raft.leader_id != 0).then_some(NodeId(raft.leader_id)),
+            leader: Peer::from_raw(raft.leader_id).map(Peer::node),
             first: self.first.filter(|(_, term)| *term == raft.term).map(|(index, _)| index),
         }
     }
@@ -334,7 +336,8 @@ impl Consensus {
     fn rank(&self) -> u64 {
         let mut voters: Vec<u64> = self.raw.raft.prs().conf().voters().ids().iter().collect();
         voters.sort_unstable();
-        let at = voters.iter().position(|voter| *voter == self.settings.node).unwrap_or(voters.len()) as u64;
+        let at =
+            voters.iter().position(|voter| *voter == self.settings.peer.raw()).unwrap_or(voters.len()) as u64;
         let count = voters.len().max(1) as u64;
         (at + self.settings.group) % count
     }
@@ -365,9 +368,12 @@ impl Consensus {
             (1 + 3 * self.rank()).min(least - 1)
         } else {
             let mut bytes = [0; 32];
-            for (chunk, part) in
-                bytes.chunks_mut(8).zip([self.settings.seed, self.settings.node, self.settings.group, term])
-            {
+            for (chunk, part) in bytes.chunks_mut(8).zip([
+                self.settings.seed,
+                self.settings.peer.raw(),
+                self.settings.group,
+                term,
+            ]) {
                 chunk.copy_from_slice(&part.to_le_bytes());
             }
             // Never the least: a voter that heard the dead leader a moment later would still have to refuse.

@@ -39,7 +39,7 @@ impl Disk {
     }
 }
 
-struct Peer {
+struct Member {
     consensus: Consensus,
     disk: Disk,
     committed: Vec<Entry>,
@@ -47,20 +47,27 @@ struct Peer {
 
 /// Three peers, a clock, and the messages between them.
 struct Group {
-    peers: BTreeMap<u64, Peer>,
+    peers: BTreeMap<u64, Member>,
     down: Vec<u64>,
     now: Duration,
     wire: Vec<Message>,
 }
 
 fn settings(node: u64) -> Settings {
-    Settings { node, group: 3, tick: TICK, election_ticks: 10, heartbeat_ticks: 2, seed: 1 }
+    Settings {
+        peer: Peer::founding(NodeId(node)),
+        group: 3,
+        tick: TICK,
+        election_ticks: 10,
+        heartbeat_ticks: 2,
+        seed: 1,
+    }
 }
 
-fn peer(node: u64, voters: u64, disk: Disk, applied: u64, now: Duration) -> Peer {
+fn peer(node: u64, voters: u64, disk: Disk, applied: u64, now: Duration) -> Member {
     let conf_state = ConfState { voters: (1..=voters).collect(), ..ConfState::default() };
     let store = Store::new(3, Box::new(disk.clone()), disk.found(applied), conf_state);
-    Peer {
+    Member {
         consensus: Consensus::new(settings(node), store, applied, now).unwrap(),
         disk,
         committed: Vec::new(),
@@ -124,7 +131,7 @@ impl Group {
     }
 
     fn leader(&self) -> Option<u64> {
-        let leads = |peer: &&Peer| peer.consensus.standing().role == StateRole::Leader;
+        let leads = |peer: &&Member| peer.consensus.standing().role == StateRole::Leader;
         let mut leaders: Vec<_> = self.peers.values().filter(leads).map(|p| p.consensus.standing()).collect();
         leaders.sort_by_key(|standing| standing.term);
         leaders.last().and_then(|standing| standing.leader).map(|node| node.0)

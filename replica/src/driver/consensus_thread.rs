@@ -8,6 +8,7 @@ use super::shared::{Clock, Shared};
 use crate::consensus::{Consensus, Standing};
 use crate::error::ReplicaError;
 use crate::log::{Batch, Cut, Log};
+use crate::peer::Peer;
 use proto::services::{RaftMessage, RaftTransport};
 use proto::{GroupId, NodeId};
 use protobuf::Message as _;
@@ -47,7 +48,7 @@ struct Member {
     round: Option<u64>,
 }
 
-type Outgoing = HashMap<u64, Vec<RaftMessage>>;
+type Outgoing = HashMap<NodeId, Vec<RaftMessage>>;
 
 impl ConsensusThread {
     pub fn new(
@@ -251,17 +252,16 @@ impl ConsensusThread {
 
     fn send(&self, outgoing: Outgoing) {
         for (to, messages) in outgoing {
-            self.transport.send(NodeId(to), messages);
+            self.transport.send(to, messages);
         }
     }
 }
 
 fn collect(outgoing: &mut Outgoing, group: GroupId, messages: Vec<Message>) {
     for message in messages {
+        let Some(to) = Peer::from_raw(message.to) else { continue };
         match message.write_to_bytes() {
-            Ok(body) => {
-                outgoing.entry(message.to).or_default().push(RaftMessage { group, body: body.into() })
-            }
+            Ok(body) => outgoing.entry(to.node()).or_default().push(RaftMessage { group, body: body.into() }),
             Err(error) => tracing::error!(group = group.0, "a Raft message can't be encoded: {error}"),
         }
     }
