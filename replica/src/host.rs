@@ -19,6 +19,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use tokio::sync::watch;
 
 /// SQLite's parser and code generator recurse over an expression; the deepest that it accepts must fit.
 const STACK_BYTES: usize = 64 << 20;
@@ -31,6 +32,7 @@ pub struct Host {
     /// `None` once the host is shut down.
     running: Mutex<Option<Running>>,
     groups: Mutex<BTreeMap<GroupId, Replica>>,
+    changes: Arc<watch::Sender<u64>>,
 }
 
 struct Running {
@@ -75,6 +77,7 @@ impl Host {
             mailbox,
             running: Mutex::new(Some(running)),
             groups: Mutex::new(BTreeMap::new()),
+            changes: Arc::default(),
         };
         for group in host.groups_on_disk(&groups_dir)? {
             let mut groups = host.groups.lock();
@@ -134,6 +137,7 @@ impl Host {
             readers,
             self.config.max_writes,
             applied,
+            self.changes.clone(),
         ))
     }
 
@@ -206,6 +210,7 @@ impl Host {
         let engine = Engine::create(&self.directory(group), &voters, init, self.limits())?;
         let replica = self.start(group, engine)?;
         groups.insert(group, replica.clone());
+        self.changes.send_modify(|changes| *changes += 1);
         Ok(replica)
     }
 
@@ -222,6 +227,12 @@ impl Host {
     /// What every replica is doing.
     pub fn statuses(&self) -> Vec<ReplicaStatus> {
         self.replicas().iter().map(Replica::status).collect()
+    }
+
+    /// Counts the changes of what the replicas are: of a role, a leader or a term, a replica that was made, one that
+    /// stopped. Who follows it need not ask [`Host::statuses`] again and again.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// Stops the threads and closes the files. What was waiting is answered with an error. Doing it again does nothing.

@@ -9,15 +9,16 @@ use proto::services::{BoxStream, ClusterState, CoordinatorService, Peers, Replic
 use proto::topology::Node;
 use proto::{GroupId, NodeId, Retry, Term};
 use replica::Host;
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
-/// How often a node looks whether it has gained or lost a group.
-const LOOK: Duration = Duration::from_millis(50);
-/// How often it reports though nothing of that kind has changed.
+/// How long a change waits for others that come with it: a node's death makes many groups elect at once.
+const GATHER: Duration = Duration::from_millis(10);
+/// How often a node reports though nothing has changed that others want to hear of at once, and looks for new coordinators.
 const REPORT: Duration = Duration::from_secs(2);
 /// How soon it reports again to a coordinator that didn't hear it.
 const REPORT_AGAIN: Duration = Duration::from_millis(250);
@@ -93,29 +94,25 @@ impl Agent {
         }
     }
 
+    /// Has a task for each coordinator, so that one which doesn't answer keeps no news from the others.
     async fn report(&self) {
-        let mut ticks = tokio::time::interval(LOOK);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut last: Vec<Office> = Vec::new();
-        let mut due = Instant::now();
+        let mut reporters: HashMap<NodeId, AbortHandle> = HashMap::new();
+        let mut tasks = JoinSet::new();
         loop {
-            ticks.tick().await;
-            let statuses = self.host.statuses();
-            let offices: Vec<_> = statuses.iter().map(office).collect();
-            if offices == last && Instant::now() < due {
-                continue;
+            let coordinators = self.peers.coordinators();
+            for (coordinator, _) in &coordinators {
+                if reporters.get(coordinator).is_none_or(AbortHandle::is_finished) {
+                    let reporter = Reporter {
+                        node: self.node.id,
+                        coordinator: *coordinator,
+                        host: self.host.clone(),
+                        peers: self.peers.clone(),
+                    };
+                    reporters.insert(*coordinator, tasks.spawn(reporter.run()));
+                }
             }
-            let mut reports = JoinSet::new();
-            for (_, coordinator) in self.peers.coordinators() {
-                let (node, statuses) = (self.node.id, statuses.clone());
-                reports.spawn(async move {
-                    let report = tokio::time::timeout(PATIENCE, coordinator.report(node, statuses));
-                    matches!(report.await, Ok(Ok(())))
-                });
-            }
-            let heard = reports.join_all().await.into_iter().all(|heard| heard);
-            last = offices;
-            due = Instant::now() + if heard { REPORT } else { REPORT_AGAIN };
+            while tasks.try_join_next().is_some() {}
+            tokio::time::sleep(if coordinators.is_empty() { REPORT_AGAIN } else { REPORT }).await;
         }
     }
 
@@ -124,6 +121,41 @@ impl Agent {
         let mut coordinators = self.peers.coordinators();
         coordinators.sort_by_key(|(node, _)| *node != self.node.id);
         coordinators
+    }
+}
+
+/// Tells one coordinator what the node's replicas are.
+struct Reporter {
+    node: NodeId,
+    coordinator: NodeId,
+    host: Arc<Host>,
+    peers: Arc<dyn Peers>,
+}
+
+impl Reporter {
+    /// Reports until that node is no coordinator any more.
+    async fn run(self) {
+        let mut changed = self.host.changed();
+        let mut told: Option<Vec<Office>> = None;
+        let mut due = Instant::now();
+        loop {
+            changed.mark_unchanged();
+            let statuses = self.host.statuses();
+            let offices: Vec<_> = statuses.iter().map(office).collect();
+            if told.as_ref() != Some(&offices) || Instant::now() >= due {
+                let coordinators = self.peers.coordinators();
+                let found = coordinators.into_iter().find(|(node, _)| *node == self.coordinator);
+                let Some((_, coordinator)) = found else { return };
+                let report = tokio::time::timeout(PATIENCE, coordinator.report(self.node, statuses));
+                let heard = matches!(report.await, Ok(Ok(())));
+                told = Some(offices);
+                due = Instant::now() + if heard { REPORT } else { REPORT_AGAIN };
+            }
+            // The host lives as long as this does, so the watch doesn't end; a change only comes before its time.
+            if let Ok(Ok(())) = tokio::time::timeout_at(due.into(), changed.changed()).await {
+                tokio::time::sleep(GATHER).await;
+            }
+        }
     }
 }
 

@@ -42,6 +42,8 @@ pub(crate) struct Shared {
     pub readers: Readers,
     pub writes: Arc<Semaphore>,
     pub status: watch::Sender<ReplicaStatus>,
+    /// Counts the changes of role, leader, term or health of all the node's replicas.
+    changes: Arc<watch::Sender<u64>>,
     inbox: Mutex<Inbox>,
     arrived: Condvar,
     /// What the database has. Written by the engine thread.
@@ -67,6 +69,7 @@ impl Shared {
         readers: Readers,
         max_writes: usize,
         applied: u64,
+        changes: Arc<watch::Sender<u64>>,
     ) -> Self {
         let status = ReplicaStatus { applied: LogIndex(applied), ..ReplicaStatus::new(node, group) };
         Self {
@@ -77,6 +80,7 @@ impl Shared {
             readers,
             writes: Arc::new(Semaphore::new(max_writes)),
             status: watch::Sender::new(status),
+            changes,
             inbox: Mutex::new(Inbox::new(applied)),
             arrived: Condvar::new(),
             applied: AtomicU64::new(applied),
@@ -183,6 +187,7 @@ impl Shared {
             status.term = Term(standing.term);
             status.leader = standing.leader;
         });
+        self.changes.send_modify(|changes| *changes += 1);
     }
 
     /// Stops the replica: what waits and what comes is answered with `why`. The node goes on.
@@ -196,6 +201,7 @@ impl Shared {
             status.leader = None;
             status.stopped.get_or_insert_with(|| why.clone());
         });
+        self.changes.send_modify(|changes| *changes += 1);
         self.close(Closing::Stopped(why));
         self.mailbox.send(Mail::Remove { group: self.group });
     }
