@@ -36,7 +36,7 @@ class Postgres:
 
     name = "postgresql"
 
-    def __init__(self, folder):
+    def __init__(self, folder, options=""):
         self.folder = folder
         self.user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
         if self.user:
@@ -44,10 +44,14 @@ class Postgres:
         data = folder / "data"
         self.run("initdb", "--locale=C.UTF-8", "--encoding=UTF8", "--username=shoal", "--auth=trust", "-D", data)
         port = free_port()
-        options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={folder}"
-        self.run("pg_ctl", "-D", data, "-l", folder / "log", "-w", "-o", options, "start")
         self.connection = ["-h", "127.0.0.1", "-p", str(port), "-U", "shoal"]
+        self.start(data, port, options)
         subprocess.run([find("createdb"), *self.connection, "shoal"], check=True)
+
+    def start(self, data, port, options=""):
+        addresses = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={self.folder}"
+        log = data.with_suffix(".log")
+        self.run("pg_ctl", "-D", data, "-l", log, "-w", "-o", f"{addresses} {options}", "start")
 
     def run(self, program, *arguments):
         command = [*self.user, find(program), *map(str, arguments)]
