@@ -26,6 +26,7 @@ mod engine;
 mod entry;
 mod error;
 mod fault;
+mod hash;
 mod host;
 mod log;
 mod peer;
@@ -39,6 +40,7 @@ mod write;
 
 pub use config::Config;
 pub use error::ReplicaError;
+pub use hash::table_hash;
 pub use host::Host;
 pub use reading::Canceller;
 pub use replica::Replica;
