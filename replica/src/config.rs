@@ -38,6 +38,9 @@ pub struct Config {
     pub end_reads_bytes: u64,
     /// How long a snapshot may be open whatever the WAL does.
     pub end_reads_after: Duration,
+    /// For how long the results of a router's requests are remembered after it has fallen silent. What it repeats later
+    /// is refused; so it must be more than a router goes on asking.
+    pub remember_requests: Duration,
     /// Each log file's size. Tests choose small ones.
     pub log_file_bytes: u64,
 }
@@ -61,6 +64,7 @@ impl Config {
             hold_snapshots: Duration::from_millis(50),
             end_reads_bytes: 48 << 20,
             end_reads_after: Duration::from_secs(10),
+            remember_requests: Duration::from_secs(3600),
             log_file_bytes: 32 << 20,
         }
     }

@@ -21,7 +21,7 @@ pub(crate) struct Entry {
     #[prost(uint64, tag = "2")]
     pub floor: u64,
     /// What it does.
-    #[prost(oneof = "Body", tags = "3, 4")]
+    #[prost(oneof = "Body", tags = "3, 4, 6")]
     pub body: Option<Body>,
 }
 
@@ -34,13 +34,32 @@ pub(crate) enum Body {
     /// Runs statements.
     #[prost(message, tag = "4")]
     Schema(Schema),
+    /// Has every replica hash its tables as of this index.
+    #[prost(message, tag = "6")]
+    Check(Check),
 }
+
+/// A check's only content is its index.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(crate) struct Check {}
 
 /// Transactions in the order in which they ran.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Batch {
     #[prost(message, repeated, tag = "1")]
     pub transactions: Vec<Transaction>,
+    /// What is forgotten after them.
+    #[prost(message, repeated, tag = "2")]
+    pub forgets: Vec<Forget>,
+}
+
+/// What a router was told below a sequence is forgotten; its requests below it are refused from then on.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub(crate) struct Forget {
+    #[prost(fixed64, tag = "1")]
+    pub router: u64,
+    #[prost(uint64, tag = "2")]
+    pub below: u64,
 }
 
 /// One transaction.

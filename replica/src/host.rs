@@ -24,6 +24,11 @@ use tokio::sync::watch;
 /// SQLite's parser and code generator recurse over an expression; the deepest that it accepts must fit.
 const STACK_BYTES: usize = 64 << 20;
 
+/// How many results of one router's requests are remembered, and how many bytes of them. A router has far fewer under
+/// way at once, so only those are beyond it that it should have settled long ago.
+const REMEMBER_ROWS: u64 = 1 << 14;
+const REMEMBER_BYTES: u64 = 64 << 20;
+
 /// All replicas of one node: one consensus thread and one shared log, and an engine thread for each replica.
 pub struct Host {
     config: Config,
@@ -122,6 +127,9 @@ impl Host {
             checkpoint_bytes: self.config.checkpoint_bytes,
             hold_bytes: self.config.hold_bytes,
             end_bytes: self.config.end_reads_bytes,
+            remember_for: self.config.remember_requests,
+            remember_rows: REMEMBER_ROWS,
+            remember_bytes: REMEMBER_BYTES,
         }
     }
 

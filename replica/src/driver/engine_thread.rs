@@ -198,6 +198,7 @@ impl EngineThread {
                 inbox.writes.push_front(write);
             }
         }
+        self.engine.expire(self.shared.clock.now())?;
         match self.engine.seal(self.shared.floor()) {
             Some(data) => {
                 self.open = Some(Open { term, index: None, replies });

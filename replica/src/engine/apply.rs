@@ -37,7 +37,7 @@ impl Engine {
             match entry.body {
                 Some(Body::Batch(batch)) => self.apply_batch(*index, &batch)?,
                 Some(Body::Schema(schema)) => answers.push((*index, self.apply_schema(*index, &schema)?)),
-                None => {}
+                Some(Body::Check(_)) | None => {}
             }
         }
         self.write_applied(*last, floor)?;
@@ -56,7 +56,7 @@ impl Engine {
                 error => error,
             })?;
         }
-        Ok(())
+        batch.forgets.iter().try_for_each(|forget| self.forget(forget))
     }
 
     /// Makes the changes that a transaction made elsewhere, with foreign keys and triggers off.

@@ -138,8 +138,9 @@ impl Engine {
         let batch = self.batch.as_mut()?;
         let transactions = std::mem::take(&mut batch.transactions);
         batch.floor = floor;
+        let forgets = std::mem::take(&mut batch.forgets);
         (!transactions.is_empty())
-            .then(|| Entry::new(floor, Body::Batch(Batch { transactions })).encode_to_vec().into())
+            .then(|| Entry::new(floor, Body::Batch(Batch { transactions, forgets })).encode_to_vec().into())
     }
 
     /// Commits the open batch: Raft has committed its entry at `index`.

@@ -16,6 +16,8 @@ mod apply;
 mod batch;
 mod checkpoint;
 mod open;
+#[cfg(test)]
+mod request_tests;
 mod requests;
 mod schema;
 #[cfg(test)]
@@ -29,13 +31,15 @@ pub(crate) use checkpoint::{Checkpointed, Pressure};
 
 use crate::changeset::Shapes;
 use crate::connection::Hooks;
-use crate::entry::Transaction;
+use crate::entry::{Forget, Transaction};
 use crate::error::ReplicaError;
 use crate::fault;
 use raft::eraftpb::ConfState;
+use requests::Routers;
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What bounds an engine.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +54,12 @@ pub(crate) struct Limits {
     pub hold_bytes: u64,
     /// A WAL of this many bytes is worth more than the reads that keep it from being emptied.
     pub end_bytes: u64,
+    /// For how long what a silent router was told is remembered.
+    pub remember_for: Duration,
+    /// How many results of one router are remembered, whatever it says.
+    pub remember_rows: u64,
+    /// And how many bytes of them.
+    pub remember_bytes: u64,
 }
 
 /// One replica's writer connection and what stands on it.
@@ -65,6 +75,7 @@ pub(crate) struct Engine {
     batch: Option<OpenBatch>,
     following: bool,
     checkpointed: Checkpointed,
+    routers: Routers,
     page_bytes: u64,
 }
 
@@ -73,6 +84,7 @@ pub(crate) struct Engine {
 struct OpenBatch {
     transactions: Vec<Transaction>,
     bytes: usize,
+    forgets: Vec<Forget>,
     /// What its entry says that every voter has.
     floor: u64,
 }

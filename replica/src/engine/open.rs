@@ -3,7 +3,7 @@
 //! Its system tables are made in the same transaction as the group's initial SQL, so a database either has both or is
 //! made anew.
 
-use super::{Checkpointed, Engine, Limits};
+use super::{Checkpointed, Engine, Limits, Routers};
 use crate::changeset::{Shapes, uncapturable};
 use crate::connection::{self, Hooks};
 use crate::error::ReplicaError;
@@ -119,6 +119,7 @@ impl Engine {
             // Whatever the connection's settings are, the first call sets them.
             following: true,
             checkpointed: Checkpointed::default(),
+            routers: Routers::default(),
             page_bytes: page_bytes.cast_unsigned(),
         };
         engine.follow(false)?;

@@ -1,16 +1,45 @@
 //! Exactly-once: what each named request was told, until its router says that it has been answered.
 //!
 //! The same statements run on a leader and on its followers, from the same entries, so every replica remembers the same.
+//!
+//! A router that is gone says nothing any more. So the leader watches by its clock who has sent nothing for long, and
+//! its next batch says what all replicas forget ([`Engine::expire`]); the same goes for a router that has too much
+//! unanswered. What was forgotten is refused, never run: the router's mark stays, some 20 bytes for each router that
+//! ever wrote to the group. (Marks can't go: incarnations are random, so nothing else tells a late repetition from a
+//! new router's request.)
 
 use super::Engine;
-use crate::entry::Request;
+use crate::entry::{Forget, Request};
 use crate::error::ReplicaError;
 use bytes::Bytes;
 use proto::{Retry, SqlState, WireError};
 use rusqlite::OptionalExtension;
+use std::collections::HashMap;
+use std::time::Duration;
 
 /// A router's mark moves in steps of this size, so that most writes don't touch it.
 const MARK_STEP: u64 = 64;
+/// The leader looks who is silent so many times in the time after which it matters.
+const LOOKS: u32 = 8;
+/// It also looks after so many results were added.
+const LOOK_RESULTS: u64 = 4096;
+
+/// What the leader has seen of the routers. Nothing depends on it but when something is forgotten.
+#[derive(Default)]
+pub(super) struct Routers {
+    /// Each one's last request, and since when that is its last.
+    seen: HashMap<i64, (i64, Duration)>,
+    looked: Option<Duration>,
+    added: u64,
+}
+
+/// One router's results.
+struct Held {
+    router: i64,
+    last: i64,
+    rows: i64,
+    bytes: i64,
+}
 
 impl Engine {
     /// What a request of this name was told; an error if that is forgotten, so that nobody can say whether it ran.
@@ -38,7 +67,7 @@ impl Engine {
     }
 
     /// Remembers what a request is told, and forgets those of its router that are settled.
-    pub(super) fn remember(&self, request: &Request, output: &[u8]) -> Result<(), ReplicaError> {
+    pub(super) fn remember(&mut self, request: &Request, output: &[u8]) -> Result<(), ReplicaError> {
         let router = request.router.cast_signed();
         let insert =
             || -> rusqlite::Result<()> {
@@ -48,6 +77,7 @@ impl Engine {
                 Ok(())
             };
         insert().map_err(|e| self.stop(e))?;
+        self.routers.added += 1;
         if request.settled >= self.mark(request.router)? + MARK_STEP {
             let raise = || -> rusqlite::Result<()> {
                 let settled = request.settled.cast_signed();
@@ -62,6 +92,87 @@ impl Engine {
             raise().map_err(|e| self.stop(e))?;
         }
         Ok(())
+    }
+
+    /// Has the open batch forget what is due, if it is time to look: the results of routers that have been silent for
+    /// long, and the oldest of those that have too many. It changes nothing in a batch that needs no entry.
+    pub fn expire(&mut self, now: Duration) -> Result<(), ReplicaError> {
+        let due = self
+            .routers
+            .looked
+            .is_none_or(|last| now.saturating_sub(last) >= self.limits.remember_for / LOOKS);
+        let changes = self.batch.as_ref().is_some_and(|batch| !batch.transactions.is_empty());
+        if !changes || !(due || self.routers.added >= LOOK_RESULTS) {
+            return Ok(());
+        }
+        self.routers.looked = Some(now);
+        self.routers.added = 0;
+        let held = self.held().map_err(|e| self.stop(e))?;
+        let before = std::mem::take(&mut self.routers.seen);
+        let mut forgets = Vec::new();
+        for held in held {
+            let since = match before.get(&held.router) {
+                Some((last, since)) if *last == held.last => *since,
+                _ => now,
+            };
+            let below = if now.saturating_sub(since) >= self.limits.remember_for {
+                Some(held.last + 1)
+            } else {
+                self.routers.seen.insert(held.router, (held.last, since));
+                self.surplus(&held).map_err(|e| self.stop(e))?
+            };
+            forgets.extend(
+                below.map(|below| Forget {
+                    router: held.router.cast_unsigned(),
+                    below: below.cast_unsigned(),
+                }),
+            );
+        }
+        forgets.iter().try_for_each(|forget| self.forget(forget))?;
+        self.batch.as_mut().expect("a batch is open").forgets = forgets;
+        Ok(())
+    }
+
+    /// Forgets a router's results below a sequence, and raises its mark.
+    pub(super) fn forget(&self, forget: &Forget) -> Result<(), ReplicaError> {
+        let key = [forget.router.cast_signed(), forget.below.cast_signed()];
+        let run = || -> rusqlite::Result<()> {
+            let raise = "INSERT INTO replica_marks VALUES (?1, ?2)
+                         ON CONFLICT (router) DO UPDATE SET settled = max(settled, excluded.settled)";
+            self.connection.prepare_cached(raise)?.execute(key)?;
+            self.connection
+                .prepare_cached("DELETE FROM replica_requests WHERE router = ?1 AND sequence < ?2")?
+                .execute(key)?;
+            Ok(())
+        };
+        run().map_err(|e| self.stop(e))
+    }
+
+    fn held(&self) -> rusqlite::Result<Vec<Held>> {
+        let sql = "SELECT router, max(sequence), count(*), sum(length(output)) FROM replica_requests GROUP BY router";
+        self.connection
+            .prepare_cached(sql)?
+            .query_map([], |row| {
+                Ok(Held { router: row.get(0)?, last: row.get(1)?, rows: row.get(2)?, bytes: row.get(3)? })
+            })?
+            .collect()
+    }
+
+    /// Below which sequence a router's results are more than it may have.
+    fn surplus(&self, held: &Held) -> rusqlite::Result<Option<i64>> {
+        let (rows, bytes) =
+            (self.limits.remember_rows.cast_signed(), self.limits.remember_bytes.cast_signed());
+        if held.rows <= rows && held.bytes <= bytes {
+            return Ok(None);
+        }
+        let sql = "SELECT sequence + 1 FROM (
+                     SELECT sequence, row_number() OVER newest AS row, sum(length(output)) OVER newest AS bytes
+                     FROM replica_requests WHERE router = ?1 WINDOW newest AS (ORDER BY sequence DESC))
+                   WHERE row > ?2 OR bytes > ?3 ORDER BY sequence DESC LIMIT 1";
+        self.connection
+            .prepare_cached(sql)?
+            .query_row([held.router, rows, bytes], |row| row.get(0))
+            .optional()
     }
 
     fn mark(&self, router: u64) -> Result<u64, ReplicaError> {

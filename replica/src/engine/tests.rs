@@ -15,6 +15,9 @@ const LIMITS: Limits = Limits {
     checkpoint_bytes: 1 << 16,
     hold_bytes: 2 << 16,
     end_bytes: 4 << 16,
+    remember_for: Duration::from_secs(3600),
+    remember_rows: 1 << 14,
+    remember_bytes: 64 << 20,
 };
 
 /// A leader's engine and a follower's.

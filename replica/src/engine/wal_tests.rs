@@ -23,6 +23,9 @@ impl Store {
             checkpoint_bytes: 1 << 16,
             hold_bytes: 2 << 16,
             end_bytes: 4 << 16,
+            remember_for: Duration::from_secs(3600),
+            remember_rows: 1 << 14,
+            remember_bytes: 64 << 20,
         };
         let init = ["CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2)".to_owned()];
         let engine = Engine::create(directory.path(), &[1], &init, limits).unwrap();
