@@ -414,7 +414,7 @@ fn a_damaged_page_stops_the_replica_when_it_is_met() {
         .connection
         .query_row("SELECT rootpage FROM sqlite_schema WHERE name = 't1'", [], |row| row.get(0))
         .unwrap();
-    pair.leader.checkpoint(Some(std::time::Duration::ZERO)).unwrap();
+    pair.leader.empty_wal(Duration::ZERO).unwrap();
     let path = pair.directory.path().join("leader");
     drop(pair.leader);
     let file = Engine::database(&path);
