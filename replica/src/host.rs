@@ -1,35 +1,31 @@
 //! All replicas of one node.
 
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::consensus::{Consensus, Settings, Store};
-use crate::driver::{Clock, ConsensusThread, EngineThread, Mail, Mailbox, Patience, Shared};
+use crate::driver::{ConsensusLoop, Drive, EngineLoop, Mail, Mailbox, Patience, Shared, Threads};
 use crate::engine::{Engine, Limits};
 use crate::error::ReplicaError;
-use crate::log::{Batch, Log, LogReader};
+use crate::log::{self, Batch, LogStore, RaftEngineLog};
+use crate::packet::Packet;
 use crate::peer::Peer;
 use crate::readers::Readers;
 use crate::replica::Replica;
 use parking_lot::Mutex;
 use proto::services::{RaftMessage, RaftService, RaftTransport, ReplicaStatus};
 use proto::{GroupId, NodeId};
-use protobuf::Message as _;
-use raft::eraftpb::Message;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 use tokio::sync::watch;
-
-/// SQLite's parser and code generator recurse over an expression; the deepest that it accepts must fit.
-const STACK_BYTES: usize = 64 << 20;
 
 /// How many results of one router's requests are remembered, and how many bytes of them. A router has far fewer under
 /// way at once, so only those are beyond it that it should have settled long ago.
 const REMEMBER_ROWS: u64 = 1 << 14;
 const REMEMBER_BYTES: u64 = 64 << 20;
 
-/// All replicas of one node: one consensus thread and one shared log, and an engine thread for each replica.
+/// All replicas of one node: one consensus loop and one shared log, and an engine loop for each replica.
 pub struct Host {
     config: Config,
     clock: Clock,
@@ -40,11 +36,17 @@ pub struct Host {
     changes: Arc<watch::Sender<u64>>,
 }
 
+/// What a host is put together from.
+pub(crate) struct Parts {
+    pub clock: Clock,
+    pub log: Arc<dyn LogStore>,
+    pub transport: Arc<dyn RaftTransport>,
+    pub drive: Arc<dyn Drive>,
+}
+
 struct Running {
-    log: Arc<Log>,
-    consensus: JoinHandle<()>,
-    purger: JoinHandle<()>,
-    engines: Vec<JoinHandle<()>>,
+    log: Arc<dyn LogStore>,
+    drive: Arc<dyn Drive>,
 }
 
 impl Host {
@@ -52,35 +54,34 @@ impl Host {
     /// those for this node come in through [`RaftService::receive`]. A replica that can't be opened is there as a
     /// stopped one, whose status says why.
     pub fn open(config: Config, transport: Arc<dyn RaftTransport>) -> Result<Arc<Host>, ReplicaError> {
+        fs::create_dir_all(&config.data_dir).map_err(ReplicaError::io(&config.data_dir))?;
+        let clock = Clock::machine();
+        let log = Arc::new(RaftEngineLog::open(&config.data_dir.join("log"), config.log_file_bytes)?);
+        let drive = Arc::new(Threads::new(config.node, config.data_dir.clone(), clock.clone()));
+        Self::from_parts(config, Parts { clock, log, transport, drive })
+    }
+
+    /// Opens every replica found on disk, with loops that `drive` turns.
+    pub(crate) fn from_parts(config: Config, parts: Parts) -> Result<Arc<Host>, ReplicaError> {
         Peer::check_node(config.node)?;
         if config.heartbeat_ticks == 0 || config.election_ticks <= config.heartbeat_ticks {
             return Err(ReplicaError::Invalid(
                 "election_ticks must be more than heartbeat_ticks, and that not 0".into(),
             ));
         }
+        let Parts { clock, log, transport, drive } = parts;
         let groups_dir = config.data_dir.join("groups");
         fs::create_dir_all(&groups_dir).map_err(ReplicaError::io(&groups_dir))?;
-        let log = Arc::new(Log::open(&config.data_dir.join("log"), config.log_file_bytes)?);
-        let clock = Clock::start();
         let mailbox = Arc::new(Mailbox::default());
-        let (purge, purges) = std::sync::mpsc::sync_channel(1);
-        let purged = log.clone();
-        let purger = spawn(format!("log-purge-{}", config.node), &config.data_dir, move || {
-            // Rewriting what is still needed of old log files may take long, and must not delay a tick.
-            while purges.recv().is_ok() {
-                if let Err(error) = purged.purge() {
-                    tracing::warn!("the log was not purged: {error}");
-                }
-            }
-        })?;
-        let thread = ConsensusThread::new(mailbox.clone(), log.clone(), transport, clock, config.tick, purge);
-        let consensus = spawn(format!("raft-{}", config.node), &config.data_dir, move || thread.run())?;
-        let running = Running { log, consensus, purger, engines: Vec::new() };
+        let purge = drive.purger(log.clone())?;
+        let consensus =
+            ConsensusLoop::new(mailbox.clone(), log.clone(), transport, config.tick, clock.now(), purge);
+        drive.consensus(consensus)?;
         let host = Host {
             config,
             clock,
             mailbox,
-            running: Mutex::new(Some(running)),
+            running: Mutex::new(Some(Running { log, drive })),
             groups: Mutex::new(BTreeMap::new()),
             changes: Arc::default(),
         };
@@ -135,12 +136,12 @@ impl Host {
 
     fn shared(&self, group: GroupId, applied: u64) -> Arc<Shared> {
         let database = Engine::database(&self.directory(group));
-        let readers = Readers::new(database, self.config.max_snapshots, self.clock);
+        let readers = Readers::new(database, self.config.max_snapshots, self.clock.clone());
         let mailbox = self.mailbox.clone();
         Arc::new(Shared::new(
             self.config.node,
             group,
-            self.clock,
+            self.clock.clone(),
             mailbox,
             readers,
             self.config.max_writes,
@@ -150,13 +151,13 @@ impl Host {
     }
 
     fn start(&self, group: GroupId, engine: Engine) -> Result<Replica, ReplicaError> {
-        let mut running = self.running.lock();
-        let running = running.as_mut().ok_or(ReplicaError::ShutDown)?;
+        let running = self.running.lock();
+        let running = running.as_ref().ok_or(ReplicaError::ShutDown)?;
         let applied = engine.applied();
-        let found = running.log.find(group.0, applied)?;
-        let store = Store::new(group.0, Box::new(running.log.clone()), found, engine.conf_state().clone());
+        let found = log::find(running.log.as_ref(), group.0, applied)?;
+        let store = Store::new(group.0, running.log.clone(), found, engine.conf_state().clone());
         let settings = Settings {
-            peer: self.peer(&running.log, group)?,
+            peer: self.peer(running.log.as_ref(), group)?,
             group: group.0,
             tick: self.config.tick,
             election_ticks: self.config.election_ticks,
@@ -165,23 +166,21 @@ impl Host {
         };
         let consensus = Consensus::new(settings, store, applied, self.clock.now())?;
         let shared = self.shared(group, applied);
-        let reader: Box<dyn LogReader> = Box::new(running.log.clone());
         let patience = Patience { hold: self.config.hold_snapshots, age: self.config.end_reads_after };
-        let thread = EngineThread::new(shared.clone(), engine, reader, patience);
-        running.engines.push(spawn(format!("engine-{group}"), &self.config.data_dir, move || thread.run())?);
+        let engine = EngineLoop::new(shared.clone(), engine, running.log.clone(), patience);
+        running.drive.engine(group, engine)?;
         self.mailbox.send(Mail::Add { shared: shared.clone(), consensus: Box::new(consensus) });
         Ok(Replica::new(shared))
     }
 
     /// Which member of a group this node has. One that isn't noted is there since the group was founded.
-    fn peer(&self, log: &Log, group: GroupId) -> Result<Peer, ReplicaError> {
-        if let Some(peer) = log.peer(group.0)? {
+    fn peer(&self, log: &dyn LogStore, group: GroupId) -> Result<Peer, ReplicaError> {
+        if let Some(peer) = log::peer(log, group.0)? {
             return Ok(peer);
         }
         let peer = Peer::founding(self.config.node);
         let mut batch = Batch::default();
-        let noted = batch.peer(group.0, peer);
-        noted.map_err(|source| ReplicaError::Log { path: log.path().to_owned(), source })?;
+        batch.put(group.0, log::note_peer(peer));
         log.write(batch, true)?;
         Ok(peer)
     }
@@ -243,24 +242,18 @@ impl Host {
         self.changes.subscribe()
     }
 
-    /// Stops the threads and closes the files. What was waiting is answered with an error. Doing it again does nothing.
+    /// Ends the loops and closes the files. What was waiting is answered with an error. Doing it again does nothing.
     pub fn shutdown(&self) {
         let Some(running) = self.running.lock().take() else { return };
         // First Raft, so that nothing is committed any more of which an engine would not tell its callers.
         self.mailbox.send(Mail::ShutDown);
-        if running.consensus.join().is_err() {
-            tracing::error!(node = self.config.node.0, "the consensus thread had panicked");
-        }
-        if running.purger.join().is_err() {
-            tracing::error!(node = self.config.node.0, "the log's purger had panicked");
-        }
-        for replica in self.replicas() {
+        running.drive.finish_consensus();
+        let replicas = self.replicas();
+        for replica in &replicas {
             replica.shared().close_for_shutdown();
         }
-        for engine in running.engines {
-            if engine.join().is_err() {
-                tracing::error!(node = self.config.node.0, "an engine thread had panicked");
-            }
+        for replica in &replicas {
+            running.drive.finish_engine(replica.group());
         }
     }
 }
@@ -278,31 +271,23 @@ impl RaftService for Host {
         self.mailbox.send_all(messages.into_iter().filter_map(|message| {
             let RaftMessage { group, body } = message;
             let bytes = body.len();
-            match parse(&body) {
-                Some(message) if is_at(message.from, from) && is_at(message.to, node) => {
+            match Packet::decode(body) {
+                Ok(Packet::Raft(message)) if is_at(message.from, from) && is_at(message.to, node) => {
                     Some(Mail::Raft { group, message, bytes })
                 }
-                _ => {
+                Ok(Packet::Raft(_)) => {
                     tracing::warn!(
                         node = node.0,
                         group = group.0,
-                        "dropped a Raft message from node {from} that makes no sense"
+                        "dropped a Raft message from node {from} for another"
                     );
+                    None
+                }
+                Err(error) => {
+                    tracing::warn!(node = node.0, group = group.0, "dropped {error} from node {from}");
                     None
                 }
             }
         }));
     }
-}
-
-fn parse(body: &bytes::Bytes) -> Option<Message> {
-    Message::parse_from_carllerche_bytes(body).ok()
-}
-
-fn spawn(
-    name: String,
-    data_dir: &Path,
-    run: impl FnOnce() + Send + 'static,
-) -> Result<JoinHandle<()>, ReplicaError> {
-    thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(run).map_err(ReplicaError::io(data_dir))
 }

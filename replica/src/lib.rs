@@ -6,10 +6,10 @@
 //! The life of a write:
 //!
 //! 1. [`Replica::write`] puts it into the group's inbox and waits for its reply (`replica.rs`).
-//! 2. The group's engine thread gathers everything that waits and runs it in one SQLite transaction, each write in a
+//! 2. The group's engine loop gathers everything that waits and runs it in one SQLite transaction, each write in a
 //!    savepoint of its own with its own capture (`engine`, `session`).
 //! 3. The batch becomes one log entry (`entry`) and is proposed, in the term in which it was executed (`consensus`).
-//! 4. The node's consensus thread sends it to the followers, then syncs its own log (`driver`, `log`).
+//! 4. The node's consensus loop sends it to the followers, then syncs its own log (`driver`, `log`).
 //! 5. Raft commits. The engine writes the entry's index beside the rows, commits, and the replies go out.
 //!
 //! Nothing uncommitted is ever visible to a reader, and there is no undo: a leader that lost its office rolls back, and
@@ -18,6 +18,7 @@
 //! It must never know what a table means: no catalog, no shard, no key range, no plan.
 
 mod changeset;
+mod clock;
 mod config;
 mod connection;
 mod consensus;
@@ -29,12 +30,14 @@ mod fault;
 mod hash;
 mod host;
 mod log;
+mod packet;
 mod peer;
 mod readers;
 mod reading;
 mod replica;
 mod service;
 pub mod session;
+pub mod simulation;
 mod snapshot;
 mod write;
 

@@ -4,8 +4,8 @@
 //! ([`Readers::hold`]); those that are open for long and stand in its way can be ended ([`Readers::end_older`]). It must
 //! never know how fresh a snapshot has to be, nor how long the WAL is.
 
+use crate::clock::Clock;
 use crate::connection;
-use crate::driver::Clock;
 use crate::reading::Reading;
 use parking_lot::Mutex;
 use proto::{LogIndex, SqlState, WireError};
@@ -101,7 +101,7 @@ impl Readers {
         let (connection, reading) = match idle {
             Some(pooled) => pooled,
             None => {
-                let reading = Arc::new(Reading::new(self.clock));
+                let reading = Arc::new(Reading::new(self.clock.clone()));
                 let opened = connection::reader(&self.path, &reading).map_err(dialect::sqlite::error)?;
                 self.pool.lock().readings.push(reading.clone());
                 (opened, reading)

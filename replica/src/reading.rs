@@ -5,7 +5,7 @@
 //! thousand steps, and who waits without running a statement waits here too. It must never know why a snapshot was
 //! opened.
 
-use crate::driver::Clock;
+use crate::clock::Clock;
 use proto::{SqlState, WireError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn who_ends_a_snapshot_does_not_hit_the_next() {
-        let reading = Arc::new(Reading::new(Clock::start()));
+        let reading = Arc::new(Reading::new(Clock::machine()));
         reading.begin();
         let canceller = Canceller::new(reading.clone());
         reading.close();
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn a_snapshot_ends_at_its_deadline() {
-        let reading = Reading::new(Clock::start());
+        let reading = Reading::new(Clock::machine());
         reading.begin();
         reading.set_deadline(Duration::from_secs(3600));
         assert!(!reading.must_end());

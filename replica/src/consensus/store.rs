@@ -7,6 +7,7 @@ use crate::log::{Cut, Found, LogReader};
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// Newer entries up to this many bytes are kept in memory, so that neither a commit nor a follower that keeps up
 /// reads from disk.
@@ -15,7 +16,7 @@ const CACHE_BYTES: usize = 1 << 20;
 /// One group's log, as Raft sees it.
 pub(crate) struct Store {
     group: u64,
-    reader: Box<dyn LogReader>,
+    reader: Arc<dyn LogReader>,
     hard_state: HardState,
     conf_state: ConfState,
     cut: Cut,
@@ -26,7 +27,7 @@ pub(crate) struct Store {
 
 impl Store {
     /// The log as it was found on disk.
-    pub fn new(group: u64, reader: Box<dyn LogReader>, found: Found, conf_state: ConfState) -> Self {
+    pub fn new(group: u64, reader: Arc<dyn LogReader>, found: Found, conf_state: ConfState) -> Self {
         Self {
             group,
             reader,

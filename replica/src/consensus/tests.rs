@@ -66,7 +66,7 @@ fn settings(node: u64) -> Settings {
 
 fn peer(node: u64, voters: u64, disk: Disk, applied: u64, now: Duration) -> Member {
     let conf_state = ConfState { voters: (1..=voters).collect(), ..ConfState::default() };
-    let store = Store::new(3, Box::new(disk.clone()), disk.found(applied), conf_state);
+    let store = Store::new(3, Arc::new(disk.clone()), disk.found(applied), conf_state);
     Member {
         consensus: Consensus::new(settings(node), store, applied, now).unwrap(),
         disk,

@@ -1,4 +1,4 @@
-//! What waits for a group's engine thread.
+//! What waits for a group's engine loop.
 
 use crate::connection::Cancel;
 use crate::consensus::Standing;
@@ -71,7 +71,7 @@ impl From<Entry> for Committed {
     }
 }
 
-/// Why an engine thread ends.
+/// Why an engine loop ends.
 #[derive(Clone, Debug)]
 pub(crate) enum Closing {
     /// The node shuts down.
@@ -80,7 +80,7 @@ pub(crate) enum Closing {
     Stopped(String),
 }
 
-/// What waits for a group's engine thread.
+/// What waits for a group's engine loop.
 pub(crate) struct Inbox {
     pub writes: VecDeque<PendingWrite>,
     pub schemas: VecDeque<PendingSchema>,

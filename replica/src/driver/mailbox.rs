@@ -1,4 +1,4 @@
-//! What waits for a node's consensus thread.
+//! What waits for a node's consensus loop.
 
 use super::shared::Shared;
 use crate::consensus::Consensus;
@@ -7,7 +7,7 @@ use parking_lot::{Condvar, Mutex};
 use proto::{GroupId, NodeId};
 use raft::eraftpb::Message;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Messages from other nodes beyond this many are dropped; Raft sends again.
 const MAX_MESSAGES: usize = 16 << 10;
@@ -18,7 +18,7 @@ const MAX_BYTES: usize = 64 << 20;
 /// instead.
 pub(crate) type Waiter = Box<dyn FnOnce(Result<u64, Option<NodeId>>) + Send>;
 
-/// One thing for the consensus thread.
+/// One thing for the consensus loop.
 pub(crate) enum Mail {
     /// A message from another node.
     Raft { group: GroupId, message: Message, bytes: usize },
@@ -75,14 +75,24 @@ impl Mailbox {
         self.arrived.notify_one();
     }
 
-    /// Takes everything, waiting until there is something or it's `until`.
-    pub fn take(&self, until: Instant) -> Vec<Mail> {
+    /// Takes everything.
+    pub fn take(&self) -> Vec<Mail> {
+        Self::empty(&mut self.queue.lock())
+    }
+
+    /// Takes everything, waiting so long until there is something.
+    pub fn wait_and_take(&self, patience: Duration) -> Vec<Mail> {
         let mut queue = self.queue.lock();
+        let until = Instant::now() + patience;
         while queue.mail.is_empty() {
             if self.arrived.wait_until(&mut queue, until).timed_out() {
                 break;
             }
         }
+        Self::empty(&mut queue)
+    }
+
+    fn empty(queue: &mut Queue) -> Vec<Mail> {
         queue.messages = 0;
         queue.bytes = 0;
         std::mem::take(&mut queue.mail)

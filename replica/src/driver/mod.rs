@@ -1,17 +1,21 @@
-//! The thin shell around consensus and engine: threads, a ticker, channels, the log's writes.
+//! The shell around consensus and engine: what their loops do in a turn, and who turns them.
 //!
-//! One consensus thread per node serves all groups, so that one fsync covers them; one engine thread per group runs
-//! SQLite, so that nothing that takes long there delays a tick. They know each other through [`Shared`] and two
-//! mailboxes, each woken only when there is something to do.
+//! One consensus loop per node serves all groups, so that one fsync covers them; one engine loop per group runs SQLite,
+//! so that nothing that takes long there delays a tick. They know each other through [`Shared`] and two mailboxes. A
+//! loop owns no thread: [`Drive`] is who turns it, [`Threads`] in production, a simulation's hand elsewhere.
 
-mod consensus_thread;
-mod engine_thread;
+mod consensus_loop;
+mod drive;
+mod engine_loop;
 mod inbox;
 mod mailbox;
 mod shared;
+mod threads;
 
-pub(crate) use consensus_thread::ConsensusThread;
-pub(crate) use engine_thread::{EngineThread, Patience};
+pub(crate) use consensus_loop::{ConsensusLoop, Purge};
+pub(crate) use drive::Drive;
+pub(crate) use engine_loop::{EngineLoop, Patience, Step};
 pub(crate) use inbox::{Inbox, PendingSchema, PendingWrite, Place, WriteState};
 pub(crate) use mailbox::{Mail, Mailbox};
-pub(crate) use shared::{Clock, Shared};
+pub(crate) use shared::Shared;
+pub(crate) use threads::Threads;

@@ -1,7 +1,8 @@
-//! What a replica's handles and its two threads share.
+//! What a replica's handles and its loops share.
 
 use super::inbox::{Closing, Inbox};
 use super::mailbox::{Mail, Mailbox};
+use crate::clock::Clock;
 use crate::consensus::Standing;
 use crate::readers::Readers;
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -10,30 +11,12 @@ use proto::{GroupId, LogIndex, NodeId, Retry, SqlState, Term, WireError};
 use raft::StateRole;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
-
-/// The node's monotonic clock, counted from its start.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Clock(Instant);
-
-impl Clock {
-    pub fn start() -> Self {
-        Self(Instant::now())
-    }
-
-    pub fn now(self) -> Duration {
-        self.0.elapsed()
-    }
-
-    pub fn nanos(self) -> u64 {
-        u64::try_from(self.now().as_nanos()).expect("a node doesn't run for 584 years")
-    }
-}
 
 const NOT_LEADING: u64 = u64::MAX;
 
-/// What a replica's handles and its two threads share.
+/// What a replica's handles and its loops share.
 pub(crate) struct Shared {
     pub node: NodeId,
     pub group: GroupId,
@@ -46,15 +29,15 @@ pub(crate) struct Shared {
     changes: Arc<watch::Sender<u64>>,
     inbox: Mutex<Inbox>,
     arrived: Condvar,
-    /// What the database has. Written by the engine thread.
+    /// What the database has. Written by the engine loop.
     applied: AtomicU64,
-    /// What the log may forget. Written by the engine thread.
+    /// What the log may forget. Written by the engine loop.
     forgettable: AtomicU64,
-    /// What every voter's log has. Written by the consensus thread.
+    /// What every voter's log has. Written by the consensus loop.
     floor: AtomicU64,
-    /// The first entry of the term that this replica leads in. Written by the consensus thread.
+    /// The first entry of the term that this replica leads in. Written by the consensus loop.
     first: AtomicU64,
-    /// Until when, on the node's clock in nanoseconds, nobody else can lead. Written by the consensus thread.
+    /// Until when, on the node's clock in nanoseconds, nobody else can lead. Written by the consensus loop.
     lease: AtomicU64,
     /// Whether a strong read came since the lease was last renewed.
     lease_used: AtomicBool,
@@ -97,7 +80,7 @@ impl Shared {
         self.inbox.lock()
     }
 
-    /// Wakes the engine thread.
+    /// Wakes who waits for the engine's inbox.
     pub fn wake(&self) {
         self.arrived.notify_one();
     }
@@ -206,7 +189,7 @@ impl Shared {
         self.mailbox.send(Mail::Remove { group: self.group });
     }
 
-    /// Ends the engine thread for the node's end.
+    /// Ends the engine loop for the node's end.
     pub fn close_for_shutdown(&self) {
         self.close(Closing::ShutDown);
     }

@@ -1,7 +1,7 @@
 //! The WAL: what a checkpoint makes durable, who keeps it from being emptied, and how it gets short again.
 
 use super::*;
-use crate::driver::Clock;
+use crate::clock::Clock;
 use crate::readers::Readers;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -45,7 +45,7 @@ impl Store {
     }
 
     fn readers(&self) -> Readers {
-        Readers::new(self.engine.path().to_owned(), 8, Clock::start())
+        Readers::new(self.engine.path().to_owned(), 8, Clock::machine())
     }
 
     fn wal_file(&self) -> u64 {

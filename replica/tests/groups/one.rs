@@ -3,7 +3,10 @@
 use crate::cluster::{Cluster, GROUP, number, request, schema, soon, sql, write};
 use bytes::Bytes;
 use proto::services::Consistency::{Eventual, Session, Strong};
-use proto::{NodeId, Retry, SqlState};
+use proto::services::{RaftMessage, RaftService};
+use proto::{GroupId, NodeId, Retry, SqlState};
+use protobuf::Message as _;
+use raft::eraftpb::{Message, MessageType};
 use replica::{Write, note};
 
 const TABLE: &str = "CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2 TEXT UNIQUE) STRICT";
@@ -181,7 +184,7 @@ async fn a_log_that_lost_what_was_applied_stops_the_replica() {
     assert!(why.contains("log") && why.contains("ends at 0"), "{why}");
     assert!(write(&replica, "INSERT INTO t1 VALUES (2, 'b')").await.is_err());
     // The node goes on.
-    cluster.hosts[&node].create(proto::GroupId(8), &[node], &[]).unwrap();
+    cluster.hosts[&node].create(GroupId(8), &[node], &[]).unwrap();
 }
 
 fn copy(from: &std::path::Path, to: &std::path::Path) {
@@ -284,5 +287,24 @@ async fn writes_that_were_given_up_do_not_gather() {
     assert!(waiting <= 1024, "{waiting}");
     release.send(()).unwrap();
     busy.await.unwrap().unwrap();
+    write(&replica, "INSERT INTO t1 (c1) VALUES (1)").await.unwrap();
+}
+
+#[tokio::test]
+async fn what_panics_in_one_groups_raft_stops_that_group_alone() {
+    let cluster = Cluster::new(1);
+    cluster.create(&[TABLE]);
+    let other = GroupId(8);
+    cluster.hosts[&NodeId(1)].create(other, &[NodeId(1)], &[TABLE.to_owned()]).unwrap();
+    let replica = cluster.leader().await;
+    // raft-rs panics when it's told that something was committed which it doesn't have.
+    let mut message = Message { from: 2, to: 1, term: 99, commit: 1_000, ..Message::default() };
+    message.set_msg_type(MessageType::MsgHeartbeat);
+    let mut body = vec![0];
+    message.write_to_vec(&mut body).unwrap();
+    cluster.hosts[&NodeId(1)].receive(NodeId(2), vec![RaftMessage { group: other, body: body.into() }]);
+    let stopped = cluster.hosts[&NodeId(1)].replica(other).unwrap();
+    let status = stopped.watch().wait_for(|status| status.stopped.is_some()).await.unwrap().clone();
+    assert!(status.stopped.unwrap().contains("panicked"));
     write(&replica, "INSERT INTO t1 (c1) VALUES (1)").await.unwrap();
 }

@@ -1,41 +1,44 @@
-//! The node's consensus thread: all groups' Raft, one log.
+//! The node's consensus loop: all groups' Raft, one log.
 //!
-//! Each turn: take the mail, tick if it's time, collect every group's ready, send what may go before the log is
-//! written, write the log once for all, then send and deliver the rest.
+//! Each turn takes mail and the time: it steps the mail, ticks if it's time, collects every group's ready, sends what
+//! may go before the log is written, writes the log once for all, then sends and delivers the rest. The time is the one
+//! at the turn's begin throughout: a promise that is counted from earlier ends earlier. It must never know who calls it.
 
 use super::mailbox::{Mail, Mailbox, Waiter};
-use super::shared::{Clock, Shared};
+use super::shared::Shared;
 use crate::consensus::{Consensus, Standing};
 use crate::error::ReplicaError;
-use crate::log::{Batch, Cut, Log};
+use crate::log::{Batch, Change, Cut, LogStore};
+use crate::packet::Packet;
 use crate::peer::Peer;
 use proto::services::{RaftMessage, RaftTransport};
 use proto::{GroupId, NodeId};
-use protobuf::Message as _;
 use raft::StateRole;
 use raft::eraftpb::{Entry, Message};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The log is cut only if that frees so many entries.
 const CUT_ENTRIES: u64 = 1024;
 /// After so many ticks, log files are purged of what was cut.
 const PURGE_TICKS: u64 = 64;
 
-/// The node's consensus thread.
-pub(crate) struct ConsensusThread {
+/// Called when the log has something to purge. It must not block.
+pub(crate) type Purge = Box<dyn Fn() + Send>;
+
+/// The node's consensus loop.
+pub(crate) struct ConsensusLoop {
     mailbox: Arc<Mailbox>,
-    log: Arc<Log>,
+    log: Arc<dyn LogStore>,
     transport: Arc<dyn RaftTransport>,
-    clock: Clock,
     tick: Duration,
+    next_tick: Duration,
     ticks: u64,
-    purge: SyncSender<()>,
-    groups: HashMap<GroupId, Member>,
+    purge: Purge,
+    groups: BTreeMap<GroupId, Member>,
 }
 
 struct Member {
@@ -48,72 +51,79 @@ struct Member {
     round: Option<u64>,
 }
 
-type Outgoing = HashMap<NodeId, Vec<RaftMessage>>;
+type Outgoing = BTreeMap<NodeId, Vec<RaftMessage>>;
 
-impl ConsensusThread {
+impl ConsensusLoop {
+    /// A loop without groups. `now` is the node's clock.
     pub fn new(
         mailbox: Arc<Mailbox>,
-        log: Arc<Log>,
+        log: Arc<dyn LogStore>,
         transport: Arc<dyn RaftTransport>,
-        clock: Clock,
         tick: Duration,
-        purge: SyncSender<()>,
+        now: Duration,
+        purge: Purge,
     ) -> Self {
-        Self { mailbox, log, transport, clock, tick, ticks: 0, purge, groups: HashMap::new() }
+        let next_tick = now + tick;
+        Self { mailbox, log, transport, tick, next_tick, ticks: 0, purge, groups: BTreeMap::new() }
     }
 
-    /// Runs until it's told to end. A panic (raft-rs panics where its invariants break) stops the node's replicas.
-    pub fn run(mut self) {
-        let mut next_tick = Instant::now() + self.tick;
-        loop {
-            let why = match catch_unwind(AssertUnwindSafe(|| self.turn(&mut next_tick))) {
-                Ok(Ok(ControlFlow::Continue(()))) => continue,
-                Ok(Ok(ControlFlow::Break(()))) => return self.end(),
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "the node's consensus panicked".to_owned(),
-            };
-            for (_, member) in self.groups.drain() {
-                member.shared.stop(why.clone());
-                member.fail_waiters(None);
-            }
+    /// Where its mail comes from.
+    pub fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.mailbox
+    }
+
+    /// When, on the node's clock, it wants a turn even if there is no mail.
+    pub fn next_tick(&self) -> Duration {
+        self.next_tick
+    }
+
+    /// Takes mail that was there at `now`, and does what is to be done then. Ends when the mail says so. What concerns
+    /// the log, and thus all groups, stops all of them; a panic (raft-rs panics where its invariants break) stops the
+    /// group that it came from.
+    pub fn turn(&mut self, mail: Vec<Mail>, now: Duration) -> ControlFlow<()> {
+        let why = match catch_unwind(AssertUnwindSafe(|| self.try_turn(mail, now))) {
+            Ok(Ok(flow)) => return flow,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the node's consensus panicked".to_owned(),
+        };
+        while let Some((_, member)) = self.groups.pop_first() {
+            member.stop(why.clone());
         }
+        ControlFlow::Continue(())
     }
 
-    fn turn(&mut self, next_tick: &mut Instant) -> Result<ControlFlow<()>, ReplicaError> {
+    fn try_turn(&mut self, mail: Vec<Mail>, now: Duration) -> Result<ControlFlow<()>, ReplicaError> {
         let mut touched = BTreeSet::new();
-        for mail in self.mailbox.take(*next_tick) {
+        for mail in mail {
             if matches!(mail, Mail::ShutDown) {
+                self.end();
                 return Ok(ControlFlow::Break(()));
             }
-            self.handle(mail, &mut touched);
+            self.handle(mail, now, &mut touched);
         }
-        let now = Instant::now();
-        if now >= *next_tick {
+        if now >= self.next_tick {
             // Ticks that were missed stay missed: two in quick succession would shorten a promise not to vote.
-            *next_tick = now + self.tick;
-            self.tick(&mut touched);
+            self.next_tick = now + self.tick;
+            self.tick(now, &mut touched);
         }
-        self.pump(touched)?;
+        self.pump(touched, now)?;
         Ok(ControlFlow::Continue(()))
     }
 
     fn end(&mut self) {
-        for (_, member) in self.groups.drain() {
+        while let Some((_, member)) = self.groups.pop_first() {
             member.shared.end_lease();
-            for waiter in member.confirming.into_iter().chain(member.waiting) {
-                waiter(Err(None));
-            }
+            member.fail_waiters(None);
         }
         self.mailbox.close();
     }
 
-    fn handle(&mut self, mail: Mail, touched: &mut BTreeSet<GroupId>) {
+    fn handle(&mut self, mail: Mail, now: Duration, touched: &mut BTreeSet<GroupId>) {
         match mail {
             Mail::Raft { group, message, .. } => {
-                let now = self.clock.now();
-                self.with(group, touched, |member| member.consensus.step(message, now));
+                self.touch(group, touched, |member| member.consensus.step(message, now));
             }
-            Mail::Propose { group, term, data } => self.with(group, touched, |member| {
+            Mail::Propose { group, term, data } => self.touch(group, touched, |member| {
                 let proposed = member.consensus.propose(term, data);
                 member.shared.inbox().proposal = Some(proposed);
                 // One that was accepted is next heard of when it is committed, or leadership is lost.
@@ -151,36 +161,44 @@ impl ConsensusThread {
         }
     }
 
-    fn with(
+    /// Lets a group do something. If it fails or panics, the group stops and no other.
+    fn with<T>(
+        &mut self,
+        group: GroupId,
+        act: impl FnOnce(&mut Member) -> Result<T, ReplicaError>,
+    ) -> Option<T> {
+        let member = self.groups.get_mut(&group)?;
+        let why = match catch_unwind(AssertUnwindSafe(|| act(member))) {
+            Ok(Ok(done)) => return Some(done),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "its consensus panicked".to_owned(),
+        };
+        if let Some(member) = self.groups.remove(&group) {
+            member.stop(why);
+        }
+        None
+    }
+
+    /// Lets a group do something after which its Raft may have a ready.
+    fn touch(
         &mut self,
         group: GroupId,
         touched: &mut BTreeSet<GroupId>,
         act: impl FnOnce(&mut Member) -> Result<(), ReplicaError>,
     ) {
-        let Some(member) = self.groups.get_mut(&group) else { return };
-        match act(member) {
-            Ok(()) => {
-                touched.insert(group);
-            }
-            Err(error) => {
-                member.shared.stop(error.to_string());
-                if let Some(member) = self.groups.remove(&group) {
-                    member.fail_waiters(None);
-                }
-            }
+        if self.with(group, act).is_some() {
+            touched.insert(group);
         }
     }
 
-    fn tick(&mut self, touched: &mut BTreeSet<GroupId>) {
+    fn tick(&mut self, now: Duration, touched: &mut BTreeSet<GroupId>) {
         self.ticks += 1;
         if self.ticks.is_multiple_of(PURGE_TICKS) {
-            // If the purger is still at it, once more would change nothing.
-            let _ = self.purge.try_send(());
+            (self.purge)();
         }
-        let now = self.clock.now();
         let groups: Vec<GroupId> = self.groups.keys().copied().collect();
         for group in groups {
-            self.with(group, touched, |member| {
+            self.touch(group, touched, |member| {
                 member.consensus.tick()?;
                 // Where reads come in, the lease is renewed before it ends; where none do, nothing is sent.
                 if member.round.is_none() && member.is_leading() && member.shared.take_lease_use() {
@@ -192,58 +210,30 @@ impl ConsensusThread {
     }
 
     /// Does what the touched groups' Raft asks for, until they ask for nothing.
-    fn pump(&mut self, mut touched: BTreeSet<GroupId>) -> Result<(), ReplicaError> {
+    fn pump(&mut self, mut touched: BTreeSet<GroupId>, now: Duration) -> Result<(), ReplicaError> {
         while !touched.is_empty() {
-            let now = self.clock.now();
             let mut batch = Batch::default();
             let mut outgoing = Outgoing::new();
-            let (mut sync, mut write) = (false, false);
+            let mut sync = false;
             let mut pending: Vec<(GroupId, Vec<Entry>)> = Vec::new();
-            let wrap = |source| ReplicaError::Log { path: self.log.path().to_owned(), source };
             for group in std::mem::take(&mut touched) {
-                let Some(member) = self.groups.get_mut(&group) else { continue };
-                member.consensus.applied(member.shared.applied());
-                member.publish();
-                member.start_round(now);
-                if let Some(cut) = member.due_cut() {
-                    batch.cut(group.0, cut).map_err(wrap)?;
-                    write = true;
-                }
-                let Some(ready) = member.consensus.ready() else {
-                    member.end_rounds();
-                    continue;
-                };
-                if member.consensus.has_offered() {
-                    member.shared.end_lease();
-                }
+                let Some(ready) = self.with(group, |member| Ok(member.ready(now))) else { continue };
                 collect(&mut outgoing, group, ready.messages);
-                if !ready.entries.is_empty() {
-                    batch.append(group.0, &ready.entries).map_err(wrap)?;
-                    write = true;
-                }
-                if let Some(state) = &ready.hard_state {
-                    batch.hard_state(group.0, state).map_err(wrap)?;
-                    write = true;
+                for change in ready.changes {
+                    batch.put(group.0, change);
                 }
                 sync |= ready.sync;
-                pending.push((group, ready.committed));
+                pending.extend(ready.committed.map(|committed| (group, committed)));
             }
             self.send(std::mem::take(&mut outgoing));
-            if write {
+            if !batch.is_empty() {
                 self.log.write(batch, sync)?;
             }
-            for (group, mut committed) in pending {
-                let Some(member) = self.groups.get_mut(&group) else { continue };
-                let (messages, more) = member.consensus.persisted();
-                if member.consensus.has_offered() {
-                    member.shared.end_lease();
+            for (group, committed) in pending {
+                if let Some(messages) = self.with(group, |member| Ok(member.persisted(committed))) {
+                    collect(&mut outgoing, group, messages);
+                    touched.insert(group);
                 }
-                collect(&mut outgoing, group, messages);
-                committed.extend(more);
-                member.deliver(committed);
-                member.publish();
-                member.end_rounds();
-                touched.insert(group);
             }
             self.send(outgoing);
         }
@@ -260,14 +250,63 @@ impl ConsensusThread {
 fn collect(outgoing: &mut Outgoing, group: GroupId, messages: Vec<Message>) {
     for message in messages {
         let Some(to) = Peer::from_raw(message.to) else { continue };
-        match message.write_to_bytes() {
-            Ok(body) => outgoing.entry(to.node()).or_default().push(RaftMessage { group, body: body.into() }),
-            Err(error) => tracing::error!(group = group.0, "a Raft message can't be encoded: {error}"),
-        }
+        let body = Packet::Raft(message).encode();
+        outgoing.entry(to.node()).or_default().push(RaftMessage { group, body });
     }
 }
 
+/// What one group wants to be done, as [`crate::consensus::Ready`] but with all that is to be written.
+#[derive(Default)]
+struct MemberReady {
+    messages: Vec<Message>,
+    changes: Vec<Change>,
+    sync: bool,
+    /// Committed entries; nothing if Raft had no ready, so that there is nothing to be told when the log is written.
+    committed: Option<Vec<Entry>>,
+}
+
 impl Member {
+    fn ready(&mut self, now: Duration) -> MemberReady {
+        let mut out = MemberReady::default();
+        self.consensus.applied(self.shared.applied());
+        self.publish();
+        self.start_round(now);
+        out.changes.extend(self.due_cut().map(Change::Cut));
+        let Some(ready) = self.consensus.ready() else {
+            self.end_rounds();
+            return out;
+        };
+        if self.consensus.has_offered() {
+            self.shared.end_lease();
+        }
+        if !ready.entries.is_empty() {
+            out.changes.push(Change::Append(ready.entries));
+        }
+        out.changes.extend(ready.hard_state.map(Change::HardState));
+        out.messages = ready.messages;
+        out.sync = ready.sync;
+        out.committed = Some(ready.committed);
+        out
+    }
+
+    /// The ready is in the log. Gives what may be sent now.
+    fn persisted(&mut self, mut committed: Vec<Entry>) -> Vec<Message> {
+        let (messages, more) = self.consensus.persisted();
+        if self.consensus.has_offered() {
+            self.shared.end_lease();
+        }
+        committed.extend(more);
+        self.deliver(committed);
+        self.publish();
+        self.end_rounds();
+        messages
+    }
+
+    fn stop(self, why: String) {
+        self.shared.stop(why);
+        self.fail_waiters(None);
+    }
+
     fn is_leading(&self) -> bool {
         self.standing.is_some_and(|standing| standing.role == StateRole::Leader)
     }

@@ -1,8 +1,8 @@
-//! A group's engine thread: batches on a leader, committed entries on a follower.
+//! A group's engine loop: batches on a leader, committed entries on a follower.
 //!
-//! It sleeps until its inbox has something, and does one thing at a time in this order: apply what is committed, undo
-//! the open batch if leadership was lost, begin the next batch. Replies of a batch that lost its leader wait until
-//! what stands at the batch's index is known: the batch after all, or something else.
+//! Each step takes one thing out of the inbox and does it, in this order: apply what is committed, undo the open batch
+//! if leadership was lost, begin the next batch. Replies of a batch that lost its leader wait until what stands at the
+//! batch's index is known: the batch after all, or something else. It must never know who steps it.
 
 use super::inbox::{Closing, Committed, Inbox, PendingSchema, PendingWrite};
 use super::mailbox::Mail;
@@ -26,11 +26,22 @@ const APPLY_BYTES: usize = 1 << 20;
 /// A batch takes no more writes than this.
 const BATCH_WRITES: usize = 1024;
 
-/// A group's engine thread.
-pub(crate) struct EngineThread {
+/// What a step of a loop did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Something; there may be more to do.
+    Worked,
+    /// Nothing: there is nothing to do.
+    Idle,
+    /// The loop is over.
+    Ended,
+}
+
+/// A group's engine loop.
+pub(crate) struct EngineLoop {
     shared: Arc<Shared>,
     engine: Engine,
-    log: Box<dyn LogReader>,
+    log: Arc<dyn LogReader>,
     open: Option<Open>,
     limbo: Vec<Limbo>,
     patience: Patience,
@@ -78,25 +89,39 @@ enum Work {
     Close(Closing),
 }
 
-impl EngineThread {
-    pub fn new(shared: Arc<Shared>, engine: Engine, log: Box<dyn LogReader>, patience: Patience) -> Self {
+impl EngineLoop {
+    pub fn new(shared: Arc<Shared>, engine: Engine, log: Arc<dyn LogReader>, patience: Patience) -> Self {
         Self { shared, engine, log, open: None, limbo: Vec::new(), patience }
     }
 
-    /// Runs until the replica is closed. A panic stops this replica and no other.
-    pub fn run(mut self) {
-        loop {
-            let work = match self.next() {
-                Work::Close(closing) => return self.close(&closing),
-                work => work,
-            };
-            let why = match catch_unwind(AssertUnwindSafe(|| self.act(work))) {
-                Ok(Ok(())) => continue,
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "its engine panicked".to_owned(),
-            };
-            self.shared.stop(why);
-        }
+    /// Does one thing, if there is one to do. A panic stops this replica and no other.
+    pub fn step(&mut self) -> Step {
+        let work = self.next(false);
+        self.perform(work)
+    }
+
+    /// Waits until there is something to do, and does it.
+    pub fn wait_and_step(&mut self) -> Step {
+        let work = self.next(true);
+        self.perform(work)
+    }
+
+    fn perform(&mut self, work: Option<Work>) -> Step {
+        let work = match work {
+            None => return Step::Idle,
+            Some(Work::Close(closing)) => {
+                self.close(&closing);
+                return Step::Ended;
+            }
+            Some(work) => work,
+        };
+        let why = match catch_unwind(AssertUnwindSafe(|| self.act(work))) {
+            Ok(Ok(())) => return Step::Worked,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "its engine panicked".to_owned(),
+        };
+        self.shared.stop(why);
+        Step::Worked
     }
 
     fn act(&mut self, work: Work) -> Result<(), ReplicaError> {
@@ -116,14 +141,15 @@ impl EngineThread {
         self.maintain()
     }
 
-    fn next(&mut self) -> Work {
+    fn next(&mut self, wait: bool) -> Option<Work> {
         let shared = self.shared.clone();
         let mut inbox = shared.inbox();
         loop {
             if let Some(closing) = inbox.closing.clone() {
-                return Work::Close(closing);
+                return Some(Work::Close(closing));
             }
-            if let Some(work) = self.choose(&mut inbox) {
+            let work = self.choose(&mut inbox);
+            if work.is_some() || !wait {
                 return work;
             }
             shared.wait(&mut inbox);
@@ -134,7 +160,7 @@ impl EngineThread {
         if let Some(open) = &self.open
             && open.index.is_none()
         {
-            // Only the consensus thread knows whether the batch is in the log; it answers promptly.
+            // Only the consensus loop knows whether the batch is in the log; it answers promptly.
             return inbox.proposal.take().map(Work::Proposed);
         }
         let applied = self.engine.applied();
@@ -389,7 +415,7 @@ impl EngineThread {
         WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(Retry::NotLeader(None))
     }
 
-    fn close(mut self, closing: &Closing) {
+    fn close(&mut self, closing: &Closing) {
         let (error, unknown) = match closing {
             Closing::ShutDown => {
                 let error = WireError::new(SqlState::ADMIN_SHUTDOWN, "the node is shutting down");

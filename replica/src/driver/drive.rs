@@ -1,0 +1,26 @@
+//! Who turns a node's loops.
+
+use super::consensus_loop::{ConsensusLoop, Purge};
+use super::engine_loop::EngineLoop;
+use crate::error::ReplicaError;
+use crate::log::LogStore;
+use proto::GroupId;
+use std::sync::Arc;
+
+/// Who turns a node's loops.
+pub(crate) trait Drive: Send + Sync {
+    /// Gives what has the log purged, in time and not at once: it may take long, and must not delay a tick.
+    fn purger(&self, log: Arc<dyn LogStore>) -> Result<Purge, ReplicaError>;
+
+    /// Turns the node's consensus loop from now on.
+    fn consensus(&self, consensus: ConsensusLoop) -> Result<(), ReplicaError>;
+
+    /// Steps a group's engine loop from now on.
+    fn engine(&self, group: GroupId, engine: EngineLoop) -> Result<(), ReplicaError>;
+
+    /// Comes back when the consensus loop, which was told to, has ended.
+    fn finish_consensus(&self);
+
+    /// Comes back when a group's engine loop, which was told to, has ended.
+    fn finish_engine(&self, group: GroupId);
+}

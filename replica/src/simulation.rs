@@ -1,0 +1,126 @@
+//! A host whose loops are turned by hand: clock, log and network come from outside, and nothing happens between turns.
+//!
+//! The consensus, engine and handles are those of production; what is missing is the threads. Handles' futures wait by
+//! tokio's clock, which a simulation pauses. Everything of a host happens in the thread that turns its loops.
+
+use crate::driver::{ConsensusLoop, Drive, EngineLoop, Purge, Step};
+use crate::host::Parts;
+use crate::{Config, Host, Replica, ReplicaError};
+use parking_lot::Mutex;
+use proto::GroupId;
+use proto::services::RaftTransport;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use crate::clock::Clock;
+pub use crate::log::{Batch, Change, Cut, Kept, LogReader, LogStore};
+pub use raft::eraftpb::{Entry, HardState};
+
+/// Opens a host whose loops are turned by [`Loops`].
+pub fn open(
+    config: Config,
+    clock: Clock,
+    log: Arc<dyn LogStore>,
+    transport: Arc<dyn RaftTransport>,
+) -> Result<(Arc<Host>, Loops), ReplicaError> {
+    let hand = Arc::new(Hand { clock: clock.clone(), held: Mutex::default() });
+    let host = Host::from_parts(config, Parts { clock, log, transport, drive: hand.clone() })?;
+    Ok((host, Loops(hand)))
+}
+
+/// Whether nobody else can lead the replica's group now, as far as it knows.
+pub fn holds_lease(replica: &Replica) -> bool {
+    replica.shared().holds_lease()
+}
+
+/// A host's loops.
+pub struct Loops(Arc<Hand>);
+
+impl Loops {
+    /// When, on the host's clock, its consensus wants a turn even if it has no mail.
+    pub fn next_tick(&self) -> Option<Duration> {
+        self.0.held.lock().consensus.as_ref().map(ConsensusLoop::next_tick)
+    }
+
+    /// Gives consensus a turn with the mail that it has.
+    pub fn turn_consensus(&self) {
+        self.0.turn_consensus();
+    }
+
+    /// The groups whose engines run.
+    pub fn engines(&self) -> Vec<GroupId> {
+        self.0.held.lock().engines.keys().copied().collect()
+    }
+
+    /// Lets a group's engine do one thing; whether there was one.
+    pub fn step_engine(&self, group: GroupId) -> bool {
+        self.0.step_engine(group) == Step::Worked
+    }
+
+    /// Drops the loops as they are, as a crash does: nothing is ended, answered or written.
+    pub fn crash(&self) {
+        let held = std::mem::take(&mut *self.0.held.lock());
+        drop(held);
+    }
+}
+
+/// Holds the loops between turns.
+struct Hand {
+    clock: Clock,
+    held: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    consensus: Option<ConsensusLoop>,
+    engines: BTreeMap<GroupId, EngineLoop>,
+}
+
+impl Hand {
+    /// A loop is taken out while it's turned: what it calls may come back here.
+    fn turn_consensus(&self) {
+        let Some(mut consensus) = self.held.lock().consensus.take() else { return };
+        let mail = consensus.mailbox().take();
+        if consensus.turn(mail, self.clock.now()).is_continue() {
+            self.held.lock().consensus = Some(consensus);
+        }
+    }
+
+    fn step_engine(&self, group: GroupId) -> Step {
+        let Some(mut engine) = self.held.lock().engines.remove(&group) else { return Step::Ended };
+        let step = engine.step();
+        if step != Step::Ended {
+            self.held.lock().engines.insert(group, engine);
+        }
+        step
+    }
+}
+
+impl Drive for Hand {
+    fn purger(&self, log: Arc<dyn LogStore>) -> Result<Purge, ReplicaError> {
+        Ok(Box::new(move || {
+            if let Err(error) = log.purge() {
+                tracing::warn!("the log was not purged: {error}");
+            }
+        }))
+    }
+
+    fn consensus(&self, consensus: ConsensusLoop) -> Result<(), ReplicaError> {
+        self.held.lock().consensus = Some(consensus);
+        Ok(())
+    }
+
+    fn engine(&self, group: GroupId, engine: EngineLoop) -> Result<(), ReplicaError> {
+        self.held.lock().engines.insert(group, engine);
+        Ok(())
+    }
+
+    fn finish_consensus(&self) {
+        self.turn_consensus();
+    }
+
+    fn finish_engine(&self, group: GroupId) {
+        while self.step_engine(group) == Step::Worked {}
+    }
+}
