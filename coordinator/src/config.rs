@@ -1,6 +1,6 @@
 //! The settings of a coordinator.
 
-use proto::NodeId;
+use proto::{ClusterId, NodeId};
 use std::time::Duration;
 
 /// The settings of a [`crate::Coordinator`]. All but `node` must be the same on each of its nodes.
@@ -8,7 +8,9 @@ use std::time::Duration;
 pub struct Config {
     /// This node.
     pub node: NodeId,
-    /// The nodes that hold the coordinator's replicas; this one among them.
+    /// The cluster that is founded with it.
+    pub cluster: ClusterId,
+    /// The nodes that found the coordinator's group; this one among them. Who holds it later is in the topology.
     pub voters: Vec<NodeId>,
     /// A new cluster makes its first keyspaces once so many shardnodes have registered.
     pub expected_nodes: u32,
@@ -22,6 +24,18 @@ pub struct Config {
     pub attempt_timeout: Duration,
     /// How long other changes of the cluster's state may take.
     pub write_timeout: Duration,
+    /// How long one attempt at changing a group's members may take, before it's looked whether it still makes sense.
+    pub member_timeout: Duration,
+    /// A node that hasn't reported for so long isn't counted on.
+    pub silent_after: Duration,
+    /// The replicas of a node that hasn't reported for so long are made on others.
+    pub replace_after: Duration,
+    /// A replica on a live node that has been lost for so long is made anew.
+    pub rebuild_after: Duration,
+    /// How many replicas are made without being asked for at a time.
+    pub repairs_at_once: usize,
+    /// How often it's looked whether something must be done.
+    pub look_every: Duration,
 }
 
 impl Config {
@@ -30,6 +44,7 @@ impl Config {
         let nodes = voters.len() as u32;
         Self {
             node,
+            cluster: ClusterId(0),
             voters,
             expected_nodes: nodes,
             shards: 2,
@@ -37,6 +52,12 @@ impl Config {
             schema_timeout: Duration::from_secs(300),
             attempt_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(10),
+            member_timeout: Duration::from_secs(30),
+            silent_after: Duration::from_secs(10),
+            replace_after: Duration::from_secs(300),
+            rebuild_after: Duration::from_secs(10),
+            repairs_at_once: 2,
+            look_every: Duration::from_millis(500),
         }
     }
 }

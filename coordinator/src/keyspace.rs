@@ -1,13 +1,13 @@
-//! Nodes, keyspaces, and which node holds what.
+//! Keyspaces, and which node holds what of them.
 //!
-//! In come registrations and wishes for keyspaces, out go rows of the coordinator's tables. Nothing here waits: a
+//! In come wishes for keyspaces, out go rows of the coordinator's tables. Nothing here waits: a
 //! keyspace that is made but not ready is seen by shardnodes, which make its replicas, and not by routers.
 
 use crate::config::Config;
 use crate::store::{Counter, KeyspaceRow, Store};
 use proto::catalog::Placement;
 use proto::services::CreateKeyspace;
-use proto::topology::{Keyspace, Node, Shard, Sharding};
+use proto::topology::{Keyspace, Shard, Sharding};
 use proto::{
     GroupId, Incarnation, KeyRange, KeyspaceNumber, NodeId, RequestId, RouterIncarnation, ShardId, SqlState,
     TableId, WireError,
@@ -21,15 +21,8 @@ pub(crate) const BOOTSTRAP: RequestId = RequestId { router: RouterIncarnation(0)
 /// The most bytes of a keyspace's name, as of any PostgreSQL identifier.
 const LONGEST_NAME: usize = 63;
 
-/// Takes note of a node. When there are enough of them, a new cluster's first keyspaces are made.
-pub(crate) fn register(store: Store<'_>, node: &Node, config: &Config) -> Result<(), WireError> {
-    if node.id == NodeId(0) {
-        return Err(WireError::new(SqlState::INVALID_PARAMETER_VALUE, "node id 0 is never given out"));
-    }
-    if store.nodes()?.get(&node.id) != Some(node) {
-        store.put_node(node)?;
-        store.next_epoch()?;
-    }
+/// Makes a new cluster's first keyspaces once there are enough nodes.
+pub(crate) fn bootstrap(store: Store<'_>, config: &Config) -> Result<(), WireError> {
     let holders = store.nodes()?.values().filter(|node| node.roles.shardnode).count();
     if holders >= config.expected_nodes as usize && store.keyspaces()?.is_empty() {
         let main = CreateKeyspace {
@@ -109,7 +102,7 @@ pub(crate) fn make(
             replicas: load.place(replicas)?,
             formed: false,
         };
-        store.add_shard(&shard)?;
+        store.put_shard(&shard)?;
         shards.push(shard.id);
     }
     let keyspace =

@@ -11,20 +11,37 @@
 //!    applied of them (`state`).
 //! 5. The job's end frees what it held and leaves the answer, so that a repeated request is answered the same.
 //!
+//! The life of a change of a group's replicas:
+//!
+//! 1. Somebody asks for it (`replicas`), or the leader sees that it's needed: a node is silent, a replica is lost or
+//!    differs from the others (`vitals`, `divergence`, `repair`).
+//! 2. It is checked and recorded with all its steps (`replicas`, `replica_job`). From then on the topology tells that
+//!    a node is getting a replica.
+//! 3. A worker asks the group's leader for each set of voters until the group has it (`replica_work`, `reach`).
+//! 4. The topology names the new replicas, and the nodes that lost theirs remove them.
+//!
 //! It must never know SQL beyond the statements of [`dialect::physical`], nor a row of a user's but to copy it.
 
 mod admit;
 mod alter;
+mod care;
 mod config;
+mod divergence;
 mod explain;
 mod job;
 mod keyspace;
+mod nodes;
 mod publish;
 mod reach;
+mod repair;
+mod replica_job;
+mod replica_work;
+mod replicas;
 mod sequence;
 mod service;
 mod state;
 mod store;
+mod vitals;
 mod worker;
 
 pub use config::Config;

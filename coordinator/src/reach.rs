@@ -1,12 +1,13 @@
-//! Asking a shard's leader, wherever it is, until it answers.
+//! Asking a group's leader, wherever it is.
 //!
-//! In comes a call for one shard, out comes its result or the error that asking again can't mend. Who leads is
+//! In comes a call for one shard or group, out comes its result or the error that asking again can't mend. Who leads is
 //! guessed from what was last heard, then from the hints of those who don't lead. There is one retry policy, this one.
 
 use crate::config::Config;
 use futures_core::Stream;
-use proto::services::{BoxStream, ClusterState, Peers, ServiceResult, ShardService};
-use proto::{NodeId, Retry, ShardId, SqlState, WireError};
+use proto::services::{BoxStream, ClusterState, Peers, ReplicaService, ServiceResult, ShardService};
+use proto::{GroupId, NodeId, Retry, ShardId, SqlState, WireError};
+use std::collections::{BTreeSet, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,6 +17,8 @@ use tokio::sync::watch;
 /// The pause after all replicas have refused; it doubles up to the second.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How long a request that minds its own time and its answer may be on their way.
+const ON_THE_WAY: Duration = Duration::from_secs(2);
 
 /// The way to the shards.
 #[derive(Clone)]
@@ -55,6 +58,53 @@ impl Reach {
             }
             pause.wait().await;
         }
+    }
+
+    /// Asks the nodes that may lead a group, the likeliest first, and whoever they name. What asking again may mend
+    /// comes back with a [`Retry`] other than `Never`.
+    pub(crate) async fn group<T, F>(
+        &self,
+        group: GroupId,
+        nodes: &[NodeId],
+        timeout: Duration,
+        call: impl Fn(Arc<dyn ReplicaService>) -> F,
+    ) -> Result<T, WireError>
+    where
+        F: Future<Output = ServiceResult<T>>,
+    {
+        let leader = self.state.borrow().leaders.get(group);
+        let mut waiting: VecDeque<_> = nodes.to_vec().into();
+        waiting.make_contiguous().sort_by_key(|node| Some(*node) != leader);
+        let mut asked = BTreeSet::new();
+        let mut last = WireError::new(SqlState::CANNOT_CONNECT_NOW, format!("group {group} has no leader"));
+        while let Some(node) = waiting.pop_front() {
+            let Some(service) = self.peers.replica_service(node).filter(|_| asked.insert(node)) else {
+                continue;
+            };
+            // Whoever is asked minds the time; only one that doesn't answer at all is given up here.
+            match tokio::time::timeout(timeout + ON_THE_WAY, call(service)).await {
+                Ok(Ok(result)) => return Ok(result),
+                Ok(Err(error)) if is_final(&error) && error.sqlstate != SqlState::OBJECT_IN_USE => {
+                    return Err(error);
+                }
+                Ok(Err(error)) => {
+                    if let Retry::NotLeader(Some(leader)) = error.retry {
+                        waiting.push_front(leader);
+                    }
+                    if !matches!(error.retry, Retry::NotLeader(_)) || last.retry == Retry::Never {
+                        last = error;
+                    }
+                }
+                Err(_) => {
+                    let message = format!("node {node} doesn't answer");
+                    last = WireError::new(SqlState::CONNECTION_FAILURE, message);
+                }
+            }
+        }
+        Err(match last.retry {
+            Retry::Never => last.with_retry(Retry::Later),
+            _ => last,
+        })
     }
 
     /// The shard's replicas, the likeliest leader first.

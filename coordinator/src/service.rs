@@ -6,10 +6,11 @@
 use crate::admit::{self, Admission};
 use crate::config::Config;
 use crate::reach::{Pause, Reach};
+use crate::replica_work::{Obstacles, ReplicaWorker};
 use crate::state::State;
 use crate::store::{self, Store};
 use crate::worker::Worker;
-use crate::{keyspace, sequence};
+use crate::{care, nodes, replicas, sequence};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::services::{
@@ -23,10 +24,13 @@ use proto::{GroupId, KeyspaceNumber, NodeId, Retry, SchemaVersion, SequenceId, S
 use replica::{Host, Replica, Write};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_stream::wrappers::WatchStream;
+
+/// How soon a request is tried again that others were in the way of.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// The coordinator's part on one node.
 pub struct Coordinator {
@@ -34,20 +38,23 @@ pub struct Coordinator {
     tasks: Mutex<Vec<AbortHandle>>,
 }
 
-struct Core {
-    replica: Replica,
-    config: Config,
+/// What all parts of it share.
+pub(crate) struct Core {
+    pub(crate) replica: Replica,
+    pub(crate) config: Config,
     peers: Arc<dyn Peers>,
-    state: State,
+    pub(crate) state: Arc<State>,
     /// There is a new job.
-    begun: Notify,
+    pub(crate) begun: Notify,
+    /// What held up each change of replicas last.
+    pub(crate) obstacles: Obstacles,
     /// Counts the jobs that ended here; `None` once nobody works here any more.
     ended: watch::Sender<Option<u64>>,
 }
 
 impl Coordinator {
-    /// Makes or finds this node's replica of the coordinator's group, follows it, and works for it where it leads.
-    /// Call it inside a tokio runtime.
+    /// Makes or finds this node's replica of the coordinator's group as one of its founders, and plays its part as
+    /// [`Self::open`] does. Only for a group that hasn't had a leader yet, or whose files are here.
     pub fn new(host: &Host, peers: Arc<dyn Peers>, config: Config) -> Result<Arc<Coordinator>, WireError> {
         if config.replicas == 0 || config.replicas > config.expected_nodes || config.shards == 0 {
             let message = format!(
@@ -56,18 +63,25 @@ impl Coordinator {
             );
             return Err(WireError::new(SqlState::INVALID_PARAMETER_VALUE, message));
         }
-        let replica = host.create(GroupId::COORDINATOR, &config.voters, &store::init())?;
+        let replica = host.create(GroupId::COORDINATOR, &config.voters, &store::init(&config))?;
+        Ok(Self::open(replica, peers, config))
+    }
+
+    /// Follows this node's replica of the coordinator's group, and works for it where it leads. The replica may be one
+    /// that the group has just begun to fill. Call it inside a tokio runtime.
+    pub fn open(replica: Replica, peers: Arc<dyn Peers>, config: Config) -> Arc<Coordinator> {
         let core = Arc::new(Core {
             replica,
             config,
             peers,
-            state: State::new(),
+            state: Arc::new(State::new()),
             begun: Notify::new(),
+            obstacles: Obstacles::default(),
             ended: watch::Sender::new(Some(0)),
         });
         let following = tokio::spawn(follow(Arc::clone(&core))).abort_handle();
         let leading = tokio::spawn(lead(Arc::clone(&core))).abort_handle();
-        Ok(Arc::new(Coordinator { core, tasks: Mutex::new(vec![following, leading]) }))
+        Arc::new(Coordinator { core, tasks: Mutex::new(vec![following, leading]) })
     }
 
     /// Stops what it does by itself. Its replica goes on. Doing it again does nothing.
@@ -113,15 +127,23 @@ async fn lead(core: Arc<Core>) {
             return;
         }
         let mut working = JoinSet::new();
+        let caring = working.spawn(care::care(Arc::clone(&core))).id();
         let mut jobs: HashMap<tokio::task::Id, u64> = HashMap::new();
         let mut pause = Pause::default();
         while status.borrow().role == ReplicaRole::Leader {
             match core.jobs().await {
                 Ok(unfinished) => {
                     pause = Pause::default();
-                    for job in unfinished {
+                    let (schema, replicas) = unfinished;
+                    for job in schema {
                         if !jobs.values().any(|known| *known == job) {
                             let task = working.spawn(core.worker().run(job));
+                            jobs.insert(task.id(), job);
+                        }
+                    }
+                    for job in replicas {
+                        if !jobs.values().any(|known| *known == job) {
+                            let task = working.spawn(core.replica_worker().run(job));
                             jobs.insert(task.id(), job);
                         }
                     }
@@ -137,10 +159,14 @@ async fn lead(core: Arc<Core>) {
                     let id = match ended {
                         Ok((id, ())) => id,
                         Err(error) => {
-                            tracing::error!(%error, "a schema change's worker has failed");
+                            tracing::error!(%error, "the coordinator's worker has failed");
                             error.id()
                         }
                     };
+                    if id == caring {
+                        // It never ends by itself: all begins anew.
+                        break;
+                    }
                     jobs.remove(&id);
                     if let Err(error) = core.state.refresh(&core.replica).await {
                         tracing::debug!(%error, "the coordinator's replica can't be read");
@@ -167,13 +193,22 @@ async fn lost(status: &mut watch::Receiver<ReplicaStatus>) -> Result<(), watch::
 }
 
 impl Core {
+    fn reach(&self) -> Reach {
+        let (peers, config) = (Arc::clone(&self.peers), self.config.clone());
+        Reach { peers, state: self.state.subscribe(), config }
+    }
+
     fn worker(&self) -> Worker {
-        let reach = Reach {
-            peers: Arc::clone(&self.peers),
-            state: self.state.subscribe(),
-            config: self.config.clone(),
-        };
-        Worker { replica: self.replica.clone(), reach }
+        Worker { replica: self.replica.clone(), reach: self.reach() }
+    }
+
+    fn replica_worker(&self) -> ReplicaWorker {
+        ReplicaWorker {
+            replica: self.replica.clone(),
+            reach: self.reach(),
+            state: Arc::clone(&self.state),
+            obstacles: Arc::clone(&self.obstacles),
+        }
     }
 
     /// Wakes everyone who waits for a job's end.
@@ -181,14 +216,17 @@ impl Core {
         self.ended.send_modify(|ended| *ended = ended.map(|count| count + 1));
     }
 
-    async fn jobs(&self) -> Result<Vec<u64>, WireError> {
+    /// The numbers of the unfinished schema changes and changes of replicas.
+    async fn jobs(&self) -> Result<(Vec<u64>, Vec<u64>), WireError> {
         let deadline = Instant::now() + self.config.write_timeout;
         let snapshot = self.replica.snapshot(Consistency::Strong, deadline).await?;
-        Ok(Store(snapshot.connection()).jobs()?.into_iter().map(|job| job.id).collect())
+        let store = Store(snapshot.connection());
+        let schema = store.jobs()?.into_iter().map(|job| job.id).collect();
+        Ok((schema, store.replica_jobs()?.into_iter().map(|job| job.id).collect()))
     }
 
     /// Runs a write on the coordinator's leader, which must be here.
-    async fn write(
+    pub(crate) async fn write(
         &self,
         run: impl FnOnce(Store<'_>) -> Result<Bytes, WireError> + Send + 'static,
     ) -> ServiceResult<Bytes> {
@@ -233,17 +271,20 @@ impl Core {
                 }
                 Admission::Wait => {}
             }
-            if tokio::time::timeout_at(until, ended.changed()).await.is_err() {
+            // What is in the way needn't be a job of this node's.
+            let again = until.min(tokio::time::Instant::now() + AGAIN);
+            let waited = tokio::time::timeout_at(again, ended.changed()).await;
+            if waited.is_err() && tokio::time::Instant::now() >= until {
                 return Err(match running {
                     Some(job) => WireError::new(
                         SqlState::TRANSACTION_RESOLUTION_UNKNOWN,
-                        format!("schema change {job} is still under way"),
+                        format!("change {job} is still under way"),
                     )
                     .with_detail("It goes on by itself.")
                     .with_retry(Retry::Unknown),
                     None => WireError::new(
                         SqlState::LOCK_NOT_AVAILABLE,
-                        "canceling statement because other schema changes are in its way",
+                        "canceling statement because other changes are in its way",
                     ),
                 });
             }
@@ -270,16 +311,16 @@ impl CoordinatorService for Coordinator {
 
     fn register(&self, node: Node) -> BoxFuture<'_, ServiceResult<()>> {
         Box::pin(async move {
-            let config = self.core.config.clone();
+            let (config, heard) = (self.core.config.clone(), self.core.state.heard(node.id));
             let register =
-                move |store: Store<'_>| keyspace::register(store, &node, &config).map(|()| Bytes::new());
+                move |store: Store<'_>| nodes::register(store, &node, heard, &config).map(|()| Bytes::new());
             self.core.write(register).await.map(drop)
         })
     }
 
     fn report(&self, node: NodeId, replicas: Vec<ReplicaStatus>) -> BoxFuture<'_, ServiceResult<()>> {
         Box::pin(async move {
-            self.core.state.report(node, replicas);
+            self.core.state.report(node, &replicas);
             Ok(())
         })
     }
@@ -316,12 +357,22 @@ impl CoordinatorService for Coordinator {
         })
     }
 
-    fn join(&self, _: NodeJoin) -> BoxFuture<'_, ServiceResult<Joined>> {
-        Box::pin(async { Err(WireError::unsupported("joining a cluster")) })
+    fn join(&self, join: NodeJoin) -> BoxFuture<'_, ServiceResult<Joined>> {
+        Box::pin(async move {
+            let join = move |store: Store<'_>| Ok(nodes::join(store, &join)?.encode().into());
+            let output = self.core.write(join).await?;
+            self.core.state.refresh(&self.core.replica).await?;
+            Joined::decode(&output).map_err(|e| WireError::internal(e.to_string()))
+        })
     }
 
-    fn change_replicas(&self, _: ReplicaChange) -> BoxFuture<'_, ServiceResult<()>> {
-        Box::pin(async { Err(WireError::unsupported("changing replicas")) })
+    fn change_replicas(&self, change: ReplicaChange) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(async move {
+            let core = Arc::clone(&self.core);
+            let change = Arc::new(change);
+            let begin = move |store: Store<'_>| replicas::change(store, &change, &core.known(Instant::now()));
+            self.core.admit(begin).await.map(drop)
+        })
     }
 
     fn status(&self) -> BoxFuture<'_, ServiceResult<ClusterStatus>> {
@@ -331,8 +382,11 @@ impl CoordinatorService for Coordinator {
             let deadline = Instant::now() + self.core.config.write_timeout;
             drop(self.core.replica.snapshot(Consistency::Strong, deadline).await?);
             self.core.state.refresh(&self.core.replica).await?;
+            let jobs = self.core.jobs_now().await?;
             let state = self.core.state.subscribe().borrow().clone();
-            let (heard, jobs, alarms) = Default::default();
+            let now = Instant::now();
+            let heard = self.core.heard(&state.topology, now);
+            let alarms = self.core.alarms(&state.topology, now);
             Ok(ClusterStatus { state, replicas: self.core.state.reports(), heard, jobs, alarms })
         })
     }

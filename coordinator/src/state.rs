@@ -5,13 +5,13 @@
 //! to an older topology or catalog.
 
 use crate::store::Store;
+use crate::vitals::{Ailment, Vitals};
 use parking_lot::Mutex;
 use proto::catalog::Catalog;
 use proto::services::{ClusterState, Consistency, ReplicaRole, ReplicaStatus};
 use proto::topology::{Leaders, Topology};
-use proto::{NodeId, WireError};
+use proto::{GroupId, NodeId, WireError};
 use replica::Replica;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -22,7 +22,7 @@ const SNAPSHOT: Duration = Duration::from_secs(5);
 /// The newest state, and what nodes said.
 pub(crate) struct State {
     sender: watch::Sender<ClusterState>,
-    reports: Mutex<BTreeMap<NodeId, Vec<ReplicaStatus>>>,
+    vitals: Mutex<Vitals>,
 }
 
 impl State {
@@ -32,7 +32,7 @@ impl State {
             leaders: Arc::new(Leaders::default()),
             catalog: Arc::new(Catalog::default()),
         };
-        Self { sender: watch::Sender::new(empty), reports: Mutex::default() }
+        Self { sender: watch::Sender::new(empty), vitals: Mutex::new(Vitals::new(Instant::now())) }
     }
 
     /// Follows it.
@@ -68,11 +68,11 @@ impl State {
     }
 
     /// Takes a node's report.
-    pub(crate) fn report(&self, node: NodeId, replicas: Vec<ReplicaStatus>) {
+    pub(crate) fn report(&self, node: NodeId, replicas: &[ReplicaStatus]) {
         self.sender.send_if_modified(|state| {
             let mut leaders = Leaders::clone(&state.leaders);
             let mut news = false;
-            for status in &replicas {
+            for status in replicas {
                 let leader = match status.role {
                     ReplicaRole::Leader => Some(node),
                     ReplicaRole::Follower | ReplicaRole::Candidate | ReplicaRole::Learner => status.leader,
@@ -86,11 +86,50 @@ impl State {
             }
             news
         });
-        self.reports.lock().insert(node, replicas);
+        self.vitals.lock().report(node, replicas, Instant::now());
     }
 
     /// What each node last said.
     pub(crate) fn reports(&self) -> Vec<ReplicaStatus> {
-        self.reports.lock().values().flatten().cloned().collect()
+        self.vitals.lock().statuses()
+    }
+
+    /// All that is known of the nodes.
+    pub(crate) fn vitals(&self) -> Vitals {
+        self.vitals.lock().clone()
+    }
+
+    /// This node leads from now on.
+    pub(crate) fn begin(&self) {
+        self.vitals.lock().begin(Instant::now());
+    }
+
+    /// Notes what is wrong with which replica. Returns what is new.
+    pub(crate) fn look<'a>(
+        &self,
+        groups: impl IntoIterator<Item = (GroupId, &'a [NodeId], Option<NodeId>)>,
+        now: Instant,
+    ) -> Vec<(GroupId, NodeId, Ailment)> {
+        self.vitals.lock().look(groups, now)
+    }
+
+    /// A group's replicas aren't what they were.
+    pub(crate) fn settle(&self, group: GroupId) {
+        self.vitals.lock().settle(group);
+    }
+
+    /// How long a node has been silent.
+    pub(crate) fn silence(&self, node: NodeId) -> Duration {
+        self.vitals.lock().silence(node, Instant::now())
+    }
+
+    /// How long ago a node was heard of, if it was since this one leads.
+    pub(crate) fn heard(&self, node: NodeId) -> Option<Duration> {
+        self.vitals.lock().heard(node, Instant::now())
+    }
+
+    /// Whether a node said that it has a replica of a group, and that it runs.
+    pub(crate) fn has(&self, group: GroupId, node: NodeId) -> bool {
+        self.vitals.lock().status(group, node).is_some_and(|status| status.stopped.is_none())
     }
 }

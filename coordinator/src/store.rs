@@ -3,14 +3,14 @@
 //! In comes a connection, inside a write or a snapshot; in and out go descriptors, counters and jobs. Which change is
 //! right when is decided elsewhere. Descriptors are kept as the bytes that also cross the wire ([`proto::wire`]).
 
+use crate::config::Config;
 use crate::job::Job;
 use dialect::sqlite::error;
 use proto::catalog::{Catalog, FIRST_USER_ID, Sequence, Table};
-use proto::topology::{Keyspace, Node, Shard, Topology};
+use proto::topology::{Keyspace, Shard, Topology};
 use proto::wire::Wire;
 use proto::{
-    Epoch, KeyspaceNumber, NodeId, RequestId, SchemaVersion, SequenceId, ShardId, SqlState, TableId,
-    WireError,
+    Epoch, KeyspaceNumber, RequestId, SchemaVersion, SequenceId, ShardId, SqlState, TableId, WireError,
 };
 use rusqlite::{Connection, OptionalExtension, Params, Row, params};
 use std::collections::BTreeMap;
@@ -21,8 +21,8 @@ const ANSWERS: i64 = 10_000;
 
 type Result<T> = std::result::Result<T, WireError>;
 
-/// What every replica runs before its first log entry.
-pub(crate) fn init() -> Vec<String> {
+/// What every founding replica runs before its first log entry.
+pub(crate) fn init(config: &Config) -> Vec<String> {
     let mut statements: Vec<String> = [
         "CREATE TABLE shoal_counter (name TEXT NOT NULL PRIMARY KEY, value INTEGER NOT NULL) STRICT",
         "CREATE TABLE shoal_node (id INTEGER NOT NULL PRIMARY KEY, descriptor BLOB NOT NULL) STRICT",
@@ -39,11 +39,15 @@ pub(crate) fn init() -> Vec<String> {
         "CREATE TABLE shoal_answer (id INTEGER NOT NULL PRIMARY KEY, router INTEGER NOT NULL,
             request INTEGER NOT NULL, value INTEGER NOT NULL, error BLOB) STRICT",
         "CREATE INDEX shoal_answer_request ON shoal_answer (router, request)",
+        "CREATE TABLE shoal_cluster (id BLOB NOT NULL PRIMARY KEY) STRICT",
+        "CREATE TABLE shoal_coordinator (node INTEGER NOT NULL PRIMARY KEY) STRICT",
+        "CREATE TABLE shoal_replica_job (id INTEGER NOT NULL PRIMARY KEY, router INTEGER NOT NULL,
+            request INTEGER NOT NULL, raft_group INTEGER NOT NULL UNIQUE, body BLOB NOT NULL) STRICT",
     ]
     .map(String::from)
     .into();
     let counters = [
-        (Counter::Epoch, 0),
+        (Counter::Epoch, 1),
         (Counter::Version, 1),
         (Counter::Object, i64::from(FIRST_USER_ID)),
         (Counter::Group, 2),
@@ -51,7 +55,11 @@ pub(crate) fn init() -> Vec<String> {
         (Counter::Keyspace, 1),
         (Counter::Job, 1),
         (Counter::Answer, 1),
+        (Counter::Node, 1),
     ];
+    statements.push(format!("INSERT INTO shoal_cluster VALUES (x'{:032x}')", config.cluster.0));
+    statements
+        .extend(config.voters.iter().map(|node| format!("INSERT INTO shoal_coordinator VALUES ({node})")));
     statements.extend(
         counters.map(|(counter, value)| {
             format!("INSERT INTO shoal_counter VALUES ('{}', {value})", counter.name())
@@ -79,6 +87,8 @@ pub(crate) enum Counter {
     Job,
     /// The next answer.
     Answer,
+    /// The least node id that was never given out.
+    Node,
 }
 
 impl Counter {
@@ -92,6 +102,7 @@ impl Counter {
             Counter::Keyspace => "keyspace",
             Counter::Job => "job",
             Counter::Answer => "answer",
+            Counter::Node => "node",
         }
     }
 }
@@ -113,18 +124,18 @@ pub(crate) struct KeyspaceRow {
 /// What became of a schema change: a number (the catalog's version, a keyspace), or why it failed.
 pub(crate) type Answer = std::result::Result<u64, WireError>;
 
-fn decode<T: Wire>(bytes: &[u8]) -> Result<T> {
+pub(crate) fn decode<T: Wire>(bytes: &[u8]) -> Result<T> {
     T::decode(bytes)
         .map_err(|e| WireError::new(SqlState::DATA_CORRUPTED, format!("the coordinator's state: {e}")))
 }
 
 impl Store<'_> {
-    fn run(&self, sql: &str, params: impl Params) -> Result<()> {
+    pub(crate) fn run(&self, sql: &str, params: impl Params) -> Result<()> {
         self.0.prepare_cached(sql).map_err(error)?.execute(params).map_err(error)?;
         Ok(())
     }
 
-    fn all<T>(
+    pub(crate) fn all<T>(
         &self,
         sql: &str,
         params: impl Params,
@@ -139,7 +150,7 @@ impl Store<'_> {
         Ok(found)
     }
 
-    fn first<T>(
+    pub(crate) fn first<T>(
         &self,
         sql: &str,
         params: impl Params,
@@ -186,19 +197,6 @@ impl Store<'_> {
         self.version()
     }
 
-    pub(crate) fn nodes(&self) -> Result<BTreeMap<NodeId, Node>> {
-        let nodes = self.all("SELECT descriptor FROM shoal_node ORDER BY id", [], |row| {
-            decode::<Node>(&row.get::<_, Vec<u8>>(0).map_err(error)?)
-        })?;
-        Ok(nodes.into_iter().map(|node| (node.id, node)).collect())
-    }
-
-    pub(crate) fn put_node(&self, node: &Node) -> Result<()> {
-        let sql = "INSERT INTO shoal_node VALUES (?1, ?2)
-            ON CONFLICT (id) DO UPDATE SET descriptor = excluded.descriptor";
-        self.run(sql, params![node.id.0 as i64, node.encode()])
-    }
-
     pub(crate) fn keyspaces(&self) -> Result<Vec<KeyspaceRow>> {
         self.all("SELECT descriptor, ready, owner FROM shoal_keyspace ORDER BY number", [], |row| {
             let owner = row.get::<_, u32>(2).map_err(error)?;
@@ -233,8 +231,10 @@ impl Store<'_> {
         Ok(shards.into_iter().map(|shard| (shard.id, shard)).collect())
     }
 
-    pub(crate) fn add_shard(&self, shard: &Shard) -> Result<()> {
-        self.run("INSERT INTO shoal_shard VALUES (?1, ?2)", params![shard.id.0 as i64, shard.encode()])
+    pub(crate) fn put_shard(&self, shard: &Shard) -> Result<()> {
+        let sql = "INSERT INTO shoal_shard VALUES (?1, ?2)
+            ON CONFLICT (id) DO UPDATE SET descriptor = excluded.descriptor";
+        self.run(sql, params![shard.id.0 as i64, shard.encode()])
     }
 
     /// The topology as everyone follows it.
@@ -246,13 +246,8 @@ impl Store<'_> {
             keyspaces: keyspaces.map(|row| (row.keyspace.number, row.keyspace)).collect(),
             shards: self.shards()?,
             lineage: BTreeMap::new(),
-            joining: Vec::new(),
-            coordinators: self
-                .nodes()?
-                .into_values()
-                .filter(|node| node.roles.coordinator)
-                .map(|n| n.id)
-                .collect(),
+            coordinators: self.coordinators()?,
+            joining: self.joining()?,
         })
     }
 
@@ -324,9 +319,12 @@ impl Store<'_> {
     /// The unfinished job of a request.
     pub(crate) fn job_of(&self, request: RequestId) -> Result<Option<u64>> {
         let key = params![request.router.0 as i64, request.sequence as i64];
-        let found = self.first("SELECT id FROM shoal_job WHERE router = ?1 AND request = ?2", key, |r| {
-            r.get::<_, i64>(0)
-        })?;
+        let found = self.first(
+            "SELECT id FROM shoal_job WHERE router = ?1 AND request = ?2
+            UNION ALL SELECT id FROM shoal_replica_job WHERE router = ?1 AND request = ?2",
+            key,
+            |r| r.get::<_, i64>(0),
+        )?;
         Ok(found.map(|id| id as u64))
     }
 
