@@ -125,7 +125,9 @@ fn run_client(client: u64, seen: &Seen, replica: &Replica, handle: &Handle) {
         let snapshot = handle.block_on(replica.snapshot(Consistency::Strong, deadline)).expect("it leads");
         let sql = "SELECT sum(length(c2)) FROM t1 WHERE c1 BETWEEN ?1 AND ?2";
         let read = |connection: &Connection| {
-            connection.prepare_cached(sql)?.query_row([first.cast_signed(), (first + READ_ROWS).cast_signed()], |_| Ok(()))
+            connection
+                .prepare_cached(sql)?
+                .query_row([first.cast_signed(), (first + READ_ROWS).cast_signed()], |_| Ok(()))
         };
         match read(snapshot.connection()) {
             Ok(()) => seen.reads.fetch_add(1, Ordering::Relaxed),
