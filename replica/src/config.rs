@@ -41,6 +41,11 @@ pub struct Config {
     /// For how long the results of a router's requests are remembered after it has fallen silent. What it repeats later
     /// is refused; so it must be more than a router goes on asking.
     pub remember_requests: Duration,
+    /// How often a leader has all replicas of its group hash their tables, if anything was written since. The hashes are
+    /// in their statuses.
+    pub check_every: Duration,
+    /// How many bytes of tables a node hashes in a second, over all its replicas.
+    pub check_bytes_per_second: u64,
     /// Each log file's size. Tests choose small ones.
     pub log_file_bytes: u64,
 }
@@ -65,6 +70,8 @@ impl Config {
             end_reads_bytes: 48 << 20,
             end_reads_after: Duration::from_secs(10),
             remember_requests: Duration::from_secs(3600),
+            check_every: Duration::from_secs(600),
+            check_bytes_per_second: 64 << 20,
             log_file_bytes: 32 << 20,
         }
     }

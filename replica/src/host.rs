@@ -3,7 +3,7 @@
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::consensus::{Consensus, Settings, Store};
-use crate::driver::{ConsensusLoop, Drive, EngineLoop, Mail, Mailbox, Patience, Shared, Threads};
+use crate::driver::{ConsensusLoop, Drive, EngineLoop, Mail, Mailbox, Patience, Shared, TakeHash, Threads};
 use crate::engine::{Engine, Limits};
 use crate::error::ReplicaError;
 use crate::log::{self, Batch, LogStore, RaftEngineLog};
@@ -46,6 +46,7 @@ pub(crate) struct Parts {
 
 struct Running {
     log: Arc<dyn LogStore>,
+    hasher: TakeHash,
     drive: Arc<dyn Drive>,
 }
 
@@ -57,7 +58,9 @@ impl Host {
         fs::create_dir_all(&config.data_dir).map_err(ReplicaError::io(&config.data_dir))?;
         let clock = Clock::machine();
         let log = Arc::new(RaftEngineLog::open(&config.data_dir.join("log"), config.log_file_bytes)?);
-        let drive = Arc::new(Threads::new(config.node, config.data_dir.clone(), clock.clone()));
+        let threads =
+            Threads::new(config.node, config.data_dir.clone(), clock.clone(), config.check_bytes_per_second);
+        let drive = Arc::new(threads);
         Self::from_parts(config, Parts { clock, log, transport, drive })
     }
 
@@ -74,14 +77,22 @@ impl Host {
         fs::create_dir_all(&groups_dir).map_err(ReplicaError::io(&groups_dir))?;
         let mailbox = Arc::new(Mailbox::default());
         let purge = drive.purger(log.clone())?;
-        let consensus =
-            ConsensusLoop::new(mailbox.clone(), log.clone(), transport, config.tick, clock.now(), purge);
+        let hasher = drive.hasher()?;
+        let consensus = ConsensusLoop::new(
+            mailbox.clone(),
+            log.clone(),
+            transport,
+            config.tick,
+            clock.now(),
+            purge,
+            config.check_every,
+        );
         drive.consensus(consensus)?;
         let host = Host {
             config,
             clock,
             mailbox,
-            running: Mutex::new(Some(Running { log, drive })),
+            running: Mutex::new(Some(Running { log, hasher, drive })),
             groups: Mutex::new(BTreeMap::new()),
             changes: Arc::default(),
         };
@@ -167,7 +178,8 @@ impl Host {
         let consensus = Consensus::new(settings, store, applied, self.clock.now())?;
         let shared = self.shared(group, applied);
         let patience = Patience { hold: self.config.hold_snapshots, age: self.config.end_reads_after };
-        let engine = EngineLoop::new(shared.clone(), engine, running.log.clone(), patience);
+        let engine =
+            EngineLoop::new(shared.clone(), engine, running.log.clone(), patience, running.hasher.clone());
         running.drive.engine(group, engine)?;
         self.mailbox.send(Mail::Add { shared: shared.clone(), consensus: Box::new(consensus) });
         Ok(Replica::new(shared))
@@ -248,6 +260,7 @@ impl Host {
         // First Raft, so that nothing is committed any more of which an engine would not tell its callers.
         self.mailbox.send(Mail::ShutDown);
         running.drive.finish_consensus();
+        running.drive.finish_hasher();
         let replicas = self.replicas();
         for replica in &replicas {
             replica.shared().close_for_shutdown();

@@ -1,8 +1,8 @@
 //! The handle of one replica: what callers do with it, and how they wait.
 
 use crate::connection::Cancel;
-use crate::driver::{Inbox, Mail, PendingSchema, PendingWrite, Place, Shared, WriteState};
-use crate::entry::{Note, Request, Schema};
+use crate::driver::{Inbox, Mail, PendingOrder, PendingWrite, Place, Shared, WriteState};
+use crate::entry::{Body, Check, Note, Request, Schema};
 use crate::readers::too_late;
 use crate::snapshot::Snapshot;
 use crate::write::{SchemaEntry, Write, Written};
@@ -83,8 +83,19 @@ impl Replica {
             require_empty: entry.require_empty,
             notes: entry.notes.into_iter().map(|(key, value)| Note { key, value }).collect(),
         };
-        self.submit(entry.deadline, |inbox, state, _, reply, place| {
-            inbox.schemas.push_back(PendingSchema { schema, state, reply, _place: place });
+        self.order(Body::Schema(schema), entry.deadline).await
+    }
+
+    /// Has every replica hash its tables as of one index, and answers with that index once this one has come to it. The
+    /// hashes appear in the replicas' statuses as they are ready. Errors as for [`Self::write`].
+    pub async fn check(&self, deadline: Instant) -> Result<LogIndex, WireError> {
+        self.order(Body::Check(Check {}), deadline).await
+    }
+
+    /// Has every replica execute an entry, and answers once this one has.
+    async fn order(&self, body: Body, deadline: Instant) -> Result<LogIndex, WireError> {
+        self.submit(deadline, |inbox, state, _, reply, place| {
+            inbox.orders.push_back(PendingOrder { body, state, reply, _place: Some(place) });
         })
         .await
     }

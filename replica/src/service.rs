@@ -2,6 +2,7 @@
 //!
 //! In come calls for a group, out go calls of its replica on this node. It must not know who calls.
 
+use crate::error::ReplicaError;
 use crate::host::Host;
 use proto::services::{BoxFuture, Members, ReplicaService, ReplicaStatus, ServiceResult};
 use proto::{GroupId, LogIndex, NodeId, WireError};
@@ -26,7 +27,10 @@ impl ReplicaService for Host {
         Box::pin(async { Err(WireError::unsupported("transferring leadership")) })
     }
 
-    fn check(&self, _: GroupId, _: Duration) -> BoxFuture<'_, ServiceResult<LogIndex>> {
-        Box::pin(async { Err(WireError::unsupported("checking a group's tables")) })
+    fn check(&self, group: GroupId, timeout: Duration) -> BoxFuture<'_, ServiceResult<LogIndex>> {
+        Box::pin(async move {
+            let replica = self.replica(group).ok_or(ReplicaError::UnknownGroup(group))?;
+            replica.check(tokio::time::Instant::now().into_std() + timeout).await
+        })
     }
 }

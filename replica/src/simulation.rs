@@ -3,13 +3,14 @@
 //! The consensus, engine and handles are those of production; what is missing is the threads. Handles' futures wait by
 //! tokio's clock, which a simulation pauses. Everything of a host happens in the thread that turns its loops.
 
-use crate::driver::{ConsensusLoop, Drive, EngineLoop, Purge, Step};
+use crate::driver::{ConsensusLoop, Drive, EngineLoop, Hashing, Purge, Step, TakeHash};
 use crate::host::Parts;
 use crate::{Config, Host, Replica, ReplicaError};
 use parking_lot::Mutex;
 use proto::GroupId;
 use proto::services::RaftTransport;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ pub fn open(
     log: Arc<dyn LogStore>,
     transport: Arc<dyn RaftTransport>,
 ) -> Result<(Arc<Host>, Loops), ReplicaError> {
+    // Whoever holds the WAL can't let go while a loop waits for it.
+    let config = Config { hold_snapshots: Duration::ZERO, ..config };
     let hand = Arc::new(Hand { clock: clock.clone(), held: Mutex::default() });
     let host = Host::from_parts(config, Parts { clock, log, transport, drive: hand.clone() })?;
     Ok((host, Loops(hand)))
@@ -106,6 +109,10 @@ impl Drive for Hand {
         }))
     }
 
+    fn hasher(&self) -> Result<TakeHash, ReplicaError> {
+        Ok(Arc::new(|hashing: Hashing| hashing.run(&mut |_, _| ControlFlow::Continue(()))))
+    }
+
     fn consensus(&self, consensus: ConsensusLoop) -> Result<(), ReplicaError> {
         self.held.lock().consensus = Some(consensus);
         Ok(())
@@ -119,6 +126,8 @@ impl Drive for Hand {
     fn finish_consensus(&self) {
         self.turn_consensus();
     }
+
+    fn finish_hasher(&self) {}
 
     fn finish_engine(&self, group: GroupId) {
         while self.step_engine(group) == Step::Worked {}

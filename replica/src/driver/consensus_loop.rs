@@ -4,9 +4,11 @@
 //! may go before the log is written, writes the log once for all, then sends and delivers the rest. The time is the one
 //! at the turn's begin throughout: a promise that is counted from earlier ends earlier. It must never know who calls it.
 
+use super::inbox::PendingOrder;
 use super::mailbox::{Mail, Mailbox, Waiter};
 use super::shared::Shared;
 use crate::consensus::{Consensus, Standing};
+use crate::entry::{Body, Check};
 use crate::error::ReplicaError;
 use crate::log::{Batch, Change, Cut, LogStore};
 use crate::packet::Packet;
@@ -26,6 +28,9 @@ const CUT_ENTRIES: u64 = 1024;
 /// After so many ticks, log files are purged of what was cut.
 const PURGE_TICKS: u64 = 64;
 
+/// A leader's first check comes after one to so many parts of the time between two.
+const CHECK_SPREAD: u32 = 16;
+
 /// Called when the log has something to purge. It must not block.
 pub(crate) type Purge = Box<dyn Fn() + Send>;
 
@@ -38,6 +43,7 @@ pub(crate) struct ConsensusLoop {
     next_tick: Duration,
     ticks: u64,
     purge: Purge,
+    check_every: Duration,
     groups: BTreeMap<GroupId, Member>,
 }
 
@@ -49,6 +55,8 @@ struct Member {
     confirming: Vec<Waiter>,
     waiting: Vec<Waiter>,
     round: Option<u64>,
+    /// When the tables are to be checked next, if this replica leads.
+    next_check: Option<Duration>,
 }
 
 type Outgoing = BTreeMap<NodeId, Vec<RaftMessage>>;
@@ -62,9 +70,20 @@ impl ConsensusLoop {
         tick: Duration,
         now: Duration,
         purge: Purge,
+        check_every: Duration,
     ) -> Self {
         let next_tick = now + tick;
-        Self { mailbox, log, transport, tick, next_tick, ticks: 0, purge, groups: BTreeMap::new() }
+        Self {
+            mailbox,
+            log,
+            transport,
+            tick,
+            next_tick,
+            ticks: 0,
+            purge,
+            check_every,
+            groups: BTreeMap::new(),
+        }
     }
 
     /// Where its mail comes from.
@@ -149,6 +168,7 @@ impl ConsensusLoop {
                     confirming: Vec::new(),
                     waiting: Vec::new(),
                     round: None,
+                    next_check: None,
                 };
                 self.groups.insert(group, member);
             }
@@ -196,10 +216,12 @@ impl ConsensusLoop {
         if self.ticks.is_multiple_of(PURGE_TICKS) {
             (self.purge)();
         }
+        let check_every = self.check_every;
         let groups: Vec<GroupId> = self.groups.keys().copied().collect();
         for group in groups {
             self.touch(group, touched, |member| {
                 member.consensus.tick()?;
+                member.check_tables(now, check_every);
                 // Where reads come in, the lease is renewed before it ends; where none do, nothing is sent.
                 if member.round.is_none() && member.is_leading() && member.shared.take_lease_use() {
                     member.round = member.consensus.confirm(now);
@@ -330,6 +352,26 @@ impl Member {
         self.waiting.append(&mut self.confirming);
         if self.consensus.is_sole_voter() {
             self.shared.renew_lease(Duration::MAX);
+        }
+    }
+
+    /// Orders a check of the tables if it's time, and something was written since the last.
+    fn check_tables(&mut self, now: Duration, every: Duration) {
+        if !self.is_leading() {
+            self.next_check = None;
+            return;
+        }
+        // A node that begins to lead many groups doesn't check all of them at once.
+        let first = every / CHECK_SPREAD * (1 + self.shared.group.0 as u32 % CHECK_SPREAD);
+        let due = *self.next_check.get_or_insert(now.saturating_add(first));
+        if now < due {
+            return;
+        }
+        self.next_check = Some(now.saturating_add(every));
+        let (applied, last) = (self.shared.applied(), self.shared.last_check());
+        if applied > last {
+            self.shared.inbox().orders.push_back(PendingOrder::unasked(Body::Check(Check {})));
+            self.shared.wake();
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::consensus_loop::{ConsensusLoop, Purge};
 use super::engine_loop::EngineLoop;
+use super::hashing::TakeHash;
 use crate::error::ReplicaError;
 use crate::log::LogStore;
 use proto::GroupId;
@@ -12,6 +13,9 @@ pub(crate) trait Drive: Send + Sync {
     /// Gives what has the log purged, in time and not at once: it may take long, and must not delay a tick.
     fn purger(&self, log: Arc<dyn LogStore>) -> Result<Purge, ReplicaError>;
 
+    /// Gives what has tables hashed, one replica's after the other, and slowly enough to be in nobody's way.
+    fn hasher(&self) -> Result<TakeHash, ReplicaError>;
+
     /// Turns the node's consensus loop from now on.
     fn consensus(&self, consensus: ConsensusLoop) -> Result<(), ReplicaError>;
 
@@ -20,6 +24,9 @@ pub(crate) trait Drive: Send + Sync {
 
     /// Comes back when the consensus loop, which was told to, has ended.
     fn finish_consensus(&self);
+
+    /// Breaks off what is being hashed, and hashes nothing more.
+    fn finish_hasher(&self);
 
     /// Comes back when a group's engine loop, which was told to, has ended.
     fn finish_engine(&self, group: GroupId);

@@ -4,11 +4,12 @@
 //! if leadership was lost, begin the next batch. Replies of a batch that lost its leader wait until what stands at the
 //! batch's index is known: the batch after all, or something else. It must never know who steps it.
 
-use super::inbox::{Closing, Committed, Inbox, PendingSchema, PendingWrite};
+use super::hashing::{Hashing, TakeHash};
+use super::inbox::{Closing, Committed, Inbox, PendingOrder, PendingWrite};
 use super::mailbox::Mail;
 use super::shared::Shared;
-use crate::engine::{Applied, Engine, Pressure, Ran};
-use crate::entry::{Body, Entry};
+use crate::engine::{Answer, Engine, Pressure, Ran};
+use crate::entry::Entry;
 use crate::error::ReplicaError;
 use crate::log::LogReader;
 use crate::write::Written;
@@ -45,6 +46,7 @@ pub(crate) struct EngineLoop {
     open: Option<Open>,
     limbo: Vec<Limbo>,
     patience: Patience,
+    hasher: TakeHash,
 }
 
 /// How long readers may keep the WAL from being emptied.
@@ -74,7 +76,7 @@ struct Limbo {
 /// A caller, and what it will hear if the entry commits.
 enum Reply {
     Write(oneshot::Sender<Result<Written, WireError>>, Result<Ran, WireError>),
-    Schema(oneshot::Sender<Result<LogIndex, WireError>>),
+    Order(oneshot::Sender<Result<LogIndex, WireError>>),
 }
 
 enum Work {
@@ -82,16 +84,22 @@ enum Work {
     ApplyFromLog(u64),
     Proposed(Option<u64>),
     Deposed,
-    Refuse(Vec<PendingWrite>, Vec<PendingSchema>),
+    Refuse(Vec<PendingWrite>, Vec<PendingOrder>),
     /// To be executed and proposed in this term, whatever has come to pass since.
     Batch(u64, Vec<PendingWrite>),
-    Schema(u64, PendingSchema),
+    Order(u64, PendingOrder),
     Close(Closing),
 }
 
 impl EngineLoop {
-    pub fn new(shared: Arc<Shared>, engine: Engine, log: Arc<dyn LogReader>, patience: Patience) -> Self {
-        Self { shared, engine, log, open: None, limbo: Vec::new(), patience }
+    pub fn new(
+        shared: Arc<Shared>,
+        engine: Engine,
+        log: Arc<dyn LogReader>,
+        patience: Patience,
+        hasher: TakeHash,
+    ) -> Self {
+        Self { shared, engine, log, open: None, limbo: Vec::new(), patience, hasher }
     }
 
     /// Does one thing, if there is one to do. A panic stops this replica and no other.
@@ -130,12 +138,12 @@ impl EngineLoop {
             Work::ApplyFromLog(last) => self.apply_from_log(last),
             Work::Proposed(index) => self.proposed(index),
             Work::Deposed => self.deposed(),
-            Work::Refuse(writes, schemas) => {
-                self.refuse(writes, schemas);
+            Work::Refuse(writes, orders) => {
+                self.refuse(writes, orders);
                 Ok(())
             }
             Work::Batch(term, writes) => self.batch(term, writes),
-            Work::Schema(term, schema) => self.schema(term, schema),
+            Work::Order(term, order) => self.order(term, order),
             Work::Close(_) => Ok(()),
         }?;
         self.maintain()
@@ -177,19 +185,19 @@ impl EngineLoop {
             let leads = standing.role == StateRole::Leader && standing.term == open.term;
             return (!leads).then_some(Work::Deposed);
         }
-        if inbox.writes.is_empty() && inbox.schemas.is_empty() {
+        if inbox.writes.is_empty() && inbox.orders.is_empty() {
             return None;
         }
         let Some(first) = standing.first else {
-            return Some(Work::Refuse(inbox.writes.drain(..).collect(), inbox.schemas.drain(..).collect()));
+            return Some(Work::Refuse(inbox.writes.drain(..).collect(), inbox.orders.drain(..).collect()));
         };
-        // What earlier leaders committed comes first, and so does a schema entry that is under way.
-        let schema_under_way = self.limbo.iter().any(|limbo| limbo.term == standing.term);
-        if applied < first || schema_under_way {
+        // What earlier leaders committed comes first, and so does an order that is under way.
+        let order_under_way = self.limbo.iter().any(|limbo| limbo.term == standing.term);
+        if applied < first || order_under_way {
             return None;
         }
-        if let Some(schema) = inbox.schemas.pop_front() {
-            return Some(Work::Schema(standing.term, schema));
+        if let Some(order) = inbox.orders.pop_front() {
+            return Some(Work::Order(standing.term, order));
         }
         let count = inbox.writes.len().min(BATCH_WRITES);
         Some(Work::Batch(standing.term, inbox.writes.drain(..count).collect()))
@@ -258,13 +266,13 @@ impl EngineLoop {
         self.shared.mailbox.send(Mail::Confirm { group: self.shared.group, waiter });
     }
 
-    fn schema(&mut self, term: u64, pending: PendingSchema) -> Result<(), ReplicaError> {
+    fn order(&mut self, term: u64, pending: PendingOrder) -> Result<(), ReplicaError> {
         if !pending.state.begin() {
             return Ok(());
         }
-        let data = Entry::new(self.shared.floor(), Body::Schema(pending.schema)).encode_to_vec().into();
+        let data = Entry::new(self.shared.floor(), pending.body).encode_to_vec().into();
         // No SQLite transaction is open for it: it runs when it is committed, here as everywhere.
-        self.open = Some(Open { term, index: None, replies: vec![Reply::Schema(pending.reply)] });
+        self.open = Some(Open { term, index: None, replies: vec![Reply::Order(pending.reply)] });
         self.propose(term, data);
         Ok(())
     }
@@ -282,7 +290,7 @@ impl EngineLoop {
                 let error = self.shared.not_leader();
                 open.replies.into_iter().for_each(|reply| reply.refuse(&error));
             }
-            Some(index) if open.is_schema() => {
+            Some(index) if open.is_order() => {
                 self.limbo.push(Limbo { term: open.term, index, replies: open.replies });
             }
             Some(index) => {
@@ -341,21 +349,37 @@ impl EngineLoop {
     }
 
     fn apply_as_follower(&mut self, entries: &[Committed]) -> Result<(), ReplicaError> {
-        if entries.is_empty() {
-            return Ok(());
-        }
         let pairs: Vec<(u64, Bytes)> =
             entries.iter().map(|entry| (entry.index, entry.data.clone())).collect();
-        let answers = self.engine.apply(&pairs)?;
-        self.publish();
-        for entry in entries {
-            self.resolve(entry, &answers);
+        let mut done = 0;
+        while done < pairs.len() {
+            let applied = self.engine.apply(&pairs[done..])?;
+            self.publish();
+            if applied.check {
+                self.take_hash();
+            }
+            for entry in &entries[done..done + applied.count] {
+                self.resolve(entry, &applied.answers);
+            }
+            done += applied.count;
         }
         Ok(())
     }
 
+    /// The database is at a check's index and nothing is written before this returns, so a snapshot of now is one of
+    /// that index.
+    fn take_hash(&self) {
+        self.shared.set_last_check(self.engine.applied());
+        match self.shared.readers.open(None) {
+            Ok(reader) => (self.hasher)(Hashing::new(self.shared.clone(), reader)),
+            Err(error) => {
+                tracing::warn!(group = self.shared.group.0, %error, "the tables can't be read to be checked");
+            }
+        }
+    }
+
     /// What stands at an index is known now: those who waited for it hear.
-    fn resolve(&mut self, entry: &Committed, answers: &[Applied]) {
+    fn resolve(&mut self, entry: &Committed, answers: &[Answer]) {
         while let Some(at) = self.limbo.iter().position(|limbo| limbo.index == entry.index) {
             let limbo = self.limbo.swap_remove(at);
             let answer = answers.iter().find(|(index, _)| *index == entry.index).map(|(_, answer)| answer);
@@ -370,17 +394,18 @@ impl EngineLoop {
     }
 
     fn publish(&self) {
+        self.shared.set_wal_bytes(self.engine.wal_bytes());
         let forgettable = self.engine.durable().min(self.engine.floor());
         self.shared.set_applied(self.engine.applied(), forgettable);
     }
 
-    fn refuse(&self, writes: Vec<PendingWrite>, schemas: Vec<PendingSchema>) {
+    fn refuse(&self, writes: Vec<PendingWrite>, orders: Vec<PendingOrder>) {
         let error = self.shared.not_leader();
         for write in writes {
             drop(write.reply.send(Err(error.clone())));
         }
-        for schema in schemas {
-            drop(schema.reply.send(Err(error.clone())));
+        for order in orders {
+            drop(order.reply.send(Err(error.clone())));
         }
     }
 
@@ -431,15 +456,15 @@ impl EngineLoop {
         for reply in open.into_iter().chain(self.limbo.drain(..).flat_map(|limbo| limbo.replies)) {
             reply.refuse(&unknown);
         }
-        let (writes, schemas) = {
+        let (writes, orders) = {
             let mut inbox = self.shared.inbox();
-            (std::mem::take(&mut inbox.writes), std::mem::take(&mut inbox.schemas))
+            (std::mem::take(&mut inbox.writes), std::mem::take(&mut inbox.orders))
         };
         for write in writes {
             drop(write.reply.send(Err(error.clone())));
         }
-        for schema in schemas {
-            drop(schema.reply.send(Err(error.clone())));
+        for order in orders {
+            drop(order.reply.send(Err(error.clone())));
         }
         self.shared.readers.close();
         if matches!(closing, Closing::ShutDown) {
@@ -453,8 +478,8 @@ impl EngineLoop {
 }
 
 impl Open {
-    fn is_schema(&self) -> bool {
-        matches!(self.replies.as_slice(), [Reply::Schema(_)])
+    fn is_order(&self) -> bool {
+        matches!(self.replies.as_slice(), [Reply::Order(_)])
     }
 }
 
@@ -466,12 +491,9 @@ impl Reply {
                 let written = ran.map(|ran| Written { output: ran.output, index, repeated: ran.repeated });
                 drop(reply.send(written));
             }
-            Reply::Schema(reply) => {
-                let answer = match answer {
-                    Some(answer) => answer.clone().map(LogIndex),
-                    None => Err(WireError::internal("a schema entry was applied without an answer")),
-                };
-                drop(reply.send(answer));
+            Reply::Order(reply) => {
+                // One that can't fail has no answer of its own.
+                drop(reply.send(answer.map_or(Ok(index), |answer| answer.clone().map(LogIndex))));
             }
         }
     }
@@ -479,7 +501,7 @@ impl Reply {
     fn refuse(self, error: &WireError) {
         match self {
             Reply::Write(reply, _) => drop(reply.send(Err(error.clone()))),
-            Reply::Schema(reply) => drop(reply.send(Err(error.clone()))),
+            Reply::Order(reply) => drop(reply.send(Err(error.clone()))),
         }
     }
 }

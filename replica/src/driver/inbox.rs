@@ -2,7 +2,7 @@
 
 use crate::connection::Cancel;
 use crate::consensus::Standing;
-use crate::entry::{Request, Schema};
+use crate::entry::{Body, Request};
 use crate::write::{WriteFn, Written};
 use bytes::Bytes;
 use proto::{LogIndex, WireError};
@@ -49,12 +49,20 @@ pub(crate) struct PendingWrite {
     pub _place: Place,
 }
 
-/// A schema entry that waits to be proposed.
-pub(crate) struct PendingSchema {
-    pub schema: Schema,
+/// An order that waits to be proposed: an entry that every replica, the leader too, executes when it is committed.
+pub(crate) struct PendingOrder {
+    pub body: Body,
     pub state: WriteState,
     pub reply: oneshot::Sender<Result<LogIndex, WireError>>,
-    pub _place: Place,
+    /// What the replica orders by itself takes nobody's place.
+    pub _place: Option<Place>,
+}
+
+impl PendingOrder {
+    /// One that nobody waits for.
+    pub fn unasked(body: Body) -> Self {
+        Self { body, state: WriteState::default(), reply: oneshot::channel().0, _place: None }
+    }
 }
 
 /// A committed entry.
@@ -83,7 +91,7 @@ pub(crate) enum Closing {
 /// What waits for a group's engine loop.
 pub(crate) struct Inbox {
     pub writes: VecDeque<PendingWrite>,
-    pub schemas: VecDeque<PendingSchema>,
+    pub orders: VecDeque<PendingOrder>,
     pub standing: Standing,
     /// The last committed index. Entries up to it that aren't in `entries` are in the log.
     pub committed: u64,
@@ -98,7 +106,7 @@ impl Inbox {
     pub fn new(committed: u64) -> Self {
         Self {
             writes: VecDeque::new(),
-            schemas: VecDeque::new(),
+            orders: VecDeque::new(),
             standing: Standing { role: StateRole::Follower, term: 0, leader: None, first: None },
             committed,
             entries: VecDeque::new(),

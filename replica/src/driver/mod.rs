@@ -7,6 +7,7 @@
 mod consensus_loop;
 mod drive;
 mod engine_loop;
+mod hashing;
 mod inbox;
 mod mailbox;
 mod shared;
@@ -15,7 +16,8 @@ mod threads;
 pub(crate) use consensus_loop::{ConsensusLoop, Purge};
 pub(crate) use drive::Drive;
 pub(crate) use engine_loop::{EngineLoop, Patience, Step};
-pub(crate) use inbox::{Inbox, PendingSchema, PendingWrite, Place, WriteState};
+pub(crate) use hashing::{Hashing, TakeHash};
+pub(crate) use inbox::{Inbox, PendingOrder, PendingWrite, Place, WriteState};
 pub(crate) use mailbox::{Mail, Mailbox};
 pub(crate) use shared::Shared;
 pub(crate) use threads::Threads;

@@ -6,7 +6,7 @@ use crate::clock::Clock;
 use crate::consensus::Standing;
 use crate::readers::Readers;
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use proto::services::{ReplicaRole, ReplicaStatus};
+use proto::services::{ReplicaRole, ReplicaStatus, TableHash};
 use proto::{GroupId, LogIndex, NodeId, Retry, SqlState, Term, WireError};
 use raft::StateRole;
 use std::sync::Arc;
@@ -41,6 +41,8 @@ pub(crate) struct Shared {
     lease: AtomicU64,
     /// Whether a strong read came since the lease was last renewed.
     lease_used: AtomicBool,
+    /// Written by the engine loop.
+    last_check: AtomicU64,
 }
 
 impl Shared {
@@ -72,6 +74,7 @@ impl Shared {
             first: AtomicU64::new(NOT_LEADING),
             lease: AtomicU64::new(0),
             lease_used: AtomicBool::new(false),
+            last_check: AtomicU64::new(0),
         }
     }
 
@@ -101,6 +104,36 @@ impl Shared {
         if self.applied.swap(applied, Ordering::AcqRel) != applied {
             self.status.send_modify(|status| status.applied = LogIndex(applied));
         }
+    }
+
+    /// The WAL is so long now.
+    pub fn set_wal_bytes(&self, wal_bytes: u64) {
+        self.status.send_if_modified(|status| {
+            // Who waits for something else isn't woken for this.
+            status.wal_bytes = wal_bytes;
+            false
+        });
+    }
+
+    /// The index of the last check that was applied.
+    pub fn last_check(&self) -> u64 {
+        self.last_check.load(Ordering::Acquire)
+    }
+
+    /// Sets [`Self::last_check`].
+    pub fn set_last_check(&self, index: u64) {
+        self.last_check.store(index, Ordering::Release);
+    }
+
+    /// A check's result. An older one than is known isn't told.
+    pub fn set_check(&self, check: TableHash) {
+        self.status.send_if_modified(|status| {
+            let newer = status.check.is_none_or(|known| known.index < check.index);
+            if newer {
+                status.check = Some(check);
+            }
+            newer
+        });
     }
 
     /// What the log may forget.

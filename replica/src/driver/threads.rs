@@ -5,19 +5,26 @@
 use super::consensus_loop::{ConsensusLoop, Purge};
 use super::drive::Drive;
 use super::engine_loop::{EngineLoop, Step};
+use super::hashing::{Hashing, TakeHash};
 use crate::clock::Clock;
 use crate::error::ReplicaError;
 use crate::log::LogStore;
 use parking_lot::Mutex;
 use proto::{GroupId, NodeId};
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel, sync_channel};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 /// SQLite's parser and code generator recurse over an expression; the deepest that it accepts must fit.
 const STACK_BYTES: usize = 64 << 20;
+
+/// How long who hashes slowly may not notice that it's to end.
+const LONGEST_NAP: Duration = Duration::from_millis(10);
 
 /// A thread for each loop of a node.
 pub(crate) struct Threads {
@@ -25,15 +32,28 @@ pub(crate) struct Threads {
     data_dir: PathBuf,
     clock: Clock,
     purger: Mutex<Option<JoinHandle<()>>>,
+    hasher: Mutex<Option<(Sender<Option<Hashing>>, JoinHandle<()>)>>,
+    hash_rate: u64,
+    ending: Arc<AtomicBool>,
     consensus: Mutex<Option<JoinHandle<()>>>,
     engines: Mutex<BTreeMap<GroupId, JoinHandle<()>>>,
 }
 
 impl Threads {
-    /// No thread yet. The directory is named where one can't be started.
-    pub fn new(node: NodeId, data_dir: PathBuf, clock: Clock) -> Self {
-        let (purger, consensus, engines) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Self { node, data_dir, clock, purger, consensus, engines }
+    /// No thread yet. The directory is named where one can't be started. At most `hash_rate` bytes of tables are hashed
+    /// in a second.
+    pub fn new(node: NodeId, data_dir: PathBuf, clock: Clock, hash_rate: u64) -> Self {
+        Self {
+            node,
+            data_dir,
+            clock,
+            purger: Mutex::default(),
+            hasher: Mutex::default(),
+            hash_rate: hash_rate.max(1),
+            ending: Arc::default(),
+            consensus: Mutex::default(),
+            engines: Mutex::default(),
+        }
     }
 
     fn spawn(
@@ -75,6 +95,32 @@ impl Drive for Threads {
         }))
     }
 
+    fn hasher(&self) -> Result<TakeHash, ReplicaError> {
+        let (sender, hashings) = channel::<Option<Hashing>>();
+        let (rate, ending) = (self.hash_rate, self.ending.clone());
+        let thread = self.spawn(format!("check-{}", self.node), move || {
+            let mut pause = |bytes: u64, wanted: &dyn Fn() -> bool| {
+                let mut left = Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / rate);
+                while !left.is_zero() && wanted() && !ending.load(Ordering::Relaxed) {
+                    let nap = left.min(LONGEST_NAP);
+                    thread::sleep(nap);
+                    left -= nap;
+                }
+                if ending.load(Ordering::Relaxed) {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            };
+            while let Ok(Some(hashing)) = hashings.recv() {
+                hashing.run(&mut pause);
+            }
+        })?;
+        *self.hasher.lock() = Some((sender.clone(), thread));
+        // At the end there is nobody any more who takes it; dropped, it lets go of its snapshot.
+        Ok(Arc::new(move |hashing| drop(sender.send(Some(hashing)))))
+    }
+
     fn consensus(&self, mut consensus: ConsensusLoop) -> Result<(), ReplicaError> {
         let clock = self.clock.clone();
         let mailbox = consensus.mailbox().clone();
@@ -102,6 +148,14 @@ impl Drive for Threads {
         let threads = [self.consensus.lock().take(), self.purger.lock().take()];
         // The purger ends when the loop is gone that can ask it for something.
         threads.into_iter().for_each(|thread| self.join(thread));
+    }
+
+    fn finish_hasher(&self) {
+        self.ending.store(true, Ordering::Relaxed);
+        let Some((sender, thread)) = self.hasher.lock().take() else { return };
+        // If it has ended before, it needn't be told.
+        let _ = sender.send(None);
+        self.join(Some(thread));
     }
 
     fn finish_engine(&self, group: GroupId) {

@@ -10,24 +10,38 @@ use crate::error::ReplicaError;
 use bytes::Bytes;
 use proto::WireError;
 
-/// A schema entry's answer, at its index.
-pub(crate) type Applied = (u64, Result<u64, WireError>);
+/// An order's answer, at its index.
+pub(crate) type Answer = (u64, Result<u64, WireError>);
+
+/// What was applied of the entries that were given.
+#[derive(Debug, Default)]
+pub(crate) struct Applied {
+    /// How many.
+    pub count: usize,
+    /// What the orders among them have answered.
+    pub answers: Vec<Answer>,
+    /// The last of them is a check: the database is in the state that it is for.
+    pub check: bool,
+}
 
 impl Engine {
     /// Applies entries in their order, the first of which follows the applied index. Empty data is Raft's own: it only
-    /// moves the index. Gives the answers of the schema entries among them.
-    pub fn apply(&mut self, entries: &[(u64, Bytes)]) -> Result<Vec<Applied>, ReplicaError> {
+    /// moves the index. It stops after a check, and is to be called again for the rest.
+    pub fn apply(&mut self, entries: &[(u64, Bytes)]) -> Result<Applied, ReplicaError> {
         debug_assert!(self.batch.is_none(), "an open batch is committed or rolled back first");
-        let Some((last, _)) = entries.last() else { return Ok(Vec::new()) };
+        let mut applied = Applied::default();
+        if entries.is_empty() {
+            return Ok(applied);
+        }
         self.follow(true)?;
         self.execute("/*replica*/ BEGIN IMMEDIATE")?;
-        let mut answers = Vec::new();
         let mut floor = self.floor;
         for (position, (index, data)) in entries.iter().enumerate() {
             let expected = self.applied + 1 + position as u64;
             if *index != expected {
                 return Err(self.damaged(format!("entry {index} came where {expected} was expected")));
             }
+            applied.count += 1;
             if data.is_empty() {
                 continue;
             }
@@ -36,15 +50,22 @@ impl Engine {
             floor = floor.max(entry.floor);
             match entry.body {
                 Some(Body::Batch(batch)) => self.apply_batch(*index, &batch)?,
-                Some(Body::Schema(schema)) => answers.push((*index, self.apply_schema(*index, &schema)?)),
-                Some(Body::Check(_)) | None => {}
+                Some(Body::Schema(schema)) => {
+                    applied.answers.push((*index, self.apply_schema(*index, &schema)?))
+                }
+                Some(Body::Check(_)) => {
+                    applied.check = true;
+                    break;
+                }
+                None => {}
             }
         }
-        self.write_applied(*last, floor)?;
+        let last = self.applied + applied.count as u64;
+        self.write_applied(last, floor)?;
         self.execute("/*replica*/ COMMIT")?;
-        self.applied = *last;
+        self.applied = last;
         self.floor = floor;
-        Ok(answers)
+        Ok(applied)
     }
 
     fn apply_batch(&mut self, index: u64, batch: &Batch) -> Result<(), ReplicaError> {

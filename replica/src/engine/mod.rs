@@ -25,7 +25,7 @@ mod tests;
 #[cfg(test)]
 mod wal_tests;
 
-pub(crate) use apply::Applied;
+pub(crate) use apply::Answer;
 pub(crate) use batch::Ran;
 pub(crate) use checkpoint::{Checkpointed, Pressure};
 

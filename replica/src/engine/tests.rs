@@ -291,8 +291,8 @@ fn schema_entries_answer_alike_everywhere_and_remember() {
         (5, entry(1, &["CREATE TABLE t2 (c1 INTEGER PRIMARY KEY)"], &[])),
         (6, entry(2, &["DROP TABLE t1"], &[])),
     ];
-    let leader = pair.leader.apply(&entries).unwrap();
-    let follower = pair.follower.apply(&entries).unwrap();
+    let leader = pair.leader.apply(&entries).unwrap().answers;
+    let follower = pair.follower.apply(&entries).unwrap().answers;
     assert_eq!(leader, follower);
     pair.assert_equal();
     let answers: Vec<_> = leader.into_iter().map(|(_, answer)| answer).collect();

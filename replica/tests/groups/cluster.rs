@@ -76,15 +76,26 @@ pub struct Cluster {
     pub nodes: Vec<NodeId>,
     pub hosts: HashMap<NodeId, Arc<Host>>,
     directory: tempfile::TempDir,
+    change: Box<dyn Fn(&mut Config) + Send + Sync>,
 }
 
 impl Cluster {
     /// So many hosts, with no group yet.
     pub fn new(count: u64) -> Self {
+        Self::with(count, |_| {})
+    }
+
+    /// So many hosts with settings of their own.
+    pub fn with(count: u64, change: impl Fn(&mut Config) + Send + Sync + 'static) -> Self {
         let nodes: Vec<NodeId> = (1..=count).map(NodeId).collect();
         let directory = tempfile::tempdir().unwrap();
-        let mut cluster =
-            Self { network: Arc::default(), nodes: nodes.clone(), hosts: HashMap::new(), directory };
+        let mut cluster = Self {
+            network: Arc::default(),
+            nodes: nodes.clone(),
+            hosts: HashMap::new(),
+            directory,
+            change: Box::new(change),
+        };
         for node in nodes {
             cluster.start(node);
         }
@@ -104,6 +115,7 @@ impl Cluster {
         config.checkpoint_bytes = 64 << 10;
         config.hold_bytes = 128 << 10;
         config.log_file_bytes = 1 << 20;
+        (self.change)(&mut config);
         let link = Link { from: node, network: self.network.clone() };
         let host = Host::open(config, Arc::new(link)).unwrap();
         self.network.hosts.lock().unwrap().insert(node, Arc::downgrade(&host));
