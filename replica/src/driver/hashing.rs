@@ -14,6 +14,10 @@ use std::sync::Arc;
 /// Has a hash taken, in time and not at once: it may take long.
 pub(crate) type TakeHash = Arc<dyn Fn(Hashing) + Send + Sync>;
 
+/// What slows a hash down, and may break it off: it is told how many bytes were read since the last time, and can ask
+/// whether the hash is still wanted.
+pub(crate) type Pause<'p> = dyn FnMut(u64, &dyn Fn() -> bool) -> ControlFlow<()> + 'p;
+
 /// A replica's tables, to be hashed.
 pub(crate) struct Hashing {
     shared: Arc<Shared>,
@@ -26,9 +30,8 @@ impl Hashing {
         Self { shared, reader: Some(reader) }
     }
 
-    /// Takes the hash. `pause` is called every now and then with the number of bytes read since, and with what says
-    /// whether the snapshot is still wanted; it may break the hash off.
-    pub fn run(self, pause: &mut dyn FnMut(u64, &dyn Fn() -> bool) -> ControlFlow<()>) {
+    /// Takes the hash; `pause` is called every now and then.
+    pub fn run(self, pause: &mut Pause<'_>) {
         let Some(reader) = &self.reader else { return };
         let (group, index) = (self.shared.group.0, reader.position);
         let wanted = || reader.reading.why().is_none();

@@ -32,11 +32,17 @@ pub(crate) struct Threads {
     data_dir: PathBuf,
     clock: Clock,
     purger: Mutex<Option<JoinHandle<()>>>,
-    hasher: Mutex<Option<(Sender<Option<Hashing>>, JoinHandle<()>)>>,
+    hasher: Mutex<Option<Hasher>>,
     hash_rate: u64,
     ending: Arc<AtomicBool>,
     consensus: Mutex<Option<JoinHandle<()>>>,
     engines: Mutex<BTreeMap<GroupId, JoinHandle<()>>>,
+}
+
+/// The thread that hashes tables, and how to give it some; nothing ends it.
+struct Hasher {
+    thread: JoinHandle<()>,
+    sender: Sender<Option<Hashing>>,
 }
 
 impl Threads {
@@ -116,7 +122,7 @@ impl Drive for Threads {
                 hashing.run(&mut pause);
             }
         })?;
-        *self.hasher.lock() = Some((sender.clone(), thread));
+        *self.hasher.lock() = Some(Hasher { thread, sender: sender.clone() });
         // At the end there is nobody any more who takes it; dropped, it lets go of its snapshot.
         Ok(Arc::new(move |hashing| drop(sender.send(Some(hashing)))))
     }
@@ -152,7 +158,7 @@ impl Drive for Threads {
 
     fn finish_hasher(&self) {
         self.ending.store(true, Ordering::Relaxed);
-        let Some((sender, thread)) = self.hasher.lock().take() else { return };
+        let Some(Hasher { thread, sender }) = self.hasher.lock().take() else { return };
         // If it has ended before, it needn't be told.
         let _ = sender.send(None);
         self.join(Some(thread));
