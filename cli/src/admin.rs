@@ -2,11 +2,10 @@
 
 use crate::arguments::{Admin, Keyspace, ShardingArgument};
 use crate::failure::Failure;
-use futures::StreamExt;
-use proto::services::{BoxFuture, CoordinatorService, CreateKeyspace, ServiceResult};
-use proto::topology::Sharding;
+use proto::services::{BootstrapService, BoxFuture, CoordinatorService, CreateKeyspace, ServiceResult};
+use proto::topology::{Node, Sharding};
 use proto::transport::NodeClient;
-use proto::{NodeId, RequestId, Retry, RouterIncarnation, SqlState, WireError};
+use proto::{RequestId, Retry, RouterIncarnation, SqlState, WireError};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,21 +49,17 @@ async fn search<T>(
     admin: &Admin,
     ask: impl Fn(Arc<dyn CoordinatorService>) -> BoxFuture<'static, ServiceResult<T>>,
 ) -> Result<T, Failure> {
-    let first = Arc::new(NodeClient::connect(admin.host.clone()));
-    let mut states = first.watch().await?;
-    let Some(state) = states.next().await else {
-        let message = format!("{} closed the connection", admin.host);
-        return Err(Failure::Cluster(WireError::new(SqlState::CONNECTION_FAILURE, message)));
-    };
-    let coordinators: Vec<(NodeId, Arc<NodeClient>)> = state
-        .topology
-        .nodes
-        .values()
-        .filter(|node| node.roles.coordinator)
-        .map(|node| (node.id, Arc::new(NodeClient::connect_node(node.id, node.address.clone()))))
-        .collect();
+    let first = NodeClient::connect(admin.host.clone());
+    let introduction = first.identity(None).await?;
+    if introduction.node.member.is_none() {
+        let message = format!("the node at {} is not part of a cluster yet", admin.host);
+        let error = WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_hint("Run shoal init.");
+        return Err(Failure::Cluster(error));
+    }
+    let connect = |node: &Node| Arc::new(NodeClient::connect_node(node.id, node.address.clone()));
+    let coordinators: Vec<Arc<NodeClient>> = introduction.coordinators.iter().map(connect).collect();
     loop {
-        for (_, coordinator) in &coordinators {
+        for coordinator in &coordinators {
             match ask(coordinator.clone()).await {
                 Err(error) if matches!(error.retry, Retry::NotLeader(_) | Retry::Later) => {}
                 answer => return Ok(answer?),
@@ -72,4 +67,9 @@ async fn search<T>(
         }
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// So many of something.
+pub fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }

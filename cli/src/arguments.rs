@@ -1,7 +1,8 @@
 //! The command line.
 
+use crate::tuning::Tuning;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::net::SocketAddr;
+use serde::Deserialize;
 use std::path::PathBuf;
 
 /// A sharded, replicated SQL database that Postgres clients can use.
@@ -18,6 +19,10 @@ pub struct Arguments {
 pub enum Command {
     /// Runs a whole cluster in one process, for development
     Dev(Dev),
+    /// Runs one node of a cluster
+    Node(Box<NodeOptions>),
+    /// Makes a cluster of the nodes that run, once
+    Init(Init),
     /// Shows nodes, keyspaces, and shards with their leaders and replicas
     Status(Status),
     /// Makes keyspaces
@@ -33,7 +38,7 @@ pub struct Dev {
     pub data_dir: PathBuf,
     /// Where Postgres clients connect; port 0 takes one that is free
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:5433")]
-    pub listen: SocketAddr,
+    pub listen: String,
     /// How many nodes the cluster has [default: 3]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub nodes: Option<u32>,
@@ -46,6 +51,81 @@ pub struct Dev {
     /// Listens on an address that others can reach, though Shoal has no authentication yet
     #[arg(long)]
     pub insecure: bool,
+    /// Times and bounds.
+    #[command(flatten)]
+    pub tuning: Tuning,
+}
+
+/// `shoal node`, and the TOML file that says the same.
+#[derive(Debug, Default, Args, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct NodeOptions {
+    /// A TOML file with any of these options, without the dashes in front; the command line wins
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Where the node's data lives; it is made if it isn't there
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Where other nodes and the admin reach this one; port 0 takes one that is free
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<String>,
+    /// What other nodes are told of that, where it is something else (behind 0.0.0.0, or a proxy)
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise: Option<String>,
+    /// Where Postgres clients connect, on a node with the role router
+    #[arg(long, value_name = "HOST:PORT")]
+    pub pg_listen: Option<String>,
+    /// Addresses of other nodes, any of them; this node's own may be among them
+    #[arg(long, value_name = "HOST:PORT,..", value_delimiter = ',')]
+    pub join: Option<Vec<String>>,
+    /// What this node does [default: all]
+    #[arg(long, value_enum, value_name = "ROLE,..", value_delimiter = ',')]
+    pub roles: Option<Vec<RoleArgument>>,
+    /// Listens on addresses that others can reach, though Shoal has no authentication yet
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    pub insecure: Option<bool>,
+    /// Times and bounds.
+    #[command(flatten)]
+    pub tuning: Tuning,
+}
+
+/// What a node does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RoleArgument {
+    /// Answers Postgres clients
+    Router,
+    /// Holds replicas of shards
+    Shardnode,
+    /// May hold a replica of the coordinator
+    Coordinator,
+}
+
+/// `shoal init`.
+#[derive(Debug, Args)]
+pub struct Init {
+    /// Where to ask.
+    #[command(flatten)]
+    pub admin: Admin,
+    /// How many shards the keyspace `main` begins with [default: 2]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub shards: Option<u32>,
+    /// How many replicas each shard has [default: 3, or as many as there are nodes]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub replicas: Option<u32>,
+    /// How many nodes hold the coordinator's replicas: 1, 3 or 5 [default: as many of these as there are nodes]
+    #[arg(long, value_name = "1|3|5", value_parser = odd)]
+    pub coordinators: Option<u32>,
+}
+
+fn odd(text: &str) -> Result<u32, String> {
+    match text {
+        "1" => Ok(1),
+        "3" => Ok(3),
+        "5" => Ok(5),
+        _ => Err("it is 1, 3 or 5".to_owned()),
+    }
 }
 
 /// Where the admin's commands go.

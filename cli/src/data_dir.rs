@@ -1,17 +1,18 @@
-//! A data directory: whose it is, what shape of cluster it holds, and that only one process has it.
+//! The data directory of `shoal dev`: what shape of cluster it holds, and that only one process has it.
 //!
-//! `LOCK` is locked by the process that has the directory. `cluster.json` says what was made there; it is written
+//! Each node has its own directory in it ([`crate::identity`]). `LOCK` is locked by the process that has the directory. `cluster.json` says what was made there; it is written
 //! before anything else and never changed, so a directory without it holds nothing of Shoal's.
 
 use crate::failure::Failure;
-use fs4::fs_std::FileExt;
+use crate::identity;
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The version of everything below a data directory.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+const NAME: &str = "cluster.json";
 
 /// The shape that a development cluster was made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,7 +48,7 @@ impl DataDir {
         fs::create_dir_all(path).map_err(|source| Failure::File { path: path.to_owned(), source })?;
         let path =
             fs::canonicalize(path).map_err(|source| Failure::File { path: path.to_owned(), source })?;
-        let lock = lock(&path)?;
+        let lock = identity::lock(&path)?;
         let shape = match read_shape(&path)? {
             Some(found) => {
                 wanted.check(&path, found)?;
@@ -55,7 +56,7 @@ impl DataDir {
             }
             None => {
                 let shape = wanted.fill(defaults);
-                write_shape(&path, shape)?;
+                identity::write(&path, NAME, &shape)?;
                 shape
             }
         };
@@ -108,22 +109,13 @@ impl WantedShape {
     }
 }
 
-fn lock(path: &Path) -> Result<File, Failure> {
-    let name = path.join("LOCK");
-    let failed = |source| Failure::File { path: name.clone(), source };
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&name).map_err(failed)?;
-    match FileExt::try_lock_exclusive(&file) {
-        Ok(true) => Ok(file),
-        Ok(false) => Err(Failure::DataInUse(path.to_owned())),
-        Err(source) => Err(failed(source)),
-    }
-}
-
 fn read_shape(path: &Path) -> Result<Option<Shape>, Failure> {
-    let name = path.join("cluster.json");
+    let name = path.join(NAME);
     let text = match fs::read_to_string(&name) {
         Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => return empty(path).map(|()| None),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return identity::empty(path, NAME).map(|()| None);
+        }
         Err(source) => return Err(Failure::File { path: name, source }),
     };
     let unfit = |message| Failure::DataUnfit { path: name.clone(), message };
@@ -135,30 +127,6 @@ fn read_shape(path: &Path) -> Result<Option<Shape>, Failure> {
         )));
     }
     Ok(Some(shape))
-}
-
-/// A directory without a cluster must hold nothing else, lest a typing error mix Shoal's files with others.
-fn empty(path: &Path) -> Result<(), Failure> {
-    let failed = |source| Failure::File { path: path.to_owned(), source };
-    for entry in fs::read_dir(path).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
-        if name != "LOCK" && name != "cluster.json.new" {
-            let message =
-                format!("not a data directory of Shoal's, and not empty: it has {}", name.display());
-            return Err(Failure::DataUnfit { path: path.to_owned(), message });
-        }
-    }
-    Ok(())
-}
-
-fn write_shape(path: &Path, shape: Shape) -> Result<(), Failure> {
-    let (new, name) = (path.join("cluster.json.new"), path.join("cluster.json"));
-    let failed = |source| Failure::File { path: name.clone(), source };
-    let mut file = File::create(&new).map_err(failed)?;
-    let text = serde_json::to_vec(&shape).expect("numbers can be written as JSON");
-    file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed)?;
-    fs::rename(&new, &name).map_err(failed)?;
-    File::open(path).and_then(|folder| folder.sync_all()).map_err(failed)
 }
 
 #[cfg(test)]
@@ -199,7 +167,7 @@ mod tests {
             open(folder.path(), WantedShape::default()).err().unwrap().to_string().contains("thesis.tex")
         );
         let half = tempfile::tempdir().unwrap();
-        fs::write(half.path().join("cluster.json"), "{\"format\":1,\"nod").unwrap();
+        fs::write(half.path().join("cluster.json"), "{\"format\":2,\"nod").unwrap();
         assert!(matches!(open(half.path(), WantedShape::default()), Err(Failure::DataUnfit { .. })));
         fs::write(half.path().join("cluster.json"), r#"{"format":9,"nodes":1,"shards":1,"replicas":1}"#)
             .unwrap();

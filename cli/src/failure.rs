@@ -33,7 +33,7 @@ pub enum Failure {
     #[error("cannot listen on {address}: {source}")]
     Listen {
         /// Which.
-        address: SocketAddr,
+        address: String,
         /// What the system said.
         source: std::io::Error,
     },
@@ -52,6 +52,9 @@ pub enum Failure {
     /// The cluster answered with an error.
     #[error("{}{}", .0.message, .0.hint.as_ref().map(|hint| format!(" (hint: {hint})")).unwrap_or_default())]
     Cluster(#[from] WireError),
+    /// The node found that it can't go on.
+    #[error(transparent)]
+    Node(std::sync::Arc<Failure>),
     /// The cluster didn't get ready.
     #[error("the cluster was not ready after {0} seconds: {1}")]
     NotReady(u64, String),

@@ -1,6 +1,6 @@
-//! The `shoal` binary: a whole cluster for development, and the admin's commands.
+//! The `shoal` binary: a node of a cluster, a whole cluster for development, and the admin's commands.
 //!
-//! In come arguments; out go nodes (see [`node`]) or answers on stdout. A failure is one line on stderr that names the
+//! In come arguments and files; out go nodes (see [`node`]) or answers on stdout. A failure is one line on stderr that names the
 //! thing, and exit code 1; wrong arguments are clap's message and exit code 2.
 
 mod admin;
@@ -8,9 +8,17 @@ mod arguments;
 mod data_dir;
 mod dev;
 mod failure;
-mod local;
+mod identity;
+mod init;
+mod meeting;
 mod node;
+mod options;
+mod peers;
+mod ready;
+mod serve;
 mod status;
+mod tuning;
+mod units;
 
 use arguments::{Arguments, Command};
 use clap::Parser;
@@ -38,6 +46,8 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::Runtime)?;
     match arguments.command {
         Command::Dev(options) => runtime.block_on(dev::run(options)),
+        Command::Node(options) => runtime.block_on(serve::run(*options)),
+        Command::Init(options) => runtime.block_on(init::run(options)),
         Command::Status(options) => runtime.block_on(status::run(options)),
         Command::Keyspace(command) => runtime.block_on(admin::keyspace(command)),
     }

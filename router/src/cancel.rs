@@ -7,7 +7,7 @@ use dashmap::DashMap;
 use proto::{SqlState, WireError};
 use rand::Rng;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
 use tokio::sync::Notify;
 
 /// Why a statement should stop. Later ones outlast earlier ones.
@@ -53,6 +53,8 @@ impl Reason {
 #[derive(Debug, Default)]
 pub struct Interrupt {
     reason: AtomicU8,
+    /// The session is to end where nothing runs.
+    closing: AtomicBool,
     raised: Notify,
 }
 
@@ -80,15 +82,35 @@ impl Interrupt {
         self.reason().map_or(Ok(()), |reason| Err(reason.error()))
     }
 
+    /// Says that the session should end once nothing runs.
+    fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+        self.raised.notify_waiters();
+    }
+
+    /// Whether the session should end where nothing runs.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// Waits until the session should end where nothing runs.
+    pub async fn closing(&self) {
+        self.hear(|| self.is_closing().then_some(())).await;
+    }
+
     /// Waits for a reason to stop.
     pub async fn wait(&self) -> Reason {
+        self.hear(|| self.reason()).await
+    }
+
+    async fn hear<T>(&self, what: impl Fn() -> Option<T>) -> T {
         loop {
             let raised = self.raised.notified();
             tokio::pin!(raised);
             // Listening before looking, so that nothing is missed in between.
             raised.as_mut().enable();
-            if let Some(reason) = self.reason() {
-                return reason;
+            if let Some(heard) = what() {
+                return heard;
             }
             raised.await;
         }
@@ -99,6 +121,7 @@ impl Interrupt {
 #[derive(Debug, Default)]
 pub struct Sessions {
     last: AtomicI32,
+    closing: AtomicBool,
     sessions: DashMap<i32, (i32, Arc<Interrupt>)>,
 }
 
@@ -127,6 +150,10 @@ impl Sessions {
             }
             if let dashmap::Entry::Vacant(vacant) = self.sessions.entry(pid) {
                 vacant.insert((secret, interrupt.clone()));
+                // After it was entered, so that it is told here or with all the others.
+                if self.closing.load(Ordering::Acquire) {
+                    interrupt.close();
+                }
                 return Registration { sessions: self.clone(), pid, secret, interrupt };
             }
         }
@@ -138,6 +165,14 @@ impl Sessions {
             && session.0 == secret
         {
             session.1.raise(Reason::Requested);
+        }
+    }
+
+    /// Tells every session to end once it runs nothing, and those that begin from now on.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+        for session in &self.sessions {
+            session.1.close();
         }
     }
 

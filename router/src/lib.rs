@@ -27,4 +27,4 @@ mod session;
 mod statements;
 
 pub use config::Config;
-pub use server::Router;
+pub use server::{Router, decline};

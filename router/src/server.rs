@@ -23,8 +23,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-/// How long sessions may take to end when the server stops.
+/// How long statements may run on when the server stops.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long sessions may take to end when the server doesn't wait for their statements any more.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long to wait after a connection that couldn't be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What all sessions share.
 pub struct Shared {
@@ -48,8 +53,9 @@ impl Router {
         Self { shared: Arc::new(Shared { executor, plans, sessions: Arc::default(), permits }) }
     }
 
-    /// Answers the connections of a listener until `shutdown` is ready. Sessions then end: what they run is
-    /// cancelled where it can be, and a write that was sent to a shard is waited for.
+    /// Answers the connections of a listener until `shutdown` is ready. Sessions then end, those that run a statement
+    /// after it. What still runs after a while is cancelled where it can be; a write that was sent to a shard is waited
+    /// for.
     pub async fn serve(&self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
         let mut connections = JoinSet::new();
         let cluster = self.shared.executor.cluster.clone();
@@ -69,17 +75,59 @@ impl Router {
                 Err(error) => {
                     // No file descriptors, most likely: accepting at once would only spin.
                     tracing::warn!(%error, "can't accept a connection");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
         drop(listener);
-        self.shared.sessions.shut_down();
-        let all = async { while connections.join_next().await.is_some() {} };
-        if tokio::time::timeout(SHUTDOWN_TIMEOUT, all).await.is_err() {
-            tracing::warn!("sessions were ended in the middle of their statements");
+        self.shared.sessions.close();
+        if !all_end(&mut connections, DRAIN_TIMEOUT).await {
+            self.shared.sessions.shut_down();
+            if !all_end(&mut connections, SHUTDOWN_TIMEOUT).await {
+                tracing::warn!("sessions were ended in the middle of their statements");
+            }
         }
         follower.abort();
+    }
+}
+
+/// Waits for the end of all connections. `false`: not all have ended in time.
+async fn all_end(connections: &mut JoinSet<()>, timeout: Duration) -> bool {
+    let all = async { while connections.join_next().await.is_some() {} };
+    tokio::time::timeout(timeout, all).await.is_ok()
+}
+
+/// Answers every connection with an error until `until` is ready: for a node that can't take clients yet.
+pub async fn decline(listener: &TcpListener, error: WireError, until: impl Future<Output = ()>) {
+    let mut connections = JoinSet::new();
+    tokio::pin!(until);
+    loop {
+        let accepted = tokio::select! {
+            () = &mut until => return,
+            Some(_) = connections.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let error = error.clone();
+                connections.spawn(async move {
+                    let (reader, writer) = stream.into_split();
+                    let config = Config::default();
+                    let mut frames = Frames::new(reader, config.max_message_bytes);
+                    let mut output = Output::new(writer);
+                    let purpose = startup::read(&mut frames, output.writer());
+                    if let Ok(Ok(Purpose::Session(_))) =
+                        tokio::time::timeout(config.startup_timeout, purpose).await
+                    {
+                        refuse(output, error, config.startup_timeout).await;
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "can't accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
     }
 }
 

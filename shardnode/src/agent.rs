@@ -38,6 +38,8 @@ pub struct Agent {
     pub shards: Option<Arc<ShardNode>>,
     /// The way to the coordinators.
     pub peers: Arc<dyn Peers>,
+    /// Is told each state of the cluster, before the shards are. Must not block.
+    pub heard: Box<dyn Fn(&ClusterState) + Send + Sync>,
 }
 
 impl Agent {
@@ -69,7 +71,6 @@ impl Agent {
     }
 
     async fn follow(&self) {
-        let Some(shards) = &self.shards else { return };
         let mut pause = FIRST_PAUSE;
         loop {
             for (node, coordinator) in self.coordinators() {
@@ -84,7 +85,8 @@ impl Agent {
                 };
                 while let Some(state) = next(&mut states).await {
                     pause = FIRST_PAUSE;
-                    let shards = Arc::clone(shards);
+                    (self.heard)(&state);
+                    let Some(shards) = self.shards.clone() else { continue };
                     if let Err(error) = tokio::task::spawn_blocking(move || shards.follow(state)).await {
                         tracing::error!(%error, "following the topology has failed");
                     }

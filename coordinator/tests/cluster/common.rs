@@ -171,7 +171,8 @@ impl Cluster {
             .lock()
             .insert(node, Arc::clone(&coordinator) as Arc<dyn CoordinatorService>);
         let registered = Node { id: node, address: String::new(), roles: Roles::ALL };
-        let agent = Agent { node: registered, host: Arc::clone(&host), shards: Some(shards), peers };
+        let heard = Box::new(|_: &ClusterState| {});
+        let agent = Agent { node: registered, host: Arc::clone(&host), shards: Some(shards), peers, heard };
         let agent = tokio::spawn(agent.run()).abort_handle();
         self.members.insert(node, Member { host, coordinator, agent });
     }

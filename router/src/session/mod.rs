@@ -114,6 +114,9 @@ impl<W: AsyncWrite + Unpin> Session<W> {
     /// Answers messages until the client leaves or the server stops.
     pub async fn run<R: AsyncRead + Unpin>(&mut self, frames: &mut Frames<R>) {
         loop {
+            if self.interrupt.is_closing() && self.is_between() {
+                return self.end(Reason::Shutdown.error()).await;
+            }
             let frame = match frames.buffered() {
                 Ok(Some(frame)) => Ok(frame),
                 Ok(None) => match self.idle(frames).await {
@@ -147,6 +150,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 biased;
                 frame = frames.next() => return Some(frame),
                 reason = self.interrupt.wait() => reason,
+                () = self.interrupt.closing(), if self.is_between() => Reason::Shutdown,
             };
             match reason {
                 Reason::Requested | Reason::Timeout => {}
@@ -157,6 +161,11 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 }
             }
         }
+    }
+
+    /// Whether nothing is under way that would end with the session.
+    fn is_between(&self) -> bool {
+        !self.in_pipeline && !self.block.is_open() && matches!(self.mode, Mode::Ready)
     }
 
     async fn handle(&mut self, tag: u8, message: Result<Message, WireError>) -> Flow {
