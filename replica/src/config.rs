@@ -46,6 +46,11 @@ pub struct Config {
     pub check_every: Duration,
     /// How many bytes of tables a node hashes in a second, over all its replicas.
     pub check_bytes_per_second: u64,
+    /// How many bytes of an image travel at once; a megabyte at most.
+    pub image_chunk_bytes: u32,
+    /// How many bytes of images this node sends in a second, so that the network and the others' disks have time for
+    /// other things.
+    pub image_bytes_per_second: u64,
     /// Each log file's size. Tests choose small ones.
     pub log_file_bytes: u64,
 }
@@ -72,6 +77,8 @@ impl Config {
             remember_requests: Duration::from_secs(3600),
             check_every: Duration::from_secs(600),
             check_bytes_per_second: 64 << 20,
+            image_chunk_bytes: 256 << 10,
+            image_bytes_per_second: 128 << 20,
             log_file_bytes: 32 << 20,
         }
     }

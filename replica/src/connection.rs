@@ -108,6 +108,18 @@ fn authorize(context: &AuthContext<'_>) -> Authorization {
     if allow { Authorization::Allow } else { Authorization::Deny }
 }
 
+/// Opens a connection from which a database is copied.
+pub(crate) fn copier(path: &Path) -> rusqlite::Result<Connection> {
+    let connection = Connection::open_with_flags(
+        path,
+        OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )?;
+    connection.execute_batch("PRAGMA query_only = ON; PRAGMA cache_size = -1024;")?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    dialect::sqlite::register(&connection)?;
+    Ok(connection)
+}
+
 /// Opens a connection that only reads, and whose statements end when its reading must.
 pub(crate) fn reader(path: &Path, reading: &Arc<Reading>) -> rusqlite::Result<Connection> {
     let mut connection = Connection::open_with_flags(
@@ -118,6 +130,8 @@ pub(crate) fn reader(path: &Path, reading: &Arc<Reading>) -> rusqlite::Result<Co
         "PRAGMA query_only = ON; PRAGMA cache_size = -4096; PRAGMA mmap_size = 268435456;
          PRAGMA temp_store = MEMORY;",
     )?;
+    // The last to close a database removes the WAL, by its name: by then it may be another database's.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.set_prepared_statement_cache_capacity(READER_STATEMENTS);
     dialect::sqlite::register(&connection)?;
     let reading = reading.clone();

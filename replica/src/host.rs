@@ -3,9 +3,13 @@
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::consensus::{Consensus, Settings, Store};
-use crate::driver::{ConsensusLoop, Drive, EngineLoop, Mail, Mailbox, Patience, Shared, TakeHash, Threads};
+use crate::driver::{
+    ConsensusLoop, Drive, EngineLoop, ImageLoop, ImageMail, ImageMailbox, Mail, Mailbox, Patience, Shared,
+    TakeHash, Threads,
+};
 use crate::engine::{Engine, Limits};
 use crate::error::ReplicaError;
+use crate::image;
 use crate::log::{self, Batch, LogStore, RaftEngineLog};
 use crate::packet::Packet;
 use crate::peer::Peer;
@@ -30,6 +34,7 @@ pub struct Host {
     config: Config,
     clock: Clock,
     mailbox: Arc<Mailbox>,
+    images: Arc<ImageMailbox>,
     /// `None` once the host is shut down.
     running: Mutex<Option<Running>>,
     groups: Mutex<BTreeMap<GroupId, Replica>>,
@@ -78,6 +83,14 @@ impl Host {
         let mailbox = Arc::new(Mailbox::default());
         let purge = drive.purger(log.clone())?;
         let hasher = drive.hasher()?;
+        let images = Arc::new(ImageMailbox::default());
+        let settings = image::Settings {
+            chunk_bytes: config.image_chunk_bytes.clamp(1, image::MOST_CHUNK_BYTES),
+            window: image::WINDOW,
+            bytes_per_second: config.image_bytes_per_second,
+            patience: config.tick * config.election_ticks,
+        };
+        drive.images(ImageLoop::new(images.clone(), transport.clone(), settings, clock.now()))?;
         let consensus = ConsensusLoop::new(
             mailbox.clone(),
             log.clone(),
@@ -92,13 +105,16 @@ impl Host {
             config,
             clock,
             mailbox,
-            running: Mutex::new(Some(Running { log, hasher, drive })),
+            images,
+            running: Mutex::new(Some(Running { log: log.clone(), hasher, drive })),
             groups: Mutex::new(BTreeMap::new()),
             changes: Arc::default(),
         };
         for group in host.groups_on_disk(&groups_dir)? {
             let mut groups = host.groups.lock();
-            let opened = Engine::open(&host.directory(group), host.limits());
+            let directory = host.directory(group);
+            let opened = image::install::finish(&directory, group.0, log.as_ref())
+                .and_then(|()| Engine::open(&directory, host.limits()));
             match opened {
                 Ok(None) => {}
                 Ok(Some(engine)) => {
@@ -154,6 +170,7 @@ impl Host {
             group,
             self.clock.clone(),
             mailbox,
+            self.images.clone(),
             readers,
             self.config.max_writes,
             applied,
@@ -261,6 +278,8 @@ impl Host {
         self.mailbox.send(Mail::ShutDown);
         running.drive.finish_consensus();
         running.drive.finish_hasher();
+        self.images.send(ImageMail::ShutDown);
+        running.drive.finish_images();
         let replicas = self.replicas();
         for replica in &replicas {
             replica.shared().close_for_shutdown();
@@ -285,6 +304,14 @@ impl RaftService for Host {
             let RaftMessage { group, body } = message;
             let bytes = body.len();
             match Packet::decode(body) {
+                Ok(Packet::ImageRequest(request)) => {
+                    self.images.send(ImageMail::Request { from, request });
+                    None
+                }
+                Ok(Packet::ImageChunk(chunk)) => {
+                    self.images.send(ImageMail::Chunk { from, chunk });
+                    None
+                }
                 Ok(Packet::Raft(message)) if is_at(message.from, from) && is_at(message.to, node) => {
                     Some(Mail::Raft { group, message, bytes })
                 }

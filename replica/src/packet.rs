@@ -3,18 +3,33 @@
 //! A tag byte, then the message in its own encoding. A node drops what it doesn't know, so kinds can be added. It must
 //! never know who a packet is for, nor what it does there.
 
+use crate::image::{ImageChunk, ImageRequest};
 use bytes::{Buf, Bytes};
+use prost::Message as _;
+use proto::GroupId;
 use protobuf::Message as _;
 use raft::eraftpb::Message;
 
 /// A message of raft-rs, in its protobuf encoding.
 const RAFT: u8 = 0;
+/// Someone who wants bytes of an image.
+const IMAGE_REQUEST: u8 = 1;
+/// Bytes of an image.
+const IMAGE_CHUNK: u8 = 2;
+
+/// The envelope's group of packets about images, whatever group they're of: a group's big packets hold up its small
+/// ones, and an image must not hold up a heartbeat.
+pub(crate) const IMAGES: GroupId = GroupId(u64::MAX);
 
 /// One message between two nodes.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Packet {
     /// Raft's own, for the group of its envelope.
     Raft(Message),
+    /// Asks for bytes of an image.
+    ImageRequest(ImageRequest),
+    /// Bytes of an image.
+    ImageChunk(ImageChunk),
 }
 
 /// Why a packet makes no sense here.
@@ -41,6 +56,8 @@ impl Packet {
                 message.write_to_vec(&mut body).expect("memory takes every byte, and no field is required");
                 body.into()
             }
+            Packet::ImageRequest(request) => tagged(IMAGE_REQUEST, request),
+            Packet::ImageChunk(chunk) => tagged(IMAGE_CHUNK, chunk),
         }
     }
 
@@ -53,9 +70,22 @@ impl Packet {
             RAFT => Message::parse_from_carllerche_bytes(&body)
                 .map(Packet::Raft)
                 .map_err(|_| PacketError::Garbled(RAFT)),
+            IMAGE_REQUEST => ImageRequest::decode(body)
+                .map(Packet::ImageRequest)
+                .map_err(|_| PacketError::Garbled(IMAGE_REQUEST)),
+            IMAGE_CHUNK => ImageChunk::decode(body)
+                .map(Packet::ImageChunk)
+                .map_err(|_| PacketError::Garbled(IMAGE_CHUNK)),
             tag => Err(PacketError::Unknown(tag)),
         }
     }
+}
+
+fn tagged(tag: u8, message: &impl prost::Message) -> Bytes {
+    let mut body = Vec::with_capacity(1 + message.encoded_len());
+    body.push(tag);
+    message.encode_raw(&mut body);
+    body.into()
 }
 
 #[cfg(test)]

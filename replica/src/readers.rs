@@ -1,16 +1,18 @@
 //! A replica's pool of read-only connections.
 //!
 //! They are opened when first needed and kept. While the writer empties a long WAL, new snapshots wait
-//! ([`Readers::hold`]); those that are open for long and stand in its way can be ended ([`Readers::end_older`]). It must
-//! never know how fresh a snapshot has to be, nor how long the WAL is.
+//! ([`Readers::hold`]); those that are open for long and stand in its way can be ended ([`Readers::end_older`]). When a
+//! received image takes the database's place ([`Readers::replace`]), open snapshots go on with the old one, whose files
+//! live as long as they're open, and every new one is of the new. It must never know how fresh a snapshot has to be, nor
+//! how long the WAL is.
 
 use crate::clock::Clock;
 use crate::connection;
 use crate::reading::Reading;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use proto::{LogIndex, SqlState, WireError};
 use rusqlite::Connection;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -21,6 +23,9 @@ pub(crate) struct Readers {
     path: PathBuf,
     clock: Clock,
     pool: Mutex<Pool>,
+    /// Counts the databases that this path has been. Held while a transaction is opened: a connection that found the
+    /// database's file, and then another's WAL, would mix the two.
+    generation: RwLock<u64>,
     permits: Arc<Semaphore>,
     held: AtomicBool,
     released: Notify,
@@ -41,6 +46,7 @@ pub(crate) struct Reader {
     pub reading: Arc<Reading>,
     /// The applied index, as the transaction sees it.
     pub position: LogIndex,
+    generation: u64,
     permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -60,10 +66,16 @@ impl Readers {
             path,
             clock,
             pool: Mutex::default(),
+            generation: RwLock::new(0),
             permits: Arc::new(Semaphore::new(max)),
             held: AtomicBool::new(false),
             released: Notify::new(),
         }
+    }
+
+    /// Where the database lies.
+    pub fn directory(&self) -> &Path {
+        self.path.parent().expect("a database lies in a directory")
     }
 
     /// Holds new snapshots back.
@@ -97,6 +109,7 @@ impl Readers {
         if self.permits.is_closed() {
             return Err(closed());
         }
+        let generation = self.generation.read();
         let idle = self.pool.lock().idle.pop();
         let (connection, reading) = match idle {
             Some(pooled) => pooled,
@@ -114,7 +127,8 @@ impl Readers {
         };
         match begin() {
             Ok(position) => {
-                Ok(Reader { connection, reading, position: LogIndex(position.cast_unsigned()), permit })
+                let position = LogIndex(position.cast_unsigned());
+                Ok(Reader { connection, reading, position, generation: *generation, permit })
             }
             Err(error) => {
                 self.forget(&reading);
@@ -125,15 +139,28 @@ impl Readers {
 
     /// Takes a connection back. One whose transaction can't be ended is closed.
     pub fn give_back(&self, reader: Reader) {
-        let Reader { connection, reading, permit, .. } = reader;
+        let Reader { connection, reading, generation, permit, .. } = reader;
         reading.close();
         let ended = connection.prepare_cached("ROLLBACK").and_then(|mut rollback| rollback.execute([]));
-        if ended.is_ok() && !self.permits.is_closed() {
+        let current = self.generation.read();
+        if ended.is_ok() && generation == *current && !self.permits.is_closed() {
             self.pool.lock().idle.push((connection, reading));
         } else {
             self.forget(&reading);
         }
         drop(permit);
+    }
+
+    /// Has `swap` put another database in this one's place. New snapshots wait for it, and nobody has a connection to
+    /// the old one afterwards but for the snapshots that are open.
+    pub fn replace<T>(&self, swap: impl FnOnce() -> T) -> T {
+        let _held = self.hold();
+        let mut generation = self.generation.write();
+        *generation += 1;
+        let idle = std::mem::take(&mut self.pool.lock().idle);
+        idle.iter().for_each(|(_, reading)| self.forget(reading));
+        drop(idle);
+        swap()
     }
 
     /// Ends the snapshots that have been open for so long; says how many.

@@ -3,7 +3,7 @@
 //! The consensus, engine and handles are those of production; what is missing is the threads. Handles' futures wait by
 //! tokio's clock, which a simulation pauses. Everything of a host happens in the thread that turns its loops.
 
-use crate::driver::{ConsensusLoop, Drive, EngineLoop, Hashing, Purge, Step, TakeHash};
+use crate::driver::{ConsensusLoop, Drive, EngineLoop, Hashing, ImageLoop, Purge, Step, TakeHash};
 use crate::host::Parts;
 use crate::{Config, Host, Replica, ReplicaError};
 use parking_lot::Mutex;
@@ -51,6 +51,17 @@ impl Loops {
         self.0.turn_consensus();
     }
 
+    /// When, on the host's clock, its images want a turn even if they have no mail.
+    pub fn next_images(&self) -> Option<Duration> {
+        let now = self.0.clock.now();
+        self.0.held.lock().images.as_ref().map(|images| images.next_turn(now))
+    }
+
+    /// Gives images a turn with the mail that they have: a slice of work.
+    pub fn turn_images(&self) {
+        self.0.turn_images();
+    }
+
     /// The groups whose engines run.
     pub fn engines(&self) -> Vec<GroupId> {
         self.0.held.lock().engines.keys().copied().collect()
@@ -77,6 +88,7 @@ struct Hand {
 #[derive(Default)]
 struct Held {
     consensus: Option<ConsensusLoop>,
+    images: Option<ImageLoop>,
     engines: BTreeMap<GroupId, EngineLoop>,
 }
 
@@ -87,6 +99,14 @@ impl Hand {
         let mail = consensus.mailbox().take();
         if consensus.turn(mail, self.clock.now()).is_continue() {
             self.held.lock().consensus = Some(consensus);
+        }
+    }
+
+    fn turn_images(&self) {
+        let Some(mut images) = self.held.lock().images.take() else { return };
+        let mail = images.mailbox().take();
+        if images.turn(mail, self.clock.now()).is_continue() {
+            self.held.lock().images = Some(images);
         }
     }
 
@@ -118,6 +138,11 @@ impl Drive for Hand {
         Ok(())
     }
 
+    fn images(&self, images: ImageLoop) -> Result<(), ReplicaError> {
+        self.held.lock().images = Some(images);
+        Ok(())
+    }
+
     fn engine(&self, group: GroupId, engine: EngineLoop) -> Result<(), ReplicaError> {
         self.held.lock().engines.insert(group, engine);
         Ok(())
@@ -128,6 +153,10 @@ impl Drive for Hand {
     }
 
     fn finish_hasher(&self) {}
+
+    fn finish_images(&self) {
+        self.turn_images();
+    }
 
     fn finish_engine(&self, group: GroupId) {
         while self.step_engine(group) == Step::Worked {}

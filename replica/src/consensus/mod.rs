@@ -14,13 +14,15 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use store::Store;
+pub(crate) use store::{Store, Wanted};
 
 use crate::error::ReplicaError;
+use crate::image;
+use crate::log::Cut;
 use crate::peer::Peer;
 use proto::NodeId;
-use raft::eraftpb::{Entry, HardState, Message, MessageType};
-use raft::{RawNode, ReadOnlyOption, StateRole};
+use raft::eraftpb::{Entry, HardState, Message, MessageType, Snapshot};
+use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 use std::time::Duration;
 
 /// The least entries that one message carries, in bytes.
@@ -59,6 +61,8 @@ pub(crate) struct Standing {
 pub(crate) struct Ready {
     /// To send at once.
     pub messages: Vec<Message>,
+    /// A received image takes the place of the database and of all entries up to here. Before all else of this ready.
+    pub snapshot: Option<Cut>,
     /// To append to the log.
     pub entries: Vec<Entry>,
     /// To write to the log.
@@ -80,6 +84,17 @@ pub(crate) struct Confirmed {
     pub lease: Option<Duration>,
 }
 
+/// What became of a received image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Install {
+    /// The next ready has it.
+    Taken,
+    /// It isn't needed any more.
+    Unneeded,
+    /// There is no leader to be told of it. To be tried again when there is one.
+    Later,
+}
+
 /// One group's Raft.
 pub(crate) struct Consensus {
     raw: RawNode<Store>,
@@ -97,6 +112,8 @@ pub(crate) struct Consensus {
     offered: Option<u64>,
     fresh: bool,
     ticks: u64,
+    /// Snapshots that were offered, and whose images aren't here.
+    offers: Vec<Message>,
 }
 
 impl Consensus {
@@ -133,6 +150,7 @@ impl Consensus {
             offered: None,
             fresh,
             ticks: 0,
+            offers: Vec::new(),
         };
         if consensus.is_sole_voter() {
             consensus.raw.campaign()?;
@@ -153,7 +171,13 @@ impl Consensus {
         match message.get_msg_type() {
             // raft-rs forwards these to the leader: a deposed leader's changes would land on another state.
             MsgPropose | MsgReadIndex | MsgReadIndexResp => return Ok(()),
-            MsgSnapshot => return Ok(()),
+            MsgSnapshot if self.needs(message.get_snapshot()) => {
+                // Raft takes a snapshot for something that is there. It hears of it when the image is.
+                if message.term >= self.raw.raft.term {
+                    self.offers.push(message);
+                }
+                return Ok(());
+            }
             MsgRequestVote | MsgRequestPreVote => {
                 let forced = message.context.as_ref() == b"CampaignTransfer";
                 if now < self.quiet_until && !forced {
@@ -173,6 +197,57 @@ impl Consensus {
             Err(raft::Error::Store(error)) => Err(raft::Error::Store(error).into()),
             _ => Ok(()),
         }
+    }
+
+    /// Whether a snapshot has what neither the log nor the database has. Any other one, Raft answers without an image.
+    fn needs(&self, snapshot: &Snapshot) -> bool {
+        let log = &self.raw.raft.raft_log;
+        let metadata = snapshot.get_metadata();
+        metadata.index > log.committed
+            && image::includes(metadata.get_conf_state(), self.settings.peer.raw())
+            && !log.match_term(metadata.index, metadata.term)
+    }
+
+    /// The snapshots that were offered since the last call. Their images are to be received, then
+    /// [`Self::install`]ed.
+    pub fn take_offers(&mut self) -> Vec<Message> {
+        std::mem::take(&mut self.offers)
+    }
+
+    /// The image that a snapshot offered is here. Whoever offered it, it is of committed entries; whoever leads now is
+    /// told of it.
+    pub fn install(&mut self, snapshot: &Snapshot) -> Result<Install, ReplicaError> {
+        let raft = &self.raw.raft;
+        if !self.needs(snapshot) || raft.snap().is_some() {
+            return Ok(Install::Unneeded);
+        }
+        if raft.leader_id == 0 || raft.state != StateRole::Follower {
+            return Ok(Install::Later);
+        }
+        let mut message =
+            Message { from: raft.leader_id, to: raft.id, term: raft.term, ..Message::default() };
+        message.set_msg_type(MessageType::MsgSnapshot);
+        message.set_snapshot(snapshot.clone());
+        let stepped = self.raw.step(message);
+        self.after_input();
+        stepped?;
+        Ok(if self.raw.raft.snap().is_some() { Install::Taken } else { Install::Unneeded })
+    }
+
+    /// A node asks no more for the image that it was offered. If it hasn't got it, Raft tries again from the begin.
+    pub fn offer_ended(&mut self, node: NodeId) {
+        let members: Vec<u64> = self.raw.raft.prs().iter().map(|(member, _)| *member).collect();
+        for member in members {
+            if Peer::from_raw(member).is_some_and(|peer| peer.node() == node) {
+                self.raw.report_snapshot(member, SnapshotStatus::Failure);
+            }
+        }
+        self.after_input();
+    }
+
+    /// The image that is wanted for a member, if one is.
+    pub fn take_wanted(&mut self) -> Option<Wanted> {
+        self.raw.mut_store().take_wanted()
     }
 
     /// Lets one tick pass.
@@ -248,8 +323,11 @@ impl Consensus {
         for state in ready.take_read_states() {
             self.round_ended(&state);
         }
+        let metadata = ready.snapshot().get_metadata();
+        let snapshot = (metadata.index > 0).then_some(Cut { index: metadata.index, term: metadata.term });
         let out = Ready {
             messages: ready.take_messages(),
+            snapshot,
             entries: ready.entries().clone(),
             hard_state: ready.hs().cloned(),
             sync: ready.must_sync(),
@@ -264,6 +342,10 @@ impl Consensus {
     /// what is committed thereby.
     pub fn persisted(&mut self) -> (Vec<Message>, Vec<Entry>) {
         let mut ready = self.pending.take().expect("only what was taken is persisted");
+        let metadata = ready.snapshot().get_metadata();
+        if metadata.index > 0 {
+            self.raw.mut_store().installed(Cut { index: metadata.index, term: metadata.term });
+        }
         self.raw.mut_store().appended(ready.entries());
         let mut messages = ready.take_persisted_messages();
         let mut light = self.raw.advance_append(ready);

@@ -1,11 +1,14 @@
 //! What Raft reads back: the durable log behind a cache of its newest entries.
 //!
-//! The driver writes entries to the log and then tells the store; Raft reads through [`raft::Storage`]. It must never
+//! The driver writes entries to the log and then tells the store; Raft reads through [`raft::Storage`]. Where the log
+//! doesn't reach back far enough, the store offers an image of the database, or notes that one is wanted. It must never
 //! write.
 
+use crate::image::{self, Image, ImageId};
 use crate::log::{Cut, Found, LogReader};
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -23,6 +26,19 @@ pub(crate) struct Store {
     last: u64,
     cache: VecDeque<Entry>,
     cache_bytes: usize,
+    /// The images that can be offered, each with the term of its last entry.
+    images: Vec<(Image, u64)>,
+    /// Raft asks for snapshots through a shared reference.
+    wanted: Cell<Option<Wanted>>,
+}
+
+/// An image that Raft would send if there were one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// Who needs it, by its id in Raft. The image must know it as a member.
+    pub member: u64,
+    /// What it must have at least.
+    pub least: u64,
 }
 
 impl Store {
@@ -37,6 +53,8 @@ impl Store {
             last: found.last,
             cache: VecDeque::new(),
             cache_bytes: 0,
+            images: Vec::new(),
+            wanted: Cell::new(None),
         }
     }
 
@@ -74,6 +92,32 @@ impl Store {
             let dropped = self.cache.pop_front().expect("it was just seen");
             self.cache_bytes -= dropped.data.len();
         }
+    }
+
+    /// Takes note that an image stands for all entries up to its own, and that the log holds none.
+    pub fn installed(&mut self, cut: Cut) {
+        self.cut = cut;
+        self.last = cut.index;
+        self.cache.clear();
+        self.cache_bytes = 0;
+    }
+
+    /// Offers an image from now on. Says whether the log has its last entry's term and what comes after.
+    pub fn add_image(&mut self, image: Image) -> bool {
+        let Ok(term) = self.term(image.index) else { return false };
+        self.images.retain(|(other, _)| other.id != image.id);
+        self.images.push((image, term));
+        true
+    }
+
+    /// Doesn't offer an image any more.
+    pub fn drop_image(&mut self, id: ImageId) {
+        self.images.retain(|(image, _)| image.id != id);
+    }
+
+    /// What was wanted since the last call.
+    pub fn take_wanted(&self) -> Option<Wanted> {
+        self.wanted.take()
     }
 
     fn cached(&self, index: u64) -> Option<usize> {
@@ -136,9 +180,15 @@ impl Storage for Store {
         Ok(self.last)
     }
 
-    fn snapshot(&self, _: u64, _: u64) -> raft::Result<Snapshot> {
-        // Snapshots come with the next stone. Until then no voter's log is cut below what another voter has, so
-        // nobody needs one.
-        Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        let least = request_index.max(self.cut.index);
+        let fits = |image: &Image| image.index >= least && image::includes(&image.conf_state, to);
+        match self.images.iter().filter(|(image, _)| fits(image)).max_by_key(|(image, _)| image.index) {
+            Some((image, term)) => Ok(image::offer(image, *term)),
+            None => {
+                self.wanted.set(Some(Wanted { member: to, least }));
+                Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+            }
+        }
     }
 }

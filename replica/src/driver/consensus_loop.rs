@@ -4,19 +4,21 @@
 //! may go before the log is written, writes the log once for all, then sends and delivers the rest. The time is the one
 //! at the turn's begin throughout: a promise that is counted from earlier ends earlier. It must never know who calls it.
 
+use super::image_loop::ImageMail;
 use super::inbox::PendingOrder;
 use super::mailbox::{Mail, Mailbox, Waiter};
 use super::shared::Shared;
-use crate::consensus::{Consensus, Standing};
+use crate::consensus::{Consensus, Install, Standing};
 use crate::entry::{Body, Check};
 use crate::error::ReplicaError;
+use crate::image::{self, Event, Received, Source};
 use crate::log::{Batch, Change, Cut, LogStore};
 use crate::packet::Packet;
 use crate::peer::Peer;
 use proto::services::{RaftMessage, RaftTransport};
 use proto::{GroupId, NodeId};
 use raft::StateRole;
-use raft::eraftpb::{Entry, Message};
+use raft::eraftpb::{Entry, Message, MessageType};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -57,6 +59,10 @@ struct Member {
     round: Option<u64>,
     /// When the tables are to be checked next, if this replica leads.
     next_check: Option<Duration>,
+    /// An image that Raft hasn't taken up yet.
+    received: Option<Received>,
+    /// One that takes the database's place when the log is written.
+    installing: Option<Cut>,
 }
 
 type Outgoing = BTreeMap<NodeId, Vec<RaftMessage>>;
@@ -158,8 +164,10 @@ impl ConsensusLoop {
                 }
                 None => waiter(Err(None)),
             },
+            Mail::Image(event) => self.image(event, touched),
             Mail::Add { shared, consensus } => {
                 let group = shared.group;
+                shared.images.send(ImageMail::Add { shared: shared.clone() });
                 touched.insert(group);
                 let member = Member {
                     shared,
@@ -169,15 +177,42 @@ impl ConsensusLoop {
                     waiting: Vec::new(),
                     round: None,
                     next_check: None,
+                    received: None,
+                    installing: None,
                 };
                 self.groups.insert(group, member);
             }
             Mail::Remove { group } => {
                 if let Some(member) = self.groups.remove(&group) {
+                    member.shared.images.send(ImageMail::Remove { group });
                     member.fail_waiters(None);
                 }
             }
             Mail::ShutDown => {}
+        }
+    }
+
+    fn image(&mut self, event: Event, touched: &mut BTreeSet<GroupId>) {
+        match event {
+            Event::Made(group, image) => self.touch(group, touched, |member| {
+                let index = image.index;
+                if !member.consensus.store().add_image(image) {
+                    tracing::warn!(group = group.0, index, "an image was made of what the log has forgotten");
+                }
+                Ok(())
+            }),
+            Event::Gone(group, id) => self.touch(group, touched, |member| {
+                member.consensus.store().drop_image(id);
+                Ok(())
+            }),
+            Event::Silent(group, node) => self.touch(group, touched, |member| {
+                member.consensus.offer_ended(node);
+                Ok(())
+            }),
+            Event::Complete(group, received) => self.touch(group, touched, |member| {
+                member.received = Some(received);
+                Ok(())
+            }),
         }
     }
 
@@ -239,7 +274,7 @@ impl ConsensusLoop {
             let mut sync = false;
             let mut pending: Vec<(GroupId, Vec<Entry>)> = Vec::new();
             for group in std::mem::take(&mut touched) {
-                let Some(ready) = self.with(group, |member| Ok(member.ready(now))) else { continue };
+                let Some(ready) = self.with(group, |member| member.ready(now)) else { continue };
                 collect(&mut outgoing, group, ready.messages);
                 for change in ready.changes {
                     batch.put(group.0, change);
@@ -288,16 +323,27 @@ struct MemberReady {
 }
 
 impl Member {
-    fn ready(&mut self, now: Duration) -> MemberReady {
+    fn ready(&mut self, now: Duration) -> Result<MemberReady, ReplicaError> {
         let mut out = MemberReady::default();
         self.consensus.applied(self.shared.applied());
         self.publish();
         self.start_round(now);
+        self.fetch_offered();
+        self.install_received()?;
         out.changes.extend(self.due_cut().map(Change::Cut));
-        let Some(ready) = self.consensus.ready() else {
+        let ready = self.consensus.ready();
+        if let Some(wanted) = self.consensus.take_wanted() {
+            self.shared.images.send(ImageMail::Want { group: self.shared.group, wanted });
+        }
+        let Some(ready) = ready else {
             self.end_rounds();
-            return out;
+            return Ok(out);
         };
+        if let Some(cut) = ready.snapshot {
+            self.commit_received(cut)?;
+            out.changes.push(Change::Reset(cut));
+        }
+        self.note_offers(&ready.messages);
         if self.consensus.has_offered() {
             self.shared.end_lease();
         }
@@ -308,7 +354,7 @@ impl Member {
         out.messages = ready.messages;
         out.sync = ready.sync;
         out.committed = Some(ready.committed);
-        out
+        Ok(out)
     }
 
     /// The ready is in the log. Gives what may be sent now.
@@ -317,11 +363,58 @@ impl Member {
         if self.consensus.has_offered() {
             self.shared.end_lease();
         }
+        self.note_offers(&messages);
         committed.extend(more);
+        if let Some(cut) = self.installing.take() {
+            self.shared.inbox().install(cut);
+            self.shared.wake();
+        }
         self.deliver(committed);
         self.publish();
         self.end_rounds();
         messages
+    }
+
+    /// Has the images received that were offered to this replica.
+    fn fetch_offered(&mut self) {
+        for mut message in self.consensus.take_offers() {
+            let snapshot = message.take_snapshot();
+            let Some((peer, image)) = Peer::from_raw(message.from).zip(image::offered(&snapshot)) else {
+                continue;
+            };
+            let source = Box::new(Source { node: peer.node(), image, snapshot });
+            self.shared.images.send(ImageMail::Fetch { group: self.shared.group, source });
+        }
+    }
+
+    /// Gives Raft an image that is here.
+    fn install_received(&mut self) -> Result<(), ReplicaError> {
+        let Some(received) = &self.received else { return Ok(()) };
+        if self.consensus.install(&received.source.snapshot)? == Install::Unneeded {
+            self.received = None;
+            self.shared.images.send(ImageMail::Settled { group: self.shared.group });
+        }
+        Ok(())
+    }
+
+    /// Makes the image that Raft has taken up the replica's state, whatever happens from now on.
+    fn commit_received(&mut self, cut: Cut) -> Result<(), ReplicaError> {
+        let received = self.received.take().expect("Raft takes up what it was given");
+        image::install::commit(&self.shared.directory, &received.path, cut)?;
+        self.shared.images.send(ImageMail::Settled { group: self.shared.group });
+        self.installing = Some(cut);
+        Ok(())
+    }
+
+    /// From when an image was offered, its receiver is expected to ask for it.
+    fn note_offers(&self, messages: &[Message]) {
+        for message in messages.iter().filter(|message| message.get_msg_type() == MessageType::MsgSnapshot) {
+            let offered = Peer::from_raw(message.to).zip(image::offered(message.get_snapshot()));
+            if let Some((peer, image)) = offered {
+                let group = self.shared.group;
+                self.shared.images.send(ImageMail::Offered { group, to: peer.node(), id: image.id });
+            }
+        }
     }
 
     fn stop(self, why: String) {
@@ -427,6 +520,7 @@ impl Member {
 
     fn due_cut(&mut self) -> Option<Cut> {
         let forgettable = self.shared.forgettable();
+        let forgettable = self.shared.image_hold().map_or(forgettable, |hold| hold.min(forgettable));
         let store = self.consensus.store();
         if forgettable < store.cut().index + CUT_ENTRIES {
             return None;

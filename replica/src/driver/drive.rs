@@ -3,6 +3,7 @@
 use super::consensus_loop::{ConsensusLoop, Purge};
 use super::engine_loop::EngineLoop;
 use super::hashing::TakeHash;
+use super::image_loop::ImageLoop;
 use crate::error::ReplicaError;
 use crate::log::LogStore;
 use proto::GroupId;
@@ -19,6 +20,9 @@ pub(crate) trait Drive: Send + Sync {
     /// Turns the node's consensus loop from now on.
     fn consensus(&self, consensus: ConsensusLoop) -> Result<(), ReplicaError>;
 
+    /// Turns the node's image loop from now on.
+    fn images(&self, images: ImageLoop) -> Result<(), ReplicaError>;
+
     /// Steps a group's engine loop from now on.
     fn engine(&self, group: GroupId, engine: EngineLoop) -> Result<(), ReplicaError>;
 
@@ -27,6 +31,9 @@ pub(crate) trait Drive: Send + Sync {
 
     /// Breaks off what is being hashed, and hashes nothing more.
     fn finish_hasher(&self);
+
+    /// Comes back when the image loop, which was told to, has ended.
+    fn finish_images(&self);
 
     /// Comes back when a group's engine loop, which was told to, has ended.
     fn finish_engine(&self, group: GroupId);

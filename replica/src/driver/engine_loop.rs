@@ -11,7 +11,8 @@ use super::shared::Shared;
 use crate::engine::{Answer, Engine, Pressure, Ran};
 use crate::entry::Entry;
 use crate::error::ReplicaError;
-use crate::log::LogReader;
+use crate::image::install;
+use crate::log::{Cut, LogReader};
 use crate::write::Written;
 use bytes::Bytes;
 use prost::Message as _;
@@ -80,6 +81,7 @@ enum Reply {
 }
 
 enum Work {
+    Install(Cut),
     Apply(Vec<Committed>),
     ApplyFromLog(u64),
     Proposed(Option<u64>),
@@ -134,6 +136,7 @@ impl EngineLoop {
 
     fn act(&mut self, work: Work) -> Result<(), ReplicaError> {
         match work {
+            Work::Install(cut) => self.install(cut),
             Work::Apply(entries) => self.apply(entries),
             Work::ApplyFromLog(last) => self.apply_from_log(last),
             Work::Proposed(index) => self.proposed(index),
@@ -170,6 +173,9 @@ impl EngineLoop {
         {
             // Only the consensus loop knows whether the batch is in the log; it answers promptly.
             return inbox.proposal.take().map(Work::Proposed);
+        }
+        if let Some(cut) = inbox.install.take() {
+            return Some(Work::Install(cut));
         }
         let applied = self.engine.applied();
         if inbox.committed > applied {
@@ -310,6 +316,25 @@ impl EngineLoop {
         Ok(())
     }
 
+    /// Puts a received image in the database's place. The entries that it stands for never come.
+    fn install(&mut self, cut: Cut) -> Result<(), ReplicaError> {
+        self.deposed()?;
+        let passed = |limbo: &mut Limbo| limbo.index <= cut.index;
+        let error = self.shared.not_leader().with_retry(Retry::Unknown);
+        for reply in self.limbo.extract_if(.., passed).flat_map(|limbo| limbo.replies) {
+            reply.refuse(&error);
+        }
+        let Shared { readers, directory, .. } = &*self.shared;
+        readers.replace(|| self.engine.replace(|| install::swap(directory)))?;
+        if self.engine.applied() != cut.index {
+            let message = format!("an image of index {} is of index {}", cut.index, self.engine.applied());
+            return Err(ReplicaError::Damaged { path: self.engine.path().to_owned(), message });
+        }
+        tracing::info!(group = self.shared.group.0, index = cut.index, "took up an image");
+        self.publish();
+        Ok(())
+    }
+
     fn apply_from_log(&mut self, last: u64) -> Result<(), ReplicaError> {
         let low = self.engine.applied() + 1;
         let entries = self.log.entries(self.shared.group.0, low, last + 1, Some(APPLY_BYTES as u64))?;
@@ -417,7 +442,7 @@ impl EngineLoop {
         }
         // Most is copied before anyone has to wait for the rest.
         self.engine.checkpoint()?;
-        if pressure >= Pressure::Empty {
+        if pressure >= Pressure::Empty && !self.shared.is_copied() {
             let _held = self.shared.readers.hold();
             let emptied = self.engine.empty_wal(self.patience.hold)?;
             if !emptied && pressure == Pressure::End {

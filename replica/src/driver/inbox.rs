@@ -3,6 +3,7 @@
 use crate::connection::Cancel;
 use crate::consensus::Standing;
 use crate::entry::{Body, Request};
+use crate::log::Cut;
 use crate::write::{WriteFn, Written};
 use bytes::Bytes;
 use proto::{LogIndex, WireError};
@@ -97,6 +98,8 @@ pub(crate) struct Inbox {
     pub committed: u64,
     entries: VecDeque<Committed>,
     entry_bytes: usize,
+    /// An image that was put beside the database, and is to take its place before anything else is done.
+    pub install: Option<Cut>,
     /// The answer to the proposal that is under way: its index, or that it was refused.
     pub proposal: Option<Option<u64>>,
     pub closing: Option<Closing>,
@@ -111,6 +114,7 @@ impl Inbox {
             committed,
             entries: VecDeque::new(),
             entry_bytes: 0,
+            install: None,
             proposal: None,
             closing: None,
         }
@@ -128,6 +132,14 @@ impl Inbox {
                 self.entries.push_back(entry.into());
             }
         }
+    }
+
+    /// An image stands for all entries up to here.
+    pub fn install(&mut self, cut: Cut) {
+        self.install = Some(cut);
+        self.entries.clear();
+        self.entry_bytes = 0;
+        self.committed = self.committed.max(cut.index);
     }
 
     /// The committed entries after `applied` that are here, up to about `max_bytes`; none if they're in the log.

@@ -2,6 +2,7 @@
 
 use super::shared::Shared;
 use crate::consensus::Consensus;
+use crate::image::Event;
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use proto::{GroupId, NodeId};
@@ -26,6 +27,8 @@ pub(crate) enum Mail {
     Propose { group: GroupId, term: u64, data: Bytes },
     /// Someone who waits for leadership to be confirmed.
     Confirm { group: GroupId, waiter: Waiter },
+    /// Something has come to pass with an image.
+    Image(Event),
     /// A group to serve from now on.
     Add { shared: Arc<Shared>, consensus: Box<Consensus> },
     /// A group to serve no more.

@@ -1,13 +1,14 @@
 //! The shell around consensus and engine: what their loops do in a turn, and who turns them.
 //!
 //! One consensus loop per node serves all groups, so that one fsync covers them; one engine loop per group runs SQLite,
-//! so that nothing that takes long there delays a tick. They know each other through [`Shared`] and two mailboxes. A
-//! loop owns no thread: [`Drive`] is who turns it, [`Threads`] in production, a simulation's hand elsewhere.
+//! so that nothing that takes long there delays a tick; one image loop per node copies whole databases. They know each
+//! other through [`Shared`] and their mailboxes. A loop owns no thread: [`Drive`] is who turns it, [`Threads`] in production, a simulation's hand elsewhere.
 
 mod consensus_loop;
 mod drive;
 mod engine_loop;
 mod hashing;
+mod image_loop;
 mod inbox;
 mod mailbox;
 mod shared;
@@ -17,6 +18,7 @@ pub(crate) use consensus_loop::{ConsensusLoop, Purge};
 pub(crate) use drive::Drive;
 pub(crate) use engine_loop::{EngineLoop, Patience, Step};
 pub(crate) use hashing::{Hashing, TakeHash};
+pub(crate) use image_loop::{ImageLoop, ImageMail, ImageMailbox};
 pub(crate) use inbox::{Inbox, PendingOrder, PendingWrite, Place, WriteState};
 pub(crate) use mailbox::{Mail, Mailbox};
 pub(crate) use shared::Shared;

@@ -1,20 +1,23 @@
 //! What a replica's handles and its loops share.
 
+use super::image_loop::{ImageMail, ImageMailbox};
 use super::inbox::{Closing, Inbox};
 use super::mailbox::{Mail, Mailbox};
 use crate::clock::Clock;
 use crate::consensus::Standing;
 use crate::readers::Readers;
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use proto::services::{ReplicaRole, ReplicaStatus, TableHash};
+use proto::services::{Progress, ReplicaRole, ReplicaStatus, TableHash};
 use proto::{GroupId, LogIndex, NodeId, Retry, SqlState, Term, WireError};
 use raft::StateRole;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 
 const NOT_LEADING: u64 = u64::MAX;
+const NOT_HELD: u64 = u64::MAX;
 
 /// What a replica's handles and its loops share.
 pub(crate) struct Shared {
@@ -22,6 +25,9 @@ pub(crate) struct Shared {
     pub group: GroupId,
     pub clock: Clock,
     pub mailbox: Arc<Mailbox>,
+    pub images: Arc<ImageMailbox>,
+    /// Where the group's files are.
+    pub directory: PathBuf,
     pub readers: Readers,
     pub writes: Arc<Semaphore>,
     pub status: watch::Sender<ReplicaStatus>,
@@ -43,6 +49,10 @@ pub(crate) struct Shared {
     lease_used: AtomicBool,
     /// Written by the engine loop.
     last_check: AtomicU64,
+    /// The log is needed after this index for images. Written by the image loop.
+    image_hold: AtomicU64,
+    /// Whether an image of the database is being made. Written by the image loop.
+    copied: AtomicBool,
 }
 
 impl Shared {
@@ -51,6 +61,7 @@ impl Shared {
         group: GroupId,
         clock: Clock,
         mailbox: Arc<Mailbox>,
+        images: Arc<ImageMailbox>,
         readers: Readers,
         max_writes: usize,
         applied: u64,
@@ -62,6 +73,8 @@ impl Shared {
             group,
             clock,
             mailbox,
+            images,
+            directory: readers.directory().to_owned(),
             readers,
             writes: Arc::new(Semaphore::new(max_writes)),
             status: watch::Sender::new(status),
@@ -75,6 +88,8 @@ impl Shared {
             lease: AtomicU64::new(0),
             lease_used: AtomicBool::new(false),
             last_check: AtomicU64::new(0),
+            image_hold: AtomicU64::new(NOT_HELD),
+            copied: AtomicBool::new(false),
         }
     }
 
@@ -139,6 +154,33 @@ impl Shared {
     /// What the log may forget.
     pub fn forgettable(&self) -> u64 {
         self.forgettable.load(Ordering::Acquire)
+    }
+
+    /// After which index images need the log. To be asked after [`Self::forgettable`]: a hold that is set later is at or
+    /// after what was forgettable before.
+    pub fn image_hold(&self) -> Option<u64> {
+        Some(self.image_hold.load(Ordering::SeqCst)).filter(|hold| *hold != NOT_HELD)
+    }
+
+    /// Sets [`Self::image_hold`].
+    pub fn set_image_hold(&self, hold: Option<u64>) {
+        self.image_hold.store(hold.unwrap_or(NOT_HELD), Ordering::SeqCst);
+    }
+
+    /// Whether an image of the database is being made, so that the WAL can't be emptied whatever is tried.
+    pub fn is_copied(&self) -> bool {
+        self.copied.load(Ordering::Relaxed)
+    }
+
+    /// Sets [`Self::is_copied`].
+    pub fn set_copied(&self, copied: bool) {
+        self.copied.store(copied, Ordering::Relaxed);
+    }
+
+    /// Publishes how much of an image has arrived, and of how much.
+    pub fn set_image_progress(&self, progress: Option<(u64, u64)>) {
+        let image = progress.map(|(done, total)| Progress { done, total });
+        self.status.send_if_modified(|status| std::mem::replace(&mut status.image, image) != image);
     }
 
     /// What every voter's log has, as far as a leader knows.
@@ -219,6 +261,7 @@ impl Shared {
         });
         self.changes.send_modify(|changes| *changes += 1);
         self.close(Closing::Stopped(why));
+        self.images.send(ImageMail::Remove { group: self.group });
         self.mailbox.send(Mail::Remove { group: self.group });
     }
 

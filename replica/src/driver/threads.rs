@@ -6,6 +6,7 @@ use super::consensus_loop::{ConsensusLoop, Purge};
 use super::drive::Drive;
 use super::engine_loop::{EngineLoop, Step};
 use super::hashing::{Hashing, TakeHash};
+use super::image_loop::ImageLoop;
 use crate::clock::Clock;
 use crate::error::ReplicaError;
 use crate::log::LogStore;
@@ -36,6 +37,7 @@ pub(crate) struct Threads {
     hash_rate: u64,
     ending: Arc<AtomicBool>,
     consensus: Mutex<Option<JoinHandle<()>>>,
+    images: Mutex<Option<JoinHandle<()>>>,
     engines: Mutex<BTreeMap<GroupId, JoinHandle<()>>>,
 }
 
@@ -58,6 +60,7 @@ impl Threads {
             hash_rate: hash_rate.max(1),
             ending: Arc::default(),
             consensus: Mutex::default(),
+            images: Mutex::default(),
             engines: Mutex::default(),
         }
     }
@@ -142,6 +145,22 @@ impl Drive for Threads {
         Ok(())
     }
 
+    fn images(&self, mut images: ImageLoop) -> Result<(), ReplicaError> {
+        let clock = self.clock.clone();
+        let mailbox = images.mailbox().clone();
+        let thread = self.spawn(format!("images-{}", self.node), move || {
+            loop {
+                let now = clock.now();
+                let mail = mailbox.wait_and_take(images.next_turn(now).saturating_sub(now));
+                if images.turn(mail, clock.now()).is_break() {
+                    return;
+                }
+            }
+        })?;
+        *self.images.lock() = Some(thread);
+        Ok(())
+    }
+
     fn engine(&self, group: GroupId, mut engine: EngineLoop) -> Result<(), ReplicaError> {
         let thread =
             self.spawn(format!("engine-{group}"), move || while engine.wait_and_step() != Step::Ended {})?;
@@ -162,6 +181,11 @@ impl Drive for Threads {
         // If it has ended before, it needn't be told.
         let _ = sender.send(None);
         self.join(Some(thread));
+    }
+
+    fn finish_images(&self) {
+        let thread = self.images.lock().take();
+        self.join(thread);
     }
 
     fn finish_engine(&self, group: GroupId) {

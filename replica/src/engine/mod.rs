@@ -110,6 +110,20 @@ impl Engine {
         &self.conf_state
     }
 
+    /// Opens the database anew, after `swap` has put another in its place. Nobody has it open meanwhile.
+    pub fn replace(&mut self, swap: impl FnOnce() -> Result<(), ReplicaError>) -> Result<(), ReplicaError> {
+        debug_assert!(self.batch.is_none(), "an open batch is rolled back first");
+        let nothing = Connection::open_in_memory().map_err(|e| self.stop(e))?;
+        drop(std::mem::replace(&mut self.connection, nothing));
+        swap()?;
+        let directory = self.path.parent().expect("a database lies in a directory").to_owned();
+        match Self::open(&directory, self.limits)? {
+            Some(engine) => *self = engine,
+            None => return Err(self.damaged("an image took its place that isn't a replica's")),
+        }
+        Ok(())
+    }
+
     fn stop(&self, source: rusqlite::Error) -> ReplicaError {
         let source = fault::explained(&self.connection, source);
         ReplicaError::Sqlite { path: self.path.clone(), source }
