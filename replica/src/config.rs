@@ -51,6 +51,9 @@ pub struct Config {
     /// How many bytes of images this node sends in a second, so that the network and the others' disks have time for
     /// other things.
     pub image_bytes_per_second: u64,
+    /// What stopped for a reason that can pass (a full disk, an I/O error) is opened again as soon as its disk takes
+    /// writes, which is tried this often.
+    pub revive_every: Duration,
     /// Each log file's size. Tests choose small ones.
     pub log_file_bytes: u64,
 }
@@ -79,6 +82,7 @@ impl Config {
             check_bytes_per_second: 64 << 20,
             image_chunk_bytes: 256 << 10,
             image_bytes_per_second: 128 << 20,
+            revive_every: Duration::from_secs(5),
             log_file_bytes: 32 << 20,
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::fault;
 use proto::{GroupId, Retry, SqlState, WireError};
+use std::any::Any;
 use std::path::{Path, PathBuf};
 
 /// A replica or a node's log that can't be opened or can't go on.
@@ -42,6 +43,14 @@ pub enum ReplicaError {
         /// What is wrong with it.
         message: String,
     },
+    /// A loop panicked: an invariant doesn't hold.
+    #[error("{what} panicked: {message}")]
+    Panicked {
+        /// Whose loop.
+        what: &'static str,
+        /// What the panic said.
+        message: String,
+    },
     /// An argument makes no sense.
     #[error("{0}")]
     Invalid(String),
@@ -71,6 +80,20 @@ impl ReplicaError {
         }
     }
 
+    /// Whether SQLite couldn't sync a file. The kernel says so once: asked again, it claims that all is well.
+    pub(crate) fn is_failed_sync(&self) -> bool {
+        matches!(self, Self::Sqlite { source, .. } if fault::is_failed_sync(source))
+    }
+
+    /// A panic that was caught.
+    pub(crate) fn panicked(what: &'static str, panic: &(dyn Any + Send)) -> Self {
+        let text = panic.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        // One line: it goes into the status.
+        let message = text.unwrap_or("no message").lines().collect::<Vec<_>>().join(" ");
+        Self::Panicked { what, message }
+    }
+
     /// Names the database that refused.
     pub(crate) fn sqlite(path: &Path) -> impl FnOnce(rusqlite::Error) -> Self {
         let path = path.to_owned();
@@ -91,7 +114,9 @@ impl From<ReplicaError> for WireError {
                 (SqlState::IO_ERROR, Retry::Never)
             }
             ReplicaError::Damaged { .. } => (SqlState::DATA_CORRUPTED, Retry::Never),
-            ReplicaError::Raft(_) | ReplicaError::Invalid(_) => (SqlState::INTERNAL_ERROR, Retry::Never),
+            ReplicaError::Raft(_) | ReplicaError::Panicked { .. } | ReplicaError::Invalid(_) => {
+                (SqlState::INTERNAL_ERROR, Retry::Never)
+            }
             ReplicaError::UnknownGroup(_) => (SqlState::CANNOT_CONNECT_NOW, Retry::NotLeader(None)),
             ReplicaError::ShutDown => (SqlState::ADMIN_SHUTDOWN, Retry::NotLeader(None)),
         };

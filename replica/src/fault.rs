@@ -21,6 +21,12 @@ pub(crate) fn can_pass(error: &rusqlite::Error) -> bool {
     !matches!(error.sqlite_error_code(), None | Some(DatabaseCorrupt | NotADatabase)) && is_local(error)
 }
 
+/// Whether a sync failed.
+pub(crate) fn is_failed_sync(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error().map(|error| error.extended_code);
+    matches!(code, Some(ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC))
+}
+
 fn is_local_code(code: ErrorCode) -> bool {
     use ErrorCode::*;
     matches!(

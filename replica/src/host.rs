@@ -10,12 +10,12 @@ use crate::driver::{
 use crate::engine::{Engine, Limits};
 use crate::error::ReplicaError;
 use crate::image;
-use crate::log::{self, Batch, LogStore, RaftEngineLog};
+use crate::log::{self, Batch, LogStore, RaftEngineLog, TestDisk};
 use crate::packet::Packet;
 use crate::peer::Peer;
 use crate::readers::Readers;
 use crate::replica::Replica;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use proto::services::{RaftMessage, RaftService, RaftTransport, ReplicaStatus};
 use proto::{GroupId, NodeId};
 use std::collections::BTreeMap;
@@ -60,9 +60,19 @@ impl Host {
     /// those for this node come in through [`RaftService::receive`]. A replica that can't be opened is there as a
     /// stopped one, whose status says why.
     pub fn open(config: Config, transport: Arc<dyn RaftTransport>) -> Result<Arc<Host>, ReplicaError> {
+        Self::open_on(config, transport, TestDisk::default())
+    }
+
+    /// As [`Self::open`], with the log on a disk that a test spoils.
+    pub(crate) fn open_on(
+        config: Config,
+        transport: Arc<dyn RaftTransport>,
+        disk: TestDisk,
+    ) -> Result<Arc<Host>, ReplicaError> {
         fs::create_dir_all(&config.data_dir).map_err(ReplicaError::io(&config.data_dir))?;
         let clock = Clock::machine();
-        let log = Arc::new(RaftEngineLog::open(&config.data_dir.join("log"), config.log_file_bytes)?);
+        let path = config.data_dir.join("log");
+        let log = Arc::new(RaftEngineLog::open_on(&path, config.log_file_bytes, disk)?);
         let threads =
             Threads::new(config.node, config.data_dir.clone(), clock.clone(), config.check_bytes_per_second);
         let drive = Arc::new(threads);
@@ -112,13 +122,10 @@ impl Host {
         };
         for group in host.groups_on_disk(&groups_dir)? {
             let mut groups = host.groups.lock();
-            let directory = host.directory(group);
-            let opened = image::install::finish(&directory, group.0, log.as_ref())
-                .and_then(|()| Engine::open(&directory, host.limits()));
-            match opened {
+            match host.open_engine(group, log.as_ref()) {
                 Ok(None) => {}
                 Ok(Some(engine)) => {
-                    let replica = match host.start(group, engine) {
+                    let replica = match host.start(group, engine, None) {
                         Ok(replica) => replica,
                         Err(error) => host.stopped(group, &error),
                     };
@@ -129,7 +136,26 @@ impl Host {
                 }
             }
         }
-        Ok(Arc::new(host))
+        let host = Arc::new(host);
+        if let Some((_, drive)) = host.log_and_drive() {
+            drive.upkeep(host.config.revive_every, Arc::downgrade(&host))?;
+        }
+        Ok(host)
+    }
+
+    /// This node.
+    pub(crate) fn node(&self) -> NodeId {
+        self.config.node
+    }
+
+    /// What the loops stand on; nothing once the host is shut down.
+    pub(crate) fn log_and_drive(&self) -> Option<(Arc<dyn LogStore>, Arc<dyn Drive>)> {
+        self.running.lock().as_ref().map(|running| (running.log.clone(), running.drive.clone()))
+    }
+
+    /// The replicas. While they're locked, none is made, replaced or removed.
+    pub(crate) fn lock_groups(&self) -> MutexGuard<'_, BTreeMap<GroupId, Replica>> {
+        self.groups.lock()
     }
 
     fn groups_on_disk(&self, directory: &Path) -> Result<Vec<GroupId>, ReplicaError> {
@@ -144,7 +170,7 @@ impl Host {
         Ok(found)
     }
 
-    fn directory(&self, group: GroupId) -> PathBuf {
+    pub(crate) fn directory(&self, group: GroupId) -> PathBuf {
         self.config.data_dir.join("groups").join(group.to_string())
     }
 
@@ -161,11 +187,11 @@ impl Host {
         }
     }
 
-    fn shared(&self, group: GroupId, applied: u64) -> Arc<Shared> {
+    fn shared(&self, group: GroupId, applied: u64, before: Option<&Replica>) -> Arc<Shared> {
         let database = Engine::database(&self.directory(group));
         let readers = Readers::new(database, self.config.max_snapshots, self.clock.clone());
         let mailbox = self.mailbox.clone();
-        Arc::new(Shared::new(
+        let mut shared = Shared::new(
             self.config.node,
             group,
             self.clock.clone(),
@@ -175,10 +201,32 @@ impl Host {
             self.config.max_writes,
             applied,
             self.changes.clone(),
-        ))
+        );
+        if let Some(before) = before {
+            shared.succeed(&before.shared());
+        }
+        Arc::new(shared)
     }
 
-    fn start(&self, group: GroupId, engine: Engine) -> Result<Replica, ReplicaError> {
+    /// Opens the group's database, with the image in its place that was received last.
+    pub(crate) fn open_engine(
+        &self,
+        group: GroupId,
+        log: &dyn LogStore,
+    ) -> Result<Option<Engine>, ReplicaError> {
+        let directory = self.directory(group);
+        image::install::finish(&directory, group.0, log)?;
+        Engine::open(&directory, self.limits())
+    }
+
+    /// Gives an engine its consensus and has both turned. The handles of the replica that was there `before` go on with
+    /// this one.
+    pub(crate) fn start(
+        &self,
+        group: GroupId,
+        engine: Engine,
+        before: Option<&Replica>,
+    ) -> Result<Replica, ReplicaError> {
         let running = self.running.lock();
         let running = running.as_ref().ok_or(ReplicaError::ShutDown)?;
         let applied = engine.applied();
@@ -193,13 +241,23 @@ impl Host {
             seed: self.config.seed,
         };
         let consensus = Consensus::new(settings, store, applied, self.clock.now())?;
-        let shared = self.shared(group, applied);
+        let shared = self.shared(group, applied, before);
         let patience = Patience { hold: self.config.hold_snapshots, age: self.config.end_reads_after };
         let engine =
             EngineLoop::new(shared.clone(), engine, running.log.clone(), patience, running.hasher.clone());
-        running.drive.engine(group, engine)?;
-        self.mailbox.send(Mail::Add { shared: shared.clone(), consensus: Box::new(consensus) });
-        Ok(Replica::new(shared))
+        let replica = match before {
+            Some(replica) => {
+                replica.begin(shared.clone());
+                replica.clone()
+            }
+            None => Replica::new(shared.clone()),
+        };
+        if let Err(error) = running.drive.engine(group, engine) {
+            shared.stop(&error);
+            return Err(error);
+        }
+        self.mailbox.send(Mail::Add { shared, consensus: Box::new(consensus) });
+        Ok(replica)
     }
 
     /// Which member of a group this node has. One that isn't noted is there since the group was founded.
@@ -215,8 +273,8 @@ impl Host {
     }
 
     fn stopped(&self, group: GroupId, error: &ReplicaError) -> Replica {
-        let shared = self.shared(group, 0);
-        shared.stop(error.to_string());
+        let shared = self.shared(group, 0, None);
+        shared.stop(error);
         Replica::new(shared)
     }
 
@@ -244,7 +302,7 @@ impl Host {
         let mut voters: Vec<u64> = voters.iter().map(|node| node.0).collect();
         voters.sort_unstable();
         let engine = Engine::create(&self.directory(group), &voters, init, self.limits())?;
-        let replica = self.start(group, engine)?;
+        let replica = self.start(group, engine, None)?;
         groups.insert(group, replica.clone());
         self.changes.send_modify(|changes| *changes += 1);
         Ok(replica)
@@ -287,6 +345,7 @@ impl Host {
         for replica in &replicas {
             running.drive.finish_engine(replica.group());
         }
+        running.drive.finish_upkeep();
     }
 }
 

@@ -36,6 +36,7 @@ mod peer;
 mod readers;
 mod reading;
 mod replica;
+mod revive;
 mod service;
 pub mod session;
 pub mod simulation;

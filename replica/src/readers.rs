@@ -176,7 +176,16 @@ impl Readers {
     /// Opens no more.
     pub fn close(&self) {
         self.permits.close();
-        self.pool.lock().idle.clear();
+        let mut pool = self.pool.lock();
+        let Pool { idle, readings } = &mut *pool;
+        for (_, closed) in idle.drain(..) {
+            readings.retain(|reading| !Arc::ptr_eq(reading, &closed));
+        }
+    }
+
+    /// Whether the pool is closed and nobody reads any more.
+    pub fn are_gone(&self) -> bool {
+        self.permits.is_closed() && self.pool.lock().readings.is_empty()
     }
 }
 

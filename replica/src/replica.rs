@@ -6,6 +6,7 @@ use crate::entry::{Body, Check, Note, Request, Schema};
 use crate::readers::too_late;
 use crate::snapshot::Snapshot;
 use crate::write::{SchemaEntry, Write, Written};
+use arc_swap::ArcSwap;
 use proto::services::{Consistency, ReplicaStatus};
 use proto::{GroupId, LogIndex, NodeId, Retry, SqlState, WireError};
 use std::sync::Arc;
@@ -13,10 +14,10 @@ use std::time::Instant;
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout_at;
 
-/// A cheap handle of one replica.
+/// A cheap handle of one replica. It stays good when the replica stops and is opened again, or made anew.
 #[derive(Clone)]
 pub struct Replica {
-    shared: Arc<Shared>,
+    life: Arc<ArcSwap<Shared>>,
 }
 
 /// Gives a write up if its caller goes away before it was begun, and interrupts it if it is being run.
@@ -32,31 +33,37 @@ impl Drop for GiveUp {
 
 impl Replica {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+        Self { life: Arc::new(ArcSwap::new(shared)) }
     }
 
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
+    /// What it shares with its loops, in its present life.
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        self.life.load_full()
+    }
+
+    /// Goes on with another life, which has succeeded ([`Shared::succeed`]) the present one.
+    pub(crate) fn begin(&self, life: Arc<Shared>) {
+        self.life.store(life);
     }
 
     /// The group it belongs to.
     pub fn group(&self) -> GroupId {
-        self.shared.group
+        self.life.load().group
     }
 
     /// What it is doing.
     pub fn status(&self) -> ReplicaStatus {
-        self.shared.status.borrow().clone()
+        self.life.load().status.borrow().clone()
     }
 
     /// Whether it leads its group, as far as it knows.
     pub fn is_leader(&self) -> bool {
-        self.shared.is_leading()
+        self.life.load().is_leading()
     }
 
     /// Follows its status: role, leader, and applied index.
     pub fn watch(&self) -> watch::Receiver<ReplicaStatus> {
-        self.shared.status.subscribe()
+        self.life.load().status.subscribe()
     }
 
     /// Runs a write and answers once the group has committed it.
@@ -105,15 +112,16 @@ impl Replica {
         deadline: Instant,
         enqueue: impl FnOnce(&mut Inbox, WriteState, Cancel, oneshot::Sender<Result<T, WireError>>, Place),
     ) -> Result<T, WireError> {
-        if !self.shared.is_leading() {
-            return Err(self.shared.not_leader());
+        let shared = self.shared();
+        if !shared.is_leading() {
+            return Err(shared.not_leader());
         }
-        let place = match self.shared.writes.clone().try_acquire_owned() {
+        let place = match shared.writes.clone().try_acquire_owned() {
             Ok(permit) => permit,
-            Err(_) => timeout_at(deadline.into(), self.shared.writes.clone().acquire_owned())
+            Err(_) => timeout_at(deadline.into(), shared.writes.clone().acquire_owned())
                 .await
                 .map_err(|_| too_late("earlier writes"))?
-                .map_err(|_| self.shared.not_leader())?,
+                .map_err(|_| shared.not_leader())?,
         };
         let place = Arc::new(place);
         let state = WriteState::default();
@@ -121,14 +129,14 @@ impl Replica {
         let give_up = GiveUp(state.clone(), cancel.clone());
         let (reply, answer) = oneshot::channel();
         {
-            let mut inbox = self.shared.inbox();
+            let mut inbox = shared.inbox();
             if inbox.closing.is_some() {
                 drop(inbox);
-                return Err(self.shared.not_leader());
+                return Err(shared.not_leader());
             }
             enqueue(&mut inbox, state, cancel, reply, place.clone());
         }
-        self.shared.wake();
+        shared.wake();
         let unknown = |message: &str| {
             WireError::new(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, message)
                 .with_retry(Retry::Unknown)
@@ -136,7 +144,7 @@ impl Replica {
         };
         match timeout_at(deadline.into(), answer).await {
             Ok(Ok(result)) => result,
-            Ok(Err(_)) if give_up.0.give_up() => Err(self.shared.not_leader()),
+            Ok(Err(_)) if give_up.0.give_up() => Err(shared.not_leader()),
             Ok(Err(_)) => Err(unknown("the replica stopped before the outcome was known")),
             Err(_) if give_up.0.give_up() => Err(too_late("its turn")),
             Err(_) => Err(unknown("the deadline passed before the outcome was known")),
@@ -161,49 +169,52 @@ impl Replica {
     }
 
     async fn strong(&self, deadline: Instant) -> Result<Snapshot, WireError> {
-        self.shared.use_lease();
-        if self.shared.holds_lease() {
+        let shared = self.shared();
+        shared.use_lease();
+        if shared.holds_lease() {
             let snapshot = self.open(deadline).await?;
             // The snapshot is the group's state only if nobody else could lead when it was taken.
-            if self.shared.holds_lease() {
+            if shared.holds_lease() {
                 return Ok(snapshot);
             }
         }
-        if !self.shared.is_leading() {
-            return Err(self.shared.not_leader());
+        if !shared.is_leading() {
+            return Err(shared.not_leader());
         }
         let (sender, confirmed) = oneshot::channel();
         let waiter = Box::new(move |outcome: Result<u64, Option<NodeId>>| {
             // A reader that went away isn't missed.
             let _ = sender.send(outcome);
         });
-        self.shared.mailbox.send(Mail::Confirm { group: self.shared.group, waiter });
+        shared.mailbox.send(Mail::Confirm { group: shared.group, waiter });
         let index = timeout_at(deadline.into(), confirmed)
             .await
             .map_err(|_| too_late("the group's majority"))?
-            .map_err(|_| self.shared.not_leader())?
-            .map_err(|_| self.shared.not_leader())?;
+            .map_err(|_| shared.not_leader())?
+            .map_err(|_| shared.not_leader())?;
         self.applied(index, deadline).await?;
         self.open(deadline).await
     }
 
     async fn open(&self, deadline: Instant) -> Result<Snapshot, WireError> {
-        let permit = self.shared.readers.permit(deadline).await?;
-        let reader = self.shared.readers.open(Some(permit))?;
-        Ok(Snapshot::new(reader, self.shared.clone()))
+        let shared = self.shared();
+        let permit = shared.readers.permit(deadline).await?;
+        let reader = shared.readers.open(Some(permit))?;
+        Ok(Snapshot::new(reader, shared.clone()))
     }
 
     async fn applied(&self, index: u64, deadline: Instant) -> Result<(), WireError> {
-        if self.shared.applied() >= index {
+        let shared = self.shared();
+        if shared.applied() >= index {
             return Ok(());
         }
         let mut status = self.watch();
         let reached = status.wait_for(|status| status.applied.0 >= index || status.stopped.is_some());
         match timeout_at(deadline.into(), reached).await {
             Ok(Ok(status)) if status.stopped.is_none() => Ok(()),
-            Ok(_) => Err(self.shared.not_leader()),
+            Ok(_) => Err(shared.not_leader()),
             Err(_) => {
-                let leader = self.shared.status.borrow().leader.filter(|leader| *leader != self.shared.node);
+                let leader = shared.status.borrow().leader.filter(|leader| *leader != shared.node);
                 let message = format!("this replica hasn't reached index {index} in time");
                 Err(WireError::new(SqlState::QUERY_CANCELED, message).with_retry(Retry::NotLeader(leader)))
             }

@@ -11,11 +11,11 @@ use proto::GroupId;
 use proto::services::RaftTransport;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 pub use crate::clock::Clock;
-pub use crate::log::{Batch, Change, Cut, Kept, LogReader, LogStore};
+pub use crate::log::{Batch, Change, Condition, Cut, Kept, LogReader, LogStore, TestDisk};
 pub use raft::eraftpb::{Entry, HardState};
 
 /// Opens a host whose loops are turned by [`Loops`].
@@ -30,6 +30,21 @@ pub fn open(
     let hand = Arc::new(Hand { clock: clock.clone(), held: Mutex::default() });
     let host = Host::from_parts(config, Parts { clock, log, transport, drive: hand.clone() })?;
     Ok((host, Loops(hand)))
+}
+
+/// Opens the log and the replicas again that have stopped for reasons which have passed, as production does every
+/// [`Config::revive_every`].
+pub fn revive(host: &Host) {
+    host.revive();
+}
+
+/// Opens a host as production does, with threads, but with its log on a disk that a test spoils.
+pub fn open_on(
+    config: Config,
+    transport: Arc<dyn RaftTransport>,
+    disk: TestDisk,
+) -> Result<Arc<Host>, ReplicaError> {
+    Host::open_on(config, transport, disk)
 }
 
 /// Whether nobody else can lead the replica's group now, as far as it knows.
@@ -147,6 +162,12 @@ impl Drive for Hand {
         self.held.lock().engines.insert(group, engine);
         Ok(())
     }
+
+    fn upkeep(&self, _: Duration, _: Weak<Host>) -> Result<(), ReplicaError> {
+        Ok(())
+    }
+
+    fn finish_upkeep(&self) {}
 
     fn finish_consensus(&self) {
         self.turn_consensus();

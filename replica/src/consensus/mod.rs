@@ -363,6 +363,22 @@ impl Consensus {
         }
     }
 
+    /// What a leader that must go sends last: the voter that has most of its log is to campaign at once, not after an
+    /// election timeout of silence. It needs nothing of this replica's own log, which may have failed.
+    pub fn abdicate(&mut self) -> Option<Message> {
+        let raft = &self.raw.raft;
+        if raft.state != StateRole::Leader {
+            return None;
+        }
+        let voters = raft.prs().conf().voters();
+        let others = raft.prs().iter().filter(|(id, _)| **id != raft.id && voters.contains(**id));
+        let (to, _) = others.max_by_key(|(id, progress)| (progress.recent_active, progress.matched, **id))?;
+        let mut message = Message { to: *to, from: raft.id, term: raft.term, ..Message::default() };
+        message.set_msg_type(MessageType::MsgTimeoutNow);
+        self.offered = Some(message.term);
+        Some(message)
+    }
+
     /// What this replica is in its group.
     pub fn standing(&self) -> Standing {
         let raft = &self.raw.raft;

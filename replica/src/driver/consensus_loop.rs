@@ -108,12 +108,10 @@ impl ConsensusLoop {
     pub fn turn(&mut self, mail: Vec<Mail>, now: Duration) -> ControlFlow<()> {
         let why = match catch_unwind(AssertUnwindSafe(|| self.try_turn(mail, now))) {
             Ok(Ok(flow)) => return flow,
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "the node's consensus panicked".to_owned(),
+            Ok(Err(error)) => error,
+            Err(panic) => ReplicaError::panicked("the node's consensus", panic.as_ref()),
         };
-        while let Some((_, member)) = self.groups.pop_first() {
-            member.stop(why.clone());
-        }
+        self.stop_all(&why);
         ControlFlow::Continue(())
     }
 
@@ -133,6 +131,14 @@ impl ConsensusLoop {
         }
         self.pump(touched, now)?;
         Ok(ControlFlow::Continue(()))
+    }
+
+    fn stop_all(&mut self, why: &ReplicaError) {
+        let mut outgoing = Outgoing::new();
+        while let Some((group, member)) = self.groups.pop_first() {
+            collect(&mut outgoing, group, member.stop(why));
+        }
+        self.send(outgoing);
     }
 
     fn end(&mut self) {
@@ -185,7 +191,9 @@ impl ConsensusLoop {
             Mail::Remove { group } => {
                 if let Some(member) = self.groups.remove(&group) {
                     member.shared.images.send(ImageMail::Remove { group });
-                    member.fail_waiters(None);
+                    let mut outgoing = Outgoing::new();
+                    collect(&mut outgoing, group, member.abdicate());
+                    self.send(outgoing);
                 }
             }
             Mail::ShutDown => {}
@@ -225,11 +233,19 @@ impl ConsensusLoop {
         let member = self.groups.get_mut(&group)?;
         let why = match catch_unwind(AssertUnwindSafe(|| act(member))) {
             Ok(Ok(done)) => return Some(done),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "its consensus panicked".to_owned(),
+            Ok(Err(error)) => error,
+            Err(panic) => ReplicaError::panicked("its consensus", panic.as_ref()),
         };
         if let Some(member) = self.groups.remove(&group) {
-            member.stop(why);
+            // What panicked isn't asked for anything more.
+            if matches!(why, ReplicaError::Panicked { .. }) {
+                member.shared.stop(&why);
+                member.fail_waiters(None);
+            } else {
+                let mut outgoing = Outgoing::new();
+                collect(&mut outgoing, group, member.stop(&why));
+                self.send(outgoing);
+            }
         }
         None
     }
@@ -248,6 +264,11 @@ impl ConsensusLoop {
 
     fn tick(&mut self, now: Duration, touched: &mut BTreeSet<GroupId>) {
         self.ticks += 1;
+        if let Some(failure) = self.log.failure() {
+            // Met by another than this loop, which writes only when there is something to write.
+            self.stop_all(&failure);
+            return;
+        }
         if self.ticks.is_multiple_of(PURGE_TICKS) {
             (self.purge)();
         }
@@ -417,9 +438,17 @@ impl Member {
         }
     }
 
-    fn stop(self, why: String) {
+    fn stop(self, why: &ReplicaError) -> Vec<Message> {
         self.shared.stop(why);
+        self.abdicate()
+    }
+
+    /// The replica goes. If it leads, another need not wait for its silence: what it gives is to be sent.
+    fn abdicate(mut self) -> Vec<Message> {
+        self.shared.end_lease();
+        let messages = self.consensus.abdicate().into_iter().collect();
         self.fail_waiters(None);
+        messages
     }
 
     fn is_leading(&self) -> bool {

@@ -5,9 +5,11 @@ use super::engine_loop::EngineLoop;
 use super::hashing::TakeHash;
 use super::image_loop::ImageLoop;
 use crate::error::ReplicaError;
+use crate::host::Host;
 use crate::log::LogStore;
 use proto::GroupId;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 /// Who turns a node's loops.
 pub(crate) trait Drive: Send + Sync {
@@ -26,6 +28,9 @@ pub(crate) trait Drive: Send + Sync {
     /// Steps a group's engine loop from now on.
     fn engine(&self, group: GroupId, engine: EngineLoop) -> Result<(), ReplicaError>;
 
+    /// Has [`Host::revive`] called this often.
+    fn upkeep(&self, every: Duration, host: Weak<Host>) -> Result<(), ReplicaError>;
+
     /// Comes back when the consensus loop, which was told to, has ended.
     fn finish_consensus(&self);
 
@@ -37,4 +42,7 @@ pub(crate) trait Drive: Send + Sync {
 
     /// Comes back when a group's engine loop, which was told to, has ended.
     fn finish_engine(&self, group: GroupId);
+
+    /// Ends the upkeep.
+    fn finish_upkeep(&self);
 }

@@ -127,10 +127,10 @@ impl EngineLoop {
         };
         let why = match catch_unwind(AssertUnwindSafe(|| self.act(work))) {
             Ok(Ok(())) => return Step::Worked,
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "its engine panicked".to_owned(),
+            Ok(Err(error)) => error,
+            Err(panic) => ReplicaError::panicked("its engine", panic.as_ref()),
         };
-        self.shared.stop(why);
+        self.shared.stop(&why);
         Step::Worked
     }
 
@@ -238,7 +238,11 @@ impl EngineLoop {
                 inbox.writes.push_front(write);
             }
         }
-        self.engine.expire(self.shared.clock.now())?;
+        if let Err(error) = self.engine.expire(self.shared.clock.now()) {
+            let refusal = self.nothing_happened(&error.to_string());
+            replies.into_iter().for_each(|reply| reply.refuse(&refusal));
+            return Err(error);
+        }
         match self.engine.seal(self.shared.floor()) {
             Some(data) => {
                 self.open = Some(Open { term, index: None, replies });

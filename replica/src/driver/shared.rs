@@ -5,6 +5,7 @@ use super::inbox::{Closing, Inbox};
 use super::mailbox::{Mail, Mailbox};
 use crate::clock::Clock;
 use crate::consensus::Standing;
+use crate::error::ReplicaError;
 use crate::readers::Readers;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use proto::services::{Progress, ReplicaRole, ReplicaStatus, TableHash};
@@ -30,7 +31,14 @@ pub(crate) struct Shared {
     pub directory: PathBuf,
     pub readers: Readers,
     pub writes: Arc<Semaphore>,
-    pub status: watch::Sender<ReplicaStatus>,
+    /// What the handles are told. It outlives this life of the replica.
+    pub status: Arc<watch::Sender<ReplicaStatus>>,
+    /// Whether the replica has begun another life, so that this one tells nothing any more.
+    retired: AtomicBool,
+    /// Whether what stopped it can pass.
+    can_pass: AtomicBool,
+    /// Whether what stopped it was a failed sync.
+    lost_a_sync: AtomicBool,
     /// Counts the changes of role, leader, term or health of all the node's replicas.
     changes: Arc<watch::Sender<u64>>,
     inbox: Mutex<Inbox>,
@@ -77,7 +85,10 @@ impl Shared {
             directory: readers.directory().to_owned(),
             readers,
             writes: Arc::new(Semaphore::new(max_writes)),
-            status: watch::Sender::new(status),
+            status: Arc::new(watch::Sender::new(status)),
+            retired: AtomicBool::new(false),
+            can_pass: AtomicBool::new(false),
+            lost_a_sync: AtomicBool::new(false),
             changes,
             inbox: Mutex::new(Inbox::new(applied)),
             arrived: Condvar::new(),
@@ -91,6 +102,28 @@ impl Shared {
             image_hold: AtomicU64::new(NOT_HELD),
             copied: AtomicBool::new(false),
         }
+    }
+
+    /// The replica begins another life in `self`: the handles of the one `before` go on with this one.
+    pub fn succeed(&mut self, before: &Shared) {
+        let applied = LogIndex(self.applied());
+        self.status = before.status.clone();
+        self.writes = before.writes.clone();
+        self.status.send_modify(|status| {
+            before.retired.store(true, Ordering::Relaxed);
+            *status = ReplicaStatus { applied, ..ReplicaStatus::new(self.node, self.group) };
+        });
+    }
+
+    /// Changes what the handles are told, unless that's another life's affair.
+    fn tell(&self, change: impl FnOnce(&mut ReplicaStatus)) {
+        self.status.send_if_modified(|status| {
+            let tell = !self.retired.load(Ordering::Relaxed);
+            if tell {
+                change(status);
+            }
+            tell
+        });
     }
 
     /// The engine's inbox.
@@ -117,7 +150,7 @@ impl Shared {
     pub fn set_applied(&self, applied: u64, forgettable: u64) {
         self.forgettable.store(forgettable, Ordering::Release);
         if self.applied.swap(applied, Ordering::AcqRel) != applied {
-            self.status.send_modify(|status| status.applied = LogIndex(applied));
+            self.tell(|status| status.applied = LogIndex(applied));
         }
     }
 
@@ -240,7 +273,7 @@ impl Shared {
             StateRole::Follower => ReplicaRole::Follower,
             StateRole::Candidate | StateRole::PreCandidate => ReplicaRole::Candidate,
         };
-        self.status.send_modify(|status| {
+        self.tell(|status| {
             status.role = role;
             status.term = Term(standing.term);
             status.leader = standing.leader;
@@ -248,30 +281,60 @@ impl Shared {
         self.changes.send_modify(|changes| *changes += 1);
     }
 
-    /// Stops the replica: what waits and what comes is answered with `why`. The node goes on.
-    pub fn stop(&self, why: String) {
-        tracing::error!(group = self.group.0, "the replica stops: {why}");
+    /// Stops the replica: what waits and what comes is answered with `why`. The node goes on. The first reason stays.
+    pub fn stop(&self, why: &ReplicaError) {
+        let message = why.to_string();
+        {
+            let mut inbox = self.inbox();
+            if inbox.closing.is_some() {
+                return;
+            }
+            inbox.closing = Some(Closing::Stopped(message.clone()));
+        }
+        self.lost_a_sync.store(why.is_failed_sync(), Ordering::Release);
+        self.can_pass.store(why.can_pass(), Ordering::Release);
+        tracing::error!(node = self.node.0, group = self.group.0, "the replica stops: {message}");
         self.end_lease();
         self.first.store(NOT_LEADING, Ordering::Release);
         self.readers.close();
-        self.status.send_modify(|status| {
+        self.tell(|status| {
             status.role = ReplicaRole::Follower;
             status.leader = None;
-            status.stopped.get_or_insert_with(|| why.clone());
+            status.stopped = Some(message);
         });
         self.changes.send_modify(|changes| *changes += 1);
-        self.close(Closing::Stopped(why));
+        self.wake();
         self.images.send(ImageMail::Remove { group: self.group });
         self.mailbox.send(Mail::Remove { group: self.group });
     }
 
-    /// Ends the engine loop for the node's end.
-    pub fn close_for_shutdown(&self) {
-        self.close(Closing::ShutDown);
+    /// Whether it stopped for a reason that can pass.
+    pub fn can_be_revived(&self) -> bool {
+        self.can_pass.load(Ordering::Acquire)
     }
 
-    fn close(&self, closing: Closing) {
-        self.inbox().closing.get_or_insert(closing);
+    /// Whether a sync of its database's files failed: what the kernel shows of them need not be on the disk.
+    pub fn lost_a_sync(&self) -> bool {
+        self.lost_a_sync.load(Ordering::Acquire)
+    }
+
+    /// It was tried to begin another life, in vain.
+    pub fn still_stopped(&self, why: &ReplicaError) {
+        let message = why.to_string();
+        self.can_pass.store(why.can_pass(), Ordering::Release);
+        if self.status.borrow().stopped.as_ref() != Some(&message) {
+            tracing::error!(
+                node = self.node.0,
+                group = self.group.0,
+                "the replica can't be revived: {message}"
+            );
+            self.tell(|status| status.stopped = Some(message));
+        }
+    }
+
+    /// Ends the engine loop for the node's end.
+    pub fn close_for_shutdown(&self) {
+        self.inbox().closing.get_or_insert(Closing::ShutDown);
         self.wake();
     }
 

@@ -9,15 +9,16 @@ use super::hashing::{Hashing, TakeHash};
 use super::image_loop::ImageLoop;
 use crate::clock::Clock;
 use crate::error::ReplicaError;
+use crate::host::Host;
 use crate::log::LogStore;
 use parking_lot::Mutex;
 use proto::{GroupId, NodeId};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, channel, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel, sync_channel};
+use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ pub(crate) struct Threads {
     consensus: Mutex<Option<JoinHandle<()>>>,
     images: Mutex<Option<JoinHandle<()>>>,
     engines: Mutex<BTreeMap<GroupId, JoinHandle<()>>>,
+    /// It ends when its sender is gone.
+    upkeep: Mutex<Option<(Sender<()>, JoinHandle<()>)>>,
 }
 
 /// The thread that hashes tables, and how to give it some; nothing ends it.
@@ -62,6 +65,7 @@ impl Threads {
             consensus: Mutex::default(),
             images: Mutex::default(),
             engines: Mutex::default(),
+            upkeep: Mutex::default(),
         }
     }
 
@@ -79,6 +83,8 @@ impl Threads {
 
     fn join(&self, thread: Option<JoinHandle<()>>) {
         if let Some(thread) = thread
+            // Who lets go of the host last shuts it down, and that may be the upkeep.
+            && thread.thread().id() != thread::current().id()
             && let name = thread.thread().name().unwrap_or_default().to_owned()
             && thread.join().is_err()
         {
@@ -169,6 +175,18 @@ impl Drive for Threads {
         Ok(())
     }
 
+    fn upkeep(&self, every: Duration, host: Weak<Host>) -> Result<(), ReplicaError> {
+        let (sender, ended) = channel();
+        let thread = self.spawn(format!("upkeep-{}", self.node), move || {
+            while ended.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
+                let Some(host) = host.upgrade() else { return };
+                host.revive();
+            }
+        })?;
+        *self.upkeep.lock() = Some((sender, thread));
+        Ok(())
+    }
+
     fn finish_consensus(&self) {
         let threads = [self.consensus.lock().take(), self.purger.lock().take()];
         // The purger ends when the loop is gone that can ask it for something.
@@ -191,5 +209,10 @@ impl Drive for Threads {
     fn finish_engine(&self, group: GroupId) {
         let thread = self.engines.lock().remove(&group);
         self.join(thread);
+    }
+
+    fn finish_upkeep(&self) {
+        let upkeep = self.upkeep.lock().take();
+        self.join(upkeep.map(|(_, thread)| thread));
     }
 }

@@ -7,10 +7,12 @@ use super::{Checkpointed, Engine, Limits, Routers};
 use crate::changeset::{Shapes, uncapturable};
 use crate::connection::{self, Hooks};
 use crate::error::ReplicaError;
+use crate::log::write_afresh;
 use protobuf::Message as _;
 use raft::eraftpb::ConfState;
 use rusqlite::{Connection, OptionalExtension};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 const SYSTEM_TABLES: &str = "
@@ -85,6 +87,16 @@ impl Engine {
             path,
             message: "it was just made and has no state".into(),
         })
+    }
+
+    /// Writes the WAL of a database that nobody has open anew, and syncs it: an earlier sync failed, so what the kernel
+    /// shows of it need not be on the disk. SQLite takes of it what has the right checksums.
+    pub fn write_wal_afresh(directory: &Path) -> Result<(), ReplicaError> {
+        let wal = directory.join("replica.sqlite-wal");
+        match write_afresh(&wal) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(ReplicaError::io(&wal)(error)),
+            _ => Ok(()),
+        }
     }
 
     /// Opens a finished database; `None` if there is none.

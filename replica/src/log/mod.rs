@@ -4,9 +4,13 @@
 //! production, simulations bring their own. [`find`] judges what a group's log holds when it is opened. It must never
 //! know what an entry means, nor when it may be forgotten: that is said to it.
 
+mod files;
 mod raft_engine;
+mod tail;
 
+pub use files::{Condition, TestDisk};
 pub(crate) use raft_engine::RaftEngineLog;
+pub(crate) use tail::write_afresh;
 
 use crate::error::ReplicaError;
 use crate::peer::Peer;
@@ -105,6 +109,23 @@ pub trait LogStore: LogReader {
 
     /// Frees the space of what was forgotten. It may take long.
     fn purge(&self) -> Result<(), ReplicaError>;
+
+    /// Why nothing can be written any more: a write or a sync has failed, or the log is damaged. From the first failure
+    /// on every write fails, until the log is opened again.
+    fn failure(&self) -> Option<ReplicaError> {
+        None
+    }
+
+    /// Whether the disk that it lies on takes writes.
+    fn check_room(&self) -> Result<(), ReplicaError> {
+        Ok(())
+    }
+
+    /// Opens a log that has failed again: it has what is durable of it, and nothing else. No replica may use it
+    /// meanwhile. It does nothing to one that hasn't failed.
+    fn reopen(&self) -> Result<(), ReplicaError> {
+        Ok(())
+    }
 }
 
 /// What a group's log holds when it is opened.

@@ -3,13 +3,18 @@
 //! Batches go in and are framed as raft-engine wants them; entries come out by index. It must never know what an entry
 //! means.
 
-use super::{Batch, Change, Cut, Kept, LogReader, LogStore};
+use super::files::{Disk, Failure, Files, TestDisk};
+use super::{Batch, Change, Cut, Kept, LogReader, LogStore, tail};
 use crate::error::ReplicaError;
 use bytes::Bytes;
+use parking_lot::{MappedRwLockReadGuard, RwLock, RwLockReadGuard};
 use raft::eraftpb::{Entry, HardState};
 use raft_engine::{Command, LogBatch, MessageExt, ReadableSize, RecoveryMode};
+use std::fs;
+use std::io::{ErrorKind, Write as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const HARD_STATE: &[u8] = b"hard";
 const CUT: &[u8] = b"cut";
@@ -17,6 +22,8 @@ const CUT: &[u8] = b"cut";
 const MARK: &str = "mark.";
 /// Log files beyond this many times one file's size are purged of what was compacted.
 const PURGE_FILES: u64 = 4;
+/// A disk takes writes again once it takes this much: more than a log file is made longer by at once.
+const ROOM_BYTES: usize = 4 << 20;
 
 struct Entries;
 
@@ -28,10 +35,27 @@ impl MessageExt for Entries {
     }
 }
 
+type Engine = raft_engine::Engine<Files>;
+
 /// The log of one node.
 pub(crate) struct RaftEngineLog {
-    engine: raft_engine::Engine,
     path: PathBuf,
+    file_bytes: u64,
+    test: TestDisk,
+    state: RwLock<State>,
+}
+
+enum State {
+    Open(Box<Opened>),
+    /// It couldn't be opened, and may be later.
+    Closed(Failure),
+    /// Which file is damaged, and how.
+    Damaged(PathBuf, String),
+}
+
+struct Opened {
+    engine: Engine,
+    disk: Arc<Disk>,
 }
 
 fn mark_key(name: &str) -> Vec<u8> {
@@ -45,21 +69,50 @@ fn cut_value(cut: Cut) -> Vec<u8> {
 }
 
 impl RaftEngineLog {
-    /// Opens or makes a log.
+    /// Opens or makes a log on a disk that is what it is.
+    #[cfg(test)]
     pub fn open(path: &Path, file_bytes: u64) -> Result<Self, ReplicaError> {
-        let dir =
-            path.to_str().ok_or_else(|| ReplicaError::Invalid(format!("{} isn't UTF-8", path.display())))?;
-        let config = raft_engine::Config {
-            dir: dir.to_owned(),
-            recovery_mode: RecoveryMode::TolerateTailCorruption,
-            recovery_threads: 2,
-            target_file_size: ReadableSize(file_bytes),
-            purge_threshold: ReadableSize(file_bytes * PURGE_FILES),
-            ..raft_engine::Config::default()
+        Self::open_on(path, file_bytes, TestDisk::default())
+    }
+
+    /// Opens or makes a log. One that is damaged, or whose disk fails, is there and says so whatever it's asked. A test
+    /// can spoil its disk.
+    pub fn open_on(path: &Path, file_bytes: u64, test: TestDisk) -> Result<Self, ReplicaError> {
+        let known = path.is_dir();
+        let state = match State::open(path, file_bytes, &test, false) {
+            Err(ReplicaError::Io { path, source }) if known => {
+                tracing::error!("{}: {source}", path.display());
+                State::Closed(Failure { path, message: source.to_string(), kind: source.kind() })
+            }
+            opened => opened?,
         };
-        let wrap = |source| ReplicaError::Log { path: path.to_owned(), source };
-        let engine = raft_engine::Engine::open(config).map_err(wrap)?;
-        Ok(Self { engine, path: path.to_owned() })
+        Ok(Self { path: path.to_owned(), file_bytes, test, state: RwLock::new(state) })
+    }
+
+    /// What is opened may be used as long as the guard is held.
+    fn opened(&self) -> Result<MappedRwLockReadGuard<'_, Opened>, ReplicaError> {
+        let opened = RwLockReadGuard::try_map(self.state.read(), |state| match state {
+            State::Open(opened) => Some(opened.as_ref()),
+            State::Closed(_) | State::Damaged(..) => None,
+        });
+        opened.map_err(|state| state.why().unwrap_or(ReplicaError::ShutDown))
+    }
+
+    /// Does what changes files. After a failure nothing is tried any more.
+    fn change(&self, act: impl FnOnce(&Engine) -> raft_engine::Result<()>) -> Result<(), ReplicaError> {
+        let opened = self.opened()?;
+        if let Some(failure) = opened.disk.failure() {
+            return Err(failure.into());
+        }
+        let (message, kind) = match catch_unwind(AssertUnwindSafe(|| act(&opened.engine))) {
+            Ok(Ok(())) => return opened.disk.failure().map_or(Ok(()), |failure| Err(failure.into())),
+            Ok(Err(raft_engine::Error::Io(error))) => (error.to_string(), error.kind()),
+            Ok(Err(error)) => (error.to_string(), ErrorKind::Other),
+            // It syncs directories by itself, and panics where that fails.
+            Err(panic) => (ReplicaError::panicked("the log", panic.as_ref()).to_string(), ErrorKind::Other),
+        };
+        opened.disk.note(&self.path, message, kind);
+        opened.disk.failure().map_or(Ok(()), |failure| Err(failure.into()))
     }
 
     fn wrap(&self, source: raft_engine::Error) -> ReplicaError {
@@ -69,51 +122,114 @@ impl RaftEngineLog {
     fn damaged(&self, message: String) -> ReplicaError {
         ReplicaError::Damaged { path: self.path.clone(), message }
     }
+}
 
-    fn hard_state(&self, group: u64) -> Result<Option<HardState>, ReplicaError> {
-        self.engine.get_message(group, HARD_STATE).map_err(|e| self.wrap(e))
+impl State {
+    /// Why nothing can be written.
+    fn why(&self) -> Option<ReplicaError> {
+        match self {
+            Self::Open(opened) => opened.disk.failure().map(ReplicaError::from),
+            Self::Closed(failure) => Some(failure.clone().into()),
+            Self::Damaged(path, message) => {
+                Some(ReplicaError::Damaged { path: path.clone(), message: message.clone() })
+            }
+        }
     }
 
-    /// raft-engine can only forget a group as a whole: what is to stay is written again behind that.
-    fn clean(&self, group: u64, framed: &mut LogBatch) -> Result<(), raft_engine::Error> {
-        let mut marks: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
-        let keep = |key: &[u8], value: &[u8]| {
-            marks.push((key.to_vec(), value.to_vec()));
-            true
+    /// Opens what is there. With `afresh`, a sync of it has failed before.
+    fn open(path: &Path, file_bytes: u64, test: &TestDisk, afresh: bool) -> Result<Self, ReplicaError> {
+        let dir =
+            path.to_str().ok_or_else(|| ReplicaError::Invalid(format!("{} isn't UTF-8", path.display())))?;
+        let config = raft_engine::Config {
+            dir: dir.to_owned(),
+            // What a crash may leave is gone by then: the rest has to be whole.
+            recovery_mode: RecoveryMode::AbsoluteConsistency,
+            recovery_threads: 2,
+            target_file_size: ReadableSize(file_bytes),
+            purge_threshold: ReadableSize(file_bytes * PURGE_FILES),
+            ..raft_engine::Config::default()
         };
-        let (begin, end) = (MARK.as_bytes(), b"mark/".as_slice());
-        self.engine.scan_raw_messages(group, Some(begin), Some(end), false, keep)?;
-        framed.add_command(group, Command::Clean);
-        for (key, value) in marks {
-            framed.put(group, key, value)?;
+        let disk = Arc::new(Disk::new(test.clone()));
+        let files = Arc::new(Files(disk.clone()));
+        let open = || Engine::open_with_file_system(config, files);
+        let open = || match catch_unwind(AssertUnwindSafe(open)) {
+            Ok(Ok(engine)) => Ok(engine),
+            Ok(Err(raft_engine::Error::Io(error))) => match disk.failure() {
+                Some(failure) => Err(failure.into()),
+                None => Err(ReplicaError::io(path)(error)),
+            },
+            Ok(Err(source @ (raft_engine::Error::Corruption(_) | raft_engine::Error::Codec(_)))) => {
+                tail::first_damage(path)?;
+                Err(ReplicaError::Damaged { path: path.to_owned(), message: source.to_string() })
+            }
+            Ok(Err(source)) => Err(ReplicaError::Log { path: path.to_owned(), source }),
+            Err(panic) => {
+                let message = ReplicaError::panicked("reading it", panic.as_ref()).to_string();
+                Err(ReplicaError::Damaged { path: path.to_owned(), message })
+            }
+        };
+        match tail::mend(path, afresh).and_then(|()| open()) {
+            Ok(engine) => Ok(Self::Open(Box::new(Opened { engine, disk }))),
+            Err(ReplicaError::Damaged { path, message }) => {
+                tracing::error!("{}: {message}", path.display());
+                Ok(Self::Damaged(path, message))
+            }
+            Err(error) => Err(error),
         }
-        Ok(())
     }
+}
 
-    fn frame(&self, group: u64, change: Change, framed: &mut LogBatch) -> Result<(), raft_engine::Error> {
-        match change {
-            Change::Append(entries) => framed.add_entries::<Entries>(group, &entries),
-            Change::HardState(state) => framed.put_message(group, HARD_STATE.to_vec(), &state),
-            Change::Cut(cut) => {
-                framed.put(group, CUT.to_vec(), cut_value(cut))?;
-                framed.add_command(group, Command::Compact { index: cut.index + 1 });
-                Ok(())
-            }
-            Change::Reset(cut) => {
-                let state: Option<HardState> = self.engine.get_message(group, HARD_STATE)?;
-                self.clean(group, framed)?;
-                if let Some(state) = state {
-                    framed.put_message(group, HARD_STATE.to_vec(), &state)?;
-                }
-                framed.put(group, CUT.to_vec(), cut_value(cut))
-            }
-            Change::Mark(name, Some(value)) => framed.put(group, mark_key(name), value.to_vec()),
-            Change::Mark(name, None) => {
-                framed.delete(group, mark_key(name));
-                Ok(())
-            }
-            Change::Clear => self.clean(group, framed),
+impl From<Failure> for ReplicaError {
+    fn from(failure: Failure) -> Self {
+        let Failure { path, message, kind } = failure;
+        ReplicaError::Io { path, source: std::io::Error::new(kind, message) }
+    }
+}
+
+/// raft-engine can only forget a group as a whole: what is to stay is written again behind that.
+fn clean(engine: &Engine, group: u64, framed: &mut LogBatch) -> Result<(), raft_engine::Error> {
+    let mut marks: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    let keep = |key: &[u8], value: &[u8]| {
+        marks.push((key.to_vec(), value.to_vec()));
+        true
+    };
+    let (begin, end) = (MARK.as_bytes(), b"mark/".as_slice());
+    engine.scan_raw_messages(group, Some(begin), Some(end), false, keep)?;
+    framed.add_command(group, Command::Clean);
+    for (key, value) in marks {
+        framed.put(group, key, value)?;
+    }
+    Ok(())
+}
+
+fn frame(
+    engine: &Engine,
+    group: u64,
+    change: Change,
+    framed: &mut LogBatch,
+) -> Result<(), raft_engine::Error> {
+    match change {
+        Change::Append(entries) => framed.add_entries::<Entries>(group, &entries),
+        Change::HardState(state) => framed.put_message(group, HARD_STATE.to_vec(), &state),
+        Change::Cut(cut) => {
+            framed.put(group, CUT.to_vec(), cut_value(cut))?;
+            framed.add_command(group, Command::Compact { index: cut.index + 1 });
+            Ok(())
         }
+        Change::Reset(cut) => {
+            let state: Option<HardState> = engine.get_message(group, HARD_STATE)?;
+            clean(engine, group, framed)?;
+            if let Some(state) = state {
+                framed.put_message(group, HARD_STATE.to_vec(), &state)?;
+            }
+            framed.put(group, CUT.to_vec(), cut_value(cut))
+        }
+        Change::Mark(name, Some(value)) => framed.put(group, mark_key(name), value.to_vec()),
+        Change::Mark(name, None) => {
+            framed.delete(group, mark_key(name));
+            Ok(())
+        }
+        Change::Clear => clean(engine, group, framed),
     }
 }
 
@@ -127,10 +243,15 @@ impl LogReader for RaftEngineLog {
     ) -> Result<Vec<Entry>, ReplicaError> {
         let mut entries = Vec::new();
         let max = max_bytes.map(|max| usize::try_from(max).unwrap_or(usize::MAX));
-        self.engine
-            .fetch_entries_to::<Entries>(group, low, high, max, &mut entries)
-            .map_err(|e| self.wrap(e))?;
-        Ok(entries)
+        let opened = self.opened()?;
+        match opened.engine.fetch_entries_to::<Entries>(group, low, high, max, &mut entries) {
+            Ok(_) => Ok(entries),
+            Err(raft_engine::Error::Io(error)) => Err(ReplicaError::io(&self.path)(error)),
+            Err(error @ (raft_engine::Error::Corruption(_) | raft_engine::Error::Codec(_))) => {
+                Err(self.damaged(format!("group {group}, entry {low} or after: {error}")))
+            }
+            Err(error) => Err(self.wrap(error)),
+        }
     }
 }
 
@@ -140,7 +261,8 @@ impl LogStore for RaftEngineLog {
     }
 
     fn kept(&self, group: u64) -> Result<Kept, ReplicaError> {
-        let cut = match self.engine.get(group, CUT) {
+        let engine = &self.opened()?.engine;
+        let cut = match engine.get(group, CUT) {
             None => Cut::default(),
             Some(value) => {
                 let (index, term) =
@@ -149,36 +271,68 @@ impl LogStore for RaftEngineLog {
                 Cut { index: u64::from_le_bytes(*index), term: u64::from_le_bytes(*term) }
             }
         };
-        let range = self.engine.first_index(group).zip(self.engine.last_index(group));
-        Ok(Kept { hard_state: self.hard_state(group)?.unwrap_or_default(), cut, range })
+        let hard_state: Option<HardState> =
+            engine.get_message(group, HARD_STATE).map_err(|e| self.wrap(e))?;
+        let range = engine.first_index(group).zip(engine.last_index(group));
+        Ok(Kept { hard_state: hard_state.unwrap_or_default(), cut, range })
     }
 
     fn mark(&self, group: u64, name: &str) -> Result<Option<Bytes>, ReplicaError> {
-        Ok(self.engine.get(group, &mark_key(name)).map(Bytes::from))
+        Ok(self.opened()?.engine.get(group, &mark_key(name)).map(Bytes::from))
     }
 
     fn write(&self, batch: Batch, sync: bool) -> Result<(), ReplicaError> {
-        let mut framed = LogBatch::default();
-        for (group, change) in batch.into_changes() {
-            self.frame(group, change, &mut framed).map_err(|e| self.wrap(e))?;
-        }
-        // raft-engine panics where an fsync fails; what it wrote before can't be trusted then, and the node's
-        // replicas stop.
-        match catch_unwind(AssertUnwindSafe(|| self.engine.write(&mut framed, sync))) {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(self.wrap(error)),
-            Err(_) => Err(self.damaged("it could not be synced".into())),
-        }
+        self.change(|engine| {
+            let mut framed = LogBatch::default();
+            for (group, change) in batch.into_changes() {
+                frame(engine, group, change, &mut framed)?;
+            }
+            engine.write(&mut framed, sync).map(drop)
+        })
     }
 
     fn purge(&self) -> Result<(), ReplicaError> {
-        self.engine.purge_expired_files().map_err(|e| self.wrap(e))?;
-        Ok(())
+        self.change(|engine| engine.purge_expired_files().map(drop))
+    }
+
+    fn failure(&self) -> Option<ReplicaError> {
+        self.state.read().why()
+    }
+
+    fn check_room(&self) -> Result<(), ReplicaError> {
+        let path = self.path.with_extension("room");
+        let write = || -> std::io::Result<()> {
+            self.test.write()?;
+            let mut file = fs::File::create(&path)?;
+            file.write_all(&vec![0x5a; ROOM_BYTES])?;
+            file.sync_all()
+        };
+        let written = write().map_err(ReplicaError::io(&path));
+        if path.exists() {
+            fs::remove_file(&path).map_err(ReplicaError::io(&path))?;
+        }
+        written
+    }
+
+    fn reopen(&self) -> Result<(), ReplicaError> {
+        let mut state = self.state.write();
+        let failure = match &*state {
+            State::Open(opened) => opened.disk.failure(),
+            State::Closed(failure) => Some(failure.clone()),
+            State::Damaged(..) => None,
+        };
+        if let Some(failure) = failure {
+            // What was open has the directory's lock, and lets go of it here.
+            *state = State::Closed(failure);
+            *state = State::open(&self.path, self.file_bytes, &self.test, true)?;
+        }
+        state.why().map_or(Ok(()), Err)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::files::Condition;
     use super::super::find;
     use super::*;
 
@@ -269,6 +423,155 @@ mod tests {
         assert_eq!(log.mark(3, "tombstone").unwrap().unwrap(), "two");
         append(&log, &entries(1..=2, 1), 1);
         assert_eq!(find(&log, 3, 0).unwrap().last, 2);
+    }
+
+    fn file(directory: &tempfile::TempDir, number: u64) -> PathBuf {
+        directory.path().join(format!("{number:016}.raftlog"))
+    }
+
+    /// A log of ten batches of one entry each, and where the file ends.
+    fn ten(directory: &tempfile::TempDir) -> usize {
+        let log = open(directory);
+        (1..=10).for_each(|index| append(&log, &entries(index..=index, 1), index - 1));
+        drop(log);
+        usize::try_from(fs::metadata(file(directory, 1)).unwrap().len()).unwrap()
+    }
+
+    fn spoil(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut bytes = fs::read(path).unwrap();
+        change(&mut bytes);
+        fs::write(path, bytes).unwrap();
+    }
+
+    #[test]
+    fn a_torn_end_is_dropped_and_what_is_before_it_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let length = ten(&directory);
+        // Cut at any byte of the last records, the end is torn; what was allocated in advance is zero.
+        for (cut, zeros) in [(1, 0), (3, 4096), (40, 0), (300, 100_000)] {
+            ten(&directory);
+            spoil(&file(&directory, 1), |bytes| {
+                bytes.truncate(length - cut);
+                bytes.resize(length - cut + zeros, 0);
+            });
+            let log = open(&directory);
+            let found = find(&log, 3, 0).unwrap();
+            assert!((7..10).contains(&found.last), "cut {cut}: {}", found.last);
+            assert_eq!(log.entries(3, 1, found.last + 1, None).unwrap().len() as u64, found.last);
+            append(&log, &entries(found.last + 1..=20, 2), found.last);
+            drop(log);
+            assert_eq!(find(&open(&directory), 3, 0).unwrap().last, 20);
+            fs::remove_file(file(&directory, 1)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_log_file_that_was_begun_and_has_no_header_is_no_file_yet() {
+        let directory = tempfile::tempdir().unwrap();
+        ten(&directory);
+        for header in [&b""[..], b"RAFT-LOG", &[0; 4096]] {
+            fs::write(file(&directory, 2), header).unwrap();
+            let log = open(&directory);
+            assert_eq!(find(&log, 3, 10).unwrap().last, 10);
+            drop(log);
+        }
+    }
+
+    #[test]
+    fn damage_before_the_last_record_is_told_with_the_file_and_nothing_is_dropped() {
+        let directory = tempfile::tempdir().unwrap();
+        let length = ten(&directory);
+        // The header, the first record, one in the middle, and entries alone, which raft-engine doesn't look at.
+        for at in [5, 90, length / 2, length / 2 + 50, length - 400] {
+            spoil(&file(&directory, 1), |bytes| bytes[at] ^= 0x10);
+            let log = open(&directory);
+            let why = log.failure().unwrap();
+            assert!(!why.can_pass());
+            let said = find(&log, 3, 0).unwrap_err().to_string();
+            assert!(
+                said.contains("0000000000000001.raftlog: ") && said.contains("damaged"),
+                "byte {at}: {said}"
+            );
+            assert!(log.reopen().is_err());
+            drop(log);
+            spoil(&file(&directory, 1), |bytes| bytes[at] ^= 0x10);
+            assert_eq!(find(&open(&directory), 3, 10).unwrap().last, 10);
+        }
+    }
+
+    #[test]
+    fn a_missing_or_damaged_older_file_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = RaftEngineLog::open(directory.path(), 4096).unwrap();
+        (1..=100).for_each(|index| append(&log, &entries(index..=index, 1), index - 1));
+        drop(log);
+        let path = file(&directory, 2);
+        let whole = fs::read(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let why = open(&directory).failure().unwrap().to_string();
+        assert!(why.contains("0000000000000002.raftlog: this log file is missing"), "{why}");
+        fs::write(&path, &whole).unwrap();
+        spoil(&path, |bytes| *bytes.last_mut().unwrap() ^= 1);
+        let why = open(&directory).failure().unwrap().to_string();
+        assert!(why.contains("0000000000000002.raftlog: ") && why.contains("damaged at byte"), "{why}");
+        fs::write(&path, &whole).unwrap();
+        assert_eq!(find(&open(&directory), 3, 100).unwrap().last, 100);
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_read_is_damage_of_its_group_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = RaftEngineLog::open(directory.path(), 4096).unwrap();
+        (1..=100).for_each(|index| append(&log, &entries(index..=index, 1), index - 1));
+        // Read as the log does after a long time: from disk.
+        spoil(&file(&directory, 1), |bytes| bytes[MIDDLE] ^= 1);
+        let error = (1..30).find_map(|index| log.entries(3, index, index + 1, None).err()).unwrap();
+        assert!(error.to_string().contains("group 3, entry") && !error.can_pass(), "{error}");
+        assert!(log.failure().is_none());
+    }
+
+    const MIDDLE: usize = 1000;
+
+    #[test]
+    fn after_a_failed_write_nothing_is_written_until_the_log_is_opened_again() {
+        for condition in [Condition::Full, Condition::Unsyncable] {
+            let directory = tempfile::tempdir().unwrap();
+            let disk = TestDisk::default();
+            let log = RaftEngineLog::open_on(directory.path(), 1 << 20, disk.clone()).unwrap();
+            append(&log, &entries(1..=10, 1), 10);
+            disk.set(condition);
+            let mut batch = Batch::default();
+            batch.put(3, Change::Append(entries(11..=12, 1)));
+            let error = log.write(batch.clone(), true).unwrap_err();
+            assert!(error.can_pass());
+            assert!(error.to_string().contains("0000000000000001.raftlog: it could not be "), "{error}");
+            disk.set(Condition::Sound);
+            // The kernel would say now that all is well.
+            assert_eq!(log.write(batch.clone(), true).unwrap_err().to_string(), error.to_string());
+            assert_eq!(log.purge().unwrap_err().to_string(), error.to_string());
+            assert_eq!(log.failure().unwrap().to_string(), error.to_string());
+            assert!(log.check_room().is_ok());
+            log.reopen().unwrap();
+            assert!(log.failure().is_none());
+            // A write that failed may be there whole: nobody was told that it is.
+            assert!([10, 12].contains(&find(&log, 3, 10).unwrap().last));
+            log.write(batch, true).unwrap();
+            drop(log);
+            assert_eq!(find(&open(&directory), 3, 12).unwrap().last, 12);
+        }
+    }
+
+    #[test]
+    fn a_log_on_a_full_disk_is_opened_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = TestDisk::default();
+        disk.set(Condition::Full);
+        let log = RaftEngineLog::open_on(directory.path(), 1 << 20, disk.clone()).unwrap();
+        assert!(log.failure().unwrap().can_pass() && log.kept(3).is_err() && log.check_room().is_err());
+        assert!(log.reopen().unwrap_err().can_pass());
+        disk.set(Condition::Sound);
+        log.reopen().unwrap();
+        append(&log, &entries(1..=10, 1), 10);
     }
 
     #[test]

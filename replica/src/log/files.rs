@@ -1,0 +1,246 @@
+//! The log's files, watched: the first write, truncation or sync that fails is the last that is tried.
+//!
+//! raft-engine panics where a sync fails, goes on in a new file where a disk is full, and forgets which file it was.
+//! This file system under it notes the first failure with file and cause, and refuses every change after it: what a
+//! failed sync left is unknown, and asked again the kernel says that all is well. A sync that fails is reported to
+//! raft-engine as done, lest it panic; whoever wrote asks [`Disk::failure`] before anyone is told that it's durable. It
+//! must never know what is written.
+
+use parking_lot::Mutex;
+use raft_engine::env::{DefaultFileSystem, FileSystem, Handle, Permission, WriteExt};
+use std::io::{Error, ErrorKind, Read, Result, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+type RawHandle = <DefaultFileSystem as FileSystem>::Handle;
+type RawReader = <DefaultFileSystem as FileSystem>::Reader;
+type RawWriter = <DefaultFileSystem as FileSystem>::Writer;
+
+/// What a test makes of a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Condition {
+    /// It works.
+    #[default]
+    Sound,
+    /// Nothing more fits.
+    Full,
+    /// Writes seem to work, syncs fail.
+    Unsyncable,
+}
+
+/// A disk as a test sees it. It outlives the logs that are opened on it.
+#[derive(Clone, Debug, Default)]
+pub struct TestDisk(Arc<Mutex<Condition>>);
+
+impl TestDisk {
+    /// Changes how the disk behaves.
+    pub fn set(&self, condition: Condition) {
+        *self.0.lock() = condition;
+    }
+
+    fn is(&self, condition: Condition) -> bool {
+        *self.0.lock() == condition
+    }
+
+    /// What a write meets.
+    pub(crate) fn write(&self) -> Result<()> {
+        if self.is(Condition::Full) { Err(Error::from(ErrorKind::StorageFull)) } else { Ok(()) }
+    }
+
+    fn sync(&self) -> Result<()> {
+        if self.is(Condition::Unsyncable) {
+            Err(Error::other("a sync that fails for a test"))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// The first failure of a log's files.
+#[derive(Clone, Debug)]
+pub(super) struct Failure {
+    /// The file.
+    pub path: PathBuf,
+    /// What was tried, and what the system said.
+    pub message: String,
+    pub kind: ErrorKind,
+}
+
+/// What all files of one opened log share.
+#[derive(Debug, Default)]
+pub(super) struct Disk {
+    failure: Mutex<Option<Failure>>,
+    test: TestDisk,
+}
+
+impl Disk {
+    pub fn new(test: TestDisk) -> Self {
+        Self { failure: Mutex::default(), test }
+    }
+
+    /// The first failure, if there was one.
+    pub fn failure(&self) -> Option<Failure> {
+        self.failure.lock().clone()
+    }
+
+    /// Notes a failure that isn't an operation's own.
+    pub fn note(&self, path: &Path, message: String, kind: ErrorKind) {
+        let mut failure = self.failure.lock();
+        failure.get_or_insert_with(|| Failure { path: path.to_owned(), message, kind });
+    }
+
+    fn change<T>(&self, path: &Path, what: &str, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        if self.failure.lock().is_some() {
+            return Err(Error::other("the log has failed before"));
+        }
+        act().map_err(|error| {
+            let error = by_the_system(error);
+            self.note(path, format!("{what}: {error}"), error.kind());
+            error
+        })
+    }
+}
+
+/// raft-engine's own errors keep the kind alone; the system's reason is still there to be asked for.
+fn by_the_system(error: Error) -> Error {
+    let system = Error::last_os_error();
+    if error.raw_os_error().is_none() && error.get_ref().is_some() && system.kind() == error.kind() {
+        system
+    } else {
+        error
+    }
+}
+
+/// [`DefaultFileSystem`] with a watch on it.
+pub(super) struct Files(pub Arc<Disk>);
+
+/// An open file.
+pub(super) struct File {
+    raw: Arc<RawHandle>,
+    path: PathBuf,
+    disk: Arc<Disk>,
+}
+
+/// A place in a file to read at.
+pub(super) struct Reader {
+    raw: RawReader,
+    path: PathBuf,
+}
+
+/// A place in a file to write at.
+pub(super) struct Writer {
+    raw: RawWriter,
+    path: PathBuf,
+    disk: Arc<Disk>,
+}
+
+impl Files {
+    fn file(&self, raw: RawHandle, path: &Path) -> File {
+        File { raw: Arc::new(raw), path: path.to_owned(), disk: self.0.clone() }
+    }
+}
+
+impl FileSystem for Files {
+    type Handle = File;
+    type Reader = Reader;
+    type Writer = Writer;
+
+    fn create<P: AsRef<Path>>(&self, path: P) -> Result<File> {
+        let path = path.as_ref();
+        self.0.change(path, "it could not be made", || {
+            self.0.test.write()?;
+            DefaultFileSystem.create(path).map(|raw| self.file(raw, path))
+        })
+    }
+
+    fn open<P: AsRef<Path>>(&self, path: P, permission: Permission) -> Result<File> {
+        let path = path.as_ref();
+        self.0.change(path, "it could not be opened", || {
+            DefaultFileSystem.open(path, permission).map(|raw| self.file(raw, path))
+        })
+    }
+
+    fn delete<P: AsRef<Path>>(&self, path: P) -> Result<()> {
+        self.0.change(path.as_ref(), "it could not be deleted", || DefaultFileSystem.delete(path.as_ref()))
+    }
+
+    fn rename<P: AsRef<Path>>(&self, source: P, target: P) -> Result<()> {
+        self.0.change(source.as_ref(), "it could not be renamed", || {
+            DefaultFileSystem.rename(source.as_ref(), target.as_ref())
+        })
+    }
+
+    fn new_reader(&self, file: Arc<File>) -> Result<Reader> {
+        let raw = DefaultFileSystem.new_reader(file.raw.clone())?;
+        Ok(Reader { raw, path: file.path.clone() })
+    }
+
+    fn new_writer(&self, file: Arc<File>) -> Result<Writer> {
+        let raw = DefaultFileSystem.new_writer(file.raw.clone())?;
+        Ok(Writer { raw, path: file.path.clone(), disk: file.disk.clone() })
+    }
+}
+
+impl Handle for File {
+    fn truncate(&self, offset: usize) -> Result<()> {
+        self.disk.change(&self.path, "it could not be shortened", || Handle::truncate(&*self.raw, offset))
+    }
+
+    fn file_size(&self) -> Result<usize> {
+        self.raw.file_size()
+    }
+
+    fn sync(&self) -> Result<()> {
+        // Whether it failed is asked of the disk: an error here would be a panic.
+        let _ = self.disk.change(&self.path, "it could not be synced", || {
+            self.disk.test.sync()?;
+            self.raw.sync()
+        });
+        Ok(())
+    }
+}
+
+impl Read for Reader {
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        self.raw.read(buffer).map_err(|error| {
+            let error = by_the_system(error);
+            Error::new(error.kind(), format!("{}: {error}", self.path.display()))
+        })
+    }
+}
+
+impl Seek for Reader {
+    fn seek(&mut self, to: SeekFrom) -> Result<u64> {
+        self.raw.seek(to)
+    }
+}
+
+impl Write for Writer {
+    fn write(&mut self, buffer: &[u8]) -> Result<usize> {
+        self.disk.change(&self.path, "it could not be written", || {
+            self.disk.test.write()?;
+            self.raw.write(buffer)
+        })
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.raw.flush()
+    }
+}
+
+impl Seek for Writer {
+    fn seek(&mut self, to: SeekFrom) -> Result<u64> {
+        self.raw.seek(to)
+    }
+}
+
+impl WriteExt for Writer {
+    fn truncate(&mut self, offset: usize) -> Result<()> {
+        self.disk.change(&self.path, "it could not be shortened", || self.raw.truncate(offset))
+    }
+
+    /// Room that can't be had in advance may still be had when it's written to.
+    fn allocate(&mut self, offset: usize, size: usize) -> Result<()> {
+        self.raw.allocate(offset, size)
+    }
+}

@@ -1,0 +1,71 @@
+//! Opening again what has stopped, once its reason may have passed.
+//!
+//! Every [`crate::Config::revive_every`], the stopped replicas of a host go in, and those whose disk takes writes again
+//! come out in another life: they read what is durable, as after a restart, and catch up as any follower. What can't
+//! pass (damage) isn't tried: it waits for a rebuild. It must never know what a replica was doing when it stopped.
+
+use crate::engine::Engine;
+use crate::error::ReplicaError;
+use crate::host::Host;
+use crate::log::LogStore;
+use crate::replica::Replica;
+use std::sync::Arc;
+
+impl Host {
+    /// Opens the log and the replicas again that have stopped for reasons which have passed.
+    pub(crate) fn revive(&self) {
+        let Some((log, drive)) = self.log_and_drive() else { return };
+        let replicas = self.replicas();
+        let stopped: Vec<&Replica> =
+            replicas.iter().filter(|replica| replica.shared().can_be_revived()).collect();
+        let failure = log.failure();
+        if failure.is_none() && stopped.is_empty() || failure.as_ref().is_some_and(|why| !why.can_pass()) {
+            return;
+        }
+        if let Err(error) = log.check_room() {
+            tracing::debug!(node = self.node().0, "nothing is revived yet: {error}");
+            return;
+        }
+        if failure.is_some() {
+            // The consensus loop stops all of them as soon as it sees the failure.
+            if replicas.iter().any(|replica| replica.status().stopped.is_none()) {
+                return;
+            }
+            if let Err(error) = log.reopen() {
+                stopped.iter().for_each(|replica| replica.shared().still_stopped(&error));
+                return;
+            }
+            tracing::info!(node = self.node().0, "{} was opened again", log.path().display());
+        }
+        for replica in stopped {
+            // Who still reads has the old files open.
+            if !replica.shared().readers.are_gone() {
+                continue;
+            }
+            drive.finish_engine(replica.group());
+            if let Err(error) = self.revive_one(replica, log.as_ref()) {
+                replica.shared().still_stopped(&error);
+            }
+        }
+    }
+
+    fn revive_one(&self, replica: &Replica, log: &dyn LogStore) -> Result<(), ReplicaError> {
+        let group = replica.group();
+        let before = replica.shared();
+        let directory = self.directory(group);
+        if before.lost_a_sync() {
+            Engine::write_wal_afresh(&directory)?;
+        }
+        let engine = self.open_engine(group, log)?.ok_or_else(|| ReplicaError::Damaged {
+            path: Engine::database(&directory),
+            message: "the database is gone".into(),
+        })?;
+        let groups = self.lock_groups();
+        let same = groups.get(&group).is_some_and(|now| Arc::ptr_eq(&now.shared(), &before));
+        if same {
+            self.start(group, engine, Some(replica))?;
+            tracing::info!(node = self.node().0, group = group.0, "the replica goes on");
+        }
+        Ok(())
+    }
+}
