@@ -1,5 +1,7 @@
 //! Consensus driven by hand: every message is carried, lost or kept by the test.
 
+mod images;
+
 use super::*;
 use crate::log::{Found, LogReader};
 use parking_lot::Mutex;
@@ -22,6 +24,9 @@ impl LogReader for Disk {
 impl Disk {
     fn write(&self, ready: &Ready) {
         let mut disk = self.0.lock();
+        if ready.snapshot.is_some() {
+            disk.0.clear();
+        }
         if let Some(first) = ready.entries.first() {
             disk.0.retain(|entry| entry.index < first.index);
             disk.0.extend(ready.entries.iter().cloned());
@@ -94,9 +99,13 @@ impl Group {
             self.wire.extend(ready.messages.iter().cloned());
             peer.disk.write(&ready);
             peer.committed.extend(ready.committed);
+            let installed = ready.snapshot;
             let (messages, committed) = peer.consensus.persisted();
             self.wire.extend(messages);
             peer.committed.extend(committed);
+            if let Some(cut) = installed {
+                peer.consensus.applied(cut.index);
+            }
             if let Some(last) = peer.committed.last() {
                 peer.consensus.applied(last.index);
             }
