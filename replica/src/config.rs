@@ -17,6 +17,8 @@ pub struct Config {
     pub election_ticks: u32,
     /// A leader sends a heartbeat every so many ticks. Less than `election_ticks`.
     pub heartbeat_ticks: u32,
+    /// A group that has had nothing to do for this many ticks sleeps: its members exchange nothing until it is wanted.
+    pub sleep_ticks: u32,
     /// What election timeouts are drawn from, together with replica and term.
     pub seed: u64,
     /// How many snapshots of one replica may be open at once; more wait.
@@ -67,6 +69,7 @@ impl Config {
             tick: Duration::from_millis(100),
             election_ticks: 10,
             heartbeat_ticks: 2,
+            sleep_ticks: 30,
             seed: node.0,
             max_snapshots: 256,
             max_writes: 1024,

@@ -4,8 +4,8 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::consensus::{Consensus, Settings, Store};
 use crate::driver::{
-    ConsensusLoop, Drive, EngineLoop, ImageLoop, ImageMail, ImageMailbox, Mail, Mailbox, Patience, Shared,
-    TakeHash, Threads,
+    ConsensusLoop, Drive, EngineLoop, ImageLoop, ImageMail, ImageMailbox, Mail, Mailbox, Pace, Patience,
+    Shared, TakeHash, Threads,
 };
 use crate::engine::{Engine, Limits};
 use crate::error::ReplicaError;
@@ -101,15 +101,13 @@ impl Host {
             patience: config.tick * config.election_ticks,
         };
         drive.images(ImageLoop::new(images.clone(), transport.clone(), settings, clock.now()))?;
-        let consensus = ConsensusLoop::new(
-            mailbox.clone(),
-            log.clone(),
-            transport,
-            config.tick,
-            clock.now(),
-            purge,
-            config.check_every,
-        );
+        let pace = Pace {
+            tick: config.tick,
+            heartbeat_ticks: config.heartbeat_ticks,
+            sleep_ticks: config.sleep_ticks,
+            check_every: config.check_every,
+        };
+        let consensus = ConsensusLoop::new(mailbox.clone(), log.clone(), transport, pace, clock.now(), purge);
         drive.consensus(consensus)?;
         let host = Host {
             config,
@@ -374,6 +372,8 @@ impl RaftService for Host {
                 Ok(Packet::Raft(message)) if is_at(message.from, from) && is_at(message.to, node) => {
                     Some(Mail::Raft { group, message, bytes })
                 }
+                Ok(Packet::Alive(alive)) => Some(Mail::Alive { from, alive }),
+                Ok(Packet::Wake) => Some(Mail::Wake { group }),
                 Ok(Packet::Raft(_)) => {
                     tracing::warn!(
                         node = node.0,

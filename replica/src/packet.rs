@@ -20,6 +20,13 @@ const IMAGE_CHUNK: u8 = 2;
 /// The envelope's group of packets about images, whatever group they're of: a group's big packets hold up its small
 /// ones, and an image must not hold up a heartbeat.
 pub(crate) const IMAGES: GroupId = GroupId(u64::MAX);
+/// A node's word for the groups that it lets sleep.
+const ALIVE: u8 = 3;
+/// Somebody who doesn't agree that a group may sleep.
+const WAKE: u8 = 4;
+
+/// The envelope's group of what belongs to the node.
+pub(crate) const NODE: GroupId = GroupId(0);
 
 /// One message between two nodes.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +37,32 @@ pub(crate) enum Packet {
     ImageRequest(ImageRequest),
     /// Bytes of an image.
     ImageChunk(ImageChunk),
+    /// What the sender's node lets sleep.
+    Alive(Alive),
+    /// Wakes the group of its envelope.
+    Wake,
+}
+
+/// The groups that a node lets sleep, of those which have a member on the receiver's node.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Alive {
+    /// All of them.
+    #[prost(message, repeated, tag = "1")]
+    pub resting: Vec<Resting>,
+}
+
+/// A group that its leader lets sleep, and where it stands.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub(crate) struct Resting {
+    /// The group.
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// The term in which it is led.
+    #[prost(uint64, tag = "2")]
+    pub term: u64,
+    /// Its last index: committed, and on every member.
+    #[prost(uint64, tag = "3")]
+    pub index: u64,
 }
 
 /// Why a packet makes no sense here.
@@ -58,6 +91,8 @@ impl Packet {
             }
             Packet::ImageRequest(request) => tagged(IMAGE_REQUEST, request),
             Packet::ImageChunk(chunk) => tagged(IMAGE_CHUNK, chunk),
+            Packet::Alive(alive) => tagged(ALIVE, alive),
+            Packet::Wake => Bytes::from_static(&[WAKE]),
         }
     }
 
@@ -76,6 +111,8 @@ impl Packet {
             IMAGE_CHUNK => ImageChunk::decode(body)
                 .map(Packet::ImageChunk)
                 .map_err(|_| PacketError::Garbled(IMAGE_CHUNK)),
+            ALIVE => Alive::decode(body).map(Packet::Alive).map_err(|_| PacketError::Garbled(ALIVE)),
+            WAKE => Ok(Packet::Wake),
             tag => Err(PacketError::Unknown(tag)),
         }
     }
@@ -105,9 +142,19 @@ mod tests {
     }
 
     #[test]
+    fn words_of_sleep_come_back() {
+        let resting = [(7, 2, 90), (8, 1, 3)].map(|(group, term, index)| Resting { group, term, index });
+        for packet in [Packet::Alive(Alive { resting: resting.to_vec() }), Packet::Wake] {
+            assert_eq!(Packet::decode(packet.encode()), Ok(packet));
+        }
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused() {
         assert_eq!(Packet::decode(Bytes::new()), Err(PacketError::Empty));
         assert_eq!(Packet::decode(Bytes::from_static(&[200, 1])), Err(PacketError::Unknown(200)));
-        assert_eq!(Packet::decode(Bytes::from_static(&[RAFT, 0xff, 0xff])), Err(PacketError::Garbled(RAFT)));
+        for tag in [RAFT, ALIVE] {
+            assert_eq!(Packet::decode(vec![tag, 0xff, 0xff].into()), Err(PacketError::Garbled(tag)));
+        }
     }
 }

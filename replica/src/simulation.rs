@@ -52,6 +52,11 @@ pub fn holds_lease(replica: &Replica) -> bool {
     replica.shared().holds_lease()
 }
 
+/// Whether the replica sleeps, since its group has nothing to do.
+pub fn is_asleep(replica: &Replica) -> bool {
+    replica.shared().is_asleep()
+}
+
 /// A host's loops.
 pub struct Loops(Arc<Hand>);
 

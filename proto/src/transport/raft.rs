@@ -281,10 +281,7 @@ impl Reader {
         cluster: Option<ClusterId>,
         node: NodeId,
     ) -> Result<(NodeId, Vec<RaftMessage>), String> {
-        let message = |group, body| match group {
-            0 => Err("a Raft message without a group".to_owned()),
-            group => Ok(RaftMessage { group: GroupId(group), body }),
-        };
+        let message = |group, body| RaftMessage { group: GroupId(group), body };
         match (frame.kind, self.from) {
             (Some(Kind::Hello(hello)), None) => {
                 check_hello(&hello, cluster, Some(node))?;
@@ -297,7 +294,7 @@ impl Reader {
             (_, None) => Err("the first frame is no hello".to_owned()),
             (Some(Kind::Messages(RaftMessages { messages })), Some(from)) => {
                 let messages = messages.into_iter().map(|m| message(m.group, m.body));
-                Ok((from, messages.collect::<Result<_, _>>()?))
+                Ok((from, messages.collect()))
             }
             (Some(Kind::Part(RaftPart { group, data, rest })), Some(from)) => {
                 let (of, mut body, to_come) = self.partial.take().unwrap_or((group, Vec::new(), 0));
@@ -313,7 +310,7 @@ impl Reader {
                     self.partial = Some((group, body, rest));
                     return Ok((from, Vec::new()));
                 }
-                Ok((from, vec![message(group, body.into())?]))
+                Ok((from, vec![message(group, body.into())]))
             }
             (Some(Kind::Hello(_)), Some(_)) => Err("a second hello".to_owned()),
             (None, Some(_)) => Err("a frame of an unknown kind".to_owned()),

@@ -10,10 +10,12 @@
 //! timeouts are drawn from seed, replica and term.
 
 mod logger;
+mod rest;
 mod store;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use rest::Rest;
 pub(crate) use store::{Store, Wanted};
 
 use crate::error::ReplicaError;

@@ -421,3 +421,42 @@ fn election_timeouts_depend_on_seed_replica_and_term_alone() {
     assert_eq!(draw(1), draw(1));
     assert_ne!(draw(1), draw(2));
 }
+
+#[test]
+fn a_group_is_settled_when_all_have_all_and_none_is_to_come_or_go() {
+    use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2};
+    let mut group = Group::new(3);
+    let leader = group.elect();
+    let other = leader % 3 + 1;
+    group.tick();
+    let Standing { term, first, .. } = group.standing(leader);
+    let rest = Rest { term, index: first.unwrap() };
+    // A follower learns of the commit with the next heartbeat.
+    group.tick();
+    let settled = |group: &Group| group.peers[&leader].consensus.settled();
+    let agrees = |group: &Group, node, rest| group.peers[&other].consensus.agrees(NodeId(node), rest);
+    assert_eq!(settled(&group), Some(rest));
+    assert_eq!(group.peers[&other].consensus.settled(), None);
+    assert!(agrees(&group, leader, rest));
+    assert!(!agrees(&group, other, rest));
+    assert!(!agrees(&group, leader, Rest { term: term + 1, ..rest }));
+    // One that lacks an entry keeps it awake.
+    group.down = vec![other];
+    let index = group.propose(leader, term, "a").unwrap();
+    group.settle();
+    assert_eq!(settled(&group), None);
+    group.down.clear();
+    for _ in 0..4 {
+        group.tick();
+    }
+    assert_eq!(settled(&group), Some(Rest { term, index }));
+    assert!(!agrees(&group, leader, rest));
+    // So does one that is being added.
+    let mut change = ConfChangeV2::default();
+    let mut learner = ConfChangeSingle { node_id: 4, ..ConfChangeSingle::default() };
+    learner.set_change_type(ConfChangeType::AddLearnerNode);
+    change.set_changes(vec![learner].into());
+    let consensus = &mut group.peers.get_mut(&leader).unwrap().consensus;
+    consensus.raw.apply_conf_change(&change).unwrap();
+    assert_eq!(settled(&group), None);
+}

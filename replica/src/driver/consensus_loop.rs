@@ -8,12 +8,13 @@ use super::image_loop::ImageMail;
 use super::inbox::PendingOrder;
 use super::mailbox::{Mail, Mailbox, Waiter};
 use super::shared::Shared;
-use crate::consensus::{Consensus, Install, Standing};
+use super::sleep::{Sleep, vouch};
+use crate::consensus::{Consensus, Install, Rest, Standing};
 use crate::entry::{Body, Check};
 use crate::error::ReplicaError;
 use crate::image::{self, Event, Received, Source};
 use crate::log::{Batch, Change, Cut, LogStore};
-use crate::packet::Packet;
+use crate::packet::{Alive, NODE, Packet, Resting};
 use crate::peer::Peer;
 use proto::services::{RaftMessage, RaftTransport};
 use proto::{GroupId, NodeId};
@@ -41,17 +42,30 @@ pub(crate) struct ConsensusLoop {
     mailbox: Arc<Mailbox>,
     log: Arc<dyn LogStore>,
     transport: Arc<dyn RaftTransport>,
-    tick: Duration,
+    pace: Pace,
     next_tick: Duration,
     ticks: u64,
     purge: Purge,
-    check_every: Duration,
     groups: BTreeMap<GroupId, Member>,
+}
+
+/// The times of a consensus loop.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    /// The unit.
+    pub tick: Duration,
+    /// How often a node speaks of the groups that it lets sleep.
+    pub heartbeat_ticks: u32,
+    /// For how long a leader has nothing to do before it sleeps.
+    pub sleep_ticks: u32,
+    /// How often a leader has its group's tables hashed.
+    pub check_every: Duration,
 }
 
 struct Member {
     shared: Arc<Shared>,
     consensus: Consensus,
+    sleep: Sleep,
     standing: Option<Standing>,
     /// Who waits for the round under way, and who came after it was sent.
     confirming: Vec<Waiter>,
@@ -73,23 +87,12 @@ impl ConsensusLoop {
         mailbox: Arc<Mailbox>,
         log: Arc<dyn LogStore>,
         transport: Arc<dyn RaftTransport>,
-        tick: Duration,
+        pace: Pace,
         now: Duration,
         purge: Purge,
-        check_every: Duration,
     ) -> Self {
-        let next_tick = now + tick;
-        Self {
-            mailbox,
-            log,
-            transport,
-            tick,
-            next_tick,
-            ticks: 0,
-            purge,
-            check_every,
-            groups: BTreeMap::new(),
-        }
+        let next_tick = now + pace.tick;
+        Self { mailbox, log, transport, pace, next_tick, ticks: 0, purge, groups: BTreeMap::new() }
     }
 
     /// Where its mail comes from.
@@ -126,7 +129,7 @@ impl ConsensusLoop {
         }
         if now >= self.next_tick {
             // Ticks that were missed stay missed: two in quick succession would shorten a promise not to vote.
-            self.next_tick = now + self.tick;
+            self.next_tick = now + self.pace.tick;
             self.tick(now, &mut touched);
         }
         self.pump(touched, now)?;
@@ -150,7 +153,17 @@ impl ConsensusLoop {
     }
 
     fn handle(&mut self, mail: Mail, now: Duration, touched: &mut BTreeSet<GroupId>) {
+        if let Some(group) = mail.wakes()
+            && self.groups.get(&group).is_some_and(|member| member.sleep.is_asleep())
+        {
+            self.touch(group, touched, |member| {
+                member.wake(now);
+                Ok(())
+            });
+        }
         match mail {
+            Mail::Alive { from, alive } => self.hear(from, alive, now),
+            Mail::Wake { .. } => {}
             Mail::Raft { group, message, .. } => {
                 self.touch(group, touched, |member| member.consensus.step(message, now));
             }
@@ -178,6 +191,7 @@ impl ConsensusLoop {
                 let member = Member {
                     shared,
                     consensus: *consensus,
+                    sleep: Sleep::default(),
                     standing: None,
                     confirming: Vec::new(),
                     waiting: Vec::new(),
@@ -272,18 +286,39 @@ impl ConsensusLoop {
         if self.ticks.is_multiple_of(PURGE_TICKS) {
             (self.purge)();
         }
-        let check_every = self.check_every;
-        let groups: Vec<GroupId> = self.groups.keys().copied().collect();
+        let sleep_ticks = self.pace.sleep_ticks;
+        let check_every = self.pace.check_every;
+        let awake = |(group, member): (&GroupId, &mut Member)| {
+            // What is due for one that sleeps wakes it when it is proposed.
+            member.check_tables(now, check_every);
+            member.is_awake(now).then_some(*group)
+        };
+        let groups: Vec<GroupId> = self.groups.iter_mut().filter_map(awake).collect();
         for group in groups {
-            self.touch(group, touched, |member| {
-                member.consensus.tick()?;
-                member.check_tables(now, check_every);
-                // Where reads come in, the lease is renewed before it ends; where none do, nothing is sent.
-                if member.round.is_none() && member.is_leading() && member.shared.take_lease_use() {
-                    member.round = member.consensus.confirm(now);
-                }
-                Ok(())
-            });
+            self.touch(group, touched, |member| member.tick(now, sleep_ticks));
+        }
+        if self.ticks.is_multiple_of(u64::from(self.pace.heartbeat_ticks)) {
+            let groups = self.groups.iter().map(|(group, member)| (*group, &member.consensus, &member.sleep));
+            for (node, alive) in vouch(groups) {
+                let body = Packet::Alive(alive).encode();
+                self.transport.send(node, vec![RaftMessage { group: NODE, body }]);
+            }
+        }
+    }
+
+    /// Another node has said which groups it lets sleep.
+    fn hear(&mut self, from: NodeId, alive: Alive, now: Duration) {
+        let mut objections = Vec::new();
+        for Resting { group, term, index } in alive.resting {
+            let group = GroupId(group);
+            let agreed =
+                self.with(group, |member| Ok(member.hear(from, Rest { term, index }, now))).unwrap_or(false);
+            if !agreed {
+                objections.push(RaftMessage { group, body: Packet::Wake.encode() });
+            }
+        }
+        if !objections.is_empty() {
+            self.transport.send(from, objections);
         }
     }
 
@@ -394,6 +429,44 @@ impl Member {
         self.publish();
         self.end_rounds();
         messages
+    }
+
+    /// Whether it has to tick.
+    fn is_awake(&self, now: Duration) -> bool {
+        !self.sleep.is_asleep() || self.sleep.is_abandoned(&self.consensus, now)
+    }
+
+    fn tick(&mut self, now: Duration, sleep_ticks: u32) -> Result<(), ReplicaError> {
+        if self.sleep.is_asleep() {
+            self.wake(now);
+        }
+        self.consensus.tick()?;
+        let is_used = self.shared.take_lease_use();
+        // Where reads come in, the lease is renewed before it ends; where none do, nothing is sent.
+        if self.round.is_none() && self.is_leading() && is_used {
+            self.round = self.consensus.confirm(now);
+        }
+        let is_used = is_used || !self.waiting.is_empty() || !self.confirming.is_empty();
+        if self.sleep.tick(&self.consensus, is_used, sleep_ticks) {
+            if !self.consensus.is_sole_voter() {
+                self.shared.end_lease();
+            }
+            self.shared.set_asleep(true);
+        }
+        Ok(())
+    }
+
+    fn wake(&mut self, now: Duration) {
+        self.sleep.wake(&mut self.consensus, now);
+        self.shared.set_asleep(false);
+    }
+
+    fn hear(&mut self, from: NodeId, rest: Rest, now: Duration) -> bool {
+        let agreed = self.sleep.hear(&mut self.consensus, from, rest, now);
+        if agreed {
+            self.shared.set_asleep(true);
+        }
+        agreed
     }
 
     /// Has the images received that were offered to this replica.

@@ -3,10 +3,11 @@
 use super::shared::Shared;
 use crate::consensus::Consensus;
 use crate::image::Event;
+use crate::packet::Alive;
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use proto::{GroupId, NodeId};
-use raft::eraftpb::Message;
+use raft::eraftpb::{Message, MessageType};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,10 @@ pub(crate) type Waiter = Box<dyn FnOnce(Result<u64, Option<NodeId>>) + Send>;
 pub(crate) enum Mail {
     /// A message from another node.
     Raft { group: GroupId, message: Message, bytes: usize },
+    /// Another node lets groups sleep.
+    Alive { from: NodeId, alive: Alive },
+    /// Another node doesn't agree that the group sleeps.
+    Wake { group: GroupId },
     /// An entry to propose in this term.
     Propose { group: GroupId, term: u64, data: Bytes },
     /// Someone who waits for leadership to be confirmed.
@@ -35,6 +40,25 @@ pub(crate) enum Mail {
     Remove { group: GroupId },
     /// The end.
     ShutDown,
+}
+
+impl Mail {
+    /// The group that it wakes.
+    pub fn wakes(&self) -> Option<GroupId> {
+        match self {
+            // The last heartbeats before a sleep are answered after it began.
+            Mail::Raft { message, .. } if message.get_msg_type() == MessageType::MsgHeartbeatResponse => None,
+            Mail::Raft { group, .. }
+            | Mail::Wake { group }
+            | Mail::Propose { group, .. }
+            | Mail::Confirm { group, .. } => Some(*group),
+            Mail::Image(event) => match event {
+                Event::Made(group, _) | Event::Silent(group, _) | Event::Complete(group, _) => Some(*group),
+                Event::Gone(..) => None,
+            },
+            Mail::Alive { .. } | Mail::Add { .. } | Mail::Remove { .. } | Mail::ShutDown => None,
+        }
+    }
 }
 
 /// A queue with one reader.

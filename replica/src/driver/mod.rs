@@ -12,9 +12,12 @@ mod image_loop;
 mod inbox;
 mod mailbox;
 mod shared;
+mod sleep;
+#[cfg(test)]
+mod sleep_tests;
 mod threads;
 
-pub(crate) use consensus_loop::{ConsensusLoop, Purge};
+pub(crate) use consensus_loop::{ConsensusLoop, Pace, Purge};
 pub(crate) use drive::Drive;
 pub(crate) use engine_loop::{EngineLoop, Patience, Step};
 pub(crate) use hashing::{Hashing, TakeHash};

@@ -61,6 +61,8 @@ pub(crate) struct Shared {
     image_hold: AtomicU64,
     /// Whether an image of the database is being made. Written by the image loop.
     copied: AtomicBool,
+    /// Whether the replica sleeps. Written by the consensus loop.
+    asleep: AtomicBool,
 }
 
 impl Shared {
@@ -101,6 +103,7 @@ impl Shared {
             last_check: AtomicU64::new(0),
             image_hold: AtomicU64::new(NOT_HELD),
             copied: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
         }
     }
 
@@ -262,6 +265,16 @@ impl Shared {
     /// Ends the lease.
     pub fn end_lease(&self) {
         self.lease.store(0, Ordering::Release);
+    }
+
+    /// Whether the replica sleeps.
+    pub fn is_asleep(&self) -> bool {
+        self.asleep.load(Ordering::Acquire)
+    }
+
+    /// Sets [`Self::is_asleep`].
+    pub fn set_asleep(&self, asleep: bool) {
+        self.asleep.store(asleep, Ordering::Release);
     }
 
     /// Publishes what this replica is in its group.

@@ -185,7 +185,6 @@ async fn raft_frames_that_break_the_protocol_close_the_stream_with_the_cause() {
         (vec![hello(0)], "from nobody"),
         (vec![hello(1), hello(1)], "second hello"),
         (vec![hello(1), RaftFrame { kind: None }], "unknown kind"),
-        (vec![hello(1), part(0, 0)], "without a group"),
         (vec![hello(1), part(1, 9), part(2, 4)], "different messages"),
         (vec![hello(1), part(1, 1 << 40)], "out of bounds"),
     ] {
