@@ -1,4 +1,5 @@
-//! What makes a node part of its cluster: it registers, follows the topology, and reports.
+//! What makes a node part of its cluster: it registers, follows the topology, holds what that places on it, and
+//! reports.
 //!
 //! In comes the coordinator's watch stream, out go registrations and reports, to whichever coordinators answer.
 //! Nothing here serves a request.
@@ -9,11 +10,12 @@ use proto::services::{BoxStream, ClusterState, CoordinatorService, Peers, Replic
 use proto::topology::Node;
 use proto::{GroupId, NodeId, Retry, Term};
 use replica::Host;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
 /// How long a change waits for others that come with it: a node's death makes many groups elect at once.
@@ -45,7 +47,13 @@ pub struct Agent {
 impl Agent {
     /// Plays the part until it is dropped.
     pub async fn run(self) {
-        tokio::join!(self.register(), self.follow(), self.report());
+        let settling = Settling::default();
+        let known = async {
+            // Until it is registered, another process may have its id, and be the one that is heard.
+            self.register().await;
+            self.report().await;
+        };
+        tokio::join!(known, self.follow(&settling), self.settle(&settling));
     }
 
     async fn register(&self) {
@@ -70,7 +78,7 @@ impl Agent {
         }
     }
 
-    async fn follow(&self) {
+    async fn follow(&self, settling: &Settling) {
         let mut pause = FIRST_PAUSE;
         loop {
             for (node, coordinator) in self.coordinators() {
@@ -86,14 +94,55 @@ impl Agent {
                 while let Some(state) = next(&mut states).await {
                     pause = FIRST_PAUSE;
                     (self.heard)(&state);
-                    let Some(shards) = self.shards.clone() else { continue };
-                    if let Err(error) = tokio::task::spawn_blocking(move || shards.follow(state)).await {
-                        tracing::error!(%error, "following the topology has failed");
+                    let settled = self.shards.as_ref().is_none_or(|shards| shards.follow(&state));
+                    if !settled {
+                        settling.needed.notify_one();
                     }
                 }
             }
             wait(&mut pause).await;
         }
+    }
+
+    /// Has the node found and remove replicas, by what the coordinator's leader says: what a follower told may be old.
+    async fn settle(&self, settling: &Settling) {
+        loop {
+            settling.needed.notified().await;
+            let mut pause = FIRST_PAUSE;
+            while !self.settled().await {
+                wait(&mut pause).await;
+            }
+        }
+    }
+
+    async fn settled(&self) -> bool {
+        let mut coordinators: VecDeque<_> = self.coordinators().into();
+        let mut hinted = false;
+        while let Some((node, coordinator)) = coordinators.pop_front() {
+            match tokio::time::timeout(PATIENCE, coordinator.status()).await {
+                Ok(Ok(status)) => return self.settle_by(status.state).await,
+                Ok(Err(error)) => {
+                    tracing::debug!(%node, %error, "the cluster's state can't be learned there");
+                    let Retry::NotLeader(Some(leader)) = error.retry else { continue };
+                    if let Some(at) = coordinators.iter().position(|(node, _)| *node == leader)
+                        && !std::mem::replace(&mut hinted, true)
+                    {
+                        coordinators.swap(0, at);
+                    }
+                }
+                Err(_) => tracing::debug!(%node, "no answer about the cluster's state"),
+            }
+        }
+        false
+    }
+
+    async fn settle_by(&self, state: ClusterState) -> bool {
+        let shards = self.shards.clone();
+        let settled = tokio::task::spawn_blocking(move || shards.is_none_or(|shards| shards.settle(&state)));
+        settled.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "following the topology has failed");
+            false
+        })
     }
 
     /// Has a task for each coordinator, so that one which doesn't answer keeps no news from the others.
@@ -124,6 +173,13 @@ impl Agent {
         coordinators.sort_by_key(|(node, _)| *node != self.node.id);
         coordinators
     }
+}
+
+/// What following and settling tell each other.
+#[derive(Default)]
+struct Settling {
+    /// The node doesn't hold what it should.
+    needed: Notify,
 }
 
 /// Tells one coordinator what the node's replicas are.

@@ -1,18 +1,22 @@
 //! The shards of one node.
 //!
-//! In come fragments and schema steps for a shard, out go their results. Which shards there are, and which of them
-//! have a replica here, is learned from the topology; nothing here asks for it.
+//! In come fragments and schema steps for a shard, out go their results. Which shards there are is learned from the
+//! topology; nothing here asks for it. Whether this node's replica may answer is the replica's to say: it serves as
+//! soon as it can, also before the topology names it, and until it can't.
+//!
+//! A replica is founded only by a state that is the cluster's own at the time ([`ShardNode::settle`]): one
+//! that a coordinator's follower tells may be from before the shard was made, or from before it had ever served.
 
 use crate::config::Config;
 use crate::stream::Readers;
 use crate::{fence, read, write};
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use proto::services::{
     Access, BoxFuture, ClusterState, Consistency, FragmentRequest, FragmentResponse, SchemaRequest,
     ServiceResult, ShardService,
 };
-use proto::topology::Shard;
+use proto::topology::{Shard, Topology};
 use proto::{Epoch, LogIndex, Retry, ShardId, SqlState, WireError};
 use replica::{Host, Replica, SchemaEntry, Write};
 use std::collections::HashMap;
@@ -43,8 +47,14 @@ struct Known {
     shard: Shard,
     /// The epoch in which it became what it is.
     since: Epoch,
-    /// This node's replica of it.
-    replica: Option<Replica>,
+    /// This node's replica of it, when it was last asked for.
+    replica: ArcSwapOption<Replica>,
+}
+
+/// Whether requests that were routed by one are right at the other: who holds it is no matter of routing.
+fn is_routed_alike(before: &Shard, after: &Shard) -> bool {
+    let key = |shard: &Shard| (shard.keyspace, shard.incarnation, shard.group);
+    key(before) == key(after) && before.range == after.range
 }
 
 impl ShardNode {
@@ -55,53 +65,69 @@ impl ShardNode {
         Arc::new(ShardNode { host, config, readers, shards, following: Mutex::new(()) })
     }
 
-    /// Takes in the cluster's state: makes the replicas that the topology places here, and serves what it names. An
-    /// older state than the last changes nothing. Making a replica writes to disk, so call it off the runtime's
-    /// threads. What fails is logged, and tried again with the next state.
-    pub fn follow(&self, state: ClusterState) {
+    /// Takes in the cluster's state, and serves what it names. An older state than the last changes nothing. Says
+    /// whether the node holds what it should; if not, [`Self::settle`] is needed.
+    pub fn follow(&self, state: &ClusterState) -> bool {
         let _turn = self.following.lock();
-        let known = self.shards.load();
-        let topology = &state.topology;
-        if topology.epoch < known.epoch {
-            return;
+        self.take_in(&state.topology);
+        self.is_settled()
+    }
+
+    /// Takes in a state that is the cluster's own at the time of asking, founds the replicas that it places here.
+    /// Says whether the node then holds what it should; what fails is logged. Writes to
+    /// disk, so call it off the runtime's threads.
+    pub fn settle(&self, state: &ClusterState) -> bool {
+        let _turn = self.following.lock();
+        self.take_in(&state.topology);
+        if state.topology.epoch < self.shards.load().epoch {
+            return false;
         }
-        let complete = known.by_id.values().all(|k| k.replica.is_some() || !self.holds(&k.shard));
-        if topology.epoch == known.epoch && complete && topology.shards.len() == known.by_id.len() {
+        for shard in state.topology.shards.values().filter(|shard| self.holds(shard)) {
+            if self.host.replica(shard.group).is_none() {
+                self.make(shard);
+            }
+        }
+        self.take_in(&state.topology);
+        self.is_settled()
+    }
+
+    fn take_in(&self, topology: &Topology) {
+        let known = self.shards.load();
+        if topology.epoch < known.epoch {
             return;
         }
         let by_id = topology.shards.values().map(|shard| {
             let before = known.by_id.get(&shard.id);
             let since = match before {
-                Some(before) if before.shard == *shard => before.since,
+                Some(before) if is_routed_alike(&before.shard, shard) => before.since,
                 _ => topology.epoch,
             };
-            let replica = before
-                .and_then(|before| before.replica.clone())
-                .filter(|replica| replica.group() == shard.group)
-                .or_else(|| self.replica_of(shard));
+            let replica = ArcSwapOption::new(self.host.replica(shard.group).map(Arc::new));
             (shard.id, Known { shard: shard.clone(), since, replica })
         });
-        let shards = Shards { epoch: topology.epoch, by_id: by_id.collect() };
-        self.shards.store(Arc::new(shards));
+        let by_id = by_id.collect();
+        self.shards.store(Arc::new(Shards { epoch: topology.epoch, by_id }));
+    }
+
+    fn is_settled(&self) -> bool {
+        let shards = self.shards.load();
+        shards
+            .by_id
+            .values()
+            .all(|known| !self.holds(&known.shard) || self.host.replica(known.shard.group).is_some())
     }
 
     fn holds(&self, shard: &Shard) -> bool {
         shard.replicas.contains(&self.config.node)
     }
 
-    fn replica_of(&self, shard: &Shard) -> Option<Replica> {
-        if !self.holds(shard) {
-            return None;
+    fn make(&self, shard: &Shard) {
+        if shard.formed {
+            tracing::error!(shard = %shard.id, group = %shard.group, "the files of a replica are gone");
+            return;
         }
-        if let Some(replica) = self.host.replica(shard.group) {
-            return Some(replica);
-        }
-        match self.host.create(shard.group, &shard.replicas, &fence::init()) {
-            Ok(replica) => Some(replica),
-            Err(error) => {
-                tracing::error!(shard = %shard.id, group = %shard.group, %error, "a replica can't be made");
-                None
-            }
+        if let Err(error) = self.host.create(shard.group, &shard.replicas, &fence::init()) {
+            tracing::error!(shard = %shard.id, group = %shard.group, %error, "a replica can't be made");
         }
     }
 
@@ -122,14 +148,28 @@ impl ShardNode {
             return Err(WireError::new(SqlState::SERIALIZATION_FAILURE, message)
                 .with_retry(Retry::StaleEpoch(known.since)));
         }
-        match &known.replica {
-            Some(replica) => Ok(replica.clone()),
-            // A replica that couldn't be made is no leader either.
-            None => {
-                let message = format!("shard {id} has no replica on node {}", self.config.node);
-                Err(WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(Retry::NotLeader(None)))
-            }
+        if let Some(replica) = &*known.replica.load() {
+            return Ok(Replica::clone(replica));
         }
+        // One that is being made serves before the topology says so.
+        if let Some(replica) = self.host.replica(known.shard.group) {
+            known.replica.store(Some(Arc::new(replica.clone())));
+            return Ok(replica);
+        }
+        let message = format!("shard {id} has no replica on node {}", self.config.node);
+        Err(WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(Retry::NotLeader(None)))
+    }
+
+    /// Looks a shard's replica up again if it refused as one that doesn't lead: it may have been made anew, and then
+    /// the one that was known will never lead again.
+    fn renew<T>(&self, id: ShardId, answer: ServiceResult<T>) -> ServiceResult<T> {
+        if let Err(error) = &answer
+            && matches!(error.retry, Retry::NotLeader(_))
+            && let Some(known) = self.shards.load().by_id.get(&id)
+        {
+            known.replica.store(self.host.replica(known.shard.group).map(Arc::new));
+        }
+        answer
     }
 
     /// The fast path: a future of its own, which is smaller than [`Self::run`]'s.
@@ -140,7 +180,7 @@ impl ShardNode {
     ) -> ServiceResult<FragmentResponse> {
         let replica = self.find(request.shard, Some(request.epoch))?;
         let deadline = Instant::now() + request.timeout.min(LONGEST);
-        let snapshot = replica.snapshot(consistency, deadline).await?;
+        let snapshot = self.renew(request.shard, replica.snapshot(consistency, deadline).await)?;
         read::lookup(&snapshot, &request, deadline)
     }
 
@@ -149,7 +189,9 @@ impl ShardNode {
         let deadline = Instant::now() + request.timeout.min(LONGEST);
         match request.access {
             Access::Read { consistency, lookup: _ } => {
-                self.readers.run(request, deadline, replica.snapshot(consistency, deadline)).await
+                let shard = request.shard;
+                let read = self.readers.run(request, deadline, replica.snapshot(consistency, deadline));
+                self.renew(shard, read.await)
             }
             Access::Write { request: id, settled, touch } => {
                 let job = write::Job {
@@ -161,14 +203,16 @@ impl ShardNode {
                     returning_bytes: self.config.returning_bytes,
                 };
                 let run = Box::new(move |connection: &rusqlite::Connection| write::run(connection, &job));
-                let written = replica.write(Write { request: Some(id), settled, deadline, run }).await?;
+                let write = Write { request: Some(id), settled, deadline, run };
+                let written = self.renew(request.shard, replica.write(write).await)?;
                 write::decode(&written.output, written.index)
             }
         }
     }
 
     async fn step(&self, request: SchemaRequest) -> ServiceResult<LogIndex> {
-        let replica = self.find(request.shard, None)?;
+        let shard = request.shard;
+        let replica = self.find(shard, None)?;
         let mut statements = request.statements;
         statements.extend(request.least_version.map(fence::raise));
         let require_empty = request.require_empty.into_iter().map(dialect::physical::table_name).collect();
@@ -179,7 +223,7 @@ impl ShardNode {
             notes: Vec::new(),
             deadline: Instant::now() + self.config.schema_timeout,
         };
-        replica.schema(entry).await
+        self.renew(shard, replica.schema(entry).await)
     }
 }
 

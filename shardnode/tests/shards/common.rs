@@ -84,7 +84,7 @@ impl Node {
         let host = Host::open(config, Arc::new(Link(id, Arc::clone(network)))).unwrap();
         network.0.lock().insert(id, Arc::downgrade(&host));
         let shards = ShardNode::new(Arc::clone(&host), Config::new(id));
-        shards.follow(state(nodes));
+        assert!(shards.settle(&state(nodes)));
         Node { shards, host, directory }
     }
 
