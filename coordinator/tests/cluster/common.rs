@@ -4,13 +4,13 @@ use coordinator::{Config, Coordinator};
 use parking_lot::Mutex;
 use proto::services::{
     Access, BoxFuture, ClusterState, Consistency, CoordinatorService, FragmentRequest, FragmentResponse,
-    Peers, RaftMessage, RaftService, RaftTransport, ReplicaService, RowSource, SchemaChange,
-    SchemaChangeRequest, SchemaRequest, ServiceResult, ShardService,
+    Members, Peers, RaftMessage, RaftService, RaftTransport, ReplicaService, ReplicaStatus, RowSource,
+    SchemaChange, SchemaChangeRequest, SchemaRequest, ServiceResult, ShardService,
 };
 use proto::topology::{Node, Roles};
 use proto::{
-    KeyspaceNumber, LogIndex, NodeId, RequestId, Retry, RouterIncarnation, SchemaVersion, ShardId, SqlState,
-    TableId, Value, WireError,
+    ClusterId, GroupId, KeyspaceNumber, LogIndex, NodeId, RequestId, Retry, RouterIncarnation, SchemaVersion,
+    ShardId, SqlState, TableId, Value, WireError,
 };
 use replica::Host;
 use shardnode::{Agent, ShardNode};
@@ -27,15 +27,74 @@ use tokio::task::AbortHandle;
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The nodes that are up.
-#[derive(Default)]
 pub struct Directory {
+    own: Weak<Directory>,
     hosts: Mutex<HashMap<NodeId, Weak<Host>>>,
     shards: Mutex<HashMap<NodeId, Arc<dyn ShardService>>>,
-    coordinators: Mutex<BTreeMap<NodeId, Arc<dyn CoordinatorService>>>,
+    coordinators: Mutex<BTreeMap<NodeId, Arc<Coordinator>>>,
     /// Shards that take no schema step.
     closed: watch::Sender<HashSet<ShardId>>,
     /// Schema steps that were refused for that.
     refused: watch::Sender<u64>,
+    /// What becomes of changes of members, if they don't reach the groups.
+    script: Mutex<Option<Script>>,
+    /// The voters that groups were asked to have.
+    asked: watch::Sender<Vec<(GroupId, Vec<NodeId>)>>,
+}
+
+/// Answers a change of members in a group's stead.
+pub type Script = Box<dyn Fn(GroupId, &[NodeId]) -> ServiceResult<()> + Send>;
+
+/// The replicas of a node; changes of members go by the script, if there is one.
+struct Scripted {
+    host: Arc<Host>,
+    directory: Weak<Directory>,
+}
+
+impl Scripted {
+    fn script(&self, group: GroupId, voters: &[NodeId]) -> Option<ServiceResult<()>> {
+        let directory = self.directory.upgrade()?;
+        directory.asked.send_modify(|asked| asked.push((group, voters.to_vec())));
+        let script = directory.script.lock();
+        script.as_ref().map(|script| script(group, voters))
+    }
+}
+
+impl ReplicaService for Scripted {
+    fn replicas(&self) -> BoxFuture<'_, ServiceResult<Vec<ReplicaStatus>>> {
+        ReplicaService::replicas(self.host.as_ref())
+    }
+
+    fn change_members(
+        &self,
+        group: GroupId,
+        voters: Vec<NodeId>,
+        rebuild: Option<NodeId>,
+        timeout: Duration,
+    ) -> BoxFuture<'_, ServiceResult<Members>> {
+        match self.script(group, &voters) {
+            Some(answer) => {
+                Box::pin(async move { answer.map(|()| Members { voters, ..Members::default() }) })
+            }
+            None => self.host.change_members(group, voters, rebuild, timeout),
+        }
+    }
+
+    fn transfer_leader(
+        &self,
+        group: GroupId,
+        to: NodeId,
+        timeout: Duration,
+    ) -> BoxFuture<'_, ServiceResult<()>> {
+        match self.script(group, &[to]) {
+            Some(answer) => Box::pin(async move { answer }),
+            None => self.host.transfer_leader(group, to, timeout),
+        }
+    }
+
+    fn check(&self, group: GroupId, timeout: Duration) -> BoxFuture<'_, ServiceResult<LogIndex>> {
+        self.host.check(group, timeout)
+    }
 }
 
 impl Peers for Directory {
@@ -44,16 +103,51 @@ impl Peers for Directory {
     }
 
     fn replica_service(&self, node: NodeId) -> Option<Arc<dyn ReplicaService>> {
-        let host = self.hosts.lock().get(&node).and_then(Weak::upgrade);
-        host.map(|host| host as Arc<dyn ReplicaService>)
+        let host = self.hosts.lock().get(&node).and_then(Weak::upgrade)?;
+        let directory = Weak::clone(&self.own);
+        Some(Arc::new(Scripted { host, directory }))
     }
 
     fn coordinators(&self) -> Vec<(NodeId, Arc<dyn CoordinatorService>)> {
-        self.coordinators.lock().iter().map(|(node, service)| (*node, Arc::clone(service))).collect()
+        let coordinators = self.coordinators.lock();
+        let services = coordinators
+            .iter()
+            .map(|(node, coordinator)| (*node, Arc::clone(coordinator) as Arc<dyn CoordinatorService>));
+        services.collect()
     }
 }
 
 impl Directory {
+    fn new() -> Arc<Directory> {
+        Arc::new_cyclic(|own| Directory {
+            own: Weak::clone(own),
+            hosts: Mutex::default(),
+            shards: Mutex::default(),
+            coordinators: Mutex::default(),
+            closed: watch::Sender::default(),
+            refused: watch::Sender::default(),
+            script: Mutex::default(),
+            asked: watch::Sender::default(),
+        })
+    }
+
+    /// Has changes of members go by a script, or reach the groups.
+    pub fn script(&self, script: Option<Script>) {
+        *self.script.lock() = script;
+    }
+
+    /// Waits until a group has been asked to have such voters.
+    pub async fn asked(&self, wanted: impl Fn(GroupId, &[NodeId]) -> bool) {
+        let mut asked = self.asked.subscribe();
+        let found = asked.wait_for(|asked| asked.iter().any(|(group, voters)| wanted(*group, voters)));
+        tokio::time::timeout(PATIENCE, found).await.expect("the group is asked").unwrap();
+    }
+
+    /// What groups were asked to have.
+    pub fn all_asked(&self) -> Vec<(GroupId, Vec<NodeId>)> {
+        self.asked.borrow().clone()
+    }
+
     /// Asks the coordinator's leader, as a router does: again where nothing was done, or where it is safe.
     pub async fn ask<T, F>(&self, call: impl Fn(Arc<dyn CoordinatorService>) -> F) -> ServiceResult<T>
     where
@@ -115,15 +209,45 @@ impl ShardService for Gate {
 
 struct Member {
     host: Arc<Host>,
-    coordinator: Arc<Coordinator>,
-    agent: AbortHandle,
+    tasks: Vec<AbortHandle>,
+}
+
+/// How a cluster begins.
+#[derive(Clone)]
+pub struct Shape {
+    /// How many nodes it has.
+    pub nodes: u64,
+    /// How many of them, the first ones, found the coordinator.
+    pub coordinators: u64,
+    /// How many shards `main` has.
+    pub shards: u32,
+    /// How many replicas each shard has.
+    pub replicas: u32,
+    /// After what silence replicas are replaced.
+    pub replace_after: Duration,
+    /// After what time a lost replica is made anew.
+    pub rebuild_after: Duration,
+}
+
+impl Default for Shape {
+    /// Five nodes; the coordinator is on three, and each shard on three. Nothing is repaired by itself.
+    fn default() -> Self {
+        let never = Duration::from_secs(3600);
+        Shape {
+            nodes: 5,
+            coordinators: 3,
+            shards: 1,
+            replicas: 3,
+            replace_after: never,
+            rebuild_after: never,
+        }
+    }
 }
 
 /// A cluster.
 pub struct Cluster {
     pub directory: Arc<Directory>,
-    nodes: Vec<NodeId>,
-    shards: u32,
+    shape: Shape,
     members: BTreeMap<NodeId, Member>,
     files: tempfile::TempDir,
     sequence: AtomicU64,
@@ -132,24 +256,40 @@ pub struct Cluster {
 impl Cluster {
     /// So many nodes, with a replica of everything each, and so many shards in `main`.
     pub async fn start(nodes: u64, shards: u32) -> Cluster {
+        let shape = Shape { nodes, coordinators: nodes, shards, replicas: nodes as u32, ..Shape::default() };
+        Self::start_as(shape).await
+    }
+
+    /// Begins as it says, and waits until all groups are formed.
+    pub async fn start_as(shape: Shape) -> Cluster {
         let mut cluster = Cluster {
-            directory: Arc::default(),
-            nodes: (1..=nodes).map(NodeId).collect(),
-            shards,
+            directory: Directory::new(),
             members: BTreeMap::new(),
             files: tempfile::tempdir().unwrap(),
             sequence: AtomicU64::new(1),
+            shape,
         };
-        for node in cluster.nodes.clone() {
-            cluster.open(node);
+        for node in 1..=cluster.shape.nodes {
+            cluster.open(NodeId(node));
         }
-        cluster.state_where(|state| state.topology.keyspaces.len() == 2).await;
+        cluster.formed().await;
         cluster
+    }
+
+    /// Waits until all groups are formed.
+    pub async fn formed(&self) -> ClusterState {
+        self.state_where(|state| {
+            let topology = &state.topology;
+            topology.keyspaces.len() >= 2 && topology.shards.values().all(|shard| shard.formed)
+        })
+        .await
     }
 
     /// Starts a node.
     pub fn open(&mut self, node: NodeId) {
-        let mut config = replica::Config::new(node, self.files.path().join(node.to_string()));
+        let path = self.files.path().join(node.to_string());
+        let founds = node.0 <= self.shape.coordinators && !path.exists();
+        let mut config = replica::Config::new(node, path);
         config.tick = Duration::from_millis(20);
         let directory = Arc::downgrade(&self.directory);
         let link = Link { from: node, directory: Weak::clone(&directory) };
@@ -160,31 +300,41 @@ impl Cluster {
         self.directory.shards.lock().insert(node, Arc::new(gate));
         let peers: Arc<dyn Peers> = Arc::clone(&self.directory) as Arc<dyn Peers>;
         let config = Config {
-            shards: self.shards,
+            cluster: ClusterId(77),
+            shards: self.shape.shards,
+            replicas: self.shape.replicas,
+            expected_nodes: self.shape.nodes as u32,
             attempt_timeout: Duration::from_secs(5),
             schema_timeout: PATIENCE,
-            ..Config::new(node, self.nodes.clone())
+            member_timeout: Duration::from_secs(5),
+            silent_after: Duration::from_secs(5),
+            replace_after: self.shape.replace_after,
+            rebuild_after: self.shape.rebuild_after,
+            look_every: Duration::from_millis(50),
+            ..Config::new(node, (1..=self.shape.coordinators).map(NodeId).collect())
         };
-        let coordinator = Coordinator::new(&host, Arc::clone(&peers), config).unwrap();
-        self.directory
-            .coordinators
-            .lock()
-            .insert(node, Arc::clone(&coordinator) as Arc<dyn CoordinatorService>);
+        if founds {
+            drop(Coordinator::new(&host, Arc::clone(&peers), config.clone()).unwrap());
+        }
+        let attending = attend(Arc::clone(&self.directory), node, Arc::clone(&host), config);
         let registered = Node { id: node, address: String::new(), roles: Roles::ALL };
         let heard = Box::new(|_: &ClusterState| {});
         let agent = Agent { node: registered, host: Arc::clone(&host), shards: Some(shards), peers, heard };
-        let agent = tokio::spawn(agent.run()).abort_handle();
-        self.members.insert(node, Member { host, coordinator, agent });
+        let tasks = vec![tokio::spawn(agent.run()).abort_handle(), tokio::spawn(attending).abort_handle()];
+        self.members.insert(node, Member { host, tasks });
     }
 
     /// Stops a node as a crash would: nobody is told.
     pub async fn stop(&mut self, node: NodeId) {
         let member = self.members.remove(&node).unwrap();
-        self.directory.coordinators.lock().remove(&node);
         self.directory.shards.lock().remove(&node);
         self.directory.hosts.lock().remove(&node);
-        member.agent.abort();
-        member.coordinator.shutdown();
+        for task in member.tasks {
+            task.abort();
+        }
+        if let Some(coordinator) = self.directory.coordinators.lock().remove(&node) {
+            coordinator.shutdown();
+        }
         tokio::task::spawn_blocking(move || member.host.shutdown()).await.unwrap();
     }
 
@@ -192,7 +342,7 @@ impl Cluster {
     pub async fn leader(&self) -> NodeId {
         self.ask(|coordinator| async move { coordinator.status().await }).await.unwrap();
         let leading = |node: &&NodeId| {
-            let replica = self.members[node].host.replica(proto::GroupId::COORDINATOR);
+            let replica = self.members[node].host.replica(GroupId::COORDINATOR);
             replica.is_some_and(|replica| replica.is_leader())
         };
         *self.members.keys().find(leading).expect("one has answered as leader")
@@ -200,13 +350,20 @@ impl Cluster {
 
     /// The newest state that satisfies this, at any coordinator.
     pub async fn state_where(&self, wanted: impl Fn(&ClusterState) -> bool) -> ClusterState {
-        let (_, coordinator) = self.directory.coordinators().remove(0);
-        let mut states = coordinator.watch().await.unwrap();
         let found = async {
             loop {
-                let state = poll_fn(|context| Pin::as_mut(&mut states).poll_next(context)).await.unwrap();
-                if wanted(&state) {
-                    return state;
+                // One that is stopped tells no more: another one goes on.
+                let coordinators = self.directory.coordinators();
+                let Some((_, coordinator)) = coordinators.into_iter().next() else {
+                    tokio::task::yield_now().await;
+                    continue;
+                };
+                let mut states = coordinator.watch().await.unwrap();
+                drop(coordinator);
+                while let Some(state) = poll_fn(|context| Pin::as_mut(&mut states).poll_next(context)).await {
+                    if wanted(&state) {
+                        return state;
+                    }
                 }
             }
         };
@@ -336,10 +493,39 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        for member in std::mem::take(&mut self.members).into_values() {
-            member.agent.abort();
-            member.coordinator.shutdown();
+        for (node, member) in std::mem::take(&mut self.members) {
+            for task in member.tasks {
+                task.abort();
+            }
+            if let Some(coordinator) = self.directory.coordinators.lock().remove(&node) {
+                coordinator.shutdown();
+            }
             member.host.shutdown();
+        }
+    }
+}
+
+/// Works for the coordinator on a node exactly while it has a replica of it.
+async fn attend(directory: Arc<Directory>, node: NodeId, host: Arc<Host>, config: Config) {
+    let mut changed = host.changed();
+    loop {
+        changed.mark_unchanged();
+        let replica = host.replica(GroupId::COORDINATOR);
+        let works = directory.coordinators.lock().contains_key(&node);
+        match replica {
+            Some(replica) if !works => {
+                let peers = Arc::clone(&directory) as Arc<dyn Peers>;
+                let coordinator = Coordinator::open(replica, peers, config.clone());
+                directory.coordinators.lock().insert(node, coordinator);
+            }
+            None if works => {
+                let gone = directory.coordinators.lock().remove(&node);
+                gone.unwrap().shutdown();
+            }
+            _ => {}
+        }
+        if changed.changed().await.is_err() {
+            return;
         }
     }
 }

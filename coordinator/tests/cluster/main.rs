@@ -3,6 +3,8 @@
 
 mod common;
 mod forming;
+mod nodes;
+mod replicas;
 mod resuming;
 mod schema;
 mod tables;
