@@ -4,6 +4,7 @@ use bytes::Bytes;
 use proto::services::Consistency::{Session, Strong};
 use proto::services::{RaftMessage, RaftService, RaftTransport};
 use proto::{GroupId, LogIndex, NodeId, RequestId, RouterIncarnation, WireError};
+use replica::simulation::{self, TestDisk};
 use replica::{Config, Host, Replica, SchemaEntry, Write, Written};
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -75,6 +76,8 @@ pub struct Cluster {
     pub network: Arc<Network>,
     pub nodes: Vec<NodeId>,
     pub hosts: HashMap<NodeId, Arc<Host>>,
+    /// What each node's log lies on.
+    pub disks: HashMap<NodeId, TestDisk>,
     directory: tempfile::TempDir,
     change: Box<dyn Fn(&mut Config) + Send + Sync>,
 }
@@ -93,6 +96,7 @@ impl Cluster {
             network: Arc::default(),
             nodes: nodes.clone(),
             hosts: HashMap::new(),
+            disks: nodes.iter().map(|node| (*node, TestDisk::default())).collect(),
             directory,
             change: Box::new(change),
         };
@@ -117,7 +121,7 @@ impl Cluster {
         config.log_file_bytes = 1 << 20;
         (self.change)(&mut config);
         let link = Link { from: node, network: self.network.clone() };
-        let host = Host::open(config, Arc::new(link)).unwrap();
+        let host = simulation::open_on(config, Arc::new(link), self.disks[&node].clone()).unwrap();
         self.network.hosts.lock().unwrap().insert(node, Arc::downgrade(&host));
         self.hosts.insert(node, host);
     }

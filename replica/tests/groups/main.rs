@@ -6,5 +6,6 @@
 mod check;
 mod cluster;
 mod crash;
+mod faults;
 mod one;
 mod three;
