@@ -56,6 +56,22 @@ pub(crate) fn met(connection: &Connection) -> Option<rusqlite::Error> {
     local.then(|| explained(connection, rusqlite::Error::SqliteFailure(error, None)))
 }
 
+/// The fault of this machine that a read met, if it met one that others' replicas can do without. To be asked as
+/// [`met`].
+pub(crate) fn met_by_reader(connection: &Connection) -> Option<rusqlite::Error> {
+    met(connection).filter(hits_reader)
+}
+
+/// Whether a read can't be done here, now or ever. That there were too many connections or files passes by itself.
+pub(crate) fn hits_reader(error: &rusqlite::Error) -> bool {
+    use ErrorCode::*;
+    let code = error.sqlite_error();
+    code.is_some_and(|code| {
+        matches!(code.code, SystemIoFailure | DatabaseCorrupt | NotADatabase)
+            && code.extended_code != ffi::SQLITE_IOERR_NOMEM
+    })
+}
+
 /// The error with the operating system's reason, where SQLite kept one: "disk I/O error" alone says little.
 pub(crate) fn explained(connection: &Connection, error: rusqlite::Error) -> rusqlite::Error {
     let rusqlite::Error::SqliteFailure(code, message) = error else { return error };

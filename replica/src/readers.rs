@@ -8,6 +8,7 @@
 
 use crate::clock::Clock;
 use crate::connection;
+use crate::fault;
 use crate::reading::Reading;
 use parking_lot::{Mutex, RwLock};
 use proto::{LogIndex, SqlState, WireError};
@@ -48,6 +49,30 @@ pub(crate) struct Reader {
     pub position: LogIndex,
     generation: u64,
     permit: Option<OwnedSemaphorePermit>,
+}
+
+/// Why no read transaction could be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unopened {
+    /// For a reason that passes by itself, or with the request.
+    #[error("{0}")]
+    Refused(#[from] WireError),
+    /// The replica's own files are to blame.
+    #[error("{0}")]
+    Fault(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Unopened {
+    fn from(error: rusqlite::Error) -> Self {
+        match error {
+            fault if fault::hits_reader(&fault) => Self::Fault(fault),
+            // Too many files or too little memory, most likely.
+            local if fault::is_local(&local) => {
+                Self::Refused(dialect::sqlite::error(local).with_retry(proto::Retry::Later))
+            }
+            error => Self::Refused(dialect::sqlite::error(error)),
+        }
+    }
 }
 
 /// New snapshots wait as long as this lives.
@@ -105,9 +130,9 @@ impl Readers {
     }
 
     /// Opens a read transaction on what is committed now. Who has no permit comes on top of the pool's bound.
-    pub fn open(&self, permit: Option<OwnedSemaphorePermit>) -> Result<Reader, WireError> {
+    pub fn open(&self, permit: Option<OwnedSemaphorePermit>) -> Result<Reader, Unopened> {
         if self.permits.is_closed() {
-            return Err(closed());
+            return Err(closed().into());
         }
         let generation = self.generation.read();
         let idle = self.pool.lock().idle.pop();
@@ -115,7 +140,7 @@ impl Readers {
             Some(pooled) => pooled,
             None => {
                 let reading = Arc::new(Reading::new(self.clock.clone()));
-                let opened = connection::reader(&self.path, &reading).map_err(dialect::sqlite::error)?;
+                let opened = connection::reader(&self.path, &reading)?;
                 self.pool.lock().readings.push(reading.clone());
                 (opened, reading)
             }
@@ -132,9 +157,19 @@ impl Readers {
             }
             Err(error) => {
                 self.forget(&reading);
-                Err(dialect::sqlite::error(error))
+                Err(error.into())
             }
         }
+    }
+
+    /// The database.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether a snapshot is one of the present database, and not of one that was replaced meanwhile.
+    pub fn is_current(&self, reader: &Reader) -> bool {
+        reader.generation == *self.generation.read()
     }
 
     /// Takes a connection back. One whose transaction can't be ended is closed.

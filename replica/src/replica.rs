@@ -3,7 +3,8 @@
 use crate::connection::Cancel;
 use crate::driver::{Inbox, Mail, PendingOrder, PendingWrite, Place, Shared, WriteState};
 use crate::entry::{Body, Check, Note, Request, Schema};
-use crate::readers::too_late;
+use crate::error::ReplicaError;
+use crate::readers::{Unopened, too_late};
 use crate::snapshot::Snapshot;
 use crate::write::{SchemaEntry, Write, Written};
 use arc_swap::ArcSwap;
@@ -199,7 +200,14 @@ impl Replica {
     async fn open(&self, deadline: Instant) -> Result<Snapshot, WireError> {
         let shared = self.shared();
         let permit = shared.readers.permit(deadline).await?;
-        let reader = shared.readers.open(Some(permit))?;
+        let reader = match shared.readers.open(Some(permit)) {
+            Ok(reader) => reader,
+            Err(Unopened::Refused(error)) => return Err(error),
+            Err(Unopened::Fault(source)) => {
+                shared.stop(&ReplicaError::Sqlite { path: shared.readers.path().to_owned(), source });
+                return Err(shared.not_leader());
+            }
+        };
         Ok(Snapshot::new(reader, shared.clone()))
     }
 

@@ -19,8 +19,9 @@ pub(crate) fn lookup(
 ) -> Result<FragmentResponse, WireError> {
     let connection = snapshot.connection();
     snapshot.end_at(deadline);
-    fence::check(connection, request.schema_version)?;
-    let mut statement = prepare(connection, request)?;
+    let prepared =
+        fence::check(connection, request.schema_version).and_then(|()| prepare(connection, request));
+    let mut statement = prepared.map_err(|e| snapshot.explain(e))?;
     let columns = statement.column_count();
     let mut batch = RowBatchBuilder::new(columns as u16);
     let mut rows = statement.raw_query();

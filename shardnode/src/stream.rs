@@ -140,8 +140,9 @@ struct Query {
 impl Query {
     fn run(&mut self, snapshot: &Snapshot) -> Result<(), WireError> {
         let connection = snapshot.connection();
-        fence::check(connection, self.request.schema_version)?;
-        let mut statement = read::prepare(connection, &self.request)?;
+        let prepared = fence::check(connection, self.request.schema_version)
+            .and_then(|()| read::prepare(connection, &self.request));
+        let mut statement = prepared.map_err(|e| snapshot.explain(e))?;
         let columns = statement.column_count();
         let mut batch = RowBatchBuilder::new(columns as u16);
         let mut rows = statement.raw_query();

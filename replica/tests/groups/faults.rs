@@ -338,3 +338,94 @@ async fn the_only_replica_comes_back_too() {
     let rows = number(&replica, Strong, "SELECT count(*) FROM t1").await;
     assert!([2, 3].contains(&rows), "{rows}");
 }
+
+/// Spoils the first page of the table in a node's database, as a bad disk does.
+fn spoil_table(cluster: &Cluster, node: NodeId, table: &str) {
+    let path = cluster.data_dir(node).join(format!("groups/{GROUP}/replica.sqlite"));
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    let root: usize = connection
+        .query_row("SELECT rootpage FROM sqlite_schema WHERE name = ?1", [table], |row| row.get::<_, i64>(0))
+        .map(|root| usize::try_from(root).unwrap())
+        .unwrap();
+    drop(connection);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[(root - 1) * 4096..][..64].fill(0xee);
+    fs::write(&path, bytes).unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_page_is_no_reason_for_a_reader_to_hear_of_it() {
+    let mut cluster = three();
+    cluster.create(&[TABLE, "CREATE TABLE t2 (c1 INTEGER PRIMARY KEY)"]);
+    for number in 1..=3 {
+        insert(&cluster, number, 100).await;
+    }
+    cluster.assert_equal(ROWS).await;
+    let node = cluster.nodes[0];
+    cluster.stop(node);
+    spoil_table(&cluster, node, "t1");
+    cluster.start(node);
+    // As long as nobody looks there, it does its part, and may even lead.
+    for _ in 0..10 {
+        let leader = cluster.leader().await.status().node;
+        if leader == node {
+            break;
+        }
+        cluster.network.isolate(leader, &cluster.nodes);
+        cluster.leader_among(&cluster.others(leader)).await;
+        cluster.network.heal();
+    }
+    let until = Instant::now() + PATIENCE;
+    let mut met = false;
+    'asked: loop {
+        for node in &cluster.nodes {
+            let Ok(snapshot) = cluster.replica(*node).snapshot(Strong, soon()).await else { continue };
+            let read = snapshot
+                .connection()
+                .query_row(ROWS, [], |row| row.get::<_, String>(0))
+                .map_err(|error| snapshot.explain(dialect::sqlite::error(error)));
+            match read {
+                Ok(row) => {
+                    assert_eq!(row, "1:100");
+                    break 'asked;
+                }
+                Err(error) => {
+                    assert_eq!(error.retry, Retry::NotLeader(None), "{error:?}");
+                    met = true;
+                }
+            }
+        }
+        assert!(Instant::now() < until);
+    }
+    let why = if met {
+        stopped(&cluster, node).await
+    } else {
+        // It never led; whoever reads there meets it all the same.
+        let replica = cluster.replica(node);
+        let snapshot = replica.snapshot(Eventual, soon()).await.unwrap();
+        snapshot.connection().query_row(ROWS, [], |row| row.get::<_, String>(0)).unwrap_err();
+        drop(snapshot);
+        stopped(&cluster, node).await
+    };
+    assert!(why.contains("replica.sqlite: ") && why.contains("malformed"), "{why}");
+    insert(&cluster, 4, 100).await;
+    // Damage doesn't pass: nobody tries.
+    assert!(cluster.replica(node).status().stopped.is_some());
+}
+
+#[tokio::test]
+async fn a_missing_wal_is_made_up_for_from_the_log() {
+    let mut cluster = three();
+    cluster.create(&[TABLE]);
+    for number in 1..=30 {
+        insert(&cluster, number, 4000).await;
+    }
+    cluster.assert_equal(ROWS).await;
+    let node = cluster.nodes[1];
+    cluster.stop(node);
+    let wal = cluster.data_dir(node).join(format!("groups/{GROUP}/replica.sqlite-wal"));
+    fs::remove_file(wal).unwrap();
+    cluster.start(node);
+    insert(&cluster, 31, 10).await;
+    cluster.assert_equal(ROWS).await;
+}
