@@ -107,7 +107,9 @@ impl Host {
             sleep_ticks: config.sleep_ticks,
             check_every: config.check_every,
         };
-        let consensus = ConsensusLoop::new(mailbox.clone(), log.clone(), transport, pace, clock.now(), purge);
+        let start = log::count_start(log.as_ref())?;
+        let consensus =
+            ConsensusLoop::new(mailbox.clone(), log.clone(), transport, pace, clock.now(), purge, start);
         drive.consensus(consensus)?;
         let host = Host {
             config,
@@ -374,7 +376,11 @@ impl RaftService for Host {
                 }
                 Ok(Packet::Alive(alive)) => Some(Mail::Alive { from, alive }),
                 Ok(Packet::Wake) => Some(Mail::Wake { group }),
-                Ok(Packet::Raft(_)) => {
+                Ok(Packet::Ask(ask)) if is_at(ask.peer, from) => Some(Mail::Asked { group, from, ask }),
+                Ok(Packet::Answer(answer)) if is_at(answer.ask.peer, node) => {
+                    Some(Mail::Answered { group, answer })
+                }
+                Ok(Packet::Raft(_) | Packet::Ask(_) | Packet::Answer(_)) => {
                     tracing::warn!(
                         node = node.0,
                         group = group.0,

@@ -24,6 +24,10 @@ pub(crate) const IMAGES: GroupId = GroupId(u64::MAX);
 const ALIVE: u8 = 3;
 /// Somebody who doesn't agree that a group may sleep.
 const WAKE: u8 = 4;
+/// A follower's question how far it must be.
+const ASK: u8 = 5;
+/// The leader's answer.
+const ANSWER: u8 = 6;
 
 /// The envelope's group of what belongs to the node.
 pub(crate) const NODE: GroupId = GroupId(0);
@@ -41,6 +45,10 @@ pub(crate) enum Packet {
     Alive(Alive),
     /// Wakes the group of its envelope.
     Wake,
+    /// A follower's question how far it must be.
+    Ask(Ask),
+    /// The leader's answer.
+    Answer(Answer),
 }
 
 /// The groups that a node lets sleep, of those which have a member on the receiver's node.
@@ -63,6 +71,32 @@ pub(crate) struct Resting {
     /// Its last index: committed, and on every member.
     #[prost(uint64, tag = "3")]
     pub index: u64,
+}
+
+/// Asks the leader of the envelope's group for an index that has everything which was acknowledged before this was sent.
+/// Its name is never used twice, not even after a restart: an old answer to another question would be a wrong one.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub(crate) struct Ask {
+    /// The member that asks.
+    #[prost(uint64, tag = "1")]
+    pub peer: u64,
+    /// How often its node had been started.
+    #[prost(uint64, tag = "2")]
+    pub start: u64,
+    /// How often it had asked since.
+    #[prost(uint64, tag = "3")]
+    pub sequence: u64,
+}
+
+/// What the leader says to an [`Ask`].
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub(crate) struct Answer {
+    /// The question.
+    #[prost(message, required, tag = "1")]
+    pub ask: Ask,
+    /// The index; nothing if who was asked doesn't lead.
+    #[prost(uint64, optional, tag = "2")]
+    pub index: Option<u64>,
 }
 
 /// Why a packet makes no sense here.
@@ -93,6 +127,8 @@ impl Packet {
             Packet::ImageChunk(chunk) => tagged(IMAGE_CHUNK, chunk),
             Packet::Alive(alive) => tagged(ALIVE, alive),
             Packet::Wake => Bytes::from_static(&[WAKE]),
+            Packet::Ask(ask) => tagged(ASK, ask),
+            Packet::Answer(answer) => tagged(ANSWER, answer),
         }
     }
 
@@ -113,6 +149,8 @@ impl Packet {
                 .map_err(|_| PacketError::Garbled(IMAGE_CHUNK)),
             ALIVE => Alive::decode(body).map(Packet::Alive).map_err(|_| PacketError::Garbled(ALIVE)),
             WAKE => Ok(Packet::Wake),
+            ASK => Ask::decode(body).map(Packet::Ask).map_err(|_| PacketError::Garbled(ASK)),
+            ANSWER => Answer::decode(body).map(Packet::Answer).map_err(|_| PacketError::Garbled(ANSWER)),
             tag => Err(PacketError::Unknown(tag)),
         }
     }
@@ -145,6 +183,18 @@ mod tests {
     fn words_of_sleep_come_back() {
         let resting = [(7, 2, 90), (8, 1, 3)].map(|(group, term, index)| Resting { group, term, index });
         for packet in [Packet::Alive(Alive { resting: resting.to_vec() }), Packet::Wake] {
+            assert_eq!(Packet::decode(packet.encode()), Ok(packet));
+        }
+    }
+
+    #[test]
+    fn questions_and_answers_come_back() {
+        let ask = Ask { peer: (7 << 16) | 2, start: 3, sequence: u64::MAX };
+        for packet in [
+            Packet::Ask(ask),
+            Packet::Answer(Answer { ask, index: Some(0) }),
+            Packet::Answer(Answer { ask, index: None }),
+        ] {
             assert_eq!(Packet::decode(packet.encode()), Ok(packet));
         }
     }

@@ -11,9 +11,13 @@ use arc_swap::ArcSwap;
 use proto::services::{Consistency, ReplicaStatus};
 use proto::{GroupId, LogIndex, NodeId, Retry, SqlState, WireError};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout_at;
+
+/// How often a follower asks for one read how fresh it is. Once is enough unless asking takes longer than what is asked
+/// for, and then the leader is the better one to read from.
+const FRESHENINGS: usize = 2;
 
 /// A cheap handle of one replica. It stays good when the replica stops and is opened again, or made anew.
 #[derive(Clone)]
@@ -154,8 +158,10 @@ impl Replica {
 
     /// Opens a snapshot that is as fresh as asked for, waiting until the deadline at most.
     ///
-    /// `Strong` is for the leader; `Session` waits until this replica has the index and answers
-    /// [`Retry::NotLeader`] if it hasn't by the deadline; `Bounded` isn't supported yet.
+    /// `Strong` is for the leader. `Session` waits until this replica has the index and answers [`Retry::NotLeader`] if
+    /// it hasn't by the deadline. `Bounded` gives a snapshot that has everything which was acknowledged more than so long
+    /// before it was opened; a follower that doesn't know of itself that it has asks the leader, and it answers
+    /// [`Retry::NotLeader`] if that takes too long.
     pub async fn snapshot(&self, consistency: Consistency, deadline: Instant) -> Result<Snapshot, WireError> {
         match consistency {
             Consistency::Strong => self.strong(deadline).await,
@@ -164,9 +170,42 @@ impl Replica {
                 self.open(deadline).await
             }
             Consistency::Eventual => self.open(deadline).await,
-            Consistency::Bounded(_) => Err(WireError::unsupported("reading with bounded staleness")
-                .with_hint("Use strong, session or eventual reads.")),
+            // Nothing is fresher than what a leader has.
+            Consistency::Bounded(_) if self.is_leader() => self.strong(deadline).await,
+            Consistency::Bounded(staleness) => self.bounded(staleness, deadline).await,
         }
+    }
+
+    async fn bounded(&self, staleness: Duration, deadline: Instant) -> Result<Snapshot, WireError> {
+        let shared = self.shared();
+        let clock = &shared.clock;
+        for attempt in 0.. {
+            if let Some(fresh) = shared.fresh()
+                && clock.now().saturating_sub(fresh.since) <= staleness
+            {
+                self.applied(fresh.index, deadline).await?;
+                let snapshot = self.open(deadline).await?;
+                // Looked at again now that it is open: whatever took long until here made it staler.
+                if clock.now().saturating_sub(fresh.since) <= staleness {
+                    return Ok(snapshot);
+                }
+            }
+            if attempt == FRESHENINGS {
+                break;
+            }
+            let (sender, known) = oneshot::channel();
+            let waiter = Box::new(move |outcome: Result<(), Option<NodeId>>| {
+                // A reader that went away isn't missed.
+                let _ = sender.send(outcome);
+            });
+            shared.mailbox.send(Mail::Freshen { group: shared.group, waiter });
+            timeout_at(deadline.into(), known)
+                .await
+                .map_err(|_| not_fresh(&shared, staleness))?
+                .map_err(|_| shared.not_leader())?
+                .map_err(|_| shared.not_leader())?;
+        }
+        Err(not_fresh(&shared, staleness))
     }
 
     async fn strong(&self, deadline: Instant) -> Result<Snapshot, WireError> {
@@ -228,4 +267,11 @@ impl Replica {
             }
         }
     }
+}
+
+/// The leader is fresh without asking.
+fn not_fresh(shared: &Shared, staleness: Duration) -> WireError {
+    let leader = shared.status.borrow().leader.filter(|leader| *leader != shared.node);
+    let message = format!("this replica can't tell in time whether it is at most {staleness:?} stale");
+    WireError::new(SqlState::QUERY_CANCELED, message).with_retry(Retry::NotLeader(leader))
 }

@@ -161,6 +161,11 @@ impl Consensus {
         Ok(consensus)
     }
 
+    /// Which member of its group this is.
+    pub fn peer(&self) -> Peer {
+        self.settings.peer
+    }
+
     /// Whether this replica alone makes its group's majority.
     pub fn is_sole_voter(&self) -> bool {
         let voters = self.raw.raft.prs().conf().voters();

@@ -4,17 +4,18 @@
 //! may go before the log is written, writes the log once for all, then sends and delivers the rest. The time is the one
 //! at the turn's begin throughout: a promise that is counted from earlier ends earlier. It must never know who calls it.
 
+use super::freshness::{Freshness, Names};
 use super::image_loop::ImageMail;
 use super::inbox::PendingOrder;
-use super::mailbox::{Mail, Mailbox, Waiter};
-use super::shared::Shared;
+use super::mailbox::{FreshWaiter, Mail, Mailbox, Waiter};
+use super::shared::{Fresh, Shared};
 use super::sleep::{Sleep, vouch};
 use crate::consensus::{Consensus, Install, Rest, Standing};
 use crate::entry::{Body, Check};
 use crate::error::ReplicaError;
 use crate::image::{self, Event, Received, Source};
 use crate::log::{Batch, Change, Cut, LogStore};
-use crate::packet::{Alive, NODE, Packet, Resting};
+use crate::packet::{Alive, Answer, Ask, NODE, Packet, Resting};
 use crate::peer::Peer;
 use proto::services::{RaftMessage, RaftTransport};
 use proto::{GroupId, NodeId};
@@ -46,6 +47,7 @@ pub(crate) struct ConsensusLoop {
     next_tick: Duration,
     ticks: u64,
     purge: Purge,
+    names: Names,
     groups: BTreeMap<GroupId, Member>,
 }
 
@@ -71,6 +73,7 @@ struct Member {
     confirming: Vec<Waiter>,
     waiting: Vec<Waiter>,
     round: Option<u64>,
+    freshness: Freshness,
     /// When the tables are to be checked next, if this replica leads.
     next_check: Option<Duration>,
     /// An image that Raft hasn't taken up yet.
@@ -90,9 +93,11 @@ impl ConsensusLoop {
         pace: Pace,
         now: Duration,
         purge: Purge,
+        start: u64,
     ) -> Self {
         let next_tick = now + pace.tick;
-        Self { mailbox, log, transport, pace, next_tick, ticks: 0, purge, groups: BTreeMap::new() }
+        let (groups, names) = (BTreeMap::new(), Names::new(start));
+        Self { mailbox, log, transport, pace, next_tick, ticks: 0, purge, names, groups }
     }
 
     /// Where its mail comes from.
@@ -183,6 +188,27 @@ impl ConsensusLoop {
                 }
                 None => waiter(Err(None)),
             },
+            Mail::Asked { group, from, ask } => {
+                let transport = self.transport.clone();
+                let waiter = Box::new(move |outcome: Result<u64, _>| {
+                    let body = Packet::Answer(Answer { ask, index: outcome.ok() }).encode();
+                    transport.send(from, vec![RaftMessage { group, body }]);
+                });
+                // As for a strong read: the index is told once leadership is confirmed, after the question came.
+                self.handle(Mail::Confirm { group, waiter }, now, touched);
+            }
+            Mail::Answered { group, answer } => {
+                if let Some(member) = self.groups.get_mut(&group) {
+                    member.answered(answer);
+                }
+            }
+            Mail::Freshen { group, waiter } => match self.groups.get_mut(&group) {
+                Some(member) => {
+                    let ask = member.freshen(waiter, &mut self.names, now);
+                    self.ask(group, ask);
+                }
+                None => waiter(Err(None)),
+            },
             Mail::Image(event) => self.image(event, touched),
             Mail::Add { shared, consensus } => {
                 let group = shared.group;
@@ -196,6 +222,7 @@ impl ConsensusLoop {
                     confirming: Vec::new(),
                     waiting: Vec::new(),
                     round: None,
+                    freshness: Freshness::default(),
                     next_check: None,
                     received: None,
                     installing: None,
@@ -297,6 +324,10 @@ impl ConsensusLoop {
         for group in groups {
             self.touch(group, touched, |member| member.tick(now, sleep_ticks));
         }
+        for (group, member) in &self.groups {
+            // A question may be lost as any message.
+            self.ask(*group, member.unanswered());
+        }
         if self.ticks.is_multiple_of(u64::from(self.pace.heartbeat_ticks)) {
             let groups = self.groups.iter().map(|(group, member)| (*group, &member.consensus, &member.sleep));
             for (node, alive) in vouch(groups) {
@@ -351,6 +382,12 @@ impl ConsensusLoop {
             self.send(outgoing);
         }
         Ok(())
+    }
+
+    fn ask(&self, group: GroupId, ask: Option<(NodeId, Ask)>) {
+        if let Some((leader, ask)) = ask {
+            self.transport.send(leader, vec![RaftMessage { group, body: Packet::Ask(ask).encode() }]);
+        }
     }
 
     fn send(&self, outgoing: Outgoing) {
@@ -524,6 +561,38 @@ impl Member {
         messages
     }
 
+    /// Takes someone who waits to know how fresh this follower is. Gives what is to be asked.
+    fn freshen(&mut self, waiter: FreshWaiter, names: &mut Names, now: Duration) -> Option<(NodeId, Ask)> {
+        match self.other_leader() {
+            Some(leader) => {
+                let peer = self.consensus.peer().raw();
+                self.freshness.wait(waiter, || names.next(peer), now).map(|ask| (leader, ask))
+            }
+            None => {
+                waiter(Err(None));
+                None
+            }
+        }
+    }
+
+    /// What to ask again.
+    fn unanswered(&self) -> Option<(NodeId, Ask)> {
+        self.freshness.unanswered().and_then(|ask| Some((self.other_leader()?, ask)))
+    }
+
+    fn other_leader(&self) -> Option<NodeId> {
+        self.standing?.leader.filter(|leader| *leader != self.shared.node)
+    }
+
+    fn answered(&mut self, answer: Answer) {
+        let Some((since, index, waiters)) = self.freshness.answered(answer) else { return };
+        if let Some(index) = index {
+            self.shared.set_fresh(Fresh { since, index });
+        }
+        // Who was asked and has no index leads no more.
+        waiters.into_iter().for_each(|waiter| waiter(index.map(|_| ()).ok_or(None)));
+    }
+
     fn is_leading(&self) -> bool {
         self.standing.is_some_and(|standing| standing.role == StateRole::Leader)
     }
@@ -534,6 +603,9 @@ impl Member {
         let standing = self.consensus.standing();
         if self.standing == Some(standing) {
             return;
+        }
+        if self.standing.is_some_and(|before| before.leader != standing.leader) {
+            self.freshness.fail(standing.leader);
         }
         self.standing = Some(standing);
         self.round = None;
@@ -617,6 +689,7 @@ impl Member {
     }
 
     fn fail_waiters(mut self, leader: Option<NodeId>) {
+        self.freshness.fail(leader);
         self.fail_round(leader);
     }
 

@@ -3,7 +3,7 @@
 use super::shared::Shared;
 use crate::consensus::Consensus;
 use crate::image::Event;
-use crate::packet::Alive;
+use crate::packet::{Alive, Answer, Ask};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use proto::{GroupId, NodeId};
@@ -20,6 +20,10 @@ const MAX_BYTES: usize = 64 << 20;
 /// instead.
 pub(crate) type Waiter = Box<dyn FnOnce(Result<u64, Option<NodeId>>) + Send>;
 
+/// What is called when more is known of how fresh a follower is; or with the leader that is known, if the one that was
+/// asked leads no more.
+pub(crate) type FreshWaiter = Box<dyn FnOnce(Result<(), Option<NodeId>>) + Send>;
+
 /// One thing for the consensus loop.
 pub(crate) enum Mail {
     /// A message from another node.
@@ -28,6 +32,12 @@ pub(crate) enum Mail {
     Alive { from: NodeId, alive: Alive },
     /// Another node doesn't agree that the group sleeps.
     Wake { group: GroupId },
+    /// A follower on another node asks how far it must be.
+    Asked { group: GroupId, from: NodeId, ask: Ask },
+    /// The answer to this node's question.
+    Answered { group: GroupId, answer: Answer },
+    /// Someone who waits until more is known of how fresh this follower is.
+    Freshen { group: GroupId, waiter: FreshWaiter },
     /// An entry to propose in this term.
     Propose { group: GroupId, term: u64, data: Bytes },
     /// Someone who waits for leadership to be confirmed.
@@ -56,6 +66,8 @@ impl Mail {
                 Event::Made(group, _) | Event::Silent(group, _) | Event::Complete(group, _) => Some(*group),
                 Event::Gone(..) => None,
             },
+            // Who is asked wakes when it has to confirm its leadership.
+            Mail::Asked { .. } | Mail::Answered { .. } | Mail::Freshen { .. } => None,
             Mail::Alive { .. } | Mail::Add { .. } | Mail::Remove { .. } | Mail::ShutDown => None,
         }
     }
@@ -89,7 +101,12 @@ impl Mailbox {
             return;
         }
         for mail in mails {
-            if let Mail::Raft { bytes, .. } = &mail {
+            let foreign_bytes = match &mail {
+                Mail::Raft { bytes, .. } => Some(*bytes),
+                Mail::Asked { .. } | Mail::Answered { .. } => Some(0),
+                _ => None,
+            };
+            if let Some(bytes) = foreign_bytes {
                 if queue.messages >= MAX_MESSAGES || queue.bytes + bytes > MAX_BYTES {
                     continue;
                 }
@@ -133,8 +150,10 @@ impl Mailbox {
             std::mem::take(&mut queue.mail)
         };
         for mail in mail {
-            if let Mail::Confirm { waiter, .. } = mail {
-                waiter(Err(None));
+            match mail {
+                Mail::Confirm { waiter, .. } => waiter(Err(None)),
+                Mail::Freshen { waiter, .. } => waiter(Err(None)),
+                _ => {}
             }
         }
     }

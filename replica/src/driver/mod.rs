@@ -7,6 +7,7 @@
 mod consensus_loop;
 mod drive;
 mod engine_loop;
+mod freshness;
 mod hashing;
 mod image_loop;
 mod inbox;

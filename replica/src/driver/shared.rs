@@ -20,6 +20,13 @@ use tokio::sync::{Semaphore, watch};
 const NOT_LEADING: u64 = u64::MAX;
 const NOT_HELD: u64 = u64::MAX;
 
+/// Who has applied the index has everything that was acknowledged before this time, on its own node's clock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fresh {
+    pub since: Duration,
+    pub index: u64,
+}
+
 /// What a replica's handles and its loops share.
 pub(crate) struct Shared {
     pub node: NodeId,
@@ -57,6 +64,8 @@ pub(crate) struct Shared {
     lease_used: AtomicBool,
     /// Written by the engine loop.
     last_check: AtomicU64,
+    /// Written by the consensus loop.
+    fresh: Mutex<Option<Fresh>>,
     /// The log is needed after this index for images. Written by the image loop.
     image_hold: AtomicU64,
     /// Whether an image of the database is being made. Written by the image loop.
@@ -101,6 +110,7 @@ impl Shared {
             lease: AtomicU64::new(0),
             lease_used: AtomicBool::new(false),
             last_check: AtomicU64::new(0),
+            fresh: Mutex::default(),
             image_hold: AtomicU64::new(NOT_HELD),
             copied: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
@@ -160,8 +170,10 @@ impl Shared {
     /// The WAL is so long now.
     pub fn set_wal_bytes(&self, wal_bytes: u64) {
         self.status.send_if_modified(|status| {
+            if !self.retired.load(Ordering::Relaxed) {
+                status.wal_bytes = wal_bytes;
+            }
             // Who waits for something else isn't woken for this.
-            status.wal_bytes = wal_bytes;
             false
         });
     }
@@ -179,7 +191,8 @@ impl Shared {
     /// A check's result. An older one than is known isn't told.
     pub fn set_check(&self, check: TableHash) {
         self.status.send_if_modified(|status| {
-            let newer = status.check.is_none_or(|known| known.index < check.index);
+            let newer = !self.retired.load(Ordering::Relaxed)
+                && status.check.is_none_or(|known| known.index < check.index);
             if newer {
                 status.check = Some(check);
             }
@@ -254,6 +267,16 @@ impl Shared {
     /// Whether the lease was used since the last call.
     pub fn take_lease_use(&self) -> bool {
         self.lease_used.swap(false, Ordering::Relaxed)
+    }
+
+    /// What is known of how fresh this follower is.
+    pub fn fresh(&self) -> Option<Fresh> {
+        *self.fresh.lock()
+    }
+
+    /// Sets [`Self::fresh`].
+    pub fn set_fresh(&self, fresh: Fresh) {
+        *self.fresh.lock() = Some(fresh);
     }
 
     /// Extends the lease.

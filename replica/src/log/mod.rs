@@ -20,6 +20,10 @@ use std::path::Path;
 
 /// The mark that says which member of the group this node has.
 const PEER: &str = "peer";
+/// The mark that counts the node's starts.
+const STARTS: &str = "starts";
+/// No group has this id: what is marked here is the node's.
+const NODE: u64 = 0;
 
 /// The last entry that isn't in the log any more: Raft still asks for its term.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -161,6 +165,16 @@ pub(crate) fn find(log: &dyn LogStore, group: u64, applied: u64) -> Result<Found
     // The database is synced less often than the log but commits are written lazily: either may be ahead.
     hard_state.commit = hard_state.commit.max(applied);
     Ok(Found { hard_state, cut, last })
+}
+
+/// Counts a start of the node, durably; says how many there were with it.
+pub(crate) fn count_start(log: &dyn LogStore) -> Result<u64, ReplicaError> {
+    let before = log.mark(NODE, STARTS)?.and_then(|value| value.first_chunk::<8>().copied());
+    let start = before.map_or(0, u64::from_le_bytes) + 1;
+    let mut batch = Batch::default();
+    batch.put(NODE, Change::Mark(STARTS, Some(Bytes::copy_from_slice(&start.to_le_bytes()))));
+    log.write(batch, true)?;
+    Ok(start)
 }
 
 /// Which member of the group this node has, as last noted.

@@ -59,6 +59,11 @@ impl Network {
         }
     }
 
+    /// Cuts the way from one node to another.
+    pub fn cut_one_way(&self, from: NodeId, to: NodeId) {
+        self.cut.lock().unwrap().insert((from, to));
+    }
+
     /// Loses one of so many messages; none if 0.
     pub fn lose_every(&self, every: u64) {
         self.lose_every.store(every, Ordering::Relaxed);

@@ -8,4 +8,5 @@ mod cluster;
 mod crash;
 mod faults;
 mod one;
+mod stale;
 mod three;
