@@ -107,9 +107,7 @@ impl Host {
             sleep_ticks: config.sleep_ticks,
             check_every: config.check_every,
         };
-        let start = log::count_start(log.as_ref())?;
-        let consensus =
-            ConsensusLoop::new(mailbox.clone(), log.clone(), transport, pace, clock.now(), purge, start);
+        let consensus = ConsensusLoop::new(mailbox.clone(), log.clone(), transport, pace, clock.now(), purge);
         drive.consensus(consensus)?;
         let host = Host {
             config,

@@ -80,7 +80,7 @@ pub(crate) struct Ask {
     /// The member that asks.
     #[prost(uint64, tag = "1")]
     pub peer: u64,
-    /// How often its node had been started.
+    /// How often its node had been started with something to ask.
     #[prost(uint64, tag = "2")]
     pub start: u64,
     /// How often it had asked since.

@@ -93,10 +93,9 @@ impl ConsensusLoop {
         pace: Pace,
         now: Duration,
         purge: Purge,
-        start: u64,
     ) -> Self {
         let next_tick = now + pace.tick;
-        let (groups, names) = (BTreeMap::new(), Names::new(start));
+        let (groups, names) = (BTreeMap::new(), Names::default());
         Self { mailbox, log, transport, pace, next_tick, ticks: 0, purge, names, groups }
     }
 
@@ -203,10 +202,16 @@ impl ConsensusLoop {
                 }
             }
             Mail::Freshen { group, waiter } => match self.groups.get_mut(&group) {
-                Some(member) => {
-                    let ask = member.freshen(waiter, &mut self.names, now);
-                    self.ask(group, ask);
-                }
+                Some(member) => match self.names.begin(self.log.as_ref()) {
+                    Ok(()) => {
+                        let ask = member.freshen(waiter, &mut self.names, now);
+                        self.ask(group, ask);
+                    }
+                    Err(error) => {
+                        tracing::warn!(group = group.0, %error, "a question can't be named");
+                        waiter(Err(member.other_leader()));
+                    }
+                },
                 None => waiter(Err(None)),
             },
             Mail::Image(event) => self.image(event, touched),

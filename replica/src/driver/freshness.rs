@@ -9,6 +9,8 @@
 //! unique over restarts all the same, and a leader that was deposed meanwhile leaves it unanswered.
 
 use super::mailbox::FreshWaiter;
+use crate::error::ReplicaError;
+use crate::log::{self, LogStore};
 use crate::packet::{Answer, Ask};
 use proto::NodeId;
 use std::time::Duration;
@@ -18,7 +20,9 @@ use std::time::Duration;
 pub(super) struct Freshness(Option<Asking>);
 
 /// Names a node's questions.
+#[derive(Default)]
 pub(super) struct Names {
+    /// How often the node had been started with questions to ask; 0 while it hasn't any.
     start: u64,
     sequence: u64,
 }
@@ -31,9 +35,12 @@ struct Asking {
 }
 
 impl Names {
-    /// `start` numbers the node's starts.
-    pub fn new(start: u64) -> Self {
-        Self { start, sequence: 0 }
+    /// To be called before a name is given: the first time, the start is counted in the log, durably.
+    pub fn begin(&mut self, log: &dyn LogStore) -> Result<(), ReplicaError> {
+        if self.start == 0 {
+            self.start = log::count_start(log)?;
+        }
+        Ok(())
     }
 
     /// A name for a question of this member. No other question ever gets it, of whatever group or life of a replica.
@@ -84,7 +91,7 @@ mod tests {
 
     #[test]
     fn an_answer_to_another_question_is_not_taken() {
-        let mut names = Names::new(5);
+        let mut names = Names { start: 5, sequence: 0 };
         let mut freshness = Freshness::default();
         let first = freshness.wait(waiter(), || names.next(2), Duration::from_secs(1)).unwrap();
         let second = freshness.wait(waiter(), || names.next(2), Duration::from_secs(9));

@@ -167,7 +167,7 @@ pub(crate) fn find(log: &dyn LogStore, group: u64, applied: u64) -> Result<Found
     Ok(Found { hard_state, cut, last })
 }
 
-/// Counts a start of the node, durably; says how many there were with it.
+/// Counts a start of the node, durably; says how many were counted with it.
 pub(crate) fn count_start(log: &dyn LogStore) -> Result<u64, ReplicaError> {
     let before = log.mark(NODE, STARTS)?.and_then(|value| value.first_chunk::<8>().copied());
     let start = before.map_or(0, u64::from_le_bytes) + 1;
