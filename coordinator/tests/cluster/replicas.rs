@@ -1,17 +1,20 @@
 //! Changes of who holds a group's replicas, with groups that only say that they have changed.
 
 use crate::common::{Cluster, PATIENCE, Shape};
-use proto::services::{CoordinatorService, ReplicaAction, ReplicaChange, ReplicaTarget, ServiceResult};
+use proto::services::{
+    Alarm, ClusterStatus, CoordinatorService, Peers, ReplicaAction, ReplicaChange, ReplicaTarget,
+    ServiceResult, TableHash,
+};
 use proto::topology::Shard;
-use proto::{GroupId, NodeId, Retry, SqlState, WireError};
+use proto::{GroupId, LogIndex, NodeId, Retry, SqlState, WireError};
 use std::sync::Arc;
 use std::time::Duration;
 
-async fn change(cluster: &Cluster, target: ReplicaTarget, action: ReplicaAction) -> ServiceResult<()> {
+pub async fn change(cluster: &Cluster, target: ReplicaTarget, action: ReplicaAction) -> ServiceResult<()> {
     send(cluster, ReplicaChange { request: cluster.name(), target, action }).await
 }
 
-async fn send(cluster: &Cluster, change: ReplicaChange) -> ServiceResult<()> {
+pub async fn send(cluster: &Cluster, change: ReplicaChange) -> ServiceResult<()> {
     cluster
         .ask(|coordinator| {
             let change = change.clone();
@@ -20,11 +23,11 @@ async fn send(cluster: &Cluster, change: ReplicaChange) -> ServiceResult<()> {
         .await
 }
 
-fn main_shard() -> ReplicaTarget {
+pub fn main_shard() -> ReplicaTarget {
     ReplicaTarget::Shard("main/-".into())
 }
 
-async fn shard(cluster: &Cluster) -> Shard {
+pub async fn shard(cluster: &Cluster) -> Shard {
     let topology = cluster.state().await.topology;
     let id = topology.keyspace_named("main").unwrap().shards[0];
     topology.shards[&id].clone()
@@ -35,7 +38,7 @@ fn without(members: &[NodeId], node: NodeId) -> Vec<NodeId> {
 }
 
 /// The nodes that a shard isn't on.
-fn others(members: &[NodeId]) -> Vec<NodeId> {
+pub fn others(members: &[NodeId]) -> Vec<NodeId> {
     (1..=5).map(NodeId).filter(|node| !members.contains(node)).collect()
 }
 
@@ -172,6 +175,63 @@ async fn a_change_that_a_group_refuses_is_taken_back() {
     // The way is free again.
     cluster.directory.script(Some(Box::new(|_, _| Ok(()))));
     change(&cluster, main_shard(), ReplicaAction::Add(to)).await.unwrap();
+}
+
+/// Has the replicas of a shard say that their tables have these hashes, until what the coordinator's leader says of
+/// itself is as wanted.
+async fn report_hashes(
+    cluster: &Cluster,
+    shard: &Shard,
+    hashes: [u128; 3],
+    wanted: impl Fn(&ClusterStatus) -> bool,
+) {
+    let leading = cluster.leader().await;
+    let coordinators = cluster.directory.coordinators();
+    let (_, leader) = coordinators.into_iter().find(|(node, _)| *node == leading).unwrap();
+    let mut pause = tokio::time::interval(Duration::from_millis(20));
+    let reporting = async {
+        loop {
+            for (node, hash) in shard.replicas.iter().zip(hashes) {
+                let mut statuses = cluster.host(*node).statuses();
+                for status in statuses.iter_mut().filter(|status| status.group == shard.group) {
+                    status.check = Some(TableHash { index: LogIndex(7), hash });
+                }
+                leader.report(*node, statuses).await.unwrap();
+            }
+            let status = leader.status().await.unwrap();
+            if wanted(&status) {
+                return;
+            }
+            pause.tick().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, reporting).await.expect("the coordinator notices");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tables_that_differ_are_an_alarm() {
+    let cluster = Cluster::start_as(Shape::default()).await;
+    let shard = shard(&cluster).await;
+    let alarm = Alarm {
+        group: shard.group,
+        node: shard.replicas[2],
+        message: "its tables differ from the others' at index 7".into(),
+    };
+    report_hashes(&cluster, &shard, [5, 5, 6], |status| status.alarms == [alarm.clone()]).await;
+    report_hashes(&cluster, &shard, [5, 5, 5], |status| status.alarms.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_differs_from_the_others_is_rebuilt() {
+    let cluster = Cluster::start_as(Shape { rebuild_after: Duration::ZERO, ..Shape::default() }).await;
+    cluster.directory.script(Some(Box::new(|_, _| Ok(()))));
+    let shard = shard(&cluster).await;
+    let differs = shard.replicas[0];
+    report_hashes(&cluster, &shard, [6, 5, 5], |_| cluster.directory.all_asked().len() == 2).await;
+    let steps = [without(&shard.replicas, differs), shard.replicas.clone()];
+    assert_eq!(cluster.directory.all_asked(), steps.map(|voters| (shard.group, voters)));
+    // What they said was before that: it is no reason to do it again.
+    report_hashes(&cluster, &shard, [6, 5, 5], |status| status.alarms.is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
