@@ -8,7 +8,7 @@ use crate::node::ShardNode;
 use futures_core::Stream;
 use proto::services::{BoxStream, ClusterState, CoordinatorService, Peers, ReplicaRole, ReplicaStatus};
 use proto::topology::Node;
-use proto::{GroupId, NodeId, Retry, Term};
+use proto::{GroupId, NodeId, Retry, SqlState, Term};
 use replica::Host;
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
@@ -59,6 +59,7 @@ impl Agent {
     async fn register(&self) {
         let mut pause = FIRST_PAUSE;
         let mut hint: Option<NodeId> = None;
+        let mut told = false;
         loop {
             let mut coordinators = self.peers.coordinators();
             coordinators.sort_by_key(|(node, _)| Some(*node) != hint);
@@ -68,6 +69,9 @@ impl Agent {
                     Ok(Err(error)) => {
                         if let Retry::NotLeader(Some(leader)) = error.retry {
                             hint = Some(leader);
+                        }
+                        if error.sqlstate == SqlState::OBJECT_IN_USE && !std::mem::replace(&mut told, true) {
+                            tracing::error!(node = %self.node.id, "this node is kept out of the cluster: {error}");
                         }
                         tracing::debug!(%node, %error, "not registered yet");
                     }
