@@ -68,7 +68,7 @@ async fn a_keyspace_serves_once_it_is_made() {
     let before = cluster.state().await;
     let orders = wish("orders", 3);
     let number = make(orders.clone()).await.unwrap();
-    let after = cluster.state().await;
+    let after = cluster.formed().await;
     assert!(after.topology.epoch > before.topology.epoch);
     assert!(Arc::ptr_eq(&before.catalog, &after.catalog), "what doesn't change is the same object");
     let keyspace = &after.topology.keyspaces[&number];
