@@ -210,7 +210,7 @@ impl Consensus {
     fn needs(&self, snapshot: &Snapshot) -> bool {
         let log = &self.raw.raft.raft_log;
         let metadata = snapshot.get_metadata();
-        metadata.index > log.committed
+        metadata.index >= log.committed
             && image::includes(metadata.get_conf_state(), self.settings.peer.raw())
             && !log.match_term(metadata.index, metadata.term)
     }
@@ -355,7 +355,12 @@ impl Consensus {
         }
         self.raw.mut_store().appended(ready.entries());
         let mut messages = ready.take_persisted_messages();
+        let installed = ready.snapshot().get_metadata().index;
         let mut light = self.raw.advance_append(ready);
+        if installed > 0 {
+            // What the image stands for counts as applied: raft-rs would look for it in the log before it campaigns.
+            self.raw.advance_apply_to(installed);
+        }
         messages.extend(light.take_messages());
         self.note_offer(&messages);
         (messages, light.take_committed_entries())

@@ -99,13 +99,9 @@ impl Group {
             self.wire.extend(ready.messages.iter().cloned());
             peer.disk.write(&ready);
             peer.committed.extend(ready.committed);
-            let installed = ready.snapshot;
             let (messages, committed) = peer.consensus.persisted();
             self.wire.extend(messages);
             peer.committed.extend(committed);
-            if let Some(cut) = installed {
-                peer.consensus.applied(cut.index);
-            }
             if let Some(last) = peer.committed.last() {
                 peer.consensus.applied(last.index);
             }

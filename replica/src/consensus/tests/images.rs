@@ -88,7 +88,6 @@ fn who_needs_what_was_cut_gets_an_image_and_the_entries_after_it() {
     group.peers[&away].disk.write(&ready);
     let (messages, _) = group.consensus(away).persisted();
     group.wire.extend(messages);
-    group.consensus(away).applied(cut.index);
     group.settle();
     assert_eq!(group.committed(away), ["c"], "what comes after the image comes from the log");
     let term = group.standing(leader).term;
@@ -204,4 +203,22 @@ fn a_member_that_came_after_an_image_needs_a_newer_one() {
     let now = group.now;
     group.consensus(leader).step(message, now).unwrap();
     assert!(group.consensus(leader).take_offers().is_empty());
+}
+
+#[test]
+fn who_has_an_image_may_campaign_before_the_database_is_swapped() {
+    let (mut group, leader, away) = behind();
+    let index = group.consensus(leader).store().cut().index;
+    group.consensus(leader).store().add_image(image(1, index, 3));
+    let snapshot = group.offer_to(away);
+    assert_eq!(group.consensus(away).install(&snapshot).unwrap(), Install::Taken);
+    // All have the image's last entry and no more, and the one doesn't hear of what comes after it.
+    group.down = vec![leader];
+    group.settle();
+    for _ in 0..40 {
+        group.tick();
+    }
+    assert_ne!(group.standing(away).term, 0);
+    let roles = [group.standing(away).role, group.standing(6 - leader - away).role];
+    assert!(roles.contains(&StateRole::Leader), "{roles:?}");
 }
