@@ -243,22 +243,25 @@ impl Core {
     /// Becomes part of a cluster if it is none, and sees to it that others can find it.
     async fn live(self: &Arc<Self>) -> Result<(), Failure> {
         let mut named_founder: Option<Instant> = None;
+        let mut first = true;
         loop {
             if self.running.borrow().is_none() {
                 self.go_on_founding().await;
             }
             let silent = self.heard.lock().is_none_or(|heard| heard.elapsed() > SILENCE);
-            if silent {
+            if silent || first {
                 let more = self.peers.known().into_iter().map(|identity| identity.address);
                 let introductions = self.meeting.ask(&self.identity(), more).await;
                 for introduction in &introductions {
                     self.learn(&introduction.node);
                 }
                 match self.identity().member {
-                    Some((cluster, _)) => self.check_cluster(cluster, &introductions).await?,
+                    Some((cluster, _)) if first => self.check_cluster(cluster, &introductions).await?,
+                    Some(_) => {}
                     None => self.join(&introductions, &mut named_founder).await?,
                 }
             }
+            first = false;
             tokio::time::sleep(LOOK).await;
         }
     }
@@ -269,9 +272,7 @@ impl Core {
             Some((theirs, _)) if theirs != ours => Some((theirs, &introduction.node.address)),
             _ => None,
         });
-        if let Some((theirs, address)) = elsewhere
-            && self.heard.lock().is_none()
-        {
+        if let Some((theirs, address)) = elsewhere {
             let message =
                 format!("it belongs to cluster {ours}, but the node at {address} to cluster {theirs}");
             let path = self.directory.lock().await.path().to_owned();

@@ -11,6 +11,10 @@ use serde::Deserialize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// A node is heard every two seconds: less than a few of them is no silence.
+const LEAST_SILENCE: Duration = Duration::from_secs(10);
+const MOST_SILENCE: Duration = Duration::from_secs(30 * 86_400);
+
 /// What may be tuned. What isn't given has its default.
 #[derive(Clone, Debug, Default, PartialEq, Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -29,6 +33,9 @@ pub struct Tuning {
     /// A database's WAL of this size is checkpointed [default: 8MiB]
     #[arg(long, value_name = "SIZE")]
     pub checkpoint_size: Option<Size>,
+    /// The replicas of a node that is silent for so long are made anew on others; the same on all nodes [default: 5m]
+    #[arg(long, value_name = "TIME")]
+    pub replace_after: Option<Span>,
     /// How many Postgres clients may be connected to this node at a time [default: 500]
     #[arg(long, value_name = "N")]
     pub max_connections: Option<u32>,
@@ -41,6 +48,7 @@ pub struct Tuned {
     election_ticks: u32,
     heartbeat_ticks: u32,
     checkpoint_bytes: u64,
+    replace_after: Duration,
     max_connections: usize,
 }
 
@@ -52,6 +60,7 @@ impl Tuning {
             election_ticks: self.election_ticks.or(other.election_ticks),
             heartbeat_ticks: self.heartbeat_ticks.or(other.heartbeat_ticks),
             checkpoint_size: self.checkpoint_size.or(other.checkpoint_size),
+            replace_after: self.replace_after.or(other.replace_after),
             max_connections: self.max_connections.or(other.max_connections),
         }
     }
@@ -62,18 +71,21 @@ impl Tuning {
         let election_ticks = self.election_ticks.unwrap_or(10);
         let heartbeat_ticks = self.heartbeat_ticks.unwrap_or(2);
         let checkpoint = self.checkpoint_size.unwrap_or(Size(8 << 20));
+        let replace_after = self.replace_after.unwrap_or(Span(Duration::from_secs(300)));
         let max_connections = self.max_connections.unwrap_or(500);
         within("tick", tick, Span(Duration::from_millis(5)), Span(Duration::from_secs(1)))?;
         within("election-ticks", election_ticks, 4, 100)?;
         // A vote needs several messages within the timeout that it ends.
         within("heartbeat-ticks", heartbeat_ticks, 1, election_ticks / 2)?;
         within("checkpoint-size", checkpoint, Size(256 << 10), Size(1 << 30))?;
+        within("replace-after", replace_after, Span(LEAST_SILENCE), Span(MOST_SILENCE))?;
         within("max-connections", max_connections, 1, 100_000)?;
         Ok(Tuned {
             tick: tick.0,
             election_ticks,
             heartbeat_ticks,
             checkpoint_bytes: checkpoint.0,
+            replace_after: replace_after.0,
             max_connections: max_connections as usize,
         })
     }
@@ -96,6 +108,11 @@ impl Tuned {
             checkpoint_bytes: self.checkpoint_bytes,
             ..replica::Config::new(node, directory)
         }
+    }
+
+    /// The settings of a node's part of the coordinator.
+    pub fn coordinator(&self, config: coordinator::Config) -> coordinator::Config {
+        coordinator::Config { replace_after: self.replace_after, ..config }
     }
 
     /// The settings of a router.

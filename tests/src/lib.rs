@@ -5,5 +5,6 @@
 //! form of a recorded script. It must never be used by anything but tests.
 
 pub mod cluster;
+pub mod nodes;
 pub mod script;
 pub mod tools;

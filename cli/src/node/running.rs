@@ -4,6 +4,7 @@ use super::Core;
 use crate::failure::Failure;
 use crate::identity::{Address, Directory, Founded, Member};
 use crate::peers::{NodePeers, Process, Services};
+use crate::tuning::Tuned;
 use coordinator::Coordinator;
 use parking_lot::Mutex;
 use proto::services::{CoordinatorService, RaftService, ReplicaService, ShardService};
@@ -60,14 +61,16 @@ impl Running {
             tasks: Mutex::new(JoinSet::new()),
         });
         if running.founded.as_ref().is_some_and(|founded| !founded.made) {
-            running.coordinate()?;
+            let config = running.coordinator_config(&core.settings.tuned);
+            let coordinator = Coordinator::new(&running.host, core.peers.clone(), config)?;
+            *running.coordinator.lock() = Some(coordinator);
             directory.change(|record| {
                 if let Some(founded) = record.member.as_mut().and_then(|member| member.founded.as_mut()) {
                     founded.made = true;
                 }
             })?;
         }
-        running.attend()?;
+        running.attend(core);
         running.register();
         let agent = Agent {
             node: Node { id: node, address: core.settings.address.clone(), roles },
@@ -101,8 +104,7 @@ impl Running {
         self.node
     }
 
-    /// Works for the coordinator here. Makes the replica, if there is none.
-    fn coordinate(&self) -> Result<(), Failure> {
+    fn coordinator_config(&self, tuned: &Tuned) -> coordinator::Config {
         let config = match &self.founded {
             Some(Founded { voters, nodes, shards, replicas, .. }) => coordinator::Config {
                 expected_nodes: *nodes,
@@ -112,25 +114,24 @@ impl Running {
             },
             None => coordinator::Config::new(self.node, vec![self.node]),
         };
-        let coordinator = Coordinator::new(&self.host, self.peers.clone(), config)?;
-        *self.coordinator.lock() = Some(coordinator);
-        Ok(())
+        tuned.coordinator(coordinator::Config { cluster: self.cluster, ..config })
     }
 
     /// Works for the coordinator exactly while this node has a replica of it. Says whether that has changed.
-    fn attend(&self) -> Result<bool, Failure> {
-        let has = self.host.replica(GroupId::COORDINATOR).is_some();
-        let works = self.coordinator.lock().is_some();
-        match (has, works) {
-            (true, false) => self.coordinate()?,
-            (false, true) => {
-                if let Some(coordinator) = self.coordinator.lock().take() {
-                    coordinator.shutdown();
-                }
+    fn attend(&self, core: &Core) -> bool {
+        let mut coordinator = self.coordinator.lock();
+        match (self.host.replica(GroupId::COORDINATOR), &*coordinator) {
+            (Some(replica), None) => {
+                let config = self.coordinator_config(&core.settings.tuned);
+                *coordinator = Some(Coordinator::open(replica, self.peers.clone(), config));
             }
-            (true, true) | (false, false) => return Ok(false),
+            (None, Some(gone)) => {
+                gone.shutdown();
+                *coordinator = None;
+            }
+            (Some(_), Some(_)) | (None, None) => return false,
         }
-        Ok(true)
+        true
     }
 
     /// Tells this process and the others what there is here.
@@ -184,10 +185,8 @@ async fn look(running: Weak<Running>, core: Weak<Core>) {
     loop {
         tokio::time::sleep(LOOK).await;
         let (Some(running), Some(core)) = (running.upgrade(), core.upgrade()) else { return };
-        match running.attend() {
-            Ok(true) => running.register(),
-            Ok(false) => {}
-            Err(error) => tracing::warn!(%error, "this node can't work for the coordinator"),
+        if running.attend(&core) {
+            running.register();
         }
         let here =
             Node { id: running.node, address: core.settings.address.clone(), roles: core.settings.roles };
