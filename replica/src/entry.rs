@@ -1,4 +1,4 @@
-//! A log entry as it is written: a batch of transactions, or a schema entry.
+//! A log entry as it is written: a batch of transactions, a schema entry, or a hold on the log.
 //!
 //! Bytes in, bytes out. Unknown fields are skipped, so fields can be added; what an older node could not apply
 //! correctly raises [`VERSION`], and a node stops at an entry of a version that it doesn't know. It must never know
@@ -17,11 +17,11 @@ pub(crate) struct Entry {
     /// Readers that know only lower versions must stop.
     #[prost(uint32, tag = "1")]
     pub version: u32,
-    /// Every voter's log has everything up to here, so nobody needs what lies before it.
+    /// No member may still fetch what lies up to here: all have it, or it was too long ago and they get an image.
     #[prost(uint64, tag = "2")]
     pub floor: u64,
     /// What it does.
-    #[prost(oneof = "Body", tags = "3, 4, 6")]
+    #[prost(oneof = "Body", tags = "3, 4, 5, 6")]
     pub body: Option<Body>,
 }
 
@@ -37,6 +37,9 @@ pub(crate) enum Body {
     /// Has every replica hash its tables as of this index.
     #[prost(message, tag = "6")]
     Check(Check),
+    /// Has the log kept for someone, or kept no more.
+    #[prost(message, tag = "5")]
+    Hold(Hold),
 }
 
 /// A check's only content is its index.
@@ -110,6 +113,17 @@ pub(crate) struct Note {
     pub key: String,
     #[prost(bytes = "bytes", tag = "2")]
     pub value: Bytes,
+}
+
+/// For whom the log is kept.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Hold {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// The first index that is kept; nothing if none is any more.
+    #[prost(uint64, optional, tag = "2")]
+    pub from: Option<u64>,
 }
 
 /// Why a schema entry failed, on every replica alike.

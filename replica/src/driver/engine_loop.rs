@@ -424,8 +424,7 @@ impl EngineLoop {
 
     fn publish(&self) {
         self.shared.set_wal_bytes(self.engine.wal_bytes());
-        let forgettable = self.engine.durable().min(self.engine.floor());
-        self.shared.set_applied(self.engine.applied(), forgettable);
+        self.shared.set_applied(self.engine.applied(), self.engine.forgettable());
     }
 
     fn refuse(&self, writes: Vec<PendingWrite>, orders: Vec<PendingOrder>) {

@@ -53,6 +53,9 @@ impl Engine {
                 Some(Body::Schema(schema)) => {
                     applied.answers.push((*index, self.apply_schema(*index, &schema)?))
                 }
+                Some(Body::Hold(hold)) => {
+                    applied.answers.push((*index, self.apply_hold(*index, &hold, floor)?))
+                }
                 Some(Body::Check(_)) => {
                     applied.check = true;
                     break;
@@ -63,8 +66,7 @@ impl Engine {
         let last = self.applied + applied.count as u64;
         self.write_applied(last, floor)?;
         self.execute("/*replica*/ COMMIT")?;
-        self.applied = last;
-        self.floor = floor;
+        self.is_applied(last, floor);
         Ok(applied)
     }
 

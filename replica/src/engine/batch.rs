@@ -149,8 +149,7 @@ impl Engine {
         self.write_applied(index, floor)?;
         self.execute("/*replica*/ COMMIT")?;
         self.batch = None;
-        self.applied = index;
-        self.floor = self.floor.max(floor);
+        self.is_applied(index, floor);
         Ok(())
     }
 

@@ -15,6 +15,7 @@
 mod apply;
 mod batch;
 mod checkpoint;
+mod holds;
 mod open;
 #[cfg(test)]
 mod request_tests;
@@ -38,6 +39,7 @@ use raft::eraftpb::ConfState;
 use requests::Routers;
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -71,6 +73,9 @@ pub(crate) struct Engine {
     applied: u64,
     floor: u64,
     conf_state: ConfState,
+    /// Configurations that aren't written yet, each at the index of the entry that made it.
+    reconfigured: BTreeMap<u64, ConfState>,
+    holds: BTreeMap<String, u64>,
     shapes: Shapes,
     batch: Option<OpenBatch>,
     following: bool,
@@ -100,11 +105,6 @@ impl Engine {
         self.applied
     }
 
-    /// Up to where every voter has the log, as the applied entries say.
-    pub fn floor(&self) -> u64 {
-        self.floor
-    }
-
     /// Who is in the group, at the applied index.
     pub fn conf_state(&self) -> &ConfState {
         &self.conf_state
@@ -122,6 +122,11 @@ impl Engine {
             None => return Err(self.damaged("an image took its place that isn't a replica's")),
         }
         Ok(())
+    }
+
+    /// Who is in the group from this index on. It is written together with the applied index that covers it.
+    pub fn reconfigure(&mut self, index: u64, conf_state: ConfState) {
+        self.reconfigured.insert(index, conf_state);
     }
 
     fn stop(&self, source: rusqlite::Error) -> ReplicaError {
@@ -158,6 +163,20 @@ impl Engine {
         let sql = "UPDATE replica_state SET applied = ?1, floor = max(floor, ?2)";
         let mut statement = self.connection.prepare_cached(sql).map_err(|e| self.stop(e))?;
         statement.execute([index.cast_signed(), floor.cast_signed()]).map_err(|e| self.stop(e))?;
+        if let Some((_, conf_state)) = self.reconfigured.range(..=index).next_back() {
+            let sql = "UPDATE replica_state SET conf_state = ?1";
+            self.connection.execute(sql, [open::encode(conf_state)?]).map_err(|e| self.stop(e))?;
+        }
         Ok(())
+    }
+
+    /// What was written with an applied index is committed.
+    fn is_applied(&mut self, index: u64, floor: u64) {
+        self.applied = index;
+        self.floor = self.floor.max(floor);
+        let later = self.reconfigured.split_off(&(index + 1));
+        if let Some((_, conf_state)) = std::mem::replace(&mut self.reconfigured, later).pop_last() {
+            self.conf_state = conf_state;
+        }
     }
 }

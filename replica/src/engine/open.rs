@@ -11,6 +11,7 @@ use crate::log::write_afresh;
 use protobuf::Message as _;
 use raft::eraftpb::ConfState;
 use rusqlite::{Connection, OptionalExtension};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,7 @@ const SYSTEM_TABLES: &str = "
         job INTEGER NOT NULL, step INTEGER NOT NULL, position INTEGER NOT NULL, failure BLOB,
         PRIMARY KEY (job, step)
     ) STRICT, WITHOUT ROWID;
+    CREATE TABLE replica_holds (name TEXT PRIMARY KEY NOT NULL, position INTEGER NOT NULL) STRICT, WITHOUT ROWID;
     CREATE TABLE replica_notes (key TEXT PRIMARY KEY NOT NULL, value BLOB NOT NULL) STRICT, WITHOUT ROWID;";
 
 impl Engine {
@@ -39,9 +41,22 @@ impl Engine {
         directory.join("replica.sqlite")
     }
 
-    /// Makes a new database, or finishes one whose making was cut short; one that is finished is opened.
+    /// A group's database before its first entry.
+    #[cfg(test)]
     pub fn create(
         directory: &Path,
+        voters: &[u64],
+        init: &[String],
+        limits: Limits,
+    ) -> Result<Engine, ReplicaError> {
+        Self::found(directory, 0, voters, init, limits)
+    }
+
+    /// Makes a new database, or finishes one whose making was cut short; one that is finished is opened. Its founding
+    /// counts as the group's first entries, up to this index.
+    pub fn found(
+        directory: &Path,
+        index: u64,
         voters: &[u64],
         init: &[String],
         limits: Limits,
@@ -54,14 +69,17 @@ impl Engine {
         let hooks = Hooks::default();
         let connection = connection::writer(&path, &hooks).map_err(ReplicaError::sqlite(&path))?;
         let conf_state = ConfState { voters: voters.to_vec(), ..ConfState::default() };
-        let encoded = conf_state.write_to_bytes().map_err(|e| ReplicaError::Invalid(e.to_string()))?;
+        let encoded = encode(&conf_state)?;
         let make = || -> rusqlite::Result<Vec<String>> {
             connection.execute_batch("BEGIN IMMEDIATE")?;
             connection.execute_batch(SYSTEM_TABLES)?;
             for statement in init {
                 connection.execute_batch(statement)?;
             }
-            connection.execute("INSERT INTO replica_state VALUES (1, 0, 0, ?1)", [&encoded])?;
+            connection.execute(
+                "INSERT INTO replica_state VALUES (1, ?1, ?1, ?2)",
+                (index.cast_signed(), &encoded),
+            )?;
             let uncapturable = uncapturable(&connection)?;
             if uncapturable.is_empty() {
                 connection.execute_batch("COMMIT")?;
@@ -115,6 +133,7 @@ impl Engine {
             path: path.clone(),
             message: format!("its ConfState: {e}"),
         })?;
+        let holds = holds(&connection).map_err(ReplicaError::sqlite(&path))?;
         let page_bytes: i64 = connection
             .query_row("PRAGMA page_size", [], |row| row.get(0))
             .map_err(ReplicaError::sqlite(&path))?;
@@ -126,6 +145,8 @@ impl Engine {
             applied: applied.cast_unsigned(),
             floor: floor.cast_unsigned(),
             conf_state,
+            reconfigured: BTreeMap::new(),
+            holds,
             shapes: Shapes::default(),
             batch: None,
             // Whatever the connection's settings are, the first call sets them.
@@ -137,6 +158,22 @@ impl Engine {
         engine.follow(false)?;
         Ok(Some(engine))
     }
+}
+
+/// A configuration as the database keeps it: replicas that agree on it have the same bytes.
+pub(super) fn encode(conf_state: &ConfState) -> Result<Vec<u8>, ReplicaError> {
+    let mut conf_state = conf_state.clone();
+    conf_state.mut_voters().sort_unstable();
+    conf_state.mut_voters_outgoing().sort_unstable();
+    conf_state.mut_learners().sort_unstable();
+    conf_state.mut_learners_next().sort_unstable();
+    conf_state.write_to_bytes().map_err(|e| ReplicaError::Invalid(e.to_string()))
+}
+
+fn holds(connection: &Connection) -> rusqlite::Result<BTreeMap<String, u64>> {
+    let mut statement = connection.prepare("SELECT name, position FROM replica_holds")?;
+    let holds = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.cast_unsigned())))?;
+    holds.collect()
 }
 
 fn state(connection: &Connection) -> rusqlite::Result<Option<(i64, i64, Vec<u8>)>> {
