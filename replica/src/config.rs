@@ -56,6 +56,8 @@ pub struct Config {
     /// What stopped for a reason that can pass (a full disk, an I/O error) is opened again as soon as its disk takes
     /// writes, which is tried this often.
     pub revive_every: Duration,
+    /// So many bytes of each group's log are kept for members that lack them; those that lack more get an image.
+    pub log_keep_bytes: u64,
     /// Each log file's size. Tests choose small ones.
     pub log_file_bytes: u64,
 }
@@ -86,6 +88,7 @@ impl Config {
             image_chunk_bytes: 256 << 10,
             image_bytes_per_second: 128 << 20,
             revive_every: Duration::from_secs(5),
+            log_keep_bytes: 64 << 20,
             log_file_bytes: 32 << 20,
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::consensus::{Consensus, Settings, Store};
+use crate::consensus::{Consensus, FOUNDING, Settings, Store};
 use crate::driver::{
     ConsensusLoop, Drive, EngineLoop, ImageLoop, ImageMail, ImageMailbox, Mail, Mailbox, Pace, Patience,
     Shared, TakeHash, Threads,
@@ -10,7 +10,7 @@ use crate::driver::{
 use crate::engine::{Engine, Limits};
 use crate::error::ReplicaError;
 use crate::image;
-use crate::log::{self, Batch, LogStore, RaftEngineLog, TestDisk};
+use crate::log::{self, Batch, Change, Kept, LogStore, RaftEngineLog, TestDisk};
 use crate::packet::Packet;
 use crate::peer::Peer;
 use crate::readers::Readers;
@@ -18,10 +18,12 @@ use crate::replica::Replica;
 use parking_lot::{Mutex, MutexGuard};
 use proto::services::{RaftMessage, RaftService, RaftTransport, ReplicaStatus};
 use proto::{GroupId, NodeId};
+use raft::eraftpb::HardState;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::watch;
 
 /// How many results of one router's requests are remembered, and how many bytes of them. A router has far fewer under
@@ -237,6 +239,7 @@ impl Host {
             election_ticks: self.config.election_ticks,
             heartbeat_ticks: self.config.heartbeat_ticks,
             seed: self.config.seed,
+            log_keep_bytes: self.config.log_keep_bytes,
         };
         let consensus = Consensus::new(settings, store, applied, self.clock.now())?;
         let shared = self.shared(group, applied, before);
@@ -256,6 +259,21 @@ impl Host {
         }
         self.mailbox.send(Mail::Add { shared, consensus: Box::new(consensus) });
         Ok(replica)
+    }
+
+    /// Writes a group's founding into the log, before there is a database that needs it.
+    fn found(&self, group: GroupId) -> Result<(), ReplicaError> {
+        let running = self.running.lock();
+        let log = &running.as_ref().ok_or(ReplicaError::ShutDown)?.log;
+        if log.kept(group.0)? != Kept::default() {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        batch.put(group.0, Change::Reset(FOUNDING));
+        let state = HardState { term: FOUNDING.term, commit: FOUNDING.index, ..HardState::default() };
+        batch.put(group.0, Change::HardState(state));
+        batch.put(group.0, log::note_peer(Peer::founding(self.config.node)));
+        log.write(batch, true)
     }
 
     /// Which member of a group this node has. One that isn't noted is there since the group was founded.
@@ -299,7 +317,8 @@ impl Host {
         }
         let mut voters: Vec<u64> = voters.iter().map(|node| node.0).collect();
         voters.sort_unstable();
-        let engine = Engine::create(&self.directory(group), &voters, init, self.limits())?;
+        self.found(group)?;
+        let engine = Engine::found(&self.directory(group), FOUNDING.index, &voters, init, self.limits())?;
         let replica = self.start(group, engine, None)?;
         groups.insert(group, replica.clone());
         self.changes.send_modify(|changes| *changes += 1);
@@ -325,6 +344,25 @@ impl Host {
     /// stopped. Who follows it need not ask [`Host::statuses`] again and again.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// Has other nodes lead whatever groups this one leads, as far as they can by the deadline. For a node that is about
+    /// to go.
+    pub async fn hand_over(&self, deadline: Instant) {
+        let mut waiting = Vec::new();
+        for replica in self.replicas() {
+            if replica.is_leader() && replica.status().members.voters.len() > 1 {
+                let group = replica.group();
+                waiting.push((group, tokio::spawn(async move { replica.hand_over(deadline).await })));
+            }
+        }
+        for (group, handed_over) in waiting {
+            match handed_over.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(group = group.0, %error, "nobody took over"),
+                Err(error) => tracing::warn!(group = group.0, %error, "nobody took over"),
+            }
+        }
     }
 
     /// Ends the loops and closes the files. What was waiting is answered with an error. Doing it again does nothing.

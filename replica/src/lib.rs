@@ -50,4 +50,4 @@ pub use host::Host;
 pub use reading::Canceller;
 pub use replica::Replica;
 pub use snapshot::Snapshot;
-pub use write::{SchemaEntry, Write, WriteFn, Written, note};
+pub use write::{MemberTarget, SchemaEntry, Write, WriteFn, Written, note};

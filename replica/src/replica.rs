@@ -1,14 +1,14 @@
 //! The handle of one replica: what callers do with it, and how they wait.
 
 use crate::connection::Cancel;
-use crate::driver::{Inbox, Mail, PendingOrder, PendingWrite, Place, Shared, WriteState};
-use crate::entry::{Body, Check, Note, Request, Schema};
+use crate::driver::{Inbox, Mail, PendingOrder, PendingWrite, Place, Shared, Wish, WriteState};
+use crate::entry::{Body, Check, Hold, Note, Request, Schema};
 use crate::error::ReplicaError;
 use crate::readers::{Unopened, too_late};
 use crate::snapshot::Snapshot;
-use crate::write::{SchemaEntry, Write, Written};
+use crate::write::{MemberTarget, SchemaEntry, Write, Written};
 use arc_swap::ArcSwap;
-use proto::services::{Consistency, ReplicaStatus};
+use proto::services::{Consistency, Members, ReplicaStatus};
 use proto::{GroupId, LogIndex, NodeId, Retry, SqlState, WireError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -110,6 +110,64 @@ impl Replica {
             inbox.orders.push_back(PendingOrder { body, state, reply, _place: Some(place) });
         })
         .await
+    }
+
+    /// Has every replica keep the log from this index on for a holder of this name, whoever leads, until it is called
+    /// with another index or with none. 55000 if some replica may have forgotten that index already. Errors as for
+    /// [`Self::write`]; repeating it is always safe. A replica that gets an image has no log from before it.
+    pub async fn hold_log(
+        &self,
+        name: &str,
+        from: Option<LogIndex>,
+        deadline: Instant,
+    ) -> Result<(), WireError> {
+        let hold = Hold { name: name.to_owned(), from: from.map(|index| index.0) };
+        self.order(Body::Hold(hold), deadline).await.map(|_| ())
+    }
+
+    /// Has the group consist of these voters, and answers with its members once it does. Only for its leader; with
+    /// [`Retry::NotLeader`] the call is to be repeated there, and goes on where it stands. Members that come catch up as
+    /// learners first. With `rebuild`, the member on that node is removed and a fresh one takes its place: what the node
+    /// has of the group is thrown away. 55006 while another change is under way.
+    pub async fn change_members(
+        &self,
+        target: MemberTarget,
+        deadline: Instant,
+    ) -> Result<Members, WireError> {
+        let MemberTarget { voters, rebuild } = target;
+        let (answer, answered) = oneshot::channel();
+        let group = self.shared().group;
+        self.shared().mailbox.send(Mail::ChangeMembers { group, wish: Wish { voters, rebuild }, answer });
+        self.answered(answered, deadline, "the group's members to change").await
+    }
+
+    /// Has another voter lead, and answers once it does. Writes that wait meanwhile are sent on to it.
+    pub async fn transfer_leader(&self, to: NodeId, deadline: Instant) -> Result<(), WireError> {
+        self.transfer(Some(to), deadline).await
+    }
+
+    /// Has whoever is best placed lead.
+    pub(crate) async fn hand_over(&self, deadline: Instant) -> Result<(), WireError> {
+        self.transfer(None, deadline).await
+    }
+
+    async fn transfer(&self, to: Option<NodeId>, deadline: Instant) -> Result<(), WireError> {
+        let (answer, answered) = oneshot::channel();
+        self.shared().mailbox.send(Mail::TransferLeader { group: self.shared().group, to, answer });
+        self.answered(answered, deadline, "another leader").await
+    }
+
+    async fn answered<T>(
+        &self,
+        answer: oneshot::Receiver<Result<T, WireError>>,
+        deadline: Instant,
+        waited_for: &str,
+    ) -> Result<T, WireError> {
+        match timeout_at(deadline.into(), answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(self.shared().not_leader()),
+            Err(_) => Err(too_late(waited_for)),
+        }
     }
 
     async fn submit<T>(

@@ -4,9 +4,22 @@
 
 use crate::error::ReplicaError;
 use crate::host::Host;
+use crate::replica::Replica;
+use crate::write::MemberTarget;
 use proto::services::{BoxFuture, Members, ReplicaService, ReplicaStatus, ServiceResult};
-use proto::{GroupId, LogIndex, NodeId, WireError};
-use std::time::Duration;
+use proto::{GroupId, LogIndex, NodeId};
+use std::time::{Duration, Instant};
+
+impl Host {
+    fn known(&self, group: GroupId) -> Result<Replica, ReplicaError> {
+        self.replica(group).ok_or(ReplicaError::UnknownGroup(group))
+    }
+}
+
+/// Deadlines are of tokio's clock, which a simulation stops.
+fn until(timeout: Duration) -> Instant {
+    tokio::time::Instant::now().into_std() + timeout
+}
 
 impl ReplicaService for Host {
     fn replicas(&self) -> BoxFuture<'_, ServiceResult<Vec<ReplicaStatus>>> {
@@ -15,22 +28,27 @@ impl ReplicaService for Host {
 
     fn change_members(
         &self,
-        _: GroupId,
-        _: Vec<NodeId>,
-        _: Option<NodeId>,
-        _: Duration,
+        group: GroupId,
+        voters: Vec<NodeId>,
+        rebuild: Option<NodeId>,
+        timeout: Duration,
     ) -> BoxFuture<'_, ServiceResult<Members>> {
-        Box::pin(async { Err(WireError::unsupported("changing a group's members")) })
+        Box::pin(async move {
+            let target = MemberTarget { voters, rebuild };
+            self.known(group)?.change_members(target, until(timeout)).await
+        })
     }
 
-    fn transfer_leader(&self, _: GroupId, _: NodeId, _: Duration) -> BoxFuture<'_, ServiceResult<()>> {
-        Box::pin(async { Err(WireError::unsupported("transferring leadership")) })
+    fn transfer_leader(
+        &self,
+        group: GroupId,
+        to: NodeId,
+        timeout: Duration,
+    ) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(async move { self.known(group)?.transfer_leader(to, until(timeout)).await })
     }
 
     fn check(&self, group: GroupId, timeout: Duration) -> BoxFuture<'_, ServiceResult<LogIndex>> {
-        Box::pin(async move {
-            let replica = self.replica(group).ok_or(ReplicaError::UnknownGroup(group))?;
-            replica.check(tokio::time::Instant::now().into_std() + timeout).await
-        })
+        Box::pin(async move { self.known(group)?.check(until(timeout)).await })
     }
 }

@@ -1,7 +1,7 @@
-//! What callers hand to a replica: writes and schema entries.
+//! What callers hand to a replica: writes, schema entries, and who its group's members are to be.
 
 use bytes::Bytes;
-use proto::{LogIndex, RequestId, WireError};
+use proto::{LogIndex, NodeId, RequestId, WireError};
 use rusqlite::{Connection, OptionalExtension};
 use std::time::Instant;
 
@@ -48,6 +48,15 @@ pub struct SchemaEntry {
     pub notes: Vec<(String, Bytes)>,
     /// How long its caller waits.
     pub deadline: Instant,
+}
+
+/// Who a group's members are to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberTarget {
+    /// The nodes of its voters.
+    pub voters: Vec<NodeId>,
+    /// One of them whose member is to be replaced by a fresh one.
+    pub rebuild: Option<NodeId>,
 }
 
 /// A fact that a schema entry left (see [`SchemaEntry::notes`]), as this connection's transaction sees it.

@@ -9,12 +9,17 @@
 //! after a start and after any word from a leader, by the clock and not by ticks (a lease depends on it); election
 //! timeouts are drawn from seed, replica and term.
 
+mod handover;
 mod logger;
+mod members;
+mod plan;
 mod rest;
 mod store;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use members::{Changing, Delivered};
+pub(crate) use plan::Target;
 pub(crate) use rest::Rest;
 pub(crate) use store::{Store, Wanted};
 
@@ -22,6 +27,7 @@ use crate::error::ReplicaError;
 use crate::image;
 use crate::log::Cut;
 use crate::peer::Peer;
+use handover::HandOver;
 use proto::NodeId;
 use raft::eraftpb::{Entry, HardState, Message, MessageType, Snapshot};
 use raft::{RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
@@ -35,6 +41,10 @@ const COMMITTED_BYTES: u64 = 4 << 20;
 /// A lease is this share (in fifths) of the least election timeout.
 const LEASE_FIFTHS: u32 = 4;
 
+/// A group's founding stands for its first entry, so that nobody can have its log from the beginning without having
+/// what was there before the first write.
+pub(crate) const FOUNDING: Cut = Cut { index: 1, term: 1 };
+
 /// What one group's consensus is told at its start.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
@@ -45,10 +55,12 @@ pub(crate) struct Settings {
     pub election_ticks: u32,
     pub heartbeat_ticks: u32,
     pub seed: u64,
+    /// So many bytes of the log are kept for members that lack them.
+    pub log_keep_bytes: u64,
 }
 
 /// What a replica is in its group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Standing {
     pub role: StateRole,
     pub term: u64,
@@ -56,6 +68,12 @@ pub(crate) struct Standing {
     pub leader: Option<NodeId>,
     /// For a leader, its term's first entry: once it is applied, the leader has all that earlier terms committed.
     pub first: Option<u64>,
+    /// Whether it catches up and doesn't vote.
+    pub learner: bool,
+    /// Whether it leads but takes no entries, for another is about to lead.
+    pub closed: bool,
+    /// Of a replica that led: who is about to lead.
+    pub successor: Option<NodeId>,
 }
 
 /// What to do now. Messages first, then the log, then [`Consensus::persisted`].
@@ -97,6 +115,14 @@ pub(crate) enum Install {
     Later,
 }
 
+/// A round under way.
+#[derive(Clone, Copy, Debug)]
+struct Round {
+    id: u64,
+    sent: Duration,
+    configuration: u64,
+}
+
 /// One group's Raft.
 pub(crate) struct Consensus {
     raw: RawNode<Store>,
@@ -108,10 +134,17 @@ pub(crate) struct Consensus {
     /// The leader's first entry, with its term.
     first: Option<(u64, u64)>,
     rounds: u64,
-    round: Option<(u64, Duration)>,
+    round: Option<Round>,
+    /// How often the group's configuration has changed here.
+    configuration: u64,
     confirmed: Vec<Confirmed>,
     /// The term in which leadership was offered to another: no lease holds any more.
     offered: Option<u64>,
+    hand_over: Option<HandOver>,
+    /// Who was offered leadership when this replica lost it, and in which term that may lead.
+    successor: Option<(Peer, u64)>,
+    /// What a leader is to hear who takes this replica for one that has entries.
+    lost: Option<Message>,
     fresh: bool,
     ticks: u64,
     /// Snapshots that were offered, and whose images aren't here.
@@ -135,8 +168,8 @@ impl Consensus {
             ..raft::Config::default()
         };
         let raw = RawNode::new(&config, store, &logger::logger(settings.peer.raw(), settings.group))?;
-        // A group that never had a term never had a leader whose lease a vote could break.
-        let fresh = raw.raft.term == 0;
+        // A group that never had a term but its founding's never had a leader whose lease a vote could break.
+        let fresh = raw.raft.term <= FOUNDING.term && raw.raft.vote == 0;
         let quiet_until = if fresh { Duration::ZERO } else { now + settings.tick * settings.election_ticks };
         let start_term = raw.raft.term;
         let mut consensus = Self {
@@ -148,8 +181,12 @@ impl Consensus {
             first: None,
             rounds: 0,
             round: None,
+            configuration: 0,
             confirmed: Vec::new(),
             offered: None,
+            hand_over: None,
+            successor: None,
+            lost: None,
             fresh,
             ticks: 0,
             offers: Vec::new(),
@@ -175,6 +212,11 @@ impl Consensus {
     /// Takes a message from another replica.
     pub fn step(&mut self, message: Message, now: Duration) -> Result<(), ReplicaError> {
         use MessageType::*;
+        let message = match self.is_blank() {
+            true => self.censor(message),
+            false => Some(message),
+        };
+        let Some(message) = message else { return Ok(()) };
         match message.get_msg_type() {
             // raft-rs forwards these to the leader: a deposed leader's changes would land on another state.
             MsgPropose | MsgReadIndex | MsgReadIndexResp => return Ok(()),
@@ -191,13 +233,22 @@ impl Consensus {
                     return Ok(());
                 }
             }
+            MsgHeartbeat if message.commit > self.raw.raft.raft_log.last_index() => {
+                let (had, has) = (message.commit, self.raw.raft.raft_log.last_index());
+                let what = format!("its log ends at {has}, but the leader knows that it had {had}");
+                return Err(ReplicaError::Invalid(what));
+            }
             MsgHeartbeat | MsgAppend if message.term >= self.raw.raft.term => {
                 self.fresh = false;
                 self.quiet_until = now + self.settings.tick * self.settings.election_ticks;
             }
             _ => {}
         }
+        self.note_loss(&message);
         let stepped = self.raw.step(message);
+        if let Some(lost) = self.lost.take().filter(|lost| lost.term == self.raw.raft.term) {
+            self.raw.raft.msgs.push(lost);
+        }
         self.after_input();
         match stepped {
             // Whatever a peer sends that makes no sense here is dropped; a failing log isn't.
@@ -268,9 +319,12 @@ impl Consensus {
             && self.rank() == 0
             && self.ticks.is_multiple_of(u64::from(self.settings.heartbeat_ticks))
             && self.raw.raft.state != StateRole::Leader
+            && self.is_voter(self.settings.peer)
         {
             self.raw.campaign()?;
         }
+        self.leave_joint();
+        self.tick_hand_over();
         self.after_input();
         Ok(())
     }
@@ -278,12 +332,15 @@ impl Consensus {
     /// Appends an entry, if this replica leads in `term`; gives its index.
     pub fn propose(&mut self, term: u64, data: bytes::Bytes) -> Option<u64> {
         let raft = &self.raw.raft;
-        if raft.state != StateRole::Leader || raft.term != term || raft.lead_transferee.is_some() {
+        if raft.state != StateRole::Leader || raft.term != term {
             return None;
         }
-        let before = raft.raft_log.last_index();
-        let mut entry = Entry { data, ..Entry::default() };
-        entry.set_entry_type(raft::eraftpb::EntryType::EntryNormal);
+        self.append(Entry { data, ..Entry::default() })
+    }
+
+    /// Appends an entry, unless leadership is being handed over.
+    fn append(&mut self, entry: Entry) -> Option<u64> {
+        let before = self.raw.raft.raft_log.last_index();
         let mut message = Message::default();
         message.set_msg_type(MessageType::MsgPropose);
         message.from = self.settings.peer.raw();
@@ -302,7 +359,7 @@ impl Consensus {
             return None;
         }
         self.rounds += 1;
-        self.round = Some((self.rounds, now));
+        self.round = Some(Round { id: self.rounds, sent: now, configuration: self.configuration });
         let mut context = raft.term.to_le_bytes().to_vec();
         context.extend(self.rounds.to_le_bytes());
         self.raw.read_index(context);
@@ -336,7 +393,12 @@ impl Consensus {
             messages: ready.take_messages(),
             snapshot,
             entries: ready.entries().clone(),
-            hard_state: ready.hs().cloned(),
+            // With a change of configuration, that the one before it is committed must reach the disk: who finds the
+            // change in its log must not ask for votes among those before.
+            hard_state: match ready.entries().is_empty() {
+                true => ready.hs().cloned(),
+                false => Some(self.raw.raft.hard_state()),
+            },
             sync: ready.must_sync(),
             committed: ready.take_committed_entries(),
         };
@@ -399,16 +461,15 @@ impl Consensus {
             term: raft.term,
             leader: Peer::from_raw(raft.leader_id).map(Peer::node),
             first: self.first.filter(|(_, term)| *term == raft.term).map(|(index, _)| index),
+            learner: !self.is_voter(self.settings.peer),
+            closed: self.is_closed(),
+            successor: self.successor.map(|(peer, _)| peer.node()),
         }
     }
 
-    /// Up to where every voter has the log, as far as a leader knows; 0 for others.
-    pub fn floor(&self) -> u64 {
-        let raft = &self.raw.raft;
-        if raft.state != StateRole::Leader {
-            return 0;
-        }
-        raft.prs().iter().map(|(_, progress)| progress.matched).min().unwrap_or(0)
+    /// The last index of this replica's log.
+    pub fn last(&self) -> u64 {
+        self.raw.raft.raft_log.last_index()
     }
 
     /// The log below [`Store::cut_at`] isn't needed any more.
@@ -424,7 +485,7 @@ impl Consensus {
 
     fn round_ended(&mut self, state: &raft::ReadState) {
         let raft = &self.raw.raft;
-        let Some((round, sent)) = self.round else { return };
+        let Some(Round { id: round, sent, configuration }) = self.round else { return };
         let mut context = raft.term.to_le_bytes().to_vec();
         context.extend(round.to_le_bytes());
         if state.request_ctx != context {
@@ -432,7 +493,8 @@ impl Consensus {
         }
         self.round = None;
         let length = self.settings.tick * (self.settings.election_ticks - 1) * LEASE_FIFTHS / 5;
-        let lease = (!self.has_offered()).then_some(sent + length);
+        let stands = configuration == self.configuration && !self.has_offered();
+        let lease = stands.then_some(sent + length);
         self.confirmed.push(Confirmed { round, index: state.index, lease });
     }
 
@@ -466,6 +528,11 @@ impl Consensus {
         } else {
             self.first = None;
             self.round = None;
+            self.end_hand_over();
+        }
+        let raft = &self.raw.raft;
+        if self.successor.is_some_and(|(_, term)| term != raft.term || raft.leader_id != 0) {
+            self.successor = None;
         }
     }
 

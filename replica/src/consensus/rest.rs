@@ -33,6 +33,7 @@ impl Consensus {
             && log.applied == last
             && self.round.is_none()
             && raft.lead_transferee.is_none()
+            && self.hand_over.is_none()
             && !self.has_offered();
         if !is_quiet {
             return None;

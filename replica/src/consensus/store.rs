@@ -16,6 +16,12 @@ use std::sync::Arc;
 /// reads from disk.
 const CACHE_BYTES: usize = 1 << 20;
 
+/// What an entry costs beside its data, roughly.
+const ENTRY_BYTES: u64 = 32;
+/// How far the log's length in bytes is noted apart, at least, and at how many indexes at most.
+const MILESTONE_BYTES: u64 = 64 << 10;
+const MILESTONES: usize = 2048;
+
 /// One group's log, as Raft sees it.
 pub(crate) struct Store {
     group: u64,
@@ -30,6 +36,9 @@ pub(crate) struct Store {
     images: Vec<(Image, u64)>,
     /// Raft asks for snapshots through a shared reference.
     wanted: Cell<Option<Wanted>>,
+    /// How many bytes were appended since the start, and at some indexes how many up to there.
+    appended_bytes: u64,
+    milestones: VecDeque<(u64, u64)>,
 }
 
 /// An image that Raft would send if there were one.
@@ -55,6 +64,8 @@ impl Store {
             cache_bytes: 0,
             images: Vec::new(),
             wanted: Cell::new(None),
+            appended_bytes: 0,
+            milestones: VecDeque::new(),
         }
     }
 
@@ -68,10 +79,29 @@ impl Store {
         self.cache.extend(entries.iter().cloned());
         self.cache_bytes += entries.iter().map(|entry| entry.data.len()).sum::<usize>();
         self.last = last.index;
+        self.appended_bytes += entries.iter().map(|entry| ENTRY_BYTES + entry.data.len() as u64).sum::<u64>();
+        if self.milestones.back().is_none_or(|(_, bytes)| bytes + MILESTONE_BYTES <= self.appended_bytes) {
+            self.milestones.push_back((last.index, self.appended_bytes));
+        }
+        if self.milestones.len() > MILESTONES {
+            // Twice as far apart, they reach back as far as before.
+            let mut odd = false;
+            self.milestones.retain(|_| {
+                odd = !odd;
+                odd
+            });
+        }
         while self.cache.len() > 1 && self.cache_bytes > CACHE_BYTES {
             let dropped = self.cache.pop_front().expect("it has more than one");
             self.cache_bytes -= dropped.data.len();
         }
+    }
+
+    /// The last index that has at least so many bytes of the log behind it. What was there before the start counts as
+    /// nothing.
+    pub fn index_behind(&self, bytes: u64) -> u64 {
+        let behind = |(_, up_to): &(u64, u64)| up_to + bytes <= self.appended_bytes;
+        self.milestones.iter().rev().find(|milestone| behind(milestone)).map_or(0, |(index, _)| *index)
     }
 
     /// What was forgotten.

@@ -66,6 +66,7 @@ fn settings(node: u64) -> Settings {
         election_ticks: 10,
         heartbeat_ticks: 2,
         seed: 1,
+        log_keep_bytes: 1 << 20,
     }
 }
 
@@ -98,10 +99,10 @@ impl Group {
         while let Some(ready) = peer.consensus.ready() {
             self.wire.extend(ready.messages.iter().cloned());
             peer.disk.write(&ready);
-            peer.committed.extend(ready.committed);
             let (messages, committed) = peer.consensus.persisted();
             self.wire.extend(messages);
-            peer.committed.extend(committed);
+            let delivered = peer.consensus.take_effect([ready.committed, committed].concat()).unwrap();
+            peer.committed.extend(delivered.into_iter().map(|delivered| delivered.entry));
             if let Some(last) = peer.committed.last() {
                 peer.consensus.applied(last.index);
             }

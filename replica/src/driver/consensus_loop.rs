@@ -4,6 +4,7 @@
 //! may go before the log is written, writes the log once for all, then sends and delivers the rest. The time is the one
 //! at the turn's begin throughout: a promise that is counted from earlier ends earlier. It must never know who calls it.
 
+use super::changing::Requests;
 use super::freshness::{Freshness, Names};
 use super::image_loop::ImageMail;
 use super::inbox::PendingOrder;
@@ -80,6 +81,9 @@ struct Member {
     received: Option<Received>,
     /// One that takes the database's place when the log is written.
     installing: Option<Cut>,
+    requests: Requests,
+    /// Whether it leads without anyone to ask.
+    alone: bool,
 }
 
 type Outgoing = BTreeMap<NodeId, Vec<RaftMessage>>;
@@ -215,6 +219,25 @@ impl ConsensusLoop {
                 None => waiter(Err(None)),
             },
             Mail::Image(event) => self.image(event, touched),
+            Mail::ChangeMembers { group, wish, answer } => match self.groups.get_mut(&group) {
+                Some(member) => {
+                    member.wake(now);
+                    member.requests.change_members(&member.consensus, &member.shared, wish, answer);
+                    touched.insert(group);
+                }
+                None => drop(answer.send(Err(ReplicaError::UnknownGroup(group).into()))),
+            },
+            Mail::TransferLeader { group, to, answer } => match self.groups.get_mut(&group) {
+                Some(member) => {
+                    member.wake(now);
+                    member.requests.transfer_leader(&mut member.consensus, &member.shared, to, answer);
+                    touched.insert(group);
+                }
+                None => drop(answer.send(Err(ReplicaError::UnknownGroup(group).into()))),
+            },
+            Mail::Look { group } => {
+                touched.insert(group);
+            }
             Mail::Add { shared, consensus } => {
                 let group = shared.group;
                 shared.images.send(ImageMail::Add { shared: shared.clone() });
@@ -231,7 +254,10 @@ impl ConsensusLoop {
                     next_check: None,
                     received: None,
                     installing: None,
+                    requests: Requests::default(),
+                    alone: false,
                 };
+                member.shared.set_members(&member.consensus.conf_state());
                 self.groups.insert(group, member);
             }
             Mail::Remove { group } => {
@@ -379,7 +405,7 @@ impl ConsensusLoop {
                 self.log.write(batch, sync)?;
             }
             for (group, committed) in pending {
-                if let Some(messages) = self.with(group, |member| Ok(member.persisted(committed))) {
+                if let Some(messages) = self.with(group, |member| member.persisted(committed)) {
                     collect(&mut outgoing, group, messages);
                     touched.insert(group);
                 }
@@ -424,6 +450,7 @@ impl Member {
     fn ready(&mut self, now: Duration) -> Result<MemberReady, ReplicaError> {
         let mut out = MemberReady::default();
         self.consensus.applied(self.shared.applied());
+        self.change();
         self.publish();
         self.start_round(now);
         self.fetch_offered();
@@ -456,7 +483,7 @@ impl Member {
     }
 
     /// The ready is in the log. Gives what may be sent now.
-    fn persisted(&mut self, mut committed: Vec<Entry>) -> Vec<Message> {
+    fn persisted(&mut self, mut committed: Vec<Entry>) -> Result<Vec<Message>, ReplicaError> {
         let (messages, more) = self.consensus.persisted();
         if self.consensus.has_offered() {
             self.shared.end_lease();
@@ -467,10 +494,25 @@ impl Member {
             self.shared.inbox().install(cut);
             self.shared.wake();
         }
-        self.deliver(committed);
+        self.deliver(committed)?;
         self.publish();
         self.end_rounds();
-        messages
+        Ok(messages)
+    }
+
+    /// Takes what is asked of the group's members a step further.
+    fn change(&mut self) {
+        if !self.is_leading() {
+            return;
+        }
+        self.requests.go_on(&mut self.consensus);
+        if self.consensus.handing_over().is_some() {
+            self.consensus.continue_hand_over(false);
+            // The engine begins nothing more once it knows; what it has begun is in the log when it says so.
+            self.publish();
+            let idle = !self.shared.inbox().busy;
+            self.consensus.continue_hand_over(idle);
+        }
     }
 
     /// Whether it has to tick.
@@ -483,6 +525,7 @@ impl Member {
             self.wake(now);
         }
         self.consensus.tick()?;
+        self.shared.set_progress(self.consensus.last(), self.consensus.matched());
         let is_used = self.shared.take_lease_use();
         // Where reads come in, the lease is renewed before it ends; where none do, nothing is sent.
         if self.round.is_none() && self.is_leading() && is_used {
@@ -605,6 +648,21 @@ impl Member {
     /// Tells engine and handles of a change of role, term or leader.
     fn publish(&mut self) {
         self.shared.set_floor(self.consensus.floor());
+        let alone = self.consensus.leads_alone();
+        if self.alone && !alone {
+            self.shared.end_lease();
+        }
+        self.alone = alone;
+        self.publish_standing();
+        if alone {
+            self.shared.renew_lease(Duration::MAX);
+        }
+        if let Some(standing) = self.standing {
+            self.requests.settle(&self.consensus, standing, &self.shared);
+        }
+    }
+
+    fn publish_standing(&mut self) {
         let standing = self.consensus.standing();
         if self.standing == Some(standing) {
             return;
@@ -622,9 +680,6 @@ impl Member {
             return;
         }
         self.waiting.append(&mut self.confirming);
-        if self.consensus.is_sole_voter() {
-            self.shared.renew_lease(Duration::MAX);
-        }
     }
 
     /// Orders a check of the tables if it's time, and something was written since the last.
@@ -647,11 +702,20 @@ impl Member {
         }
     }
 
-    fn deliver(&mut self, committed: Vec<Entry>) {
-        if !committed.is_empty() {
-            self.shared.inbox().push(committed);
-            self.shared.wake();
+    fn deliver(&mut self, committed: Vec<Entry>) -> Result<(), ReplicaError> {
+        if committed.is_empty() {
+            return Ok(());
         }
+        let delivered = self.consensus.take_effect(committed)?;
+        if let Some(conf_state) = delivered.iter().rev().find_map(|delivered| delivered.conf_state.as_ref()) {
+            // Whoever was asked for the lease may have no say any more.
+            self.shared.end_lease();
+            self.alone = false;
+            self.shared.set_members(conf_state);
+        }
+        self.shared.inbox().push(delivered);
+        self.shared.wake();
+        Ok(())
     }
 
     /// Sends a round for those who wait, if none is under way.
@@ -696,6 +760,7 @@ impl Member {
     fn fail_waiters(mut self, leader: Option<NodeId>) {
         self.freshness.fail(leader);
         self.fail_round(leader);
+        self.requests.fail(&self.shared);
     }
 
     fn due_cut(&mut self) -> Option<Cut> {

@@ -48,6 +48,8 @@ pub(crate) struct EngineLoop {
     limbo: Vec<Limbo>,
     patience: Patience,
     hasher: TakeHash,
+    /// Whether a configuration was applied of which consensus doesn't know that it is.
+    reconfigured: bool,
 }
 
 /// How long readers may keep the WAL from being emptied.
@@ -101,7 +103,8 @@ impl EngineLoop {
         patience: Patience,
         hasher: TakeHash,
     ) -> Self {
-        Self { shared, engine, log, open: None, limbo: Vec::new(), patience, hasher }
+        shared.set_holds(engine.holds());
+        Self { shared, engine, log, open: None, limbo: Vec::new(), patience, hasher, reconfigured: false }
     }
 
     /// Does one thing, if there is one to do. A panic stops this replica and no other.
@@ -168,6 +171,17 @@ impl EngineLoop {
     }
 
     fn choose(&mut self, inbox: &mut Inbox) -> Option<Work> {
+        let work = self.find_work(inbox);
+        let is_proposed = self.open.as_ref().is_none_or(|open| open.index.is_some());
+        let busy = !is_proposed || matches!(work, Some(Work::Batch(..) | Work::Order(..)));
+        if std::mem::replace(&mut inbox.busy, busy) && !busy && inbox.standing.closed {
+            // Who hands leadership over waits for this.
+            self.shared.mailbox.send(Mail::Look { group: self.shared.group });
+        }
+        work
+    }
+
+    fn find_work(&mut self, inbox: &mut Inbox) -> Option<Work> {
         if let Some(open) = &self.open
             && open.index.is_none()
         {
@@ -191,11 +205,14 @@ impl EngineLoop {
             let leads = standing.role == StateRole::Leader && standing.term == open.term;
             return (!leads).then_some(Work::Deposed);
         }
-        if inbox.writes.is_empty() && inbox.orders.is_empty() {
+        if (inbox.writes.is_empty() && inbox.orders.is_empty()) || standing.closed {
             return None;
         }
         let Some(first) = standing.first else {
-            return Some(Work::Refuse(inbox.writes.drain(..).collect(), inbox.orders.drain(..).collect()));
+            // Who waits is sent on to the next leader, once that is one.
+            let refuse = standing.successor.is_none();
+            return refuse
+                .then(|| Work::Refuse(inbox.writes.drain(..).collect(), inbox.orders.drain(..).collect()));
         };
         // What earlier leaders committed comes first, and so does an order that is under way.
         let order_under_way = self.limbo.iter().any(|limbo| limbo.term == standing.term);
@@ -346,7 +363,8 @@ impl EngineLoop {
             let message = format!("log index {low} is committed, but not in the log");
             return Err(ReplicaError::Damaged { path: self.engine.path().to_owned(), message });
         }
-        self.apply(entries.into_iter().map(Committed::from).collect())
+        let entries = self.shared.inbox().complete(entries);
+        self.apply(entries)
     }
 
     fn apply(&mut self, mut entries: Vec<Committed>) -> Result<(), ReplicaError> {
@@ -358,6 +376,7 @@ impl EngineLoop {
                     if entries[at].term == term
                         && entries[..at].iter().all(|entry| entry.data.is_empty()) =>
                 {
+                    self.reconfigure(&entries[..at]);
                     entries.drain(..=at);
                     self.commit(index)?;
                 }
@@ -366,6 +385,16 @@ impl EngineLoop {
             }
         }
         self.apply_as_follower(&entries)
+    }
+
+    /// The group's configuration goes into the database together with what is applied.
+    fn reconfigure(&mut self, entries: &[Committed]) {
+        for entry in entries {
+            if let Some(conf_state) = &entry.conf_state {
+                self.engine.reconfigure(entry.index, conf_state.clone());
+                self.reconfigured = true;
+            }
+        }
     }
 
     fn commit(&mut self, index: u64) -> Result<(), ReplicaError> {
@@ -380,10 +409,14 @@ impl EngineLoop {
     fn apply_as_follower(&mut self, entries: &[Committed]) -> Result<(), ReplicaError> {
         let pairs: Vec<(u64, Bytes)> =
             entries.iter().map(|entry| (entry.index, entry.data.clone())).collect();
+        self.reconfigure(entries);
         let mut done = 0;
         while done < pairs.len() {
             let applied = self.engine.apply(&pairs[done..])?;
             self.publish();
+            if !applied.answers.is_empty() {
+                self.shared.set_holds(self.engine.holds());
+            }
             if applied.check {
                 self.take_hash();
             }
@@ -422,9 +455,13 @@ impl EngineLoop {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         self.shared.set_wal_bytes(self.engine.wal_bytes());
         self.shared.set_applied(self.engine.applied(), self.engine.forgettable());
+        if std::mem::take(&mut self.reconfigured) {
+            // The next change of members waits for this one.
+            self.shared.mailbox.send(Mail::Look { group: self.shared.group });
+        }
     }
 
     fn refuse(&self, writes: Vec<PendingWrite>, orders: Vec<PendingOrder>) {

@@ -1,15 +1,14 @@
 //! What waits for a group's engine loop.
 
 use crate::connection::Cancel;
-use crate::consensus::Standing;
+use crate::consensus::{Delivered, Standing};
 use crate::entry::{Body, Request};
 use crate::log::Cut;
 use crate::write::{WriteFn, Written};
 use bytes::Bytes;
 use proto::{LogIndex, WireError};
-use raft::StateRole;
-use raft::eraftpb::Entry;
-use std::collections::VecDeque;
+use raft::eraftpb::{ConfState, Entry};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -71,12 +70,16 @@ impl PendingOrder {
 pub(crate) struct Committed {
     pub index: u64,
     pub term: u64,
+    /// Nothing for an entry of Raft's own.
     pub data: Bytes,
+    /// The group's configuration from here on, if the entry changed it.
+    pub conf_state: Option<ConfState>,
 }
 
-impl From<Entry> for Committed {
-    fn from(entry: Entry) -> Self {
-        Self { index: entry.index, term: entry.term, data: entry.data }
+impl Committed {
+    fn new(entry: Entry, conf_state: Option<ConfState>) -> Self {
+        let data = if conf_state.is_some() { Bytes::new() } else { entry.data };
+        Self { index: entry.index, term: entry.term, data, conf_state }
     }
 }
 
@@ -100,6 +103,10 @@ pub(crate) struct Inbox {
     entry_bytes: usize,
     /// An image that was put beside the database, and is to take its place before anything else is done.
     pub install: Option<Cut>,
+    /// The configurations that committed entries have made and that aren't applied yet. The log has only the changes.
+    conf_states: BTreeMap<u64, ConfState>,
+    /// Whether something is being executed that isn't in the log yet.
+    pub busy: bool,
     /// The answer to the proposal that is under way: its index, or that it was refused.
     pub proposal: Option<Option<u64>>,
     pub closing: Option<Closing>,
@@ -110,26 +117,31 @@ impl Inbox {
         Self {
             writes: VecDeque::new(),
             orders: VecDeque::new(),
-            standing: Standing { role: StateRole::Follower, term: 0, leader: None, first: None },
+            standing: Standing::default(),
             committed,
             entries: VecDeque::new(),
             entry_bytes: 0,
             install: None,
+            conf_states: BTreeMap::new(),
+            busy: false,
             proposal: None,
             closing: None,
         }
     }
 
     /// Takes committed entries, in order.
-    pub fn push(&mut self, entries: Vec<Entry>) {
-        for entry in entries {
+    pub fn push(&mut self, delivered: Vec<Delivered>) {
+        for Delivered { entry, conf_state } in delivered {
+            if let Some(conf_state) = &conf_state {
+                self.conf_states.insert(entry.index, conf_state.clone());
+            }
             // A gap is filled from the log. Entries after a gap would only wait behind it.
             let follows =
                 self.entries.back().map_or(entry.index == self.committed + 1, |e| e.index + 1 == entry.index);
             self.committed = self.committed.max(entry.index);
             if follows && self.entry_bytes + entry.data.len() <= ENTRY_BYTES {
                 self.entry_bytes += entry.data.len();
-                self.entries.push_back(entry.into());
+                self.entries.push_back(Committed::new(entry, conf_state));
             }
         }
     }
@@ -147,6 +159,7 @@ impl Inbox {
         while self.entries.front().is_some_and(|entry| entry.index <= applied) {
             self.pop();
         }
+        self.conf_states = self.conf_states.split_off(&(applied + 1));
         let mut taken: Vec<Committed> = Vec::new();
         let mut bytes = 0;
         while let Some(entry) = self.entries.front() {
@@ -158,6 +171,15 @@ impl Inbox {
             taken.extend(self.pop());
         }
         taken
+    }
+
+    /// Committed entries as they were read from the log, with the configurations that they made.
+    pub fn complete(&self, entries: Vec<Entry>) -> Vec<Committed> {
+        let complete = |entry: Entry| {
+            let conf_state = self.conf_states.get(&entry.index).cloned();
+            Committed::new(entry, conf_state)
+        };
+        entries.into_iter().map(complete).collect()
     }
 
     fn pop(&mut self) -> Option<Committed> {

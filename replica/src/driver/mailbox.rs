@@ -1,11 +1,13 @@
 //! What waits for a node's consensus loop.
 
+use super::changing::{Asker, Wish};
 use super::shared::Shared;
 use crate::consensus::Consensus;
 use crate::image::Event;
 use crate::packet::{Alive, Answer, Ask};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
+use proto::services::Members;
 use proto::{GroupId, NodeId};
 use raft::eraftpb::{Message, MessageType};
 use std::sync::Arc;
@@ -44,6 +46,12 @@ pub(crate) enum Mail {
     Confirm { group: GroupId, waiter: Waiter },
     /// Something has come to pass with an image.
     Image(Event),
+    /// Someone who wants other members.
+    ChangeMembers { group: GroupId, wish: Wish, answer: Asker<Members> },
+    /// Someone who wants another replica to lead: this one, or any.
+    TransferLeader { group: GroupId, to: Option<NodeId>, answer: Asker<()> },
+    /// Something happened in the group's engine that its consensus waits for.
+    Look { group: GroupId },
     /// A group to serve from now on.
     Add { shared: Arc<Shared>, consensus: Box<Consensus> },
     /// A group to serve no more.

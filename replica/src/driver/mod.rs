@@ -4,6 +4,7 @@
 //! so that nothing that takes long there delays a tick; one image loop per node copies whole databases. They know each
 //! other through [`Shared`] and their mailboxes. A loop owns no thread: [`Drive`] is who turns it, [`Threads`] in production, a simulation's hand elsewhere.
 
+mod changing;
 mod consensus_loop;
 mod drive;
 mod engine_loop;
@@ -18,6 +19,7 @@ mod sleep;
 mod sleep_tests;
 mod threads;
 
+pub(crate) use changing::Wish;
 pub(crate) use consensus_loop::{ConsensusLoop, Pace, Purge};
 pub(crate) use drive::Drive;
 pub(crate) use engine_loop::{EngineLoop, Patience, Step};

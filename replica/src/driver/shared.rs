@@ -1,5 +1,6 @@
 //! What a replica's handles and its loops share.
 
+use super::changing::members;
 use super::image_loop::{ImageMail, ImageMailbox};
 use super::inbox::{Closing, Inbox};
 use super::mailbox::{Mail, Mailbox};
@@ -11,6 +12,8 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use proto::services::{Progress, ReplicaRole, ReplicaStatus, TableHash};
 use proto::{GroupId, LogIndex, NodeId, Retry, SqlState, Term, WireError};
 use raft::StateRole;
+use raft::eraftpb::ConfState;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -58,6 +61,8 @@ pub(crate) struct Shared {
     floor: AtomicU64,
     /// The first entry of the term that this replica leads in. Written by the consensus loop.
     first: AtomicU64,
+    /// The node that is about to lead, for this one has handed leadership over; 0 if there is none.
+    successor: AtomicU64,
     /// Until when, on the node's clock in nanoseconds, nobody else can lead. Written by the consensus loop.
     lease: AtomicU64,
     /// Whether a strong read came since the lease was last renewed.
@@ -107,6 +112,7 @@ impl Shared {
             forgettable: AtomicU64::new(0),
             floor: AtomicU64::new(0),
             first: AtomicU64::new(NOT_LEADING),
+            successor: AtomicU64::new(0),
             lease: AtomicU64::new(0),
             lease_used: AtomicBool::new(false),
             last_check: AtomicU64::new(0),
@@ -198,6 +204,12 @@ impl Shared {
             }
             newer
         });
+    }
+
+    /// Publishes who has the log kept from where on.
+    pub fn set_holds(&self, holds: &BTreeMap<String, u64>) {
+        let holds: Vec<_> = holds.iter().map(|(name, from)| (name.clone(), LogIndex(*from))).collect();
+        self.tell(|status| status.holds = holds);
     }
 
     /// What the log may forget.
@@ -304,8 +316,10 @@ impl Shared {
     pub fn set_standing(&self, standing: Standing) {
         self.end_lease();
         self.first.store(standing.first.unwrap_or(NOT_LEADING), Ordering::Release);
+        self.successor.store(standing.successor.map_or(0, |node| node.0), Ordering::Release);
         let role = match standing.role {
             StateRole::Leader => ReplicaRole::Leader,
+            StateRole::Follower if standing.learner => ReplicaRole::Learner,
             StateRole::Follower => ReplicaRole::Follower,
             StateRole::Candidate | StateRole::PreCandidate => ReplicaRole::Candidate,
         };
@@ -315,6 +329,27 @@ impl Shared {
             status.leader = standing.leader;
         });
         self.changes.send_modify(|changes| *changes += 1);
+    }
+
+    /// Publishes who is in the group.
+    pub fn set_members(&self, conf_state: &ConfState) {
+        self.tell(|status| status.members = members(conf_state));
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+
+    /// Publishes how far the log goes, and of a leader, what each other member has of it.
+    pub fn set_progress(&self, last: u64, matched: Vec<(NodeId, u64)>) {
+        let lag: Vec<(NodeId, LogIndex)> =
+            matched.into_iter().map(|(node, index)| (node, LogIndex(index))).collect();
+        self.status.send_if_modified(|status| {
+            let changed = status.last.0 != last || status.lag != lag;
+            if !changed || self.retired.load(Ordering::Relaxed) {
+                return false;
+            }
+            status.last = LogIndex(last);
+            status.lag = lag;
+            true
+        });
     }
 
     /// Stops the replica: what waits and what comes is answered with `why`. The node goes on. The first reason stays.
@@ -387,6 +422,8 @@ impl Shared {
             (None, Some(leader)) => format!("group {} is led by node {leader}", self.group),
             (None, None) => format!("group {} has no leader that node {} knows", self.group, self.node),
         };
-        WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(Retry::NotLeader(leader))
+        let successor = Some(NodeId(self.successor.load(Ordering::Acquire))).filter(|node| node.0 != 0);
+        WireError::new(SqlState::CANNOT_CONNECT_NOW, message)
+            .with_retry(Retry::NotLeader(leader.or(successor)))
     }
 }

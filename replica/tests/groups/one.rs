@@ -6,7 +6,7 @@ use proto::services::Consistency::{Eventual, Session, Strong};
 use proto::services::{RaftMessage, RaftService};
 use proto::{GroupId, NodeId, Retry, SqlState};
 use protobuf::Message as _;
-use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::{Entry, Message, MessageType};
 use replica::{Write, note};
 
 const TABLE: &str = "CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2 TEXT UNIQUE) STRICT";
@@ -297,13 +297,16 @@ async fn what_panics_in_one_groups_raft_stops_that_group_alone() {
     let other = GroupId(8);
     cluster.hosts[&NodeId(1)].create(other, &[NodeId(1)], &[TABLE.to_owned()]).unwrap();
     let replica = cluster.leader().await;
-    // raft-rs panics when it's told that something was committed which it doesn't have.
-    let mut message = Message { from: 2, to: 1, term: 99, commit: 1_000, ..Message::default() };
-    message.set_msg_type(MessageType::MsgHeartbeat);
+    let stopped = cluster.hosts[&NodeId(1)].replica(other).unwrap();
+    stopped.watch().wait_for(|status| status.applied.0 >= 2).await.unwrap();
+    let term = stopped.status().term.0;
+    // raft-rs panics when it's sent an entry that doesn't follow the one before.
+    let mut message = Message { from: 2, to: 1, term: 99, index: 2, log_term: term, ..Message::default() };
+    message.set_msg_type(MessageType::MsgAppend);
+    message.set_entries(vec![Entry { index: 50, term: 98, ..Entry::default() }].into());
     let mut body = vec![0];
     message.write_to_vec(&mut body).unwrap();
     cluster.hosts[&NodeId(1)].receive(NodeId(2), vec![RaftMessage { group: other, body: body.into() }]);
-    let stopped = cluster.hosts[&NodeId(1)].replica(other).unwrap();
     let status = stopped.watch().wait_for(|status| status.stopped.is_some()).await.unwrap().clone();
     assert!(status.stopped.unwrap().contains("panicked"));
     write(&replica, "INSERT INTO t1 (c1) VALUES (1)").await.unwrap();
