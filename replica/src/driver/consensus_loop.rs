@@ -221,7 +221,6 @@ impl ConsensusLoop {
             Mail::Image(event) => self.image(event, touched),
             Mail::ChangeMembers { group, wish, answer } => match self.groups.get_mut(&group) {
                 Some(member) => {
-                    member.wake(now);
                     member.requests.change_members(&member.consensus, &member.shared, wish, answer);
                     touched.insert(group);
                 }
@@ -229,7 +228,6 @@ impl ConsensusLoop {
             },
             Mail::TransferLeader { group, to, answer } => match self.groups.get_mut(&group) {
                 Some(member) => {
-                    member.wake(now);
                     member.requests.transfer_leader(&mut member.consensus, &member.shared, to, answer);
                     touched.insert(group);
                 }

@@ -69,14 +69,20 @@ impl Mail {
             Mail::Raft { group, .. }
             | Mail::Wake { group }
             | Mail::Propose { group, .. }
-            | Mail::Confirm { group, .. } => Some(*group),
+            | Mail::Confirm { group, .. }
+            | Mail::ChangeMembers { group, .. }
+            | Mail::TransferLeader { group, .. } => Some(*group),
             Mail::Image(event) => match event {
                 Event::Made(group, _) | Event::Silent(group, _) | Event::Complete(group, _) => Some(*group),
                 Event::Gone(..) => None,
             },
             // Who is asked wakes when it has to confirm its leadership.
             Mail::Asked { .. } | Mail::Answered { .. } | Mail::Freshen { .. } => None,
-            Mail::Alive { .. } | Mail::Add { .. } | Mail::Remove { .. } | Mail::ShutDown => None,
+            Mail::Alive { .. }
+            | Mail::Look { .. }
+            | Mail::Add { .. }
+            | Mail::Remove { .. }
+            | Mail::ShutDown => None,
         }
     }
 }
