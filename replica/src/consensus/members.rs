@@ -48,10 +48,7 @@ impl Consensus {
     pub fn take_effect(&mut self, entries: Vec<Entry>) -> Result<Vec<Delivered>, ReplicaError> {
         let mut delivered = Vec::with_capacity(entries.len());
         for entry in entries {
-            let conf_state = match change(&entry)? {
-                Some(change) => Some(self.reconfigure(&change)),
-                None => None,
-            };
+            let conf_state = change(&entry)?.map(|change| self.reconfigure(&change));
             delivered.push(Delivered { entry, conf_state });
         }
         Ok(delivered)
