@@ -218,6 +218,11 @@ impl Readers {
         }
     }
 
+    /// Whether the pool is closed.
+    pub fn is_closed(&self) -> bool {
+        self.permits.is_closed()
+    }
+
     /// Whether the pool is closed and nobody reads any more.
     pub fn are_gone(&self) -> bool {
         self.permits.is_closed() && self.pool.lock().readings.is_empty()

@@ -365,6 +365,61 @@ fn a_round_that_ends_together_with_the_offer_gives_no_lease() {
 }
 
 #[test]
+fn a_new_leader_confirms_no_read_before_its_terms_first_commit() {
+    let mut group = Group::new(3);
+    let old = group.elect();
+    group.settle();
+    let (now, new) = (group.now, old % 3 + 1);
+    group.peers.get_mut(&old).unwrap().consensus.raw.transfer_leader(new);
+    // The votes are carried, the new leader's entry isn't yet.
+    while group.standing(new).role != StateRole::Leader {
+        for node in [old, new] {
+            group.flush(node);
+        }
+        for message in std::mem::take(&mut group.wire) {
+            group.peers.get_mut(&message.to).unwrap().consensus.step(message, now).unwrap();
+        }
+    }
+    // Its commit index may be older than what the old one acknowledged.
+    assert_eq!(group.peers.get_mut(&new).unwrap().consensus.confirm(now), None);
+    assert_eq!(group.peers.get_mut(&old).unwrap().consensus.confirm(now), None);
+    group.settle();
+    assert!(group.peers.get_mut(&new).unwrap().consensus.confirm(now).is_some());
+}
+
+#[test]
+fn a_forwarded_read_index_is_dropped() {
+    let mut group = Group::new(3);
+    let leader = group.elect();
+    group.settle();
+    let follower = leader % 3 + 1;
+    for (from, to) in [(follower, leader), (leader, follower)] {
+        for kind in [MessageType::MsgReadIndex, MessageType::MsgReadIndexResp] {
+            let mut message = Message { from, to, index: 9, ..Message::default() };
+            message.set_msg_type(kind);
+            message.set_entries(vec![Entry { data: "ctx".into(), ..Entry::default() }].into());
+            let now = group.now;
+            group.peers.get_mut(&to).unwrap().consensus.step(message, now).unwrap();
+            group.flush(to);
+            assert!(group.wire.is_empty(), "{:?}", group.wire);
+            assert!(group.peers.get_mut(&to).unwrap().consensus.take_confirmed().is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_follower_forwards_no_proposal() {
+    let mut group = Group::new(3);
+    let leader = group.elect();
+    group.settle();
+    let follower = leader % 3 + 1;
+    let term = group.standing(leader).term;
+    assert_eq!(group.propose(follower, term, "of a leader that was"), None);
+    group.flush(follower);
+    assert!(group.wire.is_empty(), "{:?}", group.wire);
+}
+
+#[test]
 fn a_partitioned_leader_confirms_nothing() {
     let mut group = Group::new(3);
     let leader = group.elect();

@@ -34,7 +34,7 @@ impl Hashing {
     pub fn run(self, pause: &mut Pause<'_>) {
         let Some(reader) = &self.reader else { return };
         let (group, index) = (self.shared.group.0, reader.position);
-        let wanted = || reader.reading.why().is_none();
+        let wanted = || reader.reading.why().is_none() && !self.shared.readers.is_closed();
         let mut pause = |bytes| match pause(bytes, &wanted) {
             ControlFlow::Continue(()) if wanted() => ControlFlow::Continue(()),
             _ => ControlFlow::Break(()),

@@ -13,11 +13,15 @@ mod hashing;
 mod image_loop;
 mod inbox;
 mod mailbox;
+#[cfg(test)]
+mod read_tests;
 mod shared;
 mod sleep;
 #[cfg(test)]
 mod sleep_tests;
 mod threads;
+#[cfg(test)]
+mod world;
 
 pub(crate) use changing::Wish;
 pub(crate) use consensus_loop::{ConsensusLoop, Pace, Purge};

@@ -1,137 +1,19 @@
-//! Nodes whose clock, network and turns are the test's: what makes their group sleep, and what wakes it.
+//! What makes a group sleep, and what wakes it.
 
-use crate::clock::Clock;
-use crate::log::RaftEngineLog;
+use super::world::{ELECTION, GROUP, TICK, World, later};
 use crate::packet::Packet;
-use crate::simulation::{Loops, holds_lease, is_asleep, open};
-use crate::{Config, Host, Replica, Write};
+use crate::simulation::{holds_lease, is_asleep};
+use crate::{Replica, Write};
 use bytes::Bytes;
-use parking_lot::Mutex;
 use proto::services::Consistency::{Session, Strong};
-use proto::services::{RaftMessage, RaftService, RaftTransport, ReplicaRole};
-use proto::{GroupId, NodeId};
-use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use proto::services::{RaftMessage, RaftService, ReplicaRole};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-const GROUP: GroupId = GroupId(3);
-const TICK: Duration = Duration::from_millis(100);
 /// A group that is idle sleeps after this.
 const IDLE: Duration = Duration::from_secs(5);
-/// An election takes no longer, from the leader's last word.
-const ELECTION: Duration = Duration::from_millis(2300);
-
-#[derive(Default)]
-struct Wire {
-    messages: Mutex<VecDeque<(NodeId, NodeId, RaftMessage)>>,
-    sent: AtomicU64,
-    cut: Mutex<HashSet<(NodeId, NodeId)>>,
-}
-
-struct Link(NodeId, Arc<Wire>);
-
-impl RaftTransport for Link {
-    fn send(&self, to: NodeId, messages: Vec<RaftMessage>) {
-        self.1.sent.fetch_add(messages.len() as u64, Ordering::Relaxed);
-        let mut wire = self.1.messages.lock();
-        wire.extend(messages.into_iter().map(|message| (self.0, to, message)));
-    }
-}
-
-struct Node {
-    host: Arc<Host>,
-    loops: Loops,
-}
-
-struct World {
-    nanos: Arc<AtomicU64>,
-    wire: Arc<Wire>,
-    nodes: BTreeMap<NodeId, Node>,
-    directory: tempfile::TempDir,
-}
 
 impl World {
-    fn new(count: u64) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let (nanos, wire, nodes) = Default::default();
-        let mut world = Self { nanos, wire, nodes, directory };
-        let members: Vec<NodeId> = (1..=count).map(NodeId).collect();
-        for node in &members {
-            world.start(*node);
-        }
-        let init = ["CREATE TABLE t1 (c1 INTEGER PRIMARY KEY) STRICT".to_owned()];
-        for node in &members {
-            world.nodes[node].host.create(GROUP, &members, &init).unwrap();
-        }
-        world
-    }
-
-    fn start(&mut self, node: NodeId) {
-        let data_dir = self.directory.path().join(node.to_string());
-        std::fs::create_dir_all(&data_dir).unwrap();
-        let log = RaftEngineLog::open(&data_dir.join("log"), 1 << 20).unwrap();
-        let nanos = self.nanos.clone();
-        let clock = Clock::simulated(move || Duration::from_nanos(nanos.load(Ordering::Relaxed)));
-        let config = Config { tick: TICK, ..Config::new(node, data_dir) };
-        let link = Arc::new(Link(node, self.wire.clone()));
-        let (host, loops) = open(config, clock, Arc::new(log), link).unwrap();
-        self.nodes.insert(node, Node { host, loops });
-    }
-
-    fn restart(&mut self, node: NodeId) {
-        let stopped = self.nodes.remove(&node).unwrap();
-        stopped.loops.crash();
-        drop(stopped);
-        self.start(node);
-    }
-
-    fn replica(&self, node: NodeId) -> Replica {
-        self.nodes[&node].host.replica(GROUP).unwrap()
-    }
-
-    fn replicas(&self) -> Vec<Replica> {
-        self.nodes.keys().map(|node| self.replica(*node)).collect()
-    }
-
-    /// Lets everything happen that happens now.
-    async fn settle(&self) {
-        loop {
-            tokio::task::yield_now().await;
-            let mut worked = false;
-            for node in self.nodes.values() {
-                node.loops.turn_consensus();
-                for group in node.loops.engines() {
-                    while node.loops.step_engine(group) {
-                        worked = true;
-                    }
-                }
-                node.loops.turn_consensus();
-            }
-            let messages = std::mem::take(&mut *self.wire.messages.lock());
-            if messages.is_empty() && !worked {
-                return;
-            }
-            for (from, to, message) in messages {
-                if !self.wire.cut.lock().contains(&(from, to))
-                    && let Some(node) = self.nodes.get(&to)
-                {
-                    node.host.receive(from, vec![message]);
-                }
-            }
-        }
-    }
-
-    async fn pass(&self, time: Duration) {
-        let step = Duration::from_millis(20);
-        let mut passed = Duration::ZERO;
-        while passed < time {
-            self.nanos.fetch_add(step.as_nanos() as u64, Ordering::Relaxed);
-            passed += step;
-            self.settle().await;
-        }
-    }
-
     /// Lets the group elect a leader and fall asleep.
     async fn rest(&self) -> Replica {
         self.pass(ELECTION + IDLE).await;
@@ -139,51 +21,11 @@ impl World {
         self.leader()
     }
 
-    fn leader(&self) -> Replica {
-        let leaders: Vec<_> = self.replicas().into_iter().filter(Replica::is_leader).collect();
-        assert_eq!(leaders.len(), 1, "{:?}", self.replicas().iter().map(Replica::status).collect::<Vec<_>>());
-        leaders[0].clone()
-    }
-
     fn assert_asleep(&self) {
         let awake = self.replicas().into_iter().filter(|replica| !is_asleep(replica));
         let awake: Vec<_> = awake.map(|replica| replica.status()).collect();
         assert!(awake.is_empty(), "awake: {awake:?}");
     }
-
-    async fn write(&self, replica: &Replica, number: u64) -> Result<u64, proto::WireError> {
-        let replica = replica.clone();
-        let run = Box::new(move |connection: &rusqlite::Connection| {
-            let inserted = connection.execute("INSERT INTO t1 VALUES (?1)", [number as i64]);
-            inserted.map(|_| Bytes::new()).map_err(dialect::sqlite::error)
-        });
-        let write = Write { request: None, settled: 0, deadline: later(), run };
-        let written = tokio::spawn(async move { replica.write(write).await });
-        while !written.is_finished() {
-            self.settle().await;
-        }
-        Ok(written.await.unwrap()?.index.0)
-    }
-
-    fn cut(&self, one: NodeId, other: NodeId) {
-        self.wire.cut.lock().extend([(one, other), (other, one)]);
-    }
-
-    fn isolate(&self, node: NodeId) {
-        self.nodes.keys().filter(|other| **other != node).for_each(|other| self.cut(node, *other));
-    }
-
-    fn heal(&self) {
-        self.wire.cut.lock().clear();
-    }
-
-    fn others(&self, node: NodeId) -> Vec<NodeId> {
-        self.nodes.keys().copied().filter(|other| *other != node).collect()
-    }
-}
-
-fn later() -> Instant {
-    Instant::now() + Duration::from_secs(20)
 }
 
 #[tokio::test]

@@ -105,6 +105,44 @@ fn unique_values_can_be_swapped() {
     assert_eq!(pair.batch(&[rotate]), [true]);
 }
 
+/// What the tests beside this one show was tried with this one alone.
+#[test]
+fn sqlite_is_the_version_that_was_tried() {
+    assert_eq!(rusqlite::version(), "3.54.1");
+}
+
+/// The session extension ignores tables without a primary key, and rows that have a NULL in it.
+#[test]
+fn tables_whose_changes_could_be_missed_are_refused() {
+    let tables = ["CREATE TABLE t2 (c1 TEXT)", "CREATE TABLE t2 (c1 TEXT PRIMARY KEY, c2)"];
+    for table in tables {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(table).unwrap();
+        let session = crate::session::Session::new(&connection).unwrap();
+        connection.execute("INSERT INTO t2 (c1) VALUES (NULL)", []).unwrap();
+        assert!(session.changeset().unwrap().is_empty(), "it is missed: {table}");
+
+        let directory = tempfile::tempdir().unwrap();
+        let refused = Engine::create(directory.path(), &[1], &[table.to_owned()], LIMITS).err().unwrap();
+        assert!(refused.to_string().contains("t2"), "{refused}");
+        let mut pair = Pair::new("");
+        let schema = Schema { job: 1, step: 1, statements: vec![table.to_owned()], ..Schema::default() };
+        let data: Bytes = Entry::new(0, Body::Schema(schema)).encode_to_vec().into();
+        for engine in [&mut pair.leader, &mut pair.follower] {
+            let applied = engine.apply(&[(1, data.clone())]).unwrap();
+            let answer = applied.answers[0].1.as_ref().unwrap_err();
+            assert_eq!(answer.sqlstate, proto::SqlState::INVALID_TABLE_DEFINITION);
+        }
+    }
+    for table in [
+        "CREATE TABLE t2 (c1 TEXT NOT NULL PRIMARY KEY)",
+        "CREATE TABLE t2 (c1 INTEGER PRIMARY KEY)",
+        "CREATE TABLE t2 (c1 TEXT PRIMARY KEY) WITHOUT ROWID",
+    ] {
+        drop(Pair::new(table));
+    }
+}
+
 #[test]
 fn primary_keys_can_move_along_a_chain() {
     let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2)");

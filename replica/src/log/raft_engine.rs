@@ -388,6 +388,28 @@ mod tests {
     }
 
     #[test]
+    fn what_was_cut_takes_room_until_it_is_purged() {
+        let directory = tempfile::tempdir().unwrap();
+        let bytes = || -> u64 {
+            let files = std::fs::read_dir(directory.path()).unwrap();
+            files.map(|file| file.unwrap().metadata().unwrap().len()).sum()
+        };
+        let log = open(&directory);
+        for index in 1..=1200 {
+            // Random enough not to be compressed away.
+            let data: Vec<u8> = (0..2500_u32)
+                .flat_map(|i| crc32fast::hash(&(index as u32 * 2500 + i).to_le_bytes()).to_le_bytes())
+                .collect();
+            append(&log, &[Entry { index, term: 1, data: data.into(), ..Entry::default() }], index);
+        }
+        write(&log, [Change::Cut(Cut { index: 1190, term: 1 })], true);
+        assert!(bytes() > 10 << 20, "{}", bytes());
+        log.purge().unwrap();
+        assert!(bytes() < 6 << 20, "{}", bytes());
+        assert_eq!(find(&log, 3, 1200).unwrap().last, 1200);
+    }
+
+    #[test]
     fn a_reset_forgets_entries_alone_and_goes_on_behind_the_cut() {
         let directory = tempfile::tempdir().unwrap();
         let log = open(&directory);

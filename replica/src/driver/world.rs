@@ -1,0 +1,215 @@
+//! Nodes whose clock, network and turns are a test's: nothing happens but when it says so.
+
+use crate::clock::Clock;
+use crate::log::RaftEngineLog;
+use crate::simulation::{Loops, open};
+use crate::{Config, Host, Replica, Write};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use proto::services::{RaftMessage, RaftService, RaftTransport};
+use proto::{GroupId, NodeId};
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+pub const GROUP: GroupId = GroupId(3);
+pub const TICK: Duration = Duration::from_millis(100);
+/// An election takes no longer, from the leader's last word.
+pub const ELECTION: Duration = Duration::from_millis(2300);
+
+/// What is on its way.
+#[derive(Default)]
+pub struct Wire {
+    pub messages: Mutex<VecDeque<(NodeId, NodeId, RaftMessage)>>,
+    pub sent: AtomicU64,
+    cut: Mutex<HashSet<(NodeId, NodeId)>>,
+}
+
+struct Link(NodeId, Arc<Wire>);
+
+impl RaftTransport for Link {
+    fn send(&self, to: NodeId, messages: Vec<RaftMessage>) {
+        self.1.sent.fetch_add(messages.len() as u64, Ordering::Relaxed);
+        let mut wire = self.1.messages.lock();
+        wire.extend(messages.into_iter().map(|message| (self.0, to, message)));
+    }
+}
+
+/// A host and its loops.
+pub struct Node {
+    pub host: Arc<Host>,
+    pub loops: Loops,
+}
+
+/// Nodes whose clock, network and turns are the test's.
+pub struct World {
+    pub nanos: Arc<AtomicU64>,
+    pub wire: Arc<Wire>,
+    pub nodes: BTreeMap<NodeId, Node>,
+    directory: tempfile::TempDir,
+    /// Nodes that get no turn, as if they were stopped.
+    frozen: Mutex<HashSet<NodeId>>,
+    /// Nodes whose engines get no turn.
+    stalled: Mutex<HashSet<NodeId>>,
+}
+
+impl World {
+    /// So many nodes with one group.
+    pub fn new(count: u64) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (nanos, wire, nodes) = Default::default();
+        let (frozen, stalled) = Default::default();
+        let mut world = Self { nanos, wire, nodes, directory, frozen, stalled };
+        let members: Vec<NodeId> = (1..=count).map(NodeId).collect();
+        for node in &members {
+            world.start(*node);
+        }
+        let init = ["CREATE TABLE t1 (c1 INTEGER PRIMARY KEY) STRICT".to_owned()];
+        for node in &members {
+            world.nodes[node].host.create(GROUP, &members, &init).unwrap();
+        }
+        world
+    }
+
+    /// Opens a node's host.
+    pub fn start(&mut self, node: NodeId) {
+        let data_dir = self.directory.path().join(node.to_string());
+        std::fs::create_dir_all(&data_dir).unwrap();
+        let log = RaftEngineLog::open(&data_dir.join("log"), 1 << 20).unwrap();
+        let nanos = self.nanos.clone();
+        let clock = Clock::simulated(move || Duration::from_nanos(nanos.load(Ordering::Relaxed)));
+        let config = Config { tick: TICK, ..Config::new(node, data_dir) };
+        let link = Arc::new(Link(node, self.wire.clone()));
+        let (host, loops) = open(config, clock, Arc::new(log), link).unwrap();
+        self.nodes.insert(node, Node { host, loops });
+    }
+
+    /// A node crashes and is started again.
+    pub fn restart(&mut self, node: NodeId) {
+        let stopped = self.nodes.remove(&node).unwrap();
+        stopped.loops.crash();
+        drop(stopped);
+        self.start(node);
+    }
+
+    /// A node's replica.
+    pub fn replica(&self, node: NodeId) -> Replica {
+        self.nodes[&node].host.replica(GROUP).unwrap()
+    }
+
+    /// All replicas.
+    pub fn replicas(&self) -> Vec<Replica> {
+        self.nodes.keys().map(|node| self.replica(*node)).collect()
+    }
+
+    /// Lets everything happen that happens now.
+    pub async fn settle(&self) {
+        loop {
+            tokio::task::yield_now().await;
+            let mut worked = false;
+            for (id, node) in &self.nodes {
+                if self.frozen.lock().contains(id) {
+                    continue;
+                }
+                node.loops.turn_consensus();
+                let stalled = self.stalled.lock().contains(id);
+                for group in node.loops.engines().into_iter().filter(|_| !stalled) {
+                    while node.loops.step_engine(group) {
+                        worked = true;
+                    }
+                }
+                node.loops.turn_consensus();
+            }
+            let messages = std::mem::take(&mut *self.wire.messages.lock());
+            if messages.is_empty() && !worked {
+                return;
+            }
+            for (from, to, message) in messages {
+                if !self.wire.cut.lock().contains(&(from, to))
+                    && let Some(node) = self.nodes.get(&to)
+                {
+                    node.host.receive(from, vec![message]);
+                }
+            }
+        }
+    }
+
+    /// Lets time pass.
+    pub async fn pass(&self, time: Duration) {
+        let step = Duration::from_millis(20);
+        let mut passed = Duration::ZERO;
+        while passed < time {
+            self.nanos.fetch_add(step.as_nanos() as u64, Ordering::Relaxed);
+            passed += step;
+            self.settle().await;
+        }
+    }
+
+    /// The only one that leads.
+    pub fn leader(&self) -> Replica {
+        let leaders: Vec<_> = self.replicas().into_iter().filter(Replica::is_leader).collect();
+        assert_eq!(leaders.len(), 1, "{:?}", self.replicas().iter().map(Replica::status).collect::<Vec<_>>());
+        leaders[0].clone()
+    }
+
+    /// Inserts a row.
+    pub async fn write(&self, replica: &Replica, number: u64) -> Result<u64, proto::WireError> {
+        let replica = replica.clone();
+        let run = Box::new(move |connection: &rusqlite::Connection| {
+            let inserted = connection.execute("INSERT INTO t1 VALUES (?1)", [number as i64]);
+            inserted.map(|_| Bytes::new()).map_err(dialect::sqlite::error)
+        });
+        let write = Write { request: None, settled: 0, deadline: later(), run };
+        let written = tokio::spawn(async move { replica.write(write).await });
+        while !written.is_finished() {
+            self.settle().await;
+        }
+        Ok(written.await.unwrap()?.index.0)
+    }
+
+    /// Cuts the ways between two nodes.
+    pub fn cut(&self, one: NodeId, other: NodeId) {
+        self.wire.cut.lock().extend([(one, other), (other, one)]);
+    }
+
+    /// Cuts a node off.
+    pub fn isolate(&self, node: NodeId) {
+        self.nodes.keys().filter(|other| **other != node).for_each(|other| self.cut(node, *other));
+    }
+
+    /// The node gets no turn until it is thawed.
+    pub fn freeze(&self, node: NodeId) {
+        self.frozen.lock().insert(node);
+    }
+
+    /// It gets turns again, as of now.
+    pub fn thaw(&self, node: NodeId) {
+        self.frozen.lock().remove(&node);
+    }
+
+    /// The node's engines get no turn until they do again.
+    pub fn stall(&self, node: NodeId, stalled: bool) {
+        let mut nodes = self.stalled.lock();
+        if stalled {
+            nodes.insert(node)
+        } else {
+            nodes.remove(&node)
+        };
+    }
+
+    /// Mends all ways.
+    pub fn heal(&self) {
+        self.wire.cut.lock().clear();
+    }
+
+    /// The other nodes.
+    pub fn others(&self, node: NodeId) -> Vec<NodeId> {
+        self.nodes.keys().copied().filter(|other| *other != node).collect()
+    }
+}
+
+/// Long from now.
+pub fn later() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
