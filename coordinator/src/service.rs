@@ -84,6 +84,12 @@ impl Coordinator {
         Arc::new(Coordinator { core, tasks: Mutex::new(vec![following, leading]) })
     }
 
+    /// Whether this is the replica that it works on. If the group has another one on this node by now, it must be
+    /// opened on that.
+    pub fn works_on(&self, replica: &Replica) -> bool {
+        self.core.replica.is(replica)
+    }
+
     /// Stops what it does by itself. Its replica goes on. Doing it again does nothing.
     pub fn shutdown(&self) {
         for task in self.tasks.lock().drain(..) {

@@ -51,6 +51,11 @@ impl Replica {
         self.life.store(life);
     }
 
+    /// Whether both are handles of one replica. One that was made in the place of another isn't that other.
+    pub fn is(&self, other: &Replica) -> bool {
+        Arc::ptr_eq(&self.life, &other.life)
+    }
+
     /// The group it belongs to.
     pub fn group(&self) -> GroupId {
         self.life.load().group

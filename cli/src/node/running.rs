@@ -120,17 +120,22 @@ impl Running {
     /// Works for the coordinator exactly while this node has a replica of it. Says whether that has changed.
     fn attend(&self, core: &Core) -> bool {
         let mut coordinator = self.coordinator.lock();
-        match (self.host.replica(GroupId::COORDINATOR), &*coordinator) {
-            (Some(replica), None) => {
-                let config = self.coordinator_config(&core.settings.tuned);
-                *coordinator = Some(Coordinator::open(replica, self.peers.clone(), config));
-            }
-            (None, Some(gone)) => {
-                gone.shutdown();
-                *coordinator = None;
-            }
-            (Some(_), Some(_)) | (None, None) => return false,
+        let replica = self.host.replica(GroupId::COORDINATOR);
+        let same = match (&replica, &*coordinator) {
+            (Some(replica), Some(coordinator)) => coordinator.works_on(replica),
+            (Some(_), None) | (None, Some(_)) => false,
+            (None, None) => true,
+        };
+        if same {
+            return false;
         }
+        if let Some(gone) = coordinator.take() {
+            gone.shutdown();
+        }
+        *coordinator = replica.map(|replica| {
+            let config = self.coordinator_config(&core.settings.tuned);
+            Coordinator::open(replica, self.peers.clone(), config)
+        });
         true
     }
 

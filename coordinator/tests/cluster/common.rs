@@ -516,18 +516,21 @@ async fn attend(directory: Arc<Directory>, node: NodeId, host: Arc<Host>, config
     loop {
         changed.mark_unchanged();
         let replica = host.replica(GroupId::COORDINATOR);
-        let works = directory.coordinators.lock().contains_key(&node);
-        match replica {
-            Some(replica) if !works => {
+        let works = directory.coordinators.lock().get(&node).cloned();
+        let same = match (&replica, &works) {
+            (Some(replica), Some(coordinator)) => coordinator.works_on(replica),
+            (replica, coordinator) => replica.is_none() && coordinator.is_none(),
+        };
+        if !same {
+            if let Some(gone) = works {
+                gone.shutdown();
+                directory.coordinators.lock().remove(&node);
+            }
+            if let Some(replica) = replica {
                 let peers = Arc::clone(&directory) as Arc<dyn Peers>;
                 let coordinator = Coordinator::open(replica, peers, config.clone());
                 directory.coordinators.lock().insert(node, coordinator);
             }
-            None if works => {
-                let gone = directory.coordinators.lock().remove(&node);
-                gone.unwrap().shutdown();
-            }
-            _ => {}
         }
         if changed.changed().await.is_err() {
             return;
