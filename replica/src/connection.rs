@@ -1,7 +1,8 @@
 //! Opening a replica's database: one writer, many readers.
 //!
 //! A path goes in, a configured connection comes out, with Shoal's functions registered. Here alone is decided which
-//! pragmas hold. It must never know a table.
+//! pragmas hold. Databases aren't mapped into memory: a page that the disk can't read would end the process with
+//! SIGBUS, and not be an error of one replica. It must never know a table.
 
 use crate::reading::{self, Reading};
 use crate::session::OWN_PREFIX;
@@ -56,7 +57,7 @@ pub(crate) fn writer(path: &Path, hooks: &Hooks) -> rusqlite::Result<Connection>
     )?;
     connection.execute_batch(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 0;
-         PRAGMA cache_size = -16384; PRAGMA mmap_size = 268435456; PRAGMA temp_store = MEMORY;",
+         PRAGMA cache_size = -16384; PRAGMA temp_store = MEMORY;",
     )?;
     // What a closed connection leaves in the WAL is taken up at the next open; shutdown checkpoints by itself.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
@@ -126,10 +127,8 @@ pub(crate) fn reader(path: &Path, reading: &Arc<Reading>) -> rusqlite::Result<Co
         path,
         OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX,
     )?;
-    connection.execute_batch(
-        "PRAGMA query_only = ON; PRAGMA cache_size = -4096; PRAGMA mmap_size = 268435456;
-         PRAGMA temp_store = MEMORY;",
-    )?;
+    connection
+        .execute_batch("PRAGMA query_only = ON; PRAGMA cache_size = -4096; PRAGMA temp_store = MEMORY;")?;
     // The last to close a database removes the WAL, by its name: by then it may be another database's.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.set_prepared_statement_cache_capacity(READER_STATEMENTS);

@@ -429,3 +429,33 @@ async fn a_missing_wal_is_made_up_for_from_the_log() {
     insert(&cluster, 31, 10).await;
     cluster.assert_equal(ROWS).await;
 }
+
+#[tokio::test]
+async fn a_database_that_is_cut_short_under_its_readers_ends_nobody_but_itself() {
+    let cluster = three();
+    cluster.create(&[TABLE]);
+    for number in 1..=30 {
+        insert(&cluster, number, 4000).await;
+    }
+    let rows = cluster.assert_equal(ROWS).await;
+    let node = cluster.others(cluster.leader().await.status().node)[0];
+    let replica = cluster.replica(node);
+    let path = cluster.data_dir(node).join(format!("groups/{GROUP}/replica.sqlite"));
+    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(8192).unwrap();
+    // A mapped file would have ended the process here.
+    let snapshot = replica.snapshot(Eventual, soon()).await.unwrap();
+    let read =
+        snapshot.connection().query_row("SELECT sum(length(c2)) FROM t1", [], |row| row.get::<_, i64>(0));
+    drop(snapshot);
+    if read.is_err() {
+        let why = stopped(&cluster, node).await;
+        assert!(why.contains("replica.sqlite: "), "{why}");
+    } else {
+        // All of it was still in the WAL.
+        assert_eq!(read.unwrap(), 30 * 4000);
+    }
+    insert(&cluster, 31, 10).await;
+    let leader = cluster.leader_among(&cluster.others(node)).await;
+    assert_eq!(number(&leader, Strong, "SELECT count(*) FROM t1").await, 31);
+    assert_eq!(rows.lines().count(), 30);
+}
