@@ -1,8 +1,6 @@
 //! A consistent view of one replica's rows, on a pooled read-only connection.
 
 use crate::driver::Shared;
-use crate::error::ReplicaError;
-use crate::fault;
 use crate::readers::Reader;
 use crate::reading::Canceller;
 use proto::{LogIndex, SqlState, WireError};
@@ -69,8 +67,7 @@ impl Snapshot {
     /// The error of a statement on it, with its true cause: SQLite only says that it was interrupted. What this replica's
     /// own files are to blame for stops it; another one is to be asked.
     pub fn explain(&self, error: WireError) -> WireError {
-        if let Some(fault) = fault::met_by_reader(self.connection()) {
-            self.stop(fault);
+        if self.shared.stop_for(self.reader()) {
             return self.shared.not_leader();
         }
         match self.check() {
@@ -78,25 +75,12 @@ impl Snapshot {
             _ => error,
         }
     }
-
-    fn stop(&self, source: rusqlite::Error) {
-        if !self.shared.readers.is_current(self.reader()) {
-            return;
-        }
-        let path = self.shared.readers.path().to_owned();
-        self.shared.stop(&ReplicaError::Sqlite { path, source });
-    }
 }
 
 impl Drop for Snapshot {
     fn drop(&mut self) {
-        if self.reader.is_some()
-            && let Some(fault) = fault::met_by_reader(self.connection())
-        {
-            self.stop(fault);
-        }
         if let Some(reader) = self.reader.take() {
-            self.shared.readers.give_back(reader);
+            self.shared.give_back(reader);
         }
     }
 }

@@ -55,7 +55,7 @@ impl Hashing {
 impl Drop for Hashing {
     fn drop(&mut self) {
         if let Some(reader) = self.reader.take() {
-            self.shared.readers.give_back(reader);
+            self.shared.give_back(reader);
         }
     }
 }

@@ -7,7 +7,8 @@ use super::mailbox::{Mail, Mailbox};
 use crate::clock::Clock;
 use crate::consensus::Standing;
 use crate::error::ReplicaError;
-use crate::readers::Readers;
+use crate::fault;
+use crate::readers::{Reader, Readers};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use proto::services::{Progress, ReplicaRole, ReplicaStatus, TableHash};
 use proto::{GroupId, LogIndex, NodeId, Retry, SqlState, Term, WireError};
@@ -377,6 +378,22 @@ impl Shared {
         self.wake();
         self.images.send(ImageMail::Remove { group: self.group });
         self.mailbox.send(Mail::Remove { group: self.group });
+    }
+
+    /// Stops the replica if what this reader met is the fault of the replica's own files; says whether it did.
+    pub fn stop_for(&self, reader: &Reader) -> bool {
+        if !self.readers.is_current(reader) {
+            return false;
+        }
+        let fault = fault::met_by_reader(&reader.connection);
+        let stops = fault.map(|source| ReplicaError::Sqlite { path: self.readers.path().to_owned(), source });
+        stops.inspect(|why| self.stop(why)).is_some()
+    }
+
+    /// Takes a reader back, and looks at what it met.
+    pub fn give_back(&self, reader: Reader) {
+        self.stop_for(&reader);
+        self.readers.give_back(reader);
     }
 
     /// Whether it stopped for a reason that can pass.

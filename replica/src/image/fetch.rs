@@ -216,7 +216,12 @@ impl Fetching {
     }
 
     fn sync(&mut self) -> Result<(), ReplicaError> {
-        self.file.sync_all().map_err(ReplicaError::io(&self.path))?;
+        if let Err(error) = self.file.sync_all() {
+            // What the kernel shows of it need not be on the disk, and it won't say so again: not to be gone on with.
+            let error = ReplicaError::io(&self.path)(error);
+            file::remove(&self.path)?;
+            return Err(error);
+        }
         self.synced = self.done;
         Ok(())
     }
