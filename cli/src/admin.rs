@@ -2,7 +2,9 @@
 
 use crate::arguments::{Admin, Keyspace, ShardingArgument};
 use crate::failure::Failure;
-use proto::services::{BootstrapService, BoxFuture, CoordinatorService, CreateKeyspace, ServiceResult};
+use proto::services::{
+    BootstrapService, BoxFuture, ClusterStatus, CoordinatorService, CreateKeyspace, ServiceResult,
+};
 use proto::topology::{Node, Sharding};
 use proto::transport::NodeClient;
 use proto::{RequestId, Retry, RouterIncarnation, SqlState, WireError};
@@ -38,11 +40,25 @@ pub async fn ask_leader<T>(
     admin: &Admin,
     ask: impl Fn(Arc<dyn CoordinatorService>) -> BoxFuture<'static, ServiceResult<T>>,
 ) -> Result<T, Failure> {
-    let answer = tokio::time::timeout(PATIENCE, search(admin, ask)).await;
-    answer.unwrap_or_else(|_| {
-        let message = format!("{}: no answer in {} seconds", admin.host, PATIENCE.as_secs());
+    ask_leader_for(admin, Some(PATIENCE), ask).await
+}
+
+/// The same, for so long; `None` for as long as it takes. What is asked must be safe to repeat.
+pub async fn ask_leader_for<T>(
+    admin: &Admin,
+    patience: Option<Duration>,
+    ask: impl Fn(Arc<dyn CoordinatorService>) -> BoxFuture<'static, ServiceResult<T>>,
+) -> Result<T, Failure> {
+    let Some(patience) = patience else { return search(admin, ask).await };
+    tokio::time::timeout(patience, search(admin, ask)).await.unwrap_or_else(|_| {
+        let message = format!("{}: no answer in {} seconds", admin.host, patience.as_secs());
         Err(Failure::Cluster(WireError::new(SqlState::CONNECTION_FAILURE, message)))
     })
+}
+
+/// What there is and how it does.
+pub async fn status(admin: &Admin) -> Result<ClusterStatus, Failure> {
+    ask_leader(admin, |coordinator| Box::pin(async move { coordinator.status().await })).await
 }
 
 async fn search<T>(
@@ -61,7 +77,7 @@ async fn search<T>(
     loop {
         for coordinator in &coordinators {
             match ask(coordinator.clone()).await {
-                Err(error) if matches!(error.retry, Retry::NotLeader(_) | Retry::Later) => {}
+                Err(error) if matches!(error.retry, Retry::NotLeader(_) | Retry::Later | Retry::Unknown) => {}
                 answer => return Ok(answer?),
             }
         }

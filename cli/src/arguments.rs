@@ -25,6 +25,9 @@ pub enum Command {
     Init(Init),
     /// Shows nodes, keyspaces, and shards with their leaders and replicas
     Status(Status),
+    /// Changes who holds a group's replicas, or compares them
+    #[command(subcommand)]
+    Replica(Replica),
     /// Makes keyspaces
     #[command(subcommand)]
     Keyspace(Keyspace),
@@ -145,6 +148,76 @@ pub struct Status {
     /// Prints JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Whose replicas.
+#[derive(Debug, Args)]
+pub struct Target {
+    /// The shard, by its name (main/-80), or coordinator
+    #[arg(long, value_name = "SHARD", allow_hyphen_values = true)]
+    pub shard: String,
+    /// Where to ask.
+    #[command(flatten)]
+    pub admin: Admin,
+}
+
+/// `shoal replica ..`.
+#[derive(Debug, Subcommand)]
+pub enum Replica {
+    /// Gives a node a replica
+    Add {
+        /// Of what.
+        #[command(flatten)]
+        target: Target,
+        /// The node that gets it
+        #[arg(long, value_name = "N")]
+        node: u64,
+    },
+    /// Takes a node's replica away
+    Remove {
+        /// Of what.
+        #[command(flatten)]
+        target: Target,
+        /// The node that loses it
+        #[arg(long, value_name = "N")]
+        node: u64,
+    },
+    /// Gives one node what another has, which then loses it
+    Move {
+        /// Of what.
+        #[command(flatten)]
+        target: Target,
+        /// The node that loses it
+        #[arg(long, value_name = "N")]
+        from: u64,
+        /// The node that gets it
+        #[arg(long, value_name = "N")]
+        to: u64,
+    },
+    /// Makes a node's replica anew from the others, whatever it has on disk
+    Rebuild {
+        /// Of what.
+        #[command(flatten)]
+        target: Target,
+        /// The node whose it is
+        #[arg(long, value_name = "N")]
+        node: u64,
+    },
+    /// Has another of the nodes lead
+    TransferLeader {
+        /// Of what.
+        #[command(flatten)]
+        target: Target,
+        /// The node that is to lead
+        #[arg(long, value_name = "N")]
+        to: u64,
+    },
+    /// Has all replicas hash their tables at the same place of the log, and compares
+    Check {
+        /// Of what.
+        #[command(flatten)]
+        target: Target,
+    },
 }
 
 /// `shoal keyspace ..`.

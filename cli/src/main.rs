@@ -15,6 +15,7 @@ mod node;
 mod options;
 mod peers;
 mod ready;
+mod replicas;
 mod serve;
 mod status;
 mod tuning;
@@ -49,6 +50,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Node(options) => runtime.block_on(serve::run(*options)),
         Command::Init(options) => runtime.block_on(init::run(options)),
         Command::Status(options) => runtime.block_on(status::run(options)),
+        Command::Replica(command) => runtime.block_on(replicas::run(command)),
         Command::Keyspace(command) => runtime.block_on(admin::keyspace(command)),
     }
 }

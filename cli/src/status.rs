@@ -19,6 +19,8 @@ struct Report {
     keyspaces: Vec<KeyspaceLine>,
     coordinator: GroupLine,
     shards: Vec<ShardLine>,
+    jobs: Vec<JobLine>,
+    alarms: Vec<AlarmLine>,
 }
 
 #[derive(Serialize)]
@@ -26,6 +28,8 @@ struct NodeLine {
     node: u64,
     address: String,
     roles: Vec<&'static str>,
+    /// How long ago it reported; null if the coordinator's leader hasn't heard of it.
+    heard_ms: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -50,7 +54,12 @@ struct ShardLine {
 struct GroupLine {
     group: u64,
     leader: Option<u64>,
+    voters: Vec<u64>,
+    learners: Vec<u64>,
+    /// Between two sets of voters.
+    joint: bool,
     replicas: Vec<ReplicaLine>,
+    holds: Vec<HoldLine>,
 }
 
 #[derive(Serialize)]
@@ -59,14 +68,50 @@ struct ReplicaLine {
     role: Option<&'static str>,
     term: Option<u64>,
     applied: Option<u64>,
+    /// How many entries its log lacks, as its leader knows.
+    lag: Option<u64>,
+    wal_bytes: Option<u64>,
+    image: Option<ImageLine>,
+    check: Option<CheckLine>,
     stopped: Option<String>,
+}
+
+#[derive(Serialize)]
+struct ImageLine {
+    done_bytes: u64,
+    total_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct CheckLine {
+    index: u64,
+    hash: String,
+}
+
+#[derive(Serialize)]
+struct HoldLine {
+    name: String,
+    index: u64,
+}
+
+#[derive(Serialize)]
+struct JobLine {
+    job: u64,
+    what: String,
+    progress: String,
+}
+
+#[derive(Serialize)]
+struct AlarmLine {
+    group: u64,
+    shard: String,
+    node: u64,
+    message: String,
 }
 
 /// Asks the cluster and prints what it says.
 pub async fn run(options: arguments::Status) -> Result<(), Failure> {
-    let status =
-        admin::ask_leader(&options.admin, |coordinator| Box::pin(async move { coordinator.status().await }))
-            .await?;
+    let status = admin::status(&options.admin).await?;
     let report = report(&status);
     let text = if options.json {
         serde_json::to_string_pretty(&report).expect("names and numbers can be written as JSON")
@@ -78,11 +123,10 @@ pub async fn run(options: arguments::Status) -> Result<(), Failure> {
 
 fn report(status: &ClusterStatus) -> Report {
     let topology = &status.state.topology;
-    let coordinators = topology.coordinators.clone();
     Report {
         epoch: topology.epoch.0,
         schema_version: status.state.catalog.version().0,
-        nodes: topology.nodes.values().map(node_line).collect(),
+        nodes: topology.nodes.values().map(|node| node_line(status, node)).collect(),
         keyspaces: topology
             .keyspaces
             .values()
@@ -93,18 +137,43 @@ fn report(status: &ClusterStatus) -> Report {
                 replicas: k.replicas,
             })
             .collect(),
-        coordinator: group_line(status, GroupId::COORDINATOR, &coordinators),
+        coordinator: group_line(status, GroupId::COORDINATOR, &topology.coordinators),
         shards: shard_lines(status, topology),
+        jobs: status
+            .jobs
+            .iter()
+            .map(|job| JobLine { job: job.id, what: job.what.clone(), progress: job.progress.clone() })
+            .collect(),
+        alarms: status
+            .alarms
+            .iter()
+            .map(|alarm| AlarmLine {
+                group: alarm.group.0,
+                shard: group_name(topology, alarm.group),
+                node: alarm.node.0,
+                message: alarm.message.clone(),
+            })
+            .collect(),
     }
 }
 
-fn node_line(node: &Node) -> NodeLine {
+fn group_name(topology: &Topology, group: GroupId) -> String {
+    if group == GroupId::COORDINATOR {
+        return "coordinator".to_owned();
+    }
+    let shard = topology.shards.values().find(|shard| shard.group == group);
+    shard.map_or_else(|| format!("group {group}"), |shard| topology.shard_name(shard.id))
+}
+
+fn node_line(status: &ClusterStatus, node: &Node) -> NodeLine {
+    let heard = status.heard.iter().find(|(known, _)| *known == node.id);
     let Roles { router, shardnode, coordinator } = node.roles;
     let roles = [(router, "router"), (shardnode, "shardnode"), (coordinator, "coordinator")];
     NodeLine {
         node: node.id.0,
         address: node.address.clone(),
         roles: roles.into_iter().filter(|(has, _)| *has).map(|(_, name)| name).collect(),
+        heard_ms: heard.map(|(_, ago)| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
     }
 }
 
@@ -125,20 +194,54 @@ fn shard_lines(status: &ClusterStatus, topology: &Topology) -> Vec<ShardLine> {
 }
 
 fn group_line(status: &ClusterStatus, group: GroupId, nodes: &[NodeId]) -> GroupLine {
+    let said = |node: NodeId| status.replicas.iter().find(|r| r.group == group && r.node == node);
+    let leader = status.state.leaders.get(group);
+    let leading = leader.and_then(said).filter(|r| r.role == ReplicaRole::Leader);
+    let numbers = |nodes: &[NodeId]| nodes.iter().map(|node| node.0).collect();
+    let members = leading.map(|leading| leading.members.clone()).unwrap_or_default();
+    // Those that are coming and those that are going are of interest, too.
+    let mut everyone = nodes.to_vec();
+    let others = status.replicas.iter().filter(|r| r.group == group).map(|r| r.node);
+    for node in members.voters.iter().chain(&members.learners).copied().chain(others) {
+        if !everyone.contains(&node) {
+            everyone.push(node);
+        }
+    }
     let line = |node: &NodeId| {
-        let said = status.replicas.iter().find(|r| r.group == group && r.node == *node);
+        let said = said(*node);
+        let lag = leading.and_then(|leading| {
+            let has = leading.lag.iter().find(|(member, _)| member == node).map(|(_, index)| *index);
+            let has = if leading.node == *node { Some(leading.last) } else { has };
+            Some(leading.last.0.saturating_sub(has?.0))
+        });
         ReplicaLine {
             node: node.0,
             role: said.map(role),
             term: said.map(|r| r.term.0),
             applied: said.map(|r| r.applied.0),
+            lag,
+            wal_bytes: said.map(|r| r.wal_bytes),
+            image: said
+                .and_then(|r| r.image)
+                .map(|image| ImageLine { done_bytes: image.done, total_bytes: image.total }),
+            check: said
+                .and_then(|r| r.check)
+                .map(|check| CheckLine { index: check.index.0, hash: format!("{:032x}", check.hash) }),
             stopped: said.and_then(|r| r.stopped.clone()),
         }
     };
     GroupLine {
         group: group.0,
-        leader: status.state.leaders.get(group).map(|node| node.0),
-        replicas: nodes.iter().map(line).collect(),
+        leader: leader.map(|node| node.0),
+        voters: numbers(&members.voters),
+        learners: numbers(&members.learners),
+        joint: members.joint,
+        replicas: everyone.iter().map(line).collect(),
+        holds: leading
+            .into_iter()
+            .flat_map(|leading| &leading.holds)
+            .map(|(name, index)| HoldLine { name: name.clone(), index: index.0 })
+            .collect(),
     }
 }
 
@@ -158,9 +261,11 @@ fn tables(report: &Report) -> String {
         table.load_preset(presets::UTF8_BORDERS_ONLY).set_header(header.iter().copied());
         table
     };
-    let mut nodes = table(&["node", "address", "roles"]);
+    let mut nodes = table(&["node", "address", "roles", "heard"]);
     for node in &report.nodes {
-        nodes.add_row([node.node.to_string(), node.address.clone(), node.roles.join(", ")]);
+        let heard =
+            node.heard_ms.map_or("never".to_owned(), |ms| format!("{}.{} s ago", ms / 1000, ms % 1000 / 100));
+        nodes.add_row([node.node.to_string(), node.address.clone(), node.roles.join(", "), heard]);
     }
     let mut keyspaces = table(&["keyspace", "sharding", "shards", "replicas"]);
     for keyspace in &report.keyspaces {
@@ -175,14 +280,41 @@ fn tables(report: &Report) -> String {
         let leader = group.leader.map_or("none".to_owned(), |node| format!("node {node}"));
         shards.add_row([name.to_owned(), group.group.to_string(), leader, replicas(group)]);
     }
-    format!("{nodes}\n{keyspaces}\n{shards}")
+    let mut text = format!("{nodes}\n{keyspaces}\n{shards}");
+    if !report.jobs.is_empty() {
+        let mut jobs = table(&["job", "what", "progress"]);
+        for JobLine { job, what, progress } in &report.jobs {
+            jobs.add_row([job.to_string(), what.clone(), progress.clone()]);
+        }
+        text += &format!("\n{jobs}");
+    }
+    if !report.alarms.is_empty() {
+        let mut alarms = table(&["alarm", "node", "what"]);
+        for AlarmLine { group: _, shard, node, message } in &report.alarms {
+            alarms.add_row([shard.clone(), node.to_string(), message.clone()]);
+        }
+        text += &format!("\n{alarms}");
+    }
+    text
 }
 
 fn replicas(group: &GroupLine) -> String {
-    let replica = |r: &ReplicaLine| match (r.role, r.applied, &r.stopped) {
-        (Some(_), _, Some(cause)) => format!("{}: stopped: {cause}", r.node),
-        (Some(role), Some(applied), None) => format!("{}: {role}, {applied}", r.node),
+    let mut lines: Vec<String> = group.replicas.iter().map(replica).collect();
+    if group.joint {
+        lines.push("between two sets of voters".to_owned());
+    }
+    lines.extend(group.holds.iter().map(|hold| format!("log held from {} for {}", hold.index, hold.name)));
+    lines.join("\n")
+}
+
+fn replica(r: &ReplicaLine) -> String {
+    let lag = r.lag.filter(|lag| *lag > 0).map_or(String::new(), |lag| format!(", lags by {lag}"));
+    match (r.role, r.applied, &r.stopped, &r.image) {
+        (Some(_), _, Some(cause), _) => format!("{}: stopped: {cause}", r.node),
+        (Some(role), _, None, Some(ImageLine { done_bytes, total_bytes })) => {
+            format!("{}: {role}, receives an image: {done_bytes} of {total_bytes} bytes", r.node)
+        }
+        (Some(role), Some(applied), None, None) => format!("{}: {role}, {applied}{lag}", r.node),
         _ => format!("{}: unheard of", r.node),
-    };
-    group.replicas.iter().map(replica).collect::<Vec<_>>().join("\n")
+    }
 }
