@@ -42,6 +42,7 @@ mod service;
 mod state;
 mod store;
 mod vitals;
+mod watching;
 mod worker;
 
 pub use config::Config;

@@ -10,7 +10,7 @@ use crate::replica_work::{Obstacles, ReplicaWorker};
 use crate::state::State;
 use crate::store::{self, Store};
 use crate::worker::Worker;
-use crate::{care, nodes, replicas, sequence};
+use crate::{care, nodes, replicas, sequence, watching};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::services::{
@@ -27,7 +27,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinSet};
-use tokio_stream::wrappers::WatchStream;
 
 /// How soon a request is tried again that others were in the way of.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -309,10 +308,7 @@ impl Core {
 
 impl CoordinatorService for Coordinator {
     fn watch(&self) -> BoxFuture<'_, ServiceResult<BoxStream<ClusterState>>> {
-        Box::pin(async {
-            let states: BoxStream<ClusterState> = Box::pin(WatchStream::new(self.core.state.subscribe()));
-            Ok(states)
-        })
+        Box::pin(async { Ok(watching::watch(self.core.state.subscribe(), self.core.replica.watch())) })
     }
 
     fn register(&self, node: Node) -> BoxFuture<'_, ServiceResult<()>> {

@@ -7,7 +7,8 @@ use crate::retry::Backoff;
 use arc_swap::{ArcSwap, Guard};
 use dashmap::DashMap;
 use futures::StreamExt;
-use proto::services::{ClusterState, CoordinatorService, Peers};
+use proto::services::{ClusterState, CoordinatorService, Peers, SILENCE};
+use proto::topology::Leaders;
 use proto::{Epoch, GroupId, NodeId, Retry, SchemaVersion, SqlState, WireError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -62,9 +63,13 @@ impl Cluster {
         loop {
             let mut backoff = Backoff::until(Instant::now() + Duration::from_secs(3600));
             for (node, coordinator) in self.peers.coordinators() {
-                match coordinator.watch().await {
+                match tokio::time::timeout(SILENCE, coordinator.watch())
+                    .await
+                    .unwrap_or_else(|_| Err(silent()))
+                {
                     Ok(mut states) => {
-                        while let Some(state) = states.next().await {
+                        // One that is silent is cut off, and another may not be.
+                        while let Ok(Some(state)) = tokio::time::timeout(SILENCE, states.next()).await {
                             self.install(state);
                             backoff = Backoff::until(Instant::now() + Duration::from_secs(3600));
                         }
@@ -78,6 +83,14 @@ impl Cluster {
 
     /// Takes in a state. Parts that are older than what is known are left out: coordinators may lag.
     pub fn install(&self, new: ClusterState) {
+        let old = self.load();
+        if Arc::ptr_eq(&old.topology, &new.topology)
+            && Arc::ptr_eq(&old.leaders, &new.leaders)
+            && Arc::ptr_eq(&old.catalog, &new.catalog)
+        {
+            return;
+        }
+        drop(old);
         self.state.rcu(|old| {
             let topology =
                 if new.topology.epoch >= old.topology.epoch { &new.topology } else { &old.topology };
@@ -86,12 +99,17 @@ impl Cluster {
             ClusterState {
                 topology: topology.clone(),
                 catalog: catalog.clone(),
-                leaders: new.leaders.clone(),
+                leaders: newest(&old.leaders, &new.leaders),
             }
         });
         self.corrected.store(false, Ordering::Release);
         self.corrections.clear();
         self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Tells of each new state from now on.
+    pub fn news(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
     }
 
     /// The node that leads a group, as far as is known.
@@ -218,4 +236,18 @@ impl Cluster {
             }
         }
     }
+}
+
+fn silent() -> WireError {
+    WireError::new(SqlState::CONNECTION_FAILURE, "the coordinator does not answer")
+}
+
+/// For each group the leader of the latest term that either knows of.
+fn newest(old: &Arc<Leaders>, new: &Arc<Leaders>) -> Arc<Leaders> {
+    let mut merged = Leaders::clone(new);
+    let mut kept = false;
+    for (group, term, node) in old.iter() {
+        kept |= merged.learn(group, term, node);
+    }
+    if kept { Arc::new(merged) } else { new.clone() }
 }

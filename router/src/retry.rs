@@ -7,7 +7,7 @@ use rand::Rng;
 use std::time::{Duration, Instant};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
-const LONGEST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// The pauses between attempts.
 #[derive(Clone, Debug)]

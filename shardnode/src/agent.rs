@@ -6,7 +6,9 @@
 
 use crate::node::ShardNode;
 use futures_core::Stream;
-use proto::services::{BoxStream, ClusterState, CoordinatorService, Peers, ReplicaRole, ReplicaStatus};
+use proto::services::{
+    BoxStream, ClusterState, CoordinatorService, Peers, ReplicaRole, ReplicaStatus, SILENCE,
+};
 use proto::topology::Node;
 use proto::{GroupId, NodeId, Retry, SqlState, Term};
 use replica::Host;
@@ -95,7 +97,8 @@ impl Agent {
                     }
                     Err(_) => continue,
                 };
-                while let Some(state) = next(&mut states).await {
+                // What is silent is cut off; another one may not be.
+                while let Ok(Some(state)) = tokio::time::timeout(SILENCE, next(&mut states)).await {
                     pause = FIRST_PAUSE;
                     (self.heard)(&state);
                     let settled = self.shards.as_ref().is_none_or(|shards| shards.follow(&state));

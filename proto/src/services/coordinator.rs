@@ -10,10 +10,16 @@ use crate::value::Value;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How often the state is told though nothing has changed.
+pub const PULSE: Duration = Duration::from_secs(1);
+/// A coordinator that has told nothing for so long is cut off from whoever watches.
+pub const SILENCE: Duration = Duration::from_secs(4);
+
 /// The coordinator's replica on one node. All but `watch` and `report` are for its leader; others answer
 /// [`crate::Retry::NotLeader`].
 pub trait CoordinatorService: Send + Sync {
-    /// The cluster's state now, and again after each change. Slow readers miss states, never the newest.
+    /// The cluster's state now, and again after each change. Slow readers miss states, never the newest. It is told at
+    /// least once in [`PULSE`]; whoever hears nothing for [`SILENCE`] should ask another coordinator.
     fn watch(&self) -> BoxFuture<'_, ServiceResult<BoxStream<ClusterState>>>;
 
     /// Gives a new node its id.

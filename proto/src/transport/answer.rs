@@ -291,13 +291,12 @@ async fn watch(reply: &Reply, mut states: BoxStream<ClusterState>) -> Result<(),
     send(reply, AnswerKind::Watch(Nothing {}), false).await?;
     let mut encoder = StateEncoder::default();
     while let Some(state) = states.next().await {
-        if let Some(changed) = encoder.next(state) {
-            let bytes = changed.encode_to_vec();
-            if bytes.len() > MAX_MESSAGE {
-                return Err(too_big(bytes.len(), false).into());
-            }
-            reply.message(bytes.into(), false).await?;
+        let bytes = encoder.next(state).encode_to_vec();
+        if bytes.len() > MAX_MESSAGE {
+            return Err(too_big(bytes.len(), false).into());
         }
+        // One without a changed part says that the others are as they were.
+        reply.message(bytes.into(), false).await?;
     }
     Ok(reply.end().await?)
 }

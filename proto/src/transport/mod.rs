@@ -63,8 +63,8 @@ const MAX_IN_FLIGHT: usize = 16 << 10;
 
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 2 << 20;
-/// A peer that answers no ping for so long (each) is gone.
-const KEEPALIVE: Duration = Duration::from_secs(5);
+/// A peer is pinged so often, and gone if it answers none for so long.
+const KEEPALIVE: Duration = Duration::from_secs(2);
 
 /// The first frame: who speaks, and to whom.
 fn hello(cluster: Option<ClusterId>, from: Option<NodeId>, to: Option<NodeId>) -> Hello {

@@ -178,8 +178,8 @@ impl Convert for CheckTables {
 pub(crate) struct StateEncoder(Option<ClusterState>);
 
 impl StateEncoder {
-    /// The parts that changed. `None` if none did.
-    pub(crate) fn next(&mut self, state: ClusterState) -> Option<pb::ClusterState> {
+    /// The parts that changed.
+    pub(crate) fn next(&mut self, state: ClusterState) -> pb::ClusterState {
         let before = self.0.as_ref();
         let topology = !before.is_some_and(|before| Arc::ptr_eq(&before.topology, &state.topology));
         let leaders = !before.is_some_and(|before| Arc::ptr_eq(&before.leaders, &state.leaders));
@@ -190,7 +190,7 @@ impl StateEncoder {
             catalog: catalog.then(|| state.catalog.to_message()),
         };
         self.0 = Some(state);
-        (topology || leaders || catalog).then_some(changed)
+        changed
     }
 }
 

@@ -17,6 +17,7 @@ use proto::services::{Access, ClusterState, Consistency, FragmentRequest, Fragme
 use proto::{NodeId, Retry, RowBatch, SchemaVersion, ShardId, SqlState, TableId, Value, WireError};
 use std::sync::Arc;
 use std::time::Instant;
+use tokio::sync::watch;
 
 /// One write for one shard.
 pub struct ShardWrite {
@@ -45,8 +46,8 @@ pub struct ShardWrite {
 enum Next {
     /// At once, this node.
     Node(NodeId),
-    /// After a pause, whoever leads then.
-    Pause,
+    /// After a pause, this node, or whoever leads then.
+    Pause(Option<NodeId>),
 }
 
 impl Executor {
@@ -235,6 +236,7 @@ struct Asked<'a> {
     hint: Option<NodeId>,
     attempts: usize,
     backoff: Backoff,
+    news: Option<watch::Receiver<u64>>,
 }
 
 impl<'a> Asked<'a> {
@@ -247,6 +249,7 @@ impl<'a> Asked<'a> {
             hint: None,
             attempts: 0,
             backoff: Backoff::until(run.retry_until()),
+            news: None,
         }
     }
 
@@ -269,10 +272,10 @@ impl<'a> Asked<'a> {
             .get(&self.shard)
             .or_else(|| newest.topology.shards.get(&self.shard));
         let shard = shard.ok_or_else(|| WireError::internal(format!("there is no shard {}", self.shard)))?;
-        let leader = self.hint.or_else(|| cluster.leader(&newest, shard.group));
-        // Nobody is known to lead: the replicas are asked in turn, one of them will know.
-        let node =
-            leader.or_else(|| shard.replicas.get(self.attempts % shard.replicas.len().max(1)).copied());
+        let known = || cluster.leader(&newest, shard.group).filter(|_| self.attempts.is_multiple_of(2));
+        // Nobody is known to lead, or the one that was known doesn't: the replicas are asked in turn, one will know.
+        let turn = self.attempts / 2 % shard.replicas.len().max(1);
+        let node = self.hint.or_else(known).or_else(|| shard.replicas.get(turn).copied());
         Ok(node.and_then(|node| cluster.peers().shard_service(node)))
     }
 
@@ -282,10 +285,14 @@ impl<'a> Asked<'a> {
         match self.next(&error) {
             None => return Err(error),
             Some(Next::Node(node)) => self.hint = Some(node),
-            Some(Next::Pause) => {
-                self.hint = None;
-                if !self.backoff.pause().await {
-                    return Err(error);
+            Some(Next::Pause(hint)) => {
+                self.hint = hint;
+                let cluster = &self.executor.cluster;
+                let news = self.news.get_or_insert_with(|| cluster.news());
+                tokio::select! {
+                    more = self.backoff.pause() => if !more { return Err(error) },
+                    // Perhaps of who leads now.
+                    _ = news.changed() => {}
                 }
             }
         }
@@ -300,7 +307,8 @@ impl<'a> Asked<'a> {
                 }
                 Some(Next::Node(node))
             }
-            Retry::NotLeader(_) | Retry::Later | Retry::Unknown => Some(Next::Pause),
+            Retry::NotLeader(Some(node)) if self.hint != Some(node) => Some(Next::Pause(Some(node))),
+            Retry::NotLeader(_) | Retry::Later | Retry::Unknown => Some(Next::Pause(None)),
             Retry::Never | Retry::StaleEpoch(_) | Retry::StaleSchema(_) => None,
         }
     }
