@@ -489,6 +489,7 @@ impl Member {
         self.note_offers(&messages);
         committed.extend(more);
         if let Some(cut) = self.installing.take() {
+            self.shared.set_members(&self.consensus.conf_state());
             self.shared.inbox().install(cut);
             self.shared.wake();
         }

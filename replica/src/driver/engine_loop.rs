@@ -352,6 +352,7 @@ impl EngineLoop {
             return Err(ReplicaError::Damaged { path: self.engine.path().to_owned(), message });
         }
         tracing::info!(group = self.shared.group.0, index = cut.index, "took up an image");
+        self.shared.set_holds(self.engine.holds());
         self.publish();
         Ok(())
     }
