@@ -25,7 +25,14 @@ pub struct Network {
     cut: Mutex<HashSet<(NodeId, NodeId)>>,
     lose_every: AtomicU64,
     sent: AtomicU64,
+    /// How many bytes of images were sent, and which of their chunks is damaged on its way.
+    image_bytes: AtomicU64,
+    damage_every: AtomicU64,
+    chunks: AtomicU64,
 }
+
+/// The first byte of a packet with bytes of an image.
+const IMAGE_CHUNK: u8 = 2;
 
 struct Link {
     from: NodeId,
@@ -42,6 +49,7 @@ impl RaftTransport for Link {
         if self.network.cut.lock().unwrap().contains(&(self.from, to)) {
             return;
         }
+        messages.iter_mut().for_each(|message| self.network.carry(message));
         let host = self.network.hosts.lock().unwrap().get(&to).and_then(Weak::upgrade);
         if let Some(host) = host {
             host.receive(self.from, messages);
@@ -69,9 +77,34 @@ impl Network {
         self.lose_every.store(every, Ordering::Relaxed);
     }
 
+    /// Damages one of so many chunks of images; none if 0.
+    pub fn damage_every(&self, every: u64) {
+        self.damage_every.store(every, Ordering::Relaxed);
+    }
+
+    /// How many bytes of images were sent.
+    pub fn image_bytes(&self) -> u64 {
+        self.image_bytes.load(Ordering::Relaxed)
+    }
+
+    fn carry(&self, message: &mut RaftMessage) {
+        if message.body.first() != Some(&IMAGE_CHUNK) {
+            return;
+        }
+        self.image_bytes.fetch_add(message.body.len() as u64, Ordering::Relaxed);
+        let every = self.damage_every.load(Ordering::Relaxed);
+        if every > 0 && self.chunks.fetch_add(1, Ordering::Relaxed).is_multiple_of(every) {
+            let mut body = message.body.to_vec();
+            let middle = body.len() / 2;
+            body[middle] ^= 4;
+            message.body = body.into();
+        }
+    }
+
     /// Mends everything.
     pub fn heal(&self) {
         self.lose_every(0);
+        self.damage_every(0);
         self.cut.lock().unwrap().clear();
     }
 }

@@ -7,6 +7,7 @@ mod check;
 mod cluster;
 mod crash;
 mod faults;
+mod images;
 mod one;
 mod stale;
 mod three;
