@@ -521,6 +521,34 @@ mod tests {
         }
     }
 
+    /// Whatever bit flips: either it's told, or nothing but the last record is missing, as after a crash.
+    #[test]
+    fn no_flipped_bit_loses_more_than_the_last_record_in_silence() {
+        let directory = tempfile::tempdir().unwrap();
+        let length = ten(&directory);
+        let path = file(&directory, 1);
+        let whole = fs::read(&path).unwrap();
+        let mut told = 0;
+        for at in (0..length).step_by(31) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << (at % 8);
+            fs::write(&path, bytes).unwrap();
+            let log = open(&directory);
+            match log.failure() {
+                Some(why) => {
+                    assert!(why.to_string().contains("0000000000000001.raftlog: "), "{why}");
+                    told += 1;
+                }
+                None => {
+                    let last = log.kept(3).unwrap().range.unwrap().1;
+                    assert!(last >= 9, "byte {at}: only {last} entries are left");
+                    assert_eq!(log.entries(3, 1, last + 1, None).unwrap().len() as u64, last);
+                }
+            }
+        }
+        assert!(told > length / 31 * 4 / 5, "{told} of {}", length / 31);
+    }
+
     #[test]
     fn a_missing_or_damaged_older_file_is_told() {
         let directory = tempfile::tempdir().unwrap();

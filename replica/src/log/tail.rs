@@ -14,7 +14,8 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8] = b"RAFT-LOG-FILE-HEADER-9986AB3E47F320B394C8E84916EB0ED5";
-/// The magic, a version, and an alignment.
+const VERSION: u64 = 2;
+const ALIGNMENT: u64 = 0;
 const HEADER: usize = MAGIC.len() + 16;
 const RECORD_HEADER: usize = 16;
 const CHECKSUM: usize = 4;
@@ -113,7 +114,8 @@ fn damaged_at(path: &Path, offset: usize) -> ReplicaError {
 
 /// Up to where the file consists of whole records; 0 if its header isn't whole.
 fn whole_records(bytes: &[u8], number: u64) -> usize {
-    if bytes.len() < HEADER || !bytes.starts_with(MAGIC) {
+    let Some(numbers) = bytes.strip_prefix(MAGIC) else { return 0 };
+    if !numbers.starts_with(&VERSION.to_be_bytes()) || !numbers[8..].starts_with(&ALIGNMENT.to_be_bytes()) {
         return 0;
     }
     let mut at = HEADER;
