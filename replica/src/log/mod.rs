@@ -125,6 +125,12 @@ pub trait LogStore: LogReader {
         Ok(())
     }
 
+    /// Puts a damaged log aside, for whoever wants to look at it, and begins a new one in its place. What is remembered
+    /// and noted of groups is gone from it. It does nothing to one that isn't damaged.
+    fn renew(&self) -> Result<(), ReplicaError> {
+        Ok(())
+    }
+
     /// Opens a log that has failed again: it has what is durable of it, and nothing else. No replica may use it
     /// meanwhile. It does nothing to one that hasn't failed.
     fn reopen(&self) -> Result<(), ReplicaError> {

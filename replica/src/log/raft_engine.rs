@@ -314,6 +314,23 @@ impl LogStore for RaftEngineLog {
         written
     }
 
+    fn renew(&self) -> Result<(), ReplicaError> {
+        let mut state = self.state.write();
+        if !matches!(*state, State::Damaged(..)) {
+            return Ok(());
+        }
+        let aside = |number: &u32| self.path.with_extension(format!("damaged-{number}"));
+        let aside = (1..).map(|number| aside(&number)).find(|aside| !aside.exists());
+        let aside = aside.expect("a directory has fewer entries than there are numbers");
+        fs::rename(&self.path, &aside).map_err(ReplicaError::io(&self.path))?;
+        tracing::warn!("{} is put aside as {}", self.path.display(), aside.display());
+        *state = State::open(&self.path, self.file_bytes, &self.test, false)?;
+        if let Some(parent) = self.path.parent() {
+            fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(ReplicaError::io(parent))?;
+        }
+        Ok(())
+    }
+
     fn reopen(&self) -> Result<(), ReplicaError> {
         let mut state = self.state.write();
         let failure = match &*state {
@@ -608,6 +625,29 @@ mod tests {
             log.write(batch, true).unwrap();
             drop(log);
             assert_eq!(find(&open(&directory), 3, 12).unwrap().last, 12);
+        }
+    }
+
+    #[test]
+    fn a_damaged_log_is_put_aside_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        for round in 1..=2 {
+            let log = RaftEngineLog::open(&path, 1 << 20).unwrap();
+            (1..=10).for_each(|index| append(&log, &entries(index..=index, 1), index));
+            log.renew().unwrap();
+            assert_eq!(find(&log, 3, 10).unwrap().last, 10, "a sound log is left alone");
+            drop(log);
+            let file = path.join("0000000000000001.raftlog");
+            spoil(&file, |bytes| bytes[500] ^= 1);
+            let spoiled = fs::read(&file).unwrap();
+            let log = RaftEngineLog::open(&path, 1 << 20).unwrap();
+            assert!(log.failure().is_some());
+            log.renew().unwrap();
+            assert!(log.failure().is_none());
+            assert_eq!(log.kept(3).unwrap(), Kept::default());
+            let aside = directory.path().join(format!("log.damaged-{round}/0000000000000001.raftlog"));
+            assert_eq!(fs::read(aside).unwrap(), spoiled);
         }
     }
 
