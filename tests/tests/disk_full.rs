@@ -150,3 +150,42 @@ fn a_full_disk_on_one_node_of_three_is_heard_of_by_no_client() {
     let complaints = nodes.log(third).lines().filter(|line| line.contains("ERROR")).count();
     assert!(complaints < 60, "{complaints} lines of errors");
 }
+
+#[test]
+fn a_node_starts_on_a_full_disk() {
+    let mut nodes = Nodes::launch(2, &[]);
+    let directory = nodes.directory(0).with_file_name("node-2");
+    let Some(small) = Small::mount(&directory, 256) else {
+        eprintln!("SKIPPED: this machine doesn't let a test mount a file system");
+        return;
+    };
+    let third = nodes.add(&[]);
+    nodes.init(&["--shards", "4"]);
+    let id = nodes.id(third).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let insert = |nodes: &Nodes, node: usize, from: i64| {
+        runtime.block_on(async {
+            let client = nodes.connect(node).await;
+            for number in from..from + 100 {
+                client.execute("INSERT INTO t VALUES ($1)", &[&number]).await.unwrap();
+            }
+        });
+    };
+    runtime.block_on(async {
+        nodes.connect(0).await.batch_execute("CREATE TABLE t (n bigint PRIMARY KEY)").await.unwrap();
+    });
+    insert(&nodes, 0, 0);
+    nodes.kill(third);
+    small.fill();
+    insert(&nodes, 1, 100);
+    nodes.restart(third);
+    insert(&nodes, third, 200);
+    small.free();
+    nodes.wait_for(0, "its replicas are back", |status| stopped(status, id).is_empty());
+    insert(&nodes, third, 300);
+    runtime.block_on(async {
+        let client = nodes.connect(third).await;
+        let count: i64 = client.query_one("SELECT count(*) FROM t", &[]).await.unwrap().get(0);
+        assert_eq!(count, 400);
+    });
+}
