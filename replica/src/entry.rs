@@ -68,7 +68,8 @@ pub(crate) struct Forget {
 /// One transaction.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Transaction {
-    /// The rows it changed, as the session extension writes them; empty if none.
+    /// Rows that were changed, as the session extension writes them. Those that run in one batch are captured together,
+    /// so this may have what others of the entry changed, too, or be empty.
     #[prost(bytes = "bytes", tag = "1")]
     pub changeset: Bytes,
     /// Its name, if it has one.

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use rusqlite::{Connection, ffi};
 use std::ffi::{CStr, c_char, c_int, c_uchar, c_void};
 use std::marker::PhantomData;
+use std::ops::Deref;
 use std::ptr;
 
 #[repr(C)]
@@ -32,6 +33,8 @@ unsafe extern "C" {
         out: *mut *mut RawSession,
     ) -> c_int;
     fn sqlite3session_delete(session: *mut RawSession);
+    fn sqlite3session_object_config(session: *mut RawSession, option: c_int, value: *mut c_void) -> c_int;
+    fn sqlite3session_changeset_size(session: *mut RawSession) -> i64;
     fn sqlite3session_attach(session: *mut RawSession, table: *const c_char) -> c_int;
     fn sqlite3session_table_filter(
         session: *mut RawSession,
@@ -63,6 +66,7 @@ unsafe extern "C" {
     ) -> c_int;
 }
 
+const SESSION_OBJCONFIG_SIZE: c_int = 1;
 const CHANGESETAPPLY_NOSAVEPOINT: c_int = 1;
 const CHANGESET_FOREIGN_KEY: c_int = 5;
 const CHANGESET_ABORT: c_int = 2;
@@ -141,10 +145,18 @@ impl<'c> Session<'c> {
         unsafe {
             check(sqlite3session_create(connection.handle(), c"main".as_ptr(), &mut raw))?;
             let session = Self { raw, connection: PhantomData };
+            let mut wanted: c_int = 1;
+            check(sqlite3session_object_config(raw, SESSION_OBJCONFIG_SIZE, (&raw mut wanted).cast()))?;
             sqlite3session_table_filter(raw, Some(not_own), ptr::null_mut());
             check(sqlite3session_attach(raw, ptr::null()))?;
             Ok(session)
         }
+    }
+
+    /// How many bytes the changeset has at most. It only grows: what is undone is still counted.
+    pub fn size(&self) -> usize {
+        // SAFETY: `raw` is a live session.
+        usize::try_from(unsafe { sqlite3session_changeset_size(self.raw) }).unwrap_or(0)
     }
 
     /// What has changed since the session was made, as one changeset; empty if nothing did. (An "is it empty" that
@@ -170,6 +182,51 @@ impl Drop for Session<'_> {
     fn drop(&mut self) {
         // SAFETY: `raw` is a live session, and the connection it belongs to outlives it.
         unsafe { sqlite3session_delete(self.raw) }
+    }
+}
+
+/// A connection with the capture that is under way on it, if there is one.
+pub(crate) struct Capturing {
+    // Dropped first: a session must not outlive its connection.
+    session: Option<Session<'static>>,
+    connection: Connection,
+}
+
+// SAFETY: a connection can be sent, and SQLite touches a session only in calls on its connection or on itself, both of
+// which whoever has this has alone.
+unsafe impl Send for Capturing {}
+
+impl Capturing {
+    /// A connection on which nothing is captured.
+    pub fn new(connection: Connection) -> Self {
+        Self { session: None, connection }
+    }
+
+    /// Begins to capture. What was captured before is forgotten.
+    pub fn begin_capture(&mut self) -> rusqlite::Result<()> {
+        self.end_capture();
+        let Session { raw, .. } = *std::mem::ManuallyDrop::new(Session::new(&self.connection)?);
+        // The session lives in here beside its connection, which can't be taken out, and is dropped before it.
+        self.session = Some(Session { raw, connection: PhantomData });
+        Ok(())
+    }
+
+    /// The capture that is under way.
+    pub fn capture(&self) -> Option<&Session<'static>> {
+        self.session.as_ref()
+    }
+
+    /// Captures no more.
+    pub fn end_capture(&mut self) {
+        self.session = None;
+    }
+}
+
+impl Deref for Capturing {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.connection
     }
 }
 

@@ -8,7 +8,7 @@ use super::hashing::{Hashing, TakeHash};
 use super::inbox::{Closing, Committed, Inbox, PendingOrder, PendingWrite};
 use super::mailbox::Mail;
 use super::shared::Shared;
-use crate::engine::{Answer, Engine, Pressure, Ran};
+use crate::engine::{Answer, Engine, Outcome, Pressure, Ran};
 use crate::entry::Entry;
 use crate::error::ReplicaError;
 use crate::image::install;
@@ -236,7 +236,13 @@ impl EngineLoop {
                 continue;
             }
             match self.engine.run(write.request, write.run, &write.cancel) {
-                Ok(ran) => replies.push(Reply::Write(write.reply, ran)),
+                Ok(Outcome::Done(ran)) => replies.push(Reply::Write(write.reply, ran)),
+                Ok(Outcome::Undone(error)) => {
+                    self.requeue(writes);
+                    replies.into_iter().for_each(|reply| reply.refuse(&undone()));
+                    self.confirm(vec![Reply::Write(write.reply, Err(error))]);
+                    return Ok(());
+                }
                 Err(error) => {
                     // The replica stops. Nothing of the batch was proposed, so nothing of it happened.
                     drop(write.reply.send(Err(self.nothing_happened(&error.to_string()))));
@@ -248,19 +254,17 @@ impl EngineLoop {
             }
         }
         // What a full batch didn't take comes first in the next.
-        let mut left: Vec<PendingWrite> = writes.collect();
-        if !left.is_empty() {
-            let mut inbox = self.shared.inbox();
-            while let Some(write) = left.pop() {
-                inbox.writes.push_front(write);
+        self.requeue(writes);
+        let (now, floor) = (self.shared.clock.now(), self.shared.floor());
+        let sealed = match self.engine.expire(now).and_then(|()| self.engine.seal(floor)) {
+            Ok(sealed) => sealed,
+            Err(error) => {
+                let refusal = self.nothing_happened(&error.to_string());
+                replies.into_iter().for_each(|reply| reply.refuse(&refusal));
+                return Err(error);
             }
-        }
-        if let Err(error) = self.engine.expire(self.shared.clock.now()) {
-            let refusal = self.nothing_happened(&error.to_string());
-            replies.into_iter().for_each(|reply| reply.refuse(&refusal));
-            return Err(error);
-        }
-        match self.engine.seal(self.shared.floor()) {
+        };
+        match sealed {
             Some(data) => {
                 self.open = Some(Open { term, index: None, replies });
                 self.propose(term, data);
@@ -271,6 +275,13 @@ impl EngineLoop {
             }
         }
         Ok(())
+    }
+
+    fn requeue(&self, writes: impl DoubleEndedIterator<Item = PendingWrite> + ExactSizeIterator) {
+        if writes.len() > 0 {
+            let mut inbox = self.shared.inbox();
+            writes.rev().for_each(|write| inbox.writes.push_front(write));
+        }
     }
 
     /// A batch that changed nothing needs no entry. Its replies say what the group's state is, so they may only go out
@@ -541,6 +552,12 @@ impl EngineLoop {
             }
         }
     }
+}
+
+/// What a write hears that was undone with another's. It can simply be run again.
+fn undone() -> WireError {
+    let message = "undone together with a write that was interrupted";
+    WireError::new(SqlState::SERIALIZATION_FAILURE, message).with_retry(Retry::Later)
 }
 
 impl Open {

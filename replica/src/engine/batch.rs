@@ -22,93 +22,86 @@ pub(crate) struct Ran {
     pub repeated: bool,
 }
 
+/// What came of running a write.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// It ran, or failed alone.
+    Done(Result<Ran, WireError>),
+    /// It failed, and SQLite has undone the whole batch with it: nothing of it has happened, and none is open.
+    Undone(WireError),
+}
+
 impl Engine {
     /// Opens a batch.
     pub fn begin(&mut self) -> Result<(), ReplicaError> {
         debug_assert!(self.batch.is_none(), "one batch at a time");
         self.follow(false)?;
         self.execute("/*replica*/ BEGIN IMMEDIATE")?;
+        self.connection.begin_capture().map_err(|e| self.stop(e))?;
         self.batch = Some(OpenBatch::default());
         Ok(())
     }
 
-    /// Runs a write in the open batch. The inner result is the write's own: its error undid this write alone.
+    /// Runs a write in the open batch.
     ///
-    /// Nothing may be told of it, not even the error (it may be due to an earlier write of the batch), before the batch
+    /// Nothing may be told of it, not even its error (it may be due to an earlier write of the batch), before the batch
     /// is committed or leadership is confirmed.
     pub fn run(
         &mut self,
         request: Option<Request>,
         run: WriteFn,
         cancel: &Cancel,
-    ) -> Result<Result<Ran, WireError>, ReplicaError> {
+    ) -> Result<Outcome, ReplicaError> {
         if let Some(request) = request {
             match self.remembered(&request)? {
                 Ok(None) => {}
-                Ok(Some(output)) => return Ok(Ok(Ran { output, repeated: true })),
-                Err(refused) => return Ok(Err(refused)),
+                Ok(Some(output)) => return Ok(Outcome::Done(Ok(Ran { output, repeated: true }))),
+                Err(refused) => return Ok(Outcome::Done(Err(refused))),
             }
         }
+        let captured = self.captured();
         self.execute("/*replica*/ SAVEPOINT replica_write")?;
-        let (outcome, changeset) = {
-            let session = Session::new(&self.connection).map_err(|e| self.stop(e))?;
-            self.hooks.guarded.store(true, Ordering::Relaxed);
-            *self.hooks.running.lock() = Some(cancel.clone());
-            let outcome = catch_unwind(AssertUnwindSafe(|| run(&self.connection)))
-                .unwrap_or_else(|_| Err(WireError::internal("a write panicked")));
-            *self.hooks.running.lock() = None;
-            self.hooks.guarded.store(false, Ordering::Relaxed);
-            // Asked before anything else: what this machine did to the write isn't for its caller to hear.
-            if outcome.is_err()
-                && let Some(fault) = fault::met(&self.connection)
-            {
-                return Err(self.stop(fault));
-            }
-            let changeset = match &outcome {
-                Ok(_) => session.changeset(),
-                Err(_) => Ok(Bytes::new()),
-            };
-            (outcome, changeset)
-        };
-        if self.connection.is_autocommit() {
-            let error = outcome.err().unwrap_or_else(|| WireError::internal("SQLite undid the transaction"));
-            self.redo()?;
-            return Ok(Err(error));
+        self.hooks.guarded.store(true, Ordering::Relaxed);
+        *self.hooks.running.lock() = Some(cancel.clone());
+        let outcome = catch_unwind(AssertUnwindSafe(|| run(&self.connection)))
+            .unwrap_or_else(|_| Err(WireError::internal("a write panicked")));
+        *self.hooks.running.lock() = None;
+        self.hooks.guarded.store(false, Ordering::Relaxed);
+        // Asked before anything else: what this machine did to the write isn't for its caller to hear.
+        if outcome.is_err()
+            && let Some(fault) = fault::met(&self.connection)
+        {
+            return Err(self.stop(fault));
         }
-        let result = match (outcome, changeset) {
-            (Ok(output), Ok(changeset)) => self.accept(request, changeset, output)?,
-            (Err(error), _) => Err(error),
-            (Ok(_), Err(error)) if fault::is_local(&error) => return Err(self.stop(error)),
-            (Ok(_), Err(error)) => Err(dialect::sqlite::error(error)),
+        if self.connection.is_autocommit() {
+            // It does so when a statement is interrupted, or finds no memory.
+            let error = outcome.err().unwrap_or_else(|| WireError::internal("SQLite undid the transaction"));
+            self.abandon();
+            return Ok(Outcome::Undone(error));
+        }
+        let result = match outcome {
+            Ok(output) => self.accept(request, self.captured() - captured, output)?,
+            Err(error) => Err(error),
         };
         if result.is_err() {
             self.execute("/*replica*/ ROLLBACK TO replica_write")?;
         }
         self.execute("/*replica*/ RELEASE replica_write")?;
-        Ok(result)
+        Ok(Outcome::Done(result))
     }
 
-    /// SQLite undoes a whole transaction when a statement of it is interrupted or finds no memory. What the batch had
-    /// before is made again from its changesets.
-    fn redo(&mut self) -> Result<(), ReplicaError> {
-        self.follow(true)?;
-        self.execute("/*replica*/ BEGIN IMMEDIATE")?;
-        let transactions =
-            std::mem::take(&mut self.batch.as_mut().expect("a write runs in an open batch").transactions);
-        for transaction in &transactions {
-            self.apply_transaction(transaction)?;
-        }
-        self.batch.as_mut().expect("a write runs in an open batch").transactions = transactions;
-        self.follow(false)
+    /// How much the batch has changed, in bytes. It only grows.
+    fn captured(&self) -> usize {
+        self.connection.capture().map_or(0, Session::size)
     }
 
     fn accept(
         &mut self,
         request: Option<Request>,
-        changeset: Bytes,
+        captured: usize,
         output: Bytes,
     ) -> Result<Result<Ran, WireError>, ReplicaError> {
-        let bytes = changeset.len() + output.len();
+        let bytes = captured + output.len();
         if bytes > self.limits.transaction_bytes {
             let limit = self.limits.transaction_bytes;
             let error = WireError::new(SqlState::PROGRAM_LIMIT_EXCEEDED, "transaction is too big")
@@ -119,11 +112,10 @@ impl Engine {
         if let Some(request) = &request {
             self.remember(request, &output)?;
         }
-        if request.is_some() || !changeset.is_empty() {
-            let batch = self.batch.as_mut().expect("a write runs in an open batch");
-            batch.bytes += bytes;
-            let remembered = if request.is_some() { output.clone() } else { Bytes::new() };
-            batch.transactions.push(Transaction { changeset, request, output: remembered });
+        let batch = self.batch.as_mut().expect("a write runs in an open batch");
+        batch.bytes += bytes;
+        if let Some(request) = request {
+            batch.requests.push((request, output.clone()));
         }
         Ok(Ok(Ran { output, repeated: false }))
     }
@@ -134,13 +126,28 @@ impl Engine {
     }
 
     /// The open batch as a log entry; `None` if nothing in it needs one. Its transaction stays open.
-    pub fn seal(&mut self, floor: u64) -> Option<Bytes> {
-        let batch = self.batch.as_mut()?;
-        let transactions = std::mem::take(&mut batch.transactions);
+    ///
+    /// What its writes changed is one changeset. Capturing each of them for itself would cost more than most of them do:
+    /// for every capture, SQLite asks for each table's columns and prepares how to read its rows.
+    pub fn seal(&mut self, floor: u64) -> Result<Option<Bytes>, ReplicaError> {
+        let Some(capture) = self.connection.capture() else { return Ok(None) };
+        let mut changeset = capture.changeset().map_err(|e| self.stop(e))?;
+        self.connection.end_capture();
+        let Some(batch) = self.batch.as_mut() else { return Ok(None) };
         batch.floor = floor;
         let forgets = std::mem::take(&mut batch.forgets);
-        (!transactions.is_empty())
-            .then(|| Entry::new(floor, Body::Batch(Batch { transactions, forgets })).encode_to_vec().into())
+        let mut transactions = Vec::with_capacity(batch.requests.len().max(1));
+        for (request, output) in std::mem::take(&mut batch.requests) {
+            let changeset = std::mem::take(&mut changeset);
+            transactions.push(Transaction { changeset, request: Some(request), output });
+        }
+        if !changeset.is_empty() {
+            transactions.push(Transaction { changeset, request: None, output: Bytes::new() });
+        }
+        if transactions.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Entry::new(floor, Body::Batch(Batch { transactions, forgets })).encode_to_vec().into()))
     }
 
     /// Commits the open batch: Raft has committed its entry at `index`.
@@ -155,9 +162,17 @@ impl Engine {
 
     /// Undoes the open batch, if there is one.
     pub fn rollback(&mut self) -> Result<(), ReplicaError> {
-        if self.batch.take().is_some() {
+        if self.batch.is_some() {
+            self.abandon();
             self.execute("/*replica*/ ROLLBACK")?;
         }
         Ok(())
+    }
+
+    /// Forgets the batch, whose transaction is undone.
+    fn abandon(&mut self) {
+        self.connection.end_capture();
+        self.batch = None;
+        self.doubt_marks();
     }
 }

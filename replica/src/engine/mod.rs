@@ -27,14 +27,16 @@ mod tests;
 mod wal_tests;
 
 pub(crate) use apply::Answer;
-pub(crate) use batch::Ran;
+pub(crate) use batch::{Outcome, Ran};
 pub(crate) use checkpoint::{Checkpointed, Pressure};
 
 use crate::changeset::Shapes;
 use crate::connection::Hooks;
-use crate::entry::{Forget, Transaction};
+use crate::entry::{Forget, Request};
 use crate::error::ReplicaError;
 use crate::fault;
+use crate::session::Capturing;
+use bytes::Bytes;
 use raft::eraftpb::ConfState;
 use requests::Routers;
 use rusqlite::Connection;
@@ -67,7 +69,7 @@ pub(crate) struct Limits {
 /// One replica's writer connection and what stands on it.
 pub(crate) struct Engine {
     path: PathBuf,
-    connection: Connection,
+    connection: Capturing,
     hooks: Hooks,
     limits: Limits,
     applied: u64,
@@ -87,7 +89,8 @@ pub(crate) struct Engine {
 /// A batch whose SQLite transaction is open.
 #[derive(Default)]
 struct OpenBatch {
-    transactions: Vec<Transaction>,
+    /// Its named writes, and what their callers will be told.
+    requests: Vec<(Request, Bytes)>,
     bytes: usize,
     forgets: Vec<Forget>,
     /// What its entry says that every voter has.
@@ -114,7 +117,7 @@ impl Engine {
     pub fn replace(&mut self, swap: impl FnOnce() -> Result<(), ReplicaError>) -> Result<(), ReplicaError> {
         debug_assert!(self.batch.is_none(), "an open batch is rolled back first");
         let nothing = Connection::open_in_memory().map_err(|e| self.stop(e))?;
-        drop(std::mem::replace(&mut self.connection, nothing));
+        drop(std::mem::replace(&mut self.connection, Capturing::new(nothing)));
         swap()?;
         let directory = self.path.parent().expect("a database lies in a directory").to_owned();
         match Self::open(&directory, self.limits)? {

@@ -8,6 +8,7 @@ use crate::changeset::{Shapes, uncapturable};
 use crate::connection::{self, Hooks};
 use crate::error::ReplicaError;
 use crate::log::write_afresh;
+use crate::session::Capturing;
 use protobuf::Message as _;
 use raft::eraftpb::ConfState;
 use rusqlite::{Connection, OptionalExtension};
@@ -139,7 +140,7 @@ impl Engine {
             .map_err(ReplicaError::sqlite(&path))?;
         let mut engine = Engine {
             path,
-            connection,
+            connection: Capturing::new(connection),
             hooks,
             limits,
             applied: applied.cast_unsigned(),

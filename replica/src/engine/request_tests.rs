@@ -56,9 +56,10 @@ impl Pair {
         });
         let index = self.engines[0].applied() + 1;
         self.engines[0].begin().unwrap();
-        let ran = self.engines[0].run(Some(request), write, &Cancel::default()).unwrap();
+        let outcome = self.engines[0].run(Some(request), write, &Cancel::default()).unwrap();
+        let Outcome::Done(ran) = outcome else { panic!("{outcome:?}") };
         self.engines[0].expire(now).unwrap();
-        match self.engines[0].seal(0) {
+        match self.engines[0].seal(0).unwrap() {
             None => self.engines[0].rollback().unwrap(),
             Some(data) => {
                 self.engines[0].commit(index).unwrap();
@@ -175,9 +176,10 @@ fn a_router_that_settles_nothing_is_bounded_in_rows_and_bytes() {
     for sequence in 1..=total {
         pair.engines[0].begin().unwrap();
         let write: WriteFn = Box::new(|_| Ok(Bytes::new()));
-        pair.engines[0].run(Some(named(1, sequence)), write, &Cancel::default()).unwrap().unwrap();
+        let outcome = pair.engines[0].run(Some(named(1, sequence)), write, &Cancel::default()).unwrap();
+        assert!(matches!(outcome, Outcome::Done(Ok(_))));
         pair.engines[0].expire(Duration::ZERO).unwrap();
-        pair.engines[0].seal(0).unwrap();
+        pair.engines[0].seal(0).unwrap().unwrap();
         pair.engines[0].commit(sequence).unwrap();
     }
     let held = pair.count("SELECT count(*) FROM replica_requests");

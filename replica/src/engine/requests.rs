@@ -23,14 +23,18 @@ const MARK_STEP: u64 = 64;
 const LOOKS: u32 = 8;
 /// It also looks after so many results were added.
 const LOOK_RESULTS: u64 = 4096;
+/// So many routers' marks are kept in memory.
+const KNOWN_MARKS: usize = 1024;
 
-/// What the leader has seen of the routers. Nothing depends on it but when something is forgotten.
+/// What is known of the routers beside what the database says. Only when something is forgotten depends on it.
 #[derive(Default)]
 pub(super) struct Routers {
     /// Each one's last request, and since when that is its last.
     seen: HashMap<i64, (i64, Duration)>,
     looked: Option<Duration>,
     added: u64,
+    /// Marks as the open transaction has them, of routers that wrote lately.
+    marks: HashMap<u64, u64>,
 }
 
 /// One router's results.
@@ -44,7 +48,7 @@ struct Held {
 impl Engine {
     /// What a request of this name was told; an error if that is forgotten, so that nobody can say whether it ran.
     pub(super) fn remembered(
-        &self,
+        &mut self,
         request: &Request,
     ) -> Result<Result<Option<Bytes>, WireError>, ReplicaError> {
         let key = [request.router.cast_signed(), request.sequence.cast_signed()];
@@ -90,6 +94,7 @@ impl Engine {
                 Ok(())
             };
             raise().map_err(|e| self.stop(e))?;
+            self.routers.marks.insert(request.router, request.settled);
         }
         Ok(())
     }
@@ -101,7 +106,8 @@ impl Engine {
             .routers
             .looked
             .is_none_or(|last| now.saturating_sub(last) >= self.limits.remember_for / LOOKS);
-        let changes = self.batch.as_ref().is_some_and(|batch| !batch.transactions.is_empty());
+        let captured = self.connection.capture().is_some_and(|capture| capture.size() > 0);
+        let changes = captured || self.batch.as_ref().is_some_and(|batch| !batch.requests.is_empty());
         if !changes || !(due || self.routers.added >= LOOK_RESULTS) {
             return Ok(());
         }
@@ -134,7 +140,8 @@ impl Engine {
     }
 
     /// Forgets a router's results below a sequence, and raises its mark.
-    pub(super) fn forget(&self, forget: &Forget) -> Result<(), ReplicaError> {
+    pub(super) fn forget(&mut self, forget: &Forget) -> Result<(), ReplicaError> {
+        self.routers.marks.remove(&forget.router);
         let key = [forget.router.cast_signed(), forget.below.cast_signed()];
         let run = || -> rusqlite::Result<()> {
             let raise = "INSERT INTO replica_marks VALUES (?1, ?2)
@@ -175,13 +182,26 @@ impl Engine {
             .optional()
     }
 
-    fn mark(&self, router: u64) -> Result<u64, ReplicaError> {
+    fn mark(&mut self, router: u64) -> Result<u64, ReplicaError> {
+        if let Some(settled) = self.routers.marks.get(&router) {
+            return Ok(*settled);
+        }
         let find = || -> rusqlite::Result<Option<i64>> {
             self.connection
                 .prepare_cached("SELECT settled FROM replica_marks WHERE router = ?1")?
                 .query_row([router.cast_signed()], |row| row.get(0))
                 .optional()
         };
-        Ok(find().map_err(|e| self.stop(e))?.unwrap_or(0).cast_unsigned())
+        let settled = find().map_err(|e| self.stop(e))?.unwrap_or(0).cast_unsigned();
+        if self.routers.marks.len() >= KNOWN_MARKS {
+            self.routers.marks.clear();
+        }
+        self.routers.marks.insert(router, settled);
+        Ok(settled)
+    }
+
+    /// A transaction that may have moved marks was undone.
+    pub(super) fn doubt_marks(&mut self) {
+        self.routers.marks.clear();
     }
 }

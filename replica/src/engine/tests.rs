@@ -29,7 +29,10 @@ struct Pair {
 }
 
 fn run(engine: &mut Engine, request: Option<Request>, run: WriteFn) -> Result<Ran, proto::WireError> {
-    engine.run(request, run, &Cancel::default()).unwrap()
+    match engine.run(request, run, &Cancel::default()).unwrap() {
+        Outcome::Done(ran) => ran,
+        Outcome::Undone(error) => panic!("SQLite undid the batch: {error}"),
+    }
 }
 
 fn write(sql: &'static str) -> WriteFn {
@@ -52,7 +55,7 @@ impl Pair {
     fn batch(&mut self, writes: &[&'static str]) -> Vec<bool> {
         self.leader.begin().unwrap();
         let ran = writes.iter().map(|sql| run(&mut self.leader, None, write(sql)).is_ok()).collect();
-        match self.leader.seal(0) {
+        match self.leader.seal(0).unwrap() {
             None => self.leader.rollback().unwrap(),
             Some(data) => {
                 self.index += 1;
@@ -237,12 +240,49 @@ fn a_write_that_nobody_waits_for_any_more_is_interrupted() {
             "INSERT INTO t1 WITH RECURSIVE n (i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n",
         )(connection)
     });
-    assert!(pair.leader.run(None, endless, &cancel).unwrap().is_err());
+    let Outcome::Undone(error) = pair.leader.run(None, endless, &cancel).unwrap() else {
+        panic!("SQLite keeps nothing of a transaction whose statement was interrupted");
+    };
+    assert_eq!(error.sqlstate, proto::SqlState::QUERY_CANCELED);
+    pair.leader.begin().unwrap();
     run(&mut pair.leader, None, write("INSERT INTO t1 VALUES (2)")).unwrap();
-    let data = pair.leader.seal(0).unwrap();
+    let data = pair.leader.seal(0).unwrap().unwrap();
     pair.leader.commit(1).unwrap();
     pair.follower.apply(&[(1, data)]).unwrap();
     pair.assert_equal();
+    assert_eq!(
+        dump(&pair.leader).iter().filter(|row| row.starts_with("t1:")).count(),
+        1,
+        "{:?}",
+        dump(&pair.leader)
+    );
+}
+
+#[test]
+fn what_the_writes_of_a_batch_do_to_each_others_rows_is_captured_as_they_leave_it() {
+    let mut pair = Pair::new(
+        "CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2 INTEGER UNIQUE);
+         INSERT INTO t1 VALUES (1, 10), (2, 20), (3, 30)",
+    );
+    let ran = pair.batch(&[
+        "UPDATE t1 SET c2 = 11 WHERE c1 = 1",
+        "DELETE FROM t1 WHERE c1 = 2; INSERT INTO t1 VALUES (1, 5)",
+        "UPDATE t1 SET c2 = 12 WHERE c1 = 1; UPDATE t1 SET c2 = 10 WHERE c1 = 3",
+        "INSERT INTO t1 VALUES (4, 30); DELETE FROM t1 WHERE c1 = 4",
+        "INSERT INTO t1 VALUES (5, 30)",
+        "DELETE FROM t1 WHERE c1 = 2",
+        "INSERT INTO t1 VALUES (2, 11)",
+    ]);
+    assert_eq!(ran, [true, false, true, true, true, true, true]);
+    // A swap whose two halves are different writes, by way of a third value.
+    pair.batch(&[
+        "UPDATE t1 SET c2 = -1 WHERE c1 = 1",
+        "UPDATE t1 SET c2 = 12 WHERE c1 = 2",
+        "UPDATE t1 SET c2 = 11 WHERE c1 = 1",
+    ]);
+    // Keys that move on, each to where the next was.
+    pair.batch(&["UPDATE t1 SET c1 = c1 + 100", "UPDATE t1 SET c1 = c1 - 99", "UPDATE t1 SET c2 = c2 + 1"]);
+    pair.batch(&["UPDATE t1 SET c2 = 0 WHERE c1 = 2", "UPDATE t1 SET c2 = 12 WHERE c1 = 2"]);
 }
 
 #[test]
@@ -251,7 +291,7 @@ fn a_write_that_panics_fails_alone() {
     pair.leader.begin().unwrap();
     run(&mut pair.leader, None, write("INSERT INTO t1 VALUES (1)")).unwrap();
     assert!(run(&mut pair.leader, None, Box::new(|_| panic!("of the test"))).is_err());
-    let data = pair.leader.seal(0).unwrap();
+    let data = pair.leader.seal(0).unwrap().unwrap();
     pair.leader.commit(1).unwrap();
     pair.follower.apply(&[(1, data)]).unwrap();
     pair.assert_equal();
@@ -260,7 +300,7 @@ fn a_write_that_panics_fails_alone() {
 fn entry_of(pair: &mut Pair, sql: &'static str) -> Bytes {
     pair.leader.begin().unwrap();
     run(&mut pair.leader, None, write(sql)).unwrap();
-    let data = pair.leader.seal(0).unwrap();
+    let data = pair.leader.seal(0).unwrap().unwrap();
     pair.leader.rollback().unwrap();
     data
 }
@@ -347,7 +387,7 @@ fn a_crash_between_any_two_steps_leaves_a_whole_state() {
     pair.batch(&["INSERT INTO t1 VALUES (1, 'a')"]);
     pair.leader.begin().unwrap();
     run(&mut pair.leader, None, write("INSERT INTO t1 VALUES (2, 'b')")).unwrap();
-    let data = pair.leader.seal(0).unwrap();
+    let data = pair.leader.seal(0).unwrap().unwrap();
     // The batch was proposed, then the process died.
     let path = pair.directory.path().join("leader");
     let Pair { leader, mut follower, .. } = pair;

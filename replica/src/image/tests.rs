@@ -35,7 +35,7 @@ pub(super) fn database(directory: &Path, rows: i64) -> Engine {
     let mut engine = Engine::create(directory, &[1], &[table], LIMITS).unwrap();
     engine.begin().unwrap();
     (0..rows).for_each(|row| insert(&mut engine, row));
-    engine.seal(0).unwrap();
+    engine.seal(0).unwrap().unwrap();
     engine.commit(1).unwrap();
     engine
 }
@@ -49,7 +49,8 @@ pub(super) fn insert(engine: &mut Engine, row: i64) {
             .map_err(dialect::sqlite::error)?;
         Ok(Bytes::new())
     });
-    engine.run(None, run, &Cancel::default()).unwrap().unwrap();
+    let outcome = engine.run(None, run, &Cancel::default()).unwrap();
+    assert!(matches!(outcome, crate::engine::Outcome::Done(Ok(_))), "{outcome:?}");
 }
 
 /// What becomes of a packet.
@@ -328,7 +329,7 @@ fn who_has_lost_the_image_says_so_and_another_is_taken() {
     let index = pair._engine.applied() + 1;
     pair._engine.begin().unwrap();
     insert(&mut pair._engine, 1000);
-    pair._engine.seal(0).unwrap();
+    pair._engine.seal(0).unwrap().unwrap();
     pair._engine.commit(index).unwrap();
     pair.sender = Images::new(SETTINGS, pair.now);
     let path = pair.path(SENDER);
