@@ -33,7 +33,7 @@ pub struct Config {
     pub checkpoint_bytes: u64,
     /// Past this many bytes of WAL, new snapshots wait for a moment so that it can be emptied.
     pub hold_bytes: u64,
-    /// How long they wait at most.
+    /// How long they, and the writers, wait at most; up to four times as long when the WAL is as many times too long.
     pub hold_snapshots: Duration,
     /// Past this many bytes of WAL, snapshots that are open for longer than [`Self::end_reads_after`] and keep it from
     /// being emptied are ended with 72000.

@@ -496,7 +496,7 @@ impl EngineLoop {
         self.engine.checkpoint()?;
         if pressure >= Pressure::Empty && !self.shared.is_copied() {
             let _held = self.shared.readers.hold();
-            let emptied = self.engine.empty_wal(self.patience.hold)?;
+            let emptied = self.engine.empty_wal(self.patience.hold * self.engine.urgency())?;
             if !emptied && pressure == Pressure::End {
                 let ended = self.shared.readers.end_older(self.patience.age);
                 if ended > 0 {

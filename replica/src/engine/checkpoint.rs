@@ -9,6 +9,9 @@ use crate::error::ReplicaError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+/// Whoever doesn't let go in so many times the usual patience won't in more.
+const MOST_URGENT: u32 = 4;
+
 /// What the WAL's length asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Pressure {
@@ -53,6 +56,12 @@ impl Engine {
             bytes if bytes >= self.limits.hold_bytes => Pressure::Empty,
             _ => Pressure::Copy,
         }
+    }
+
+    /// How many times as long as for one that is only just too long the writer should wait for those who hold the WAL.
+    pub fn urgency(&self) -> u32 {
+        let times = self.wal_bytes() / self.limits.hold_bytes.max(1);
+        u32::try_from(times).unwrap_or(MOST_URGENT).clamp(1, MOST_URGENT)
     }
 
     /// Copies the WAL into the database, as far as readers let it.

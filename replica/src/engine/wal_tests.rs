@@ -110,16 +110,19 @@ fn the_wal_asks_again_only_after_it_has_grown() {
     let mut store = Store::new();
     let readers = store.readers();
     let reader = readers.open(None).unwrap();
+    let mut urgencies = Vec::new();
     for pressure in [Pressure::Copy, Pressure::Empty, Pressure::Empty, Pressure::End, Pressure::End] {
         assert_eq!(store.engine.pressure(), Pressure::None);
         store.write_until(Pressure::Copy);
         assert_eq!(store.engine.pressure(), pressure);
+        urgencies.push(store.engine.urgency());
         store.engine.checkpoint().unwrap();
         if pressure > Pressure::Copy {
             assert!(!store.engine.empty_wal(Duration::ZERO).unwrap());
         }
     }
     readers.give_back(reader);
+    assert_eq!(urgencies, [1, 1, 1, 2, 3]);
 }
 
 #[test]
