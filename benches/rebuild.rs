@@ -122,7 +122,6 @@ async fn measure(options: Options) {
     let begun = Instant::now();
     let host = open(away, directory.path(), &network, options.rate);
     let replica = host.replica(GROUP).expect("its files are there");
-    let before = replica.status().applied;
     let mut seen = (None, None);
     let mut status = replica.watch();
     while replica.status().applied.0 + 10 < leader.status().applied.0 {
@@ -132,16 +131,17 @@ async fn measure(options: Options) {
         if now.image.is_some() && seen.0.is_none() {
             seen.0 = Some(begun.elapsed());
         }
-        if now.applied > before && seen.1.is_none() {
+        if now.image.is_none() && seen.0.is_some() && seen.1.is_none() {
             seen.1 = Some(begun.elapsed());
         }
         assert!(now.stopped.is_none() && begun.elapsed() < PATIENCE, "{now:?}");
     }
     let whole = begun.elapsed();
     let meanwhile = report("while one comes back");
-    let part = |at: Option<Duration>| at.map_or("never".to_owned(), |at| format!("{:.1} s", at.as_secs_f64()));
+    let part =
+        |at: Option<Duration>| at.map_or("never".to_owned(), |at| format!("{:.1} s", at.as_secs_f64()));
     println!(
-        "{} MB: offered after {}, in place after {}, without lag after {:.1} s; median {:.2} times the usual",
+        "{} MB: offered after {}, here after {}, without lag after {:.1} s; median {:.2} times the usual",
         options.megabytes,
         part(seen.0),
         part(seen.1),

@@ -6,6 +6,7 @@ use crate::engine::Limits;
 use crate::packet::Packet;
 use proto::{GroupId, NodeId};
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -398,6 +399,14 @@ fn no_more_is_sent_than_is_allowed() {
     assert!(took > least && took < 2 * least, "{took:?} for {} bytes", image.length);
 }
 
+/// Whatever is written there finds no space.
+fn fill_disk(path: &Path) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink("/dev/full", path).unwrap();
+    let error = fs::OpenOptions::new().write(true).open(path).and_then(|mut file| file.write_all(b"x"));
+    assert_eq!(error.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+}
+
 #[test]
 fn a_disk_that_refuses_is_tried_again_later() {
     let mut pair = Pair::new(400);
@@ -413,10 +422,10 @@ fn a_disk_that_refuses_is_tried_again_later() {
     assert!(pair.now - begin >= 5 * SECOND);
 
     let obstacle = file::incoming(&pair.path(RECEIVER), image.id);
-    fs::create_dir_all(&obstacle).unwrap();
+    fill_disk(&obstacle);
     pair.offer(&image);
     pair.run("an attempt", |pair| pair.receiver.progress(GROUP).is_none());
-    fs::remove_dir(&obstacle).unwrap();
+    fs::remove_file(&obstacle).unwrap();
     pair.offer(&image);
     assert_eq!(pair.receiver.progress(GROUP), None, "not at once");
     let begin = pair.now;
