@@ -30,11 +30,17 @@ impl Hashing {
         Self { shared, reader: Some(reader) }
     }
 
+    /// Whether there is anyone who wants it, and nobody who wants its snapshot closed.
+    pub fn is_wanted(&self) -> bool {
+        self.reader.as_ref().is_some_and(|reader| reader.reading.why().is_none())
+            && !self.shared.readers.is_closed()
+    }
+
     /// Takes the hash; `pause` is called every now and then.
     pub fn run(self, pause: &mut Pause<'_>) {
         let Some(reader) = &self.reader else { return };
         let (group, index) = (self.shared.group.0, reader.position);
-        let wanted = || reader.reading.why().is_none() && !self.shared.readers.is_closed();
+        let wanted = || self.is_wanted();
         let mut pause = |bytes| match pause(bytes, &wanted) {
             ControlFlow::Continue(()) if wanted() => ControlFlow::Continue(()),
             _ => ControlFlow::Break(()),

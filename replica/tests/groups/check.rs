@@ -2,8 +2,8 @@
 
 use crate::cluster::{Cluster, GROUP, PATIENCE, request, schema, soon, sql, write};
 use proto::services::Consistency::Strong;
-use proto::services::TableHash;
-use proto::{LogIndex, NodeId, Retry};
+use proto::services::{ReplicaRole, TableHash};
+use proto::{GroupId, LogIndex, NodeId, Retry};
 use replica::Replica;
 use std::time::Duration;
 
@@ -125,4 +125,28 @@ async fn a_check_that_is_in_the_way_of_the_wal_is_broken_off_and_tells_nothing()
     assert!(leader.status().wal_bytes < 256 << 10);
     assert_eq!(leader.status().check, None);
     drop(leader.snapshot(Strong, soon()).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_check_that_waits_for_its_turn_lets_go_of_the_wal_too() {
+    let cluster = Cluster::with(1, |config| {
+        config.end_reads_bytes = 256 << 10;
+        config.end_reads_after = Duration::ZERO;
+        config.check_bytes_per_second = 1;
+    });
+    cluster.create(&[TABLE]);
+    let first = cluster.leader().await;
+    write(&first, "INSERT INTO t1 VALUES (0, hex(zeroblob(60000)))").await.unwrap();
+    first.check(soon()).await.unwrap();
+    let host = &cluster.hosts[&NodeId(1)];
+    let second = host.create(GroupId(8), &[NodeId(1)], &[TABLE.to_owned()]).unwrap();
+    second.watch().wait_for(|status| status.role == ReplicaRole::Leader).await.unwrap();
+    second.check(soon()).await.unwrap();
+    for key in 1..200 {
+        let update = format!("INSERT OR REPLACE INTO t1 VALUES ({}, hex(randomblob(5000)))", key % 10 + 1);
+        write(&second, &update).await.unwrap();
+        assert!(second.status().wal_bytes < 1 << 20);
+    }
+    assert!(second.status().wal_bytes < 256 << 10, "{}", second.status().wal_bytes);
+    assert_eq!((first.status().check, second.status().check), (None, None));
 }
