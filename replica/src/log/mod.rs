@@ -69,6 +69,11 @@ impl Batch {
     }
 
     /// The changes, each with its group.
+    pub fn changes(&self) -> &[(u64, Change)] {
+        &self.changes
+    }
+
+    /// The changes, each with its group.
     pub fn into_changes(self) -> Vec<(u64, Change)> {
         self.changes
     }

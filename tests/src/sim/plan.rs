@@ -1,0 +1,241 @@
+//! What is going to happen in a run, drawn from its seed before it begins, so that a failing run can be made shorter by
+//! taking things out.
+
+use super::network::Quality;
+use super::random::Random;
+use super::trace::{MILLISECOND, SECOND, Time};
+use std::collections::BTreeSet;
+use std::fmt;
+
+/// One run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What all chance is drawn from.
+    pub seed: u64,
+    /// How many nodes the group has.
+    pub nodes: u64,
+    /// How many clients work on it.
+    pub clients: usize,
+    /// How long faults happen. Then all is healed, and it must go on.
+    pub length: Time,
+    /// How the replicas are set up.
+    pub setup: Setup,
+    /// What happens when.
+    pub faults: Vec<(Time, Fault)>,
+}
+
+/// Settings of replicas that change what can meet what.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// As in `replica::Config`. With few, readers wait for one another.
+    pub max_snapshots: usize,
+    /// As in `replica::Config`.
+    pub max_writes: usize,
+    /// As in `replica::Config`.
+    pub max_batch_bytes: usize,
+    /// As in `replica::Config`.
+    pub checkpoint_bytes: u64,
+    /// A loop that has something to do waits up to this long for its turn.
+    pub turn_delay: Time,
+}
+
+/// Whom a fault hits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// This node.
+    Node(u64),
+    /// Whoever leads then; this node if nobody does.
+    Leader(u64),
+}
+
+/// Which messages a cut stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Those to and from the node.
+    Both,
+    /// Those from the node.
+    Out,
+    /// Those to the node.
+    In,
+}
+
+/// Something that goes wrong.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// A node dies, and starts again later.
+    Crash(Who, Time),
+    /// A node dies while it writes its log, having sent what could be sent before.
+    CrashInLog(Who, Time),
+    /// A node dies while SQLite writes, at its so-many-th write.
+    CrashInFile(Who, u64, Time),
+    /// All nodes die.
+    CrashAll(Time),
+    /// A node isn't run for a while.
+    Pause(Who, Time),
+    /// A node is cut off.
+    Isolate(Who, Way, Time),
+    /// These nodes and the others don't hear each other.
+    Split(BTreeSet<u64>, Time),
+    /// A link takes long.
+    SlowLink(Who, u64, Time, Time),
+    /// All links are bad.
+    Network(Quality, Time),
+    /// A node's disk is full.
+    DiskFull(Who, Time),
+    /// A node's clock runs at another speed, in thousandths.
+    ClockRate(Who, u64),
+    /// A node's loops wait long for their turns.
+    SlowNode(Who, Time, Time),
+}
+
+/// A fault's kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// [`Fault::Crash`].
+    Crash,
+    /// [`Fault::CrashInLog`].
+    CrashInLog,
+    /// [`Fault::CrashInFile`].
+    CrashInFile,
+    /// [`Fault::CrashAll`].
+    CrashAll,
+    /// [`Fault::Pause`].
+    Pause,
+    /// [`Fault::Isolate`], both ways.
+    Isolate,
+    /// [`Fault::Isolate`], one way.
+    OneWay,
+    /// [`Fault::Split`].
+    Split,
+    /// [`Fault::SlowLink`].
+    SlowLink,
+    /// [`Fault::Network`].
+    Network,
+    /// [`Fault::DiskFull`].
+    DiskFull,
+    /// [`Fault::ClockRate`].
+    ClockRate,
+    /// [`Fault::SlowNode`].
+    SlowNode,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 13] = [
+        Self::Crash,
+        Self::CrashInLog,
+        Self::CrashInFile,
+        Self::CrashAll,
+        Self::Pause,
+        Self::Isolate,
+        Self::OneWay,
+        Self::Split,
+        Self::SlowLink,
+        Self::Network,
+        Self::DiskFull,
+        Self::ClockRate,
+        Self::SlowNode,
+    ];
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Crash => "crash",
+            Kind::CrashInLog => "crash in a log write",
+            Kind::CrashInFile => "crash in a SQLite write",
+            Kind::CrashAll => "crash of all",
+            Kind::Pause => "pause",
+            Kind::Isolate => "isolation",
+            Kind::OneWay => "one-way cut",
+            Kind::Split => "split",
+            Kind::SlowLink => "slow link",
+            Kind::Network => "bad network",
+            Kind::DiskFull => "full disk",
+            Kind::ClockRate => "skewed clock",
+            Kind::SlowNode => "slow node",
+        })
+    }
+}
+
+impl Fault {
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Fault::Crash(..) => Kind::Crash,
+            Fault::CrashInLog(..) => Kind::CrashInLog,
+            Fault::CrashInFile(..) => Kind::CrashInFile,
+            Fault::CrashAll(..) => Kind::CrashAll,
+            Fault::Pause(..) => Kind::Pause,
+            Fault::Isolate(_, Way::Both, _) => Kind::Isolate,
+            Fault::Isolate(..) => Kind::OneWay,
+            Fault::Split(..) => Kind::Split,
+            Fault::SlowLink(..) => Kind::SlowLink,
+            Fault::Network(..) => Kind::Network,
+            Fault::DiskFull(..) => Kind::DiskFull,
+            Fault::ClockRate(..) => Kind::ClockRate,
+            Fault::SlowNode(..) => Kind::SlowNode,
+        }
+    }
+
+    fn draw(kind: Kind, nodes: u64, random: &mut Random) -> Self {
+        let node = random.within(1..nodes + 1);
+        // Most of what can go wrong goes wrong where it hurts.
+        let who = if random.permille(600) { Who::Leader(node) } else { Who::Node(node) };
+        let short = random.within(50 * MILLISECOND..4 * SECOND);
+        match kind {
+            Kind::Crash => Fault::Crash(who, short),
+            Kind::CrashInLog => Fault::CrashInLog(who, short),
+            Kind::CrashInFile => Fault::CrashInFile(who, random.within(0..20), short),
+            Kind::CrashAll => Fault::CrashAll(short),
+            Kind::Pause => Fault::Pause(who, short),
+            Kind::Isolate => Fault::Isolate(who, Way::Both, short),
+            Kind::OneWay if random.permille(500) => Fault::Isolate(who, Way::In, short),
+            Kind::OneWay => Fault::Isolate(who, Way::Out, short),
+            Kind::Split => {
+                let some = (1..=nodes).filter(|_| random.permille(500)).collect();
+                Fault::Split(some, short)
+            }
+            Kind::SlowLink => {
+                let other = random.within(1..nodes + 1);
+                let delay = random.within(100 * MILLISECOND..3 * SECOND);
+                Fault::SlowLink(who, other, delay, random.within(SECOND..8 * SECOND))
+            }
+            Kind::Network => Fault::Network(Quality::bad(random), random.within(SECOND..8 * SECOND)),
+            Kind::DiskFull => Fault::DiskFull(who, short),
+            Kind::ClockRate => Fault::ClockRate(who, random.within(920..1080)),
+            Kind::SlowNode => {
+                Fault::SlowNode(who, random.within(10 * MILLISECOND..300 * MILLISECOND), short)
+            }
+        }
+    }
+}
+
+impl Plan {
+    /// What this seed has in store.
+    pub fn new(seed: u64) -> Self {
+        let mut random = Random::stream(seed, "plan", 0);
+        let nodes = if random.permille(700) { 3 } else { 5 };
+        let length = random.within(8 * SECOND..20 * SECOND);
+        let setup = Setup {
+            max_snapshots: *random.pick(&[1, 1, 2, 16]).expect("there are some"),
+            max_writes: *random.pick(&[2, 64]).expect("there are some"),
+            max_batch_bytes: *random.pick(&[200, 4096, 1 << 20]).expect("there are some"),
+            checkpoint_bytes: *random.pick(&[16 << 10, 64 << 10, 256 << 10]).expect("there are some"),
+            turn_delay: *random.pick(&[100_000, 500_000, 3_000_000]).expect("there are some"),
+        };
+        // Few kinds at a time find more than all at once, for one hides another.
+        let share = random.within(150..700);
+        let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|_| random.permille(share)).collect();
+        let count = random.within(3..25);
+        let mut faults: Vec<(Time, Fault)> = (0..count)
+            .filter_map(|_| {
+                let kind = *random.pick(&kinds)?;
+                Some((random.within(0..length), Fault::draw(kind, nodes, &mut random)))
+            })
+            .collect();
+        faults.sort_by_key(|(time, _)| *time);
+        let clients = usize::try_from(random.within(2..7)).unwrap_or(2);
+        Self { seed, nodes, clients, length, setup, faults }
+    }
+}
