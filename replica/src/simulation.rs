@@ -66,9 +66,9 @@ impl Loops {
         self.0.held.lock().consensus.as_ref().map(ConsensusLoop::next_tick)
     }
 
-    /// Gives consensus a turn with the mail that it has.
-    pub fn turn_consensus(&self) {
-        self.0.turn_consensus();
+    /// Gives consensus a turn with the mail that it has; whether there was any.
+    pub fn turn_consensus(&self) -> bool {
+        self.0.turn_consensus()
     }
 
     /// When, on the host's clock, its images want a turn even if they have no mail.
@@ -77,9 +77,9 @@ impl Loops {
         self.0.held.lock().images.as_ref().map(|images| images.next_turn(now))
     }
 
-    /// Gives images a turn with the mail that they have: a slice of work.
-    pub fn turn_images(&self) {
-        self.0.turn_images();
+    /// Gives images a turn with the mail that they have: a slice of work. Whether there was mail.
+    pub fn turn_images(&self) -> bool {
+        self.0.turn_images()
     }
 
     /// The groups whose engines run.
@@ -114,20 +114,24 @@ struct Held {
 
 impl Hand {
     /// A loop is taken out while it's turned: what it calls may come back here.
-    fn turn_consensus(&self) {
-        let Some(mut consensus) = self.held.lock().consensus.take() else { return };
+    fn turn_consensus(&self) -> bool {
+        let Some(mut consensus) = self.held.lock().consensus.take() else { return false };
         let mail = consensus.mailbox().take();
+        let had_mail = !mail.is_empty();
         if consensus.turn(mail, self.clock.now()).is_continue() {
             self.held.lock().consensus = Some(consensus);
         }
+        had_mail
     }
 
-    fn turn_images(&self) {
-        let Some(mut images) = self.held.lock().images.take() else { return };
+    fn turn_images(&self) -> bool {
+        let Some(mut images) = self.held.lock().images.take() else { return false };
         let mail = images.mailbox().take();
+        let had_mail = !mail.is_empty();
         if images.turn(mail, self.clock.now()).is_continue() {
             self.held.lock().images = Some(images);
         }
+        had_mail
     }
 
     fn step_engine(&self, group: GroupId) -> Step {

@@ -7,4 +7,5 @@
 pub mod cluster;
 pub mod nodes;
 pub mod script;
+pub mod sim;
 pub mod tools;

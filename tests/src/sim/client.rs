@@ -87,8 +87,6 @@ pub struct Call {
     pub life: u64,
     /// The answer.
     pub answer: Pending,
-    /// When the client stops waiting.
-    pub until: Time,
     /// For a strong read, when it began.
     pub read: Option<ReadCall>,
 }
@@ -176,10 +174,8 @@ impl Client {
     pub fn send(&mut self, replica: Replica, operation: &Operation, patience: Duration) -> Pending {
         self.flag.0.store(true, Ordering::Relaxed);
         let deadline = (Instant::now() + patience).into_std();
-        let request = RequestId {
-            router: RouterIncarnation(self.number as u64 + 1),
-            sequence: operation.sequence,
-        };
+        let request =
+            RequestId { router: RouterIncarnation(self.number as u64 + 1), sequence: operation.sequence };
         let write = |run: replica::WriteFn| Write {
             request: Some(request),
             settled: request.sequence,

@@ -102,6 +102,11 @@ impl FileDisk {
         self.health.die_in.set(Some(writes));
     }
 
+    /// Has the process live, if it hasn't died yet.
+    pub fn spare(&self) {
+        self.health.die_in.set(None);
+    }
+
     /// Whether the process died in a write.
     pub fn has_died(&self) -> bool {
         self.health.died.get()

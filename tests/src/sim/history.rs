@@ -98,7 +98,8 @@ impl History {
     /// A swap was acknowledged, and said what was there before.
     pub fn swap_acknowledged(&mut self, key: i64, call: SwapCall, new: i64, old: i64) {
         let returned = Some(self.moment());
-        if let Some(operation) = self.registers.get_mut(&key).and_then(|operations| operations.get_mut(call)) {
+        if let Some(operation) = self.registers.get_mut(&key).and_then(|operations| operations.get_mut(call))
+        {
             operation.returned = returned;
             operation.effect = Effect::Swap { new, old: Some(old) };
         }
@@ -106,7 +107,8 @@ impl History {
 
     /// Nobody executed a swap, nor will: if its value is seen, no order explains it.
     pub fn swap_refused(&mut self, key: i64, call: SwapCall) {
-        if let Some(operation) = self.registers.get_mut(&key).and_then(|operations| operations.get_mut(call)) {
+        if let Some(operation) = self.registers.get_mut(&key).and_then(|operations| operations.get_mut(call))
+        {
             // Before all time, for a value that nothing could find.
             operation.effect = Effect::Read(0);
             operation.called = 0;
@@ -165,7 +167,9 @@ impl History {
             match self.appends.get(value) {
                 None => return Err(format!("{who}: {value} is there, and nobody appended it")),
                 Some(Fate::Refused) => {
-                    return Err(format!("{who}: append {value} is there, and its client was told that it won't be"));
+                    return Err(format!(
+                        "{who}: append {value} is there, and its client was told that it won't be"
+                    ));
                 }
                 Some(_) => {}
             }
@@ -245,6 +249,7 @@ fn shortest_broken(operations: &[Operation]) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use super::*;
 

@@ -165,7 +165,12 @@ mod tests {
         Operation { called, returned: Some(returned), effect: Effect::Read(found) }
     }
 
-    fn swap(called: u64, returned: impl Into<Option<u64>>, new: i64, old: impl Into<Option<i64>>) -> Operation {
+    fn swap(
+        called: u64,
+        returned: impl Into<Option<u64>>,
+        new: i64,
+        old: impl Into<Option<i64>>,
+    ) -> Operation {
         Operation { called, returned: returned.into(), effect: Effect::Swap { new, old: old.into() } }
     }
 

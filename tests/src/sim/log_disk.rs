@@ -26,6 +26,8 @@ struct State {
     unsynced: Vec<Batch>,
     current: Groups,
     full: bool,
+    /// Whether a write found no space: none is taken any more then.
+    failed: bool,
     fatal: Fatal,
 }
 
@@ -105,6 +107,11 @@ impl LogDisk {
         self.state().full = full;
     }
 
+    /// Whether writes find no space.
+    pub fn is_full(&self) -> bool {
+        self.state().full
+    }
+
     /// Has the process die in its next write: what it sent before is out, what it wrote may be there or not.
     pub fn die_at_next_write(&self) {
         self.state().fatal = Fatal::AtNextWrite;
@@ -113,6 +120,14 @@ impl LogDisk {
     /// Whether the process died in a write.
     pub fn has_died(&self) -> bool {
         self.state().fatal == Fatal::Died
+    }
+
+    /// Has the process live, if it hasn't died yet.
+    pub fn spare(&self) {
+        let mut state = self.state();
+        if state.fatal == Fatal::AtNextWrite {
+            state.fatal = Fatal::No;
+        }
     }
 
     /// Loses what a crash loses. Gives how many unsynced batches there were and how many stayed.
@@ -125,12 +140,8 @@ impl LogDisk {
         }
         state.current = state.synced.clone();
         state.fatal = Fatal::No;
+        state.failed = false;
         (unsynced.len(), kept)
-    }
-
-    /// Loses everything: the disk was replaced.
-    pub fn empty(&self) {
-        *self.state() = State::default();
     }
 
     fn damaged(&self, message: String) -> ReplicaError {
@@ -198,7 +209,8 @@ impl LogStore for LogDisk {
             }
             Fatal::Died => return Err(self.refused(io::ErrorKind::BrokenPipe)),
         }
-        if state.full {
+        if state.full || state.failed {
+            state.failed = true;
             return Err(self.refused(io::ErrorKind::StorageFull));
         }
         change_all(&mut state.current, &batch).map_err(|message| self.damaged(message))?;
@@ -212,6 +224,24 @@ impl LogStore for LogDisk {
     }
 
     fn purge(&self) -> Result<(), ReplicaError> {
+        Ok(())
+    }
+
+    fn failure(&self) -> Option<ReplicaError> {
+        self.state().failed.then(|| self.refused(io::ErrorKind::StorageFull))
+    }
+
+    fn check_room(&self) -> Result<(), ReplicaError> {
+        if self.state().full { Err(self.refused(io::ErrorKind::StorageFull)) } else { Ok(()) }
+    }
+
+    fn reopen(&self) -> Result<(), ReplicaError> {
+        let mut state = self.state();
+        if state.failed {
+            state.failed = false;
+            state.unsynced.clear();
+            state.current = state.synced.clone();
+        }
         Ok(())
     }
 }

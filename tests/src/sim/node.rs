@@ -9,7 +9,7 @@ use super::plan::Setup;
 use super::random::Random;
 use super::rows;
 use super::trace::{SECOND, Time};
-use proto::services::{RaftMessage, RaftTransport, ReplicaStatus};
+use proto::services::{RaftMessage, RaftTransport};
 use proto::{GroupId, NodeId};
 use replica::simulation::{Loops, holds_lease};
 use replica::{Config, Host, Replica};
@@ -44,14 +44,19 @@ pub struct Process {
     pub loops: Loops,
     /// The one that the simulation is about.
     pub replica: Replica,
-    /// What that one says of itself.
-    pub status: watch::Receiver<ReplicaStatus>,
+    /// Told when what replicas are changes.
+    pub changed: watch::Receiver<u64>,
     outbox: Outbox,
     /// Whether a disk refused it something, so that it may have stopped.
     pub had_trouble: bool,
 }
 
 impl Process {
+    /// Whether nothing was sent since.
+    pub fn sent_nothing(&self) -> bool {
+        self.outbox.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// Takes what was sent.
     pub fn sent(&self) -> Vec<(u64, RaftMessage)> {
         std::mem::take(&mut self.outbox.0.lock().unwrap_or_else(PoisonError::into_inner))
@@ -80,8 +85,12 @@ pub struct Node {
     pub turn_at: Option<Time>,
     /// The same for its engine.
     pub step_at: Option<Time>,
+    /// The same for its images.
+    pub images_at: Option<Time>,
     /// The same for its next tick.
     pub tick_at: Option<Time>,
+    /// How long it stays down after its next crash.
+    pub down_for: Time,
     root: PathBuf,
     setup: Setup,
     seed: u64,
@@ -103,7 +112,9 @@ impl Node {
             turn_delay: setup.turn_delay,
             turn_at: None,
             step_at: None,
+            images_at: None,
             tick_at: None,
+            down_for: SECOND,
             root,
             setup,
             seed,
@@ -141,10 +152,10 @@ impl Node {
             }
             None => host.replica(GROUP).ok_or("its replica isn't there any more")?,
         };
-        let status = replica.watch();
+        let changed = host.changed();
         self.life += 1;
-        (self.turn_at, self.step_at, self.tick_at) = (None, None, None);
-        self.process = Some(Process { host, loops, replica, status, outbox, had_trouble: false });
+        (self.turn_at, self.step_at, self.images_at, self.tick_at) = (None, None, None, None);
+        self.process = Some(Process { host, loops, replica, changed, outbox, had_trouble: false });
         Ok(())
     }
 

@@ -204,9 +204,7 @@ impl Fault {
             Kind::Network => Fault::Network(Quality::bad(random), random.within(SECOND..8 * SECOND)),
             Kind::DiskFull => Fault::DiskFull(who, short),
             Kind::ClockRate => Fault::ClockRate(who, random.within(920..1080)),
-            Kind::SlowNode => {
-                Fault::SlowNode(who, random.within(10 * MILLISECOND..300 * MILLISECOND), short)
-            }
+            Kind::SlowNode => Fault::SlowNode(who, random.within(10 * MILLISECOND..300 * MILLISECOND), short),
         }
     }
 }

@@ -1,0 +1,212 @@
+//! Faults that strike a world, and how they pass.
+
+use super::super::plan::{Fault, Way, Who};
+use super::super::trace::{MILLISECOND, SECOND, Time};
+use super::{Event, Outcome, REVIVE, World};
+
+impl World {
+    /// Whom a fault hits now.
+    fn whom(&self, who: Who) -> u64 {
+        match who {
+            Who::Node(node) => node,
+            Who::Leader(otherwise) => {
+                let leading = self.nodes.values().filter_map(|node| {
+                    let replica = &node.process.as_ref()?.replica;
+                    replica.is_leader().then(|| (replica.status().term, node.id))
+                });
+                leading.max().map_or(otherwise, |(_, node)| node)
+            }
+        }
+    }
+
+    /// A fault of the plan happens.
+    pub(super) fn strike(&mut self, number: usize) -> Outcome {
+        let Some((_, fault)) = self.plan.faults.get(number).cloned() else { return Ok(()) };
+        *self.report.faults.entry(fault.kind()).or_default() += 1;
+        self.note(format_args!("FAULT {fault:?}"));
+        let now = self.now();
+        match fault {
+            Fault::Crash(who, down) => {
+                let node = self.whom(who);
+                self.down_for(node, down);
+                if self.nodes[&node].process.is_some() {
+                    self.crash(node, "crashes")?;
+                }
+            }
+            Fault::CrashInLog(who, down) => {
+                let node = self.whom(who);
+                self.down_for(node, down);
+                if self.nodes[&node].process.is_some() {
+                    self.nodes[&node].log.die_at_next_write();
+                }
+            }
+            Fault::CrashInFile(who, writes, down) => {
+                let node = self.whom(who);
+                self.down_for(node, down);
+                if self.nodes[&node].process.is_some() {
+                    self.nodes[&node].files.die_in(writes);
+                }
+            }
+            Fault::CrashAll(down) => {
+                for node in 1..=self.plan.nodes {
+                    self.down_for(node, down);
+                    if self.nodes[&node].process.is_some() {
+                        self.crash(node, "crashes with all others")?;
+                    }
+                }
+            }
+            Fault::Pause(who, time) => {
+                let id = self.whom(who);
+                self.note(format_args!("node {id} isn't run"));
+                if let Some(node) = self.nodes.get_mut(&id).filter(|node| node.process.is_some()) {
+                    node.paused = true;
+                    let life = node.life;
+                    self.at(now + time, Event::Resume { node: id, life });
+                }
+            }
+            Fault::Isolate(who, way, time) => {
+                let node = self.whom(who);
+                self.note(format_args!("node {node} is cut off: {way:?}"));
+                let others = (1..=self.plan.nodes).filter(|other| *other != node);
+                let links = others.flat_map(|other| match way {
+                    Way::Both => vec![(node, other), (other, node)],
+                    Way::Out => vec![(node, other)],
+                    Way::In => vec![(other, node)],
+                });
+                let cut = self.network.cut(links.collect());
+                self.at(now + time, Event::Mend(cut));
+            }
+            Fault::Split(some, time) => {
+                let all = 1..=self.plan.nodes;
+                let links = all.clone().flat_map(|from| all.clone().map(move |to| (from, to)));
+                let parted = links.filter(|(from, to)| some.contains(from) != some.contains(to)).collect();
+                let cut = self.network.cut(parted);
+                self.at(now + time, Event::Mend(cut));
+            }
+            Fault::SlowLink(who, to, delay, time) => {
+                let from = self.whom(who);
+                self.network.slow(from, to, delay);
+                self.at(now + time, Event::Unslow { from, to });
+            }
+            Fault::Network(quality, time) => {
+                self.network.set_quality(quality);
+                self.at(now + time, Event::Calm);
+            }
+            Fault::DiskFull(who, time) => {
+                let id = self.whom(who);
+                self.note(format_args!("node {id} has no space"));
+                let node = self.nodes.get_mut(&id).expect("faults hit nodes that are there");
+                node.log.set_full(true);
+                node.files.set_full(true);
+                node.process.iter_mut().for_each(|process| process.had_trouble = true);
+                self.at(now + time, Event::Space { node: id });
+            }
+            Fault::ClockRate(who, permille) => {
+                let id = self.whom(who);
+                self.note(format_args!("node {id}'s clock runs at {permille}/1000"));
+                self.nodes[&id].clock.set_rate(permille);
+                // What it wants to do next comes at another time now.
+                self.nodes.get_mut(&id).expect("faults hit nodes that are there").tick_at = None;
+                self.touch(id);
+            }
+            Fault::SlowNode(who, delay, time) => {
+                let node = self.whom(who);
+                self.note(format_args!("node {node} is slow"));
+                self.nodes.get_mut(&node).expect("faults hit nodes that are there").turn_delay = delay;
+                self.at(now + time, Event::Hurry { node });
+            }
+        }
+        Ok(())
+    }
+
+    fn down_for(&mut self, node: u64, down: Time) {
+        self.nodes.get_mut(&node).expect("faults hit nodes that are there").down_for = down;
+    }
+
+    /// A node dies, and will start again.
+    pub(super) fn crash(&mut self, id: u64, how: &str) -> Outcome {
+        let node = self.nodes.get_mut(&id).expect("only nodes crash");
+        let lost = node.crash(&mut self.random)?;
+        let again = node.down_for;
+        for client in &mut self.clients {
+            if client.kept.as_ref().is_some_and(|kept| kept.node == id) {
+                client.kept = None;
+            }
+        }
+        self.count("crashes");
+        self.note(format_args!("node {id} {how}: {lost}"));
+        self.at(self.now() + again, Event::Start { node: id });
+        Ok(())
+    }
+
+    /// A node starts again.
+    pub(super) fn start(&mut self, id: u64) -> Outcome {
+        let node = self.nodes.get_mut(&id).expect("only nodes start");
+        if node.process.is_some() {
+            return Ok(());
+        }
+        let full = node.log.is_full();
+        match node.start(None) {
+            Ok(()) => {
+                let process = node.process.as_mut().expect("it was just started");
+                process.had_trouble = full;
+                let status = process.replica.status();
+                self.note(format_args!("node {id} starts at index {}", status.applied));
+                if let (Some(why), false) = (status.stopped, full) {
+                    return Err(format!("the replica on node {id} can't start: {why}"));
+                }
+                self.touch(id);
+                Ok(())
+            }
+            Err(why) if full => {
+                self.note(format_args!("node {id} can't start: {why}"));
+                self.at(self.now() + SECOND, Event::Start { node: id });
+                Ok(())
+            }
+            Err(why) => Err(format!("node {id} can't start: {why}")),
+        }
+    }
+
+    /// Production's upkeep, by hand.
+    pub(super) fn revive(&mut self, id: u64) -> Outcome {
+        self.at(self.now() + REVIVE, Event::Revive { node: id });
+        let node = &self.nodes[&id];
+        let Some(process) = node.process.as_ref().filter(|_| !node.paused) else { return Ok(()) };
+        let had_stopped = process.replica.status().stopped.is_some();
+        replica::simulation::revive(&process.host);
+        if had_stopped && process.replica.status().stopped.is_none() {
+            let applied = process.replica.status().applied;
+            self.count("revivals");
+            self.note(format_args!("node {id}'s replica goes on at index {applied}"));
+        }
+        self.touch(id);
+        Ok(())
+    }
+
+    /// A node's disk has space again.
+    pub(super) fn give_space(&mut self, id: u64) {
+        let node = &self.nodes[&id];
+        node.log.set_full(false);
+        node.files.set_full(false);
+    }
+
+    /// Everything is well from now on.
+    pub(super) fn heal(&mut self) -> Outcome {
+        self.note(format_args!("all is healed"));
+        self.healed = true;
+        self.network.heal();
+        for id in 1..=self.plan.nodes {
+            self.give_space(id);
+            let node = self.nodes.get_mut(&id).expect("they are all there");
+            node.log.spare();
+            node.files.spare();
+            node.paused = false;
+            node.turn_delay = MILLISECOND;
+            if node.process.is_none() {
+                self.start(id)?;
+            }
+            self.touch(id);
+        }
+        Ok(())
+    }
+}

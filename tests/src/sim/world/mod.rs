@@ -1,0 +1,504 @@
+//! The world: one loop over everything that happens, in one thread, in the order of its time.
+//!
+//! Events come out of a queue ordered by time: messages arrive, loops get their turns, faults strike and pass, clients
+//! go on. After each event clients' answers are looked at and what must always hold is checked. Then the world is
+//! healed, and everything must become live again. The same plan gives the same run.
+
+mod clients;
+mod faults;
+
+use super::client::Client;
+use super::clock::WorldClock;
+use super::history::{History, Rows};
+use super::network::{CutId, Network, Quality};
+use super::node::Node;
+use super::plan::{Kind, Plan};
+use super::random::Random;
+use super::rows;
+use super::trace::{MICROSECOND, MILLISECOND, SECOND, Time, Trace};
+use proto::NodeId;
+use proto::services::{Consistency, RaftMessage, RaftService};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::Duration;
+
+/// How long after the last fault everything must work again.
+const RECOVERY: Time = 25 * SECOND;
+/// How many writes of each client must be acknowledged by then.
+const WRITES_AFTER: u64 = 3;
+/// How long all replicas may take to have the same, once nobody writes any more.
+const CONVERGENCE: Time = 15 * SECOND;
+/// How often a node tries to revive what stopped.
+const REVIVE: Time = 2 * SECOND;
+
+/// Something that happens at its time.
+enum Event {
+    Deliver { from: u64, to: u64, message: RaftMessage },
+    Turn { node: u64, life: u64 },
+    Step { node: u64, life: u64 },
+    Images { node: u64, life: u64 },
+    Tick { node: u64, life: u64 },
+    Revive { node: u64 },
+    Client { number: usize, token: u64 },
+    Fault(usize),
+    Start { node: u64 },
+    Resume { node: u64, life: u64 },
+    Mend(CutId),
+    Unslow { from: u64, to: u64 },
+    Calm,
+    Space { node: u64 },
+    Hurry { node: u64 },
+}
+
+/// A node's loops.
+enum Loop {
+    Consensus,
+    Engine,
+    Images,
+}
+
+/// What a run was.
+#[derive(Default)]
+pub struct Report {
+    /// Why it failed.
+    pub failure: Option<String>,
+    /// How often each kind of fault happened.
+    pub faults: BTreeMap<Kind, u64>,
+    /// How often something worth counting happened.
+    pub counts: BTreeMap<&'static str, u64>,
+    /// What happened.
+    pub trace: Trace,
+}
+
+/// A simulated cluster with its clients.
+pub struct World {
+    plan: Plan,
+    clock: WorldClock,
+    queue: BTreeMap<(Time, u64), Event>,
+    order: u64,
+    nodes: BTreeMap<u64, Node>,
+    network: Network,
+    clients: Vec<Client>,
+    tokens: Vec<u64>,
+    history: History,
+    random: Random,
+    healed: bool,
+    leaders: BTreeMap<u64, u64>,
+    /// Tokio's time, which lags behind the world's by less than its own precision.
+    advanced: Time,
+    report: Report,
+}
+
+type Outcome = Result<(), String>;
+
+impl World {
+    /// A world whose files lie under a directory.
+    pub fn new(plan: Plan, root: &Path) -> Self {
+        let clock = WorldClock::default();
+        let seed = plan.seed;
+        let nodes = (1..=plan.nodes).map(|id| (id, Node::new(id, root, &clock, plan.setup, seed))).collect();
+        let clients: Vec<Client> = (0..plan.clients).map(|number| Client::new(number, seed)).collect();
+        Self {
+            clock,
+            queue: BTreeMap::new(),
+            order: 0,
+            nodes,
+            network: Network::new(seed),
+            tokens: vec![0; clients.len()],
+            clients,
+            history: History::default(),
+            random: Random::stream(seed, "world", 0),
+            healed: false,
+            leaders: BTreeMap::new(),
+            advanced: 0,
+            report: Report::default(),
+            plan,
+        }
+    }
+
+    /// Lets it run to its end. It wants a runtime whose time is paused.
+    pub async fn run(mut self) -> Report {
+        let outcome = self.live().await;
+        if let Err(why) = outcome {
+            self.report.trace.note(self.now(), format_args!("FAILED: {why}"));
+            self.report.failure = Some(why);
+        }
+        self.report.counts.insert("snapshots compared", self.history.compared());
+        self.report
+    }
+
+    async fn live(&mut self) -> Outcome {
+        let founders: Vec<NodeId> = self.nodes.keys().map(|id| NodeId(*id)).collect();
+        for id in 1..=self.plan.nodes {
+            self.nodes.get_mut(&id).expect("it was just made").start(Some(&founders))?;
+            self.touch(id);
+            self.at(REVIVE, Event::Revive { node: id });
+        }
+        for number in 0..self.plan.faults.len() {
+            self.at(self.plan.faults[number].0, Event::Fault(number));
+        }
+        for number in 0..self.clients.len() {
+            let first = self.clients[number].random.within(0..3 * SECOND);
+            self.client_at(number, first);
+        }
+        self.run_until(self.plan.length, |_| false).await?;
+        self.heal()?;
+        let before: Vec<u64> = self.clients.iter().map(|client| client.acknowledged).collect();
+        let works = |world: &Self| {
+            let mut pairs = world.clients.iter().zip(&before);
+            pairs.all(|(client, before)| client.acknowledged >= before + WRITES_AFTER)
+        };
+        if !self.run_until(self.now() + RECOVERY, works).await? {
+            return Err(format!("not live {} s after all was healed: {}", RECOVERY / SECOND, self.state()));
+        }
+        for number in 0..self.clients.len() {
+            self.tokens[number] += 1;
+            let client = &mut self.clients[number];
+            (client.call, client.kept) = (None, None);
+        }
+        if !self.run_until(self.now() + CONVERGENCE, Self::has_converged).await? {
+            let state = self.state();
+            return Err(format!("not the same {} s after the last write: {state}", CONVERGENCE / SECOND));
+        }
+        self.compare().await?;
+        let undecided = self.history.judge()?;
+        self.report.counts.insert("registers undecided", undecided);
+        self.report.trace.note(self.now(), "the end");
+        Ok(())
+    }
+
+    fn now(&self) -> Time {
+        self.clock.now()
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.report.counts.entry(what).or_default() += 1;
+    }
+
+    fn at(&mut self, time: Time, event: Event) {
+        self.order += 1;
+        self.queue.insert((time, self.order), event);
+    }
+
+    fn client_at(&mut self, number: usize, time: Time) {
+        self.tokens[number] += 1;
+        let token = self.tokens[number];
+        self.at(time, Event::Client { number, token });
+    }
+
+    /// Runs until a time, or until something holds; whether it does.
+    async fn run_until(&mut self, until: Time, holds: impl Fn(&Self) -> bool) -> Result<bool, String> {
+        while let Some((&(time, order), _)) = self.queue.first_key_value() {
+            if time > until {
+                break;
+            }
+            let event = self.queue.remove(&(time, order)).expect("it was just seen");
+            self.clock.set(time);
+            if time - self.advanced >= MILLISECOND / 2 {
+                tokio::time::advance(Duration::from_nanos(time - self.advanced)).await;
+                self.advanced = time;
+            }
+            let looks = matches!(event, Event::Tick { .. } | Event::Client { .. });
+            self.happen(event)?;
+            self.poll_clients()?;
+            self.check_leases()?;
+            if looks && holds(self) {
+                return Ok(true);
+            }
+        }
+        self.clock.set(until);
+        Ok(holds(self))
+    }
+
+    fn happen(&mut self, event: Event) -> Outcome {
+        match event {
+            Event::Deliver { from, to, message } => {
+                let node = self.nodes.get(&to).and_then(|node| node.process.as_ref());
+                if let Some(process) = node {
+                    process.host.receive(NodeId(from), vec![message]);
+                    self.touch(to);
+                }
+                Ok(())
+            }
+            Event::Turn { node, life } if self.is_alive(node, life) => self.turn(node, false),
+            Event::Step { node, life } if self.is_alive(node, life) => self.step(node),
+            Event::Images { node, life } if self.is_alive(node, life) => self.turn_images(node),
+            Event::Tick { node, life } if self.is_alive(node, life) => self.turn(node, true),
+            Event::Turn { .. } | Event::Step { .. } | Event::Images { .. } | Event::Tick { .. } => Ok(()),
+            Event::Revive { node } => self.revive(node),
+            Event::Client { number, token } if self.tokens[number] == token => self.client_turn(number),
+            Event::Client { .. } => Ok(()),
+            Event::Fault(number) => self.strike(number),
+            Event::Start { node } => self.start(node),
+            Event::Resume { node, life } => {
+                if self.nodes[&node].life == life && self.nodes[&node].paused {
+                    self.note(format_args!("node {node} goes on"));
+                    self.nodes.get_mut(&node).expect("it was just seen").paused = false;
+                    self.touch(node);
+                }
+                Ok(())
+            }
+            Event::Mend(cut) => {
+                self.network.mend(cut);
+                Ok(())
+            }
+            Event::Unslow { from, to } => {
+                self.network.slow(from, to, 0);
+                Ok(())
+            }
+            Event::Calm => {
+                self.network.set_quality(Quality::GOOD);
+                Ok(())
+            }
+            Event::Space { node } => {
+                self.note(format_args!("node {node} has space again"));
+                self.give_space(node);
+                Ok(())
+            }
+            Event::Hurry { node } => {
+                let delay = self.plan.setup.turn_delay;
+                self.nodes.get_mut(&node).expect("faults hit nodes that are there").turn_delay = delay;
+                Ok(())
+            }
+        }
+    }
+
+    fn note(&mut self, what: std::fmt::Arguments<'_>) {
+        self.report.trace.note(self.clock.now(), what);
+    }
+
+    fn is_alive(&self, node: u64, life: u64) -> bool {
+        let node = &self.nodes[&node];
+        node.life == life && node.process.is_some()
+    }
+
+    /// Has all of a node's loops get turns soon: there may be something to do.
+    fn touch(&mut self, id: u64) {
+        self.soon(id, Loop::Consensus);
+        self.soon(id, Loop::Engine);
+        self.soon(id, Loop::Images);
+        self.plan_ahead(id);
+    }
+
+    /// Has a loop get a turn soon.
+    fn soon(&mut self, id: u64, which: Loop) {
+        let now = self.now();
+        let node = self.nodes.get_mut(&id).expect("only nodes have loops");
+        if node.process.is_none() || node.paused {
+            return;
+        }
+        let (life, most) = (node.life, node.turn_delay);
+        let (planned, event) = match which {
+            Loop::Consensus => (&mut node.turn_at, Event::Turn { node: id, life }),
+            Loop::Engine => (&mut node.step_at, Event::Step { node: id, life }),
+            Loop::Images => (&mut node.images_at, Event::Images { node: id, life }),
+        };
+        if planned.is_none_or(|at| at > now + most) {
+            let time = now + self.random.within(10 * MICROSECOND..most);
+            *planned = Some(time);
+            self.at(time, event);
+        }
+    }
+
+    /// Has the loops get the turns that they want later.
+    fn plan_ahead(&mut self, id: u64) {
+        let node = self.nodes.get_mut(&id).expect("only nodes have loops");
+        let Some(process) = &node.process else { return };
+        let life = node.life;
+        let tick = process.loops.next_tick().map(|next| node.clock.world_time(next));
+        let images = process.loops.next_images().map(|next| node.clock.world_time(next));
+        if let Some(tick) = tick
+            && node.tick_at.is_none_or(|at| at > tick)
+        {
+            node.tick_at = Some(tick);
+            self.at(tick, Event::Tick { node: id, life });
+        }
+        let images = images.map(|at| at.max(self.clock.now() + 50 * MICROSECOND));
+        let node = self.nodes.get_mut(&id).expect("it was just seen");
+        if let Some(images) = images
+            && node.images_at.is_none_or(|at| at > images)
+        {
+            node.images_at = Some(images);
+            self.at(images, Event::Images { node: id, life });
+        }
+    }
+
+    fn turn(&mut self, id: u64, ticks: bool) -> Outcome {
+        let now = self.now();
+        let node = self.nodes.get_mut(&id).expect("it's alive");
+        let planned = if ticks { &mut node.tick_at } else { &mut node.turn_at };
+        if planned.take_if(|at| *at <= now).is_none() || node.paused {
+            return Ok(());
+        }
+        let had_mail = node.process.as_ref().expect("it's alive").loops.turn_consensus();
+        if had_mail || ticks {
+            self.soon(id, Loop::Engine);
+            self.soon(id, Loop::Images);
+        }
+        self.after_turn(id)
+    }
+
+    fn step(&mut self, id: u64) -> Outcome {
+        let node = self.nodes.get_mut(&id).expect("it's alive");
+        node.step_at = None;
+        if node.paused {
+            return Ok(());
+        }
+        let process = node.process.as_ref().expect("it's alive");
+        let mut worked = false;
+        for group in process.loops.engines() {
+            worked |= process.loops.step_engine(group);
+        }
+        if worked {
+            self.soon(id, Loop::Consensus);
+            self.soon(id, Loop::Engine);
+            self.soon(id, Loop::Images);
+            if self.random.permille(60) {
+                self.look(id)?;
+            }
+        }
+        self.after_turn(id)
+    }
+
+    fn turn_images(&mut self, id: u64) -> Outcome {
+        let now = self.now();
+        let node = self.nodes.get_mut(&id).expect("it's alive");
+        if node.images_at.take_if(|at| *at <= now).is_none() || node.paused {
+            return Ok(());
+        }
+        let process = node.process.as_ref().expect("it's alive");
+        let worked = process.loops.turn_images();
+        if worked || !process.sent_nothing() {
+            self.soon(id, Loop::Consensus);
+            self.soon(id, Loop::Engine);
+        }
+        self.after_turn(id)
+    }
+
+    /// Takes what a loop has sent, and sees what has become of the node.
+    fn after_turn(&mut self, id: u64) -> Outcome {
+        let now = self.now();
+        let node = self.nodes.get_mut(&id).expect("it had a turn");
+        let has_died = node.has_died();
+        let process = node.process.as_mut().expect("it had a turn");
+        let sent = process.sent();
+        let changed = process.changed.has_changed().unwrap_or(false);
+        process.changed.mark_unchanged();
+        let status = changed.then(|| process.replica.status());
+        for (to, message) in sent {
+            let mut what = [0; 24];
+            what[..8].copy_from_slice(&id.to_le_bytes());
+            what[8..16].copy_from_slice(&to.to_le_bytes());
+            what[16..].copy_from_slice(&xxhash_rust::xxh3::xxh3_64(&message.body).to_le_bytes());
+            self.report.trace.count(now, &what);
+            self.count("messages");
+            for delay in self.network.carry(id, to) {
+                self.at(now + delay, Event::Deliver { from: id, to, message: message.clone() });
+            }
+        }
+        if has_died {
+            return self.crash(id, "dies in a write");
+        }
+        if let Some(status) = status {
+            let leader = status.leader.map_or("nobody".to_owned(), |leader| leader.to_string());
+            let (role, term) = (status.role, status.term.0);
+            self.note(format_args!("node {id}: {role:?} of term {term}, leader {leader}"));
+            let trouble = self.nodes[&id].process.as_ref().is_some_and(|process| process.had_trouble);
+            if let Some(why) = status.stopped {
+                self.note(format_args!("node {id} has stopped: {why}"));
+                if !trouble {
+                    return Err(format!("the replica on node {id} stopped though its disk is well: {why}"));
+                }
+            }
+            if role == proto::services::ReplicaRole::Leader {
+                self.count("leaders");
+                let first = *self.leaders.entry(term).or_insert(id);
+                if first != id {
+                    return Err(format!("nodes {first} and {id} both lead in term {term}"));
+                }
+            }
+        }
+        self.plan_ahead(id);
+        Ok(())
+    }
+
+    fn check_leases(&self) -> Outcome {
+        if self.nodes.values().filter(|node| node.holds_lease()).count() > 1 {
+            let holders = self.nodes.values().filter(|node| node.holds_lease()).map(|node| node.id);
+            let holders: Vec<u64> = holders.collect();
+            return Err(format!("nodes {holders:?} hold a lease at the same moment"));
+        }
+        Ok(())
+    }
+
+    /// Compares what a node has with what others had at the same index.
+    fn look(&mut self, id: u64) -> Outcome {
+        let node = &self.nodes[&id];
+        let Some(process) = &node.process else { return Ok(()) };
+        if let Some(snapshot) = now_or_never(process.replica.snapshot(Consistency::Eventual, soon())) {
+            let Ok(snapshot) = snapshot else { return Ok(()) };
+            if let Ok(rows) = rows::read(&snapshot) {
+                self.history.saw(&rows, &format!("node {id}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn has_converged(&self) -> bool {
+        let mut applied = BTreeSet::new();
+        for node in self.nodes.values() {
+            let Some(process) = &node.process else { return false };
+            let status = process.replica.status();
+            if status.stopped.is_some() || status.leader.is_none() {
+                return false;
+            }
+            applied.insert((status.applied, status.term));
+        }
+        applied.len() == 1
+    }
+
+    async fn compare(&mut self) -> Outcome {
+        let mut all: Vec<Rows> = Vec::new();
+        for id in 1..=self.plan.nodes {
+            let process = self.nodes[&id].process.as_ref().ok_or("a node isn't there at the end")?;
+            let snapshot = process.replica.snapshot(Consistency::Eventual, soon()).await;
+            let snapshot = snapshot.map_err(|error| format!("node {id} can't be read: {error}"))?;
+            let rows = rows::read(&snapshot).map_err(|error| format!("node {id} can't be read: {error}"))?;
+            self.history.saw(&rows, &format!("node {id} at the end"))?;
+            all.push(rows);
+        }
+        let Some(first) = all.first().cloned() else { return Ok(()) };
+        if all.iter().any(|rows| *rows != first) {
+            return Err("replicas differ at the end".into());
+        }
+        self.history.end(&first)
+    }
+
+    fn state(&self) -> String {
+        let mut text = String::new();
+        for node in self.nodes.values() {
+            text += &match &node.process {
+                None => format!("\n    node {} is down", node.id),
+                Some(process) => format!("\n    {:?}", process.replica.status()),
+            };
+        }
+        for client in &self.clients {
+            text += &format!("\n    client {} is at {:?}", client.number, client.operation);
+        }
+        text
+    }
+}
+
+/// A deadline that nobody means to reach.
+fn soon() -> std::time::Instant {
+    (tokio::time::Instant::now() + Duration::from_secs(60)).into_std()
+}
+
+/// A future's result if it's there at once.
+fn now_or_never<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = std::pin::pin!(future);
+    match future.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+        std::task::Poll::Ready(value) => Some(value),
+        std::task::Poll::Pending => None,
+    }
+}
