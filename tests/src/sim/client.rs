@@ -105,8 +105,33 @@ pub struct Kept {
     pub hash: u128,
 }
 
-/// Set when a future wants to be polled.
+/// Set when a future wants to be polled, as it does at first.
 pub struct Flag(AtomicBool);
+
+impl Default for Flag {
+    fn default() -> Self {
+        Self(AtomicBool::new(true))
+    }
+}
+
+impl Flag {
+    /// Whether the future wants to be polled.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Polls a future if it wants to be.
+    pub fn poll<T>(self: &Arc<Self>, future: &mut Pin<Box<dyn Future<Output = T>>>) -> Option<T> {
+        if !self.0.swap(false, Ordering::Relaxed) {
+            return None;
+        }
+        let waker = Waker::from(self.clone());
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(value) => Some(value),
+            Poll::Pending => None,
+        }
+    }
+}
 
 impl Wake for Flag {
     fn wake(self: Arc<Self>) {
@@ -155,7 +180,7 @@ impl Client {
             session: 0,
             own: BTreeSet::new(),
             sequence: 0,
-            flag: Arc::new(Flag(AtomicBool::new(true))),
+            flag: Arc::default(),
         }
     }
 
@@ -172,7 +197,7 @@ impl Client {
 
     /// Sends its operation to a replica.
     pub fn send(&mut self, replica: Replica, operation: &Operation, patience: Duration) -> Pending {
-        self.flag.0.store(true, Ordering::Relaxed);
+        self.flag = Arc::default();
         let deadline = (Instant::now() + patience).into_std();
         let request =
             RequestId { router: RouterIncarnation(self.number as u64 + 1), sequence: operation.sequence };
@@ -210,16 +235,14 @@ impl Client {
         Box::pin(async move { Answer::Opened(replica.snapshot(consistency, deadline).await) })
     }
 
+    /// Whether there's reason to look after its call.
+    pub fn wants_poll(&self) -> bool {
+        self.call.is_some() && self.flag.is_set()
+    }
+
     /// Looks after its call, if there's reason to.
     pub fn poll(&mut self) -> Option<Answer> {
-        let call = self.call.as_mut()?;
-        if !self.flag.0.swap(false, Ordering::Relaxed) {
-            return None;
-        }
-        let waker = Waker::from(self.flag.clone());
-        match call.answer.as_mut().poll(&mut Context::from_waker(&waker)) {
-            Poll::Ready(answer) => Some(answer),
-            Poll::Pending => None,
-        }
+        let flag = self.flag.clone();
+        flag.poll(&mut self.call.as_mut()?.answer)
     }
 }

@@ -42,8 +42,6 @@ pub struct Process {
     pub host: Arc<Host>,
     /// What is turned by hand.
     pub loops: Loops,
-    /// The one that the simulation is about.
-    pub replica: Replica,
     /// Told when what replicas are changes.
     pub changed: watch::Receiver<u64>,
     outbox: Outbox,
@@ -52,6 +50,11 @@ pub struct Process {
 }
 
 impl Process {
+    /// The replica that the simulation is about, if the node has one.
+    pub fn replica(&self) -> Option<Replica> {
+        self.host.replica(GROUP)
+    }
+
     /// Whether nothing was sent since.
     pub fn sent_nothing(&self) -> bool {
         self.outbox.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
@@ -131,6 +134,8 @@ impl Node {
         config.checkpoint_bytes = self.setup.checkpoint_bytes;
         config.hold_bytes = 2 * self.setup.checkpoint_bytes;
         config.hold_snapshots = Duration::ZERO;
+        config.log_keep_bytes = self.setup.log_keep_bytes;
+        config.image_chunk_bytes = 8 << 10;
         config.end_reads_bytes = 8 * self.setup.checkpoint_bytes;
         config
     }
@@ -145,17 +150,14 @@ impl Node {
             Arc::new(outbox.clone()),
         )
         .map_err(|error| error.to_string())?;
-        let replica = match founders {
-            Some(founders) => {
-                let init: Vec<String> = rows::INIT.iter().map(|sql| (*sql).to_owned()).collect();
-                host.create(GROUP, founders, &init).map_err(|error| error.to_string())?
-            }
-            None => host.replica(GROUP).ok_or("its replica isn't there any more")?,
-        };
+        if let Some(founders) = founders {
+            let init: Vec<String> = rows::INIT.iter().map(|sql| (*sql).to_owned()).collect();
+            host.create(GROUP, founders, &init).map_err(|error| error.to_string())?;
+        }
         let changed = host.changed();
         self.life += 1;
         (self.turn_at, self.step_at, self.images_at, self.tick_at) = (None, None, None, None);
-        self.process = Some(Process { host, loops, replica, changed, outbox, had_trouble: false });
+        self.process = Some(Process { host, loops, changed, outbox, had_trouble: false });
         Ok(())
     }
 
@@ -176,6 +178,11 @@ impl Node {
         Ok(format!("its log keeps {kept} of {unsynced} unsynced batches"))
     }
 
+    /// Its replica, if it runs and has one.
+    pub fn replica(&self) -> Option<Replica> {
+        self.process.as_ref()?.replica()
+    }
+
     /// Whether a disk killed its process.
     pub fn has_died(&self) -> bool {
         self.log.has_died() || self.files.has_died()
@@ -183,6 +190,6 @@ impl Node {
 
     /// Whether it says that nobody else can lead.
     pub fn holds_lease(&self) -> bool {
-        self.process.as_ref().is_some_and(|process| holds_lease(&process.replica))
+        self.replica().is_some_and(|replica| holds_lease(&replica))
     }
 }

@@ -12,8 +12,10 @@ use std::fmt;
 pub struct Plan {
     /// What all chance is drawn from.
     pub seed: u64,
-    /// How many nodes the group has.
+    /// How many members the group begins with, and has again after each change.
     pub nodes: u64,
+    /// How many nodes there are beside those.
+    pub spares: u64,
     /// How many clients work on it.
     pub clients: usize,
     /// How long faults happen. Then all is healed, and it must go on.
@@ -35,6 +37,8 @@ pub struct Setup {
     pub max_batch_bytes: usize,
     /// As in `replica::Config`.
     pub checkpoint_bytes: u64,
+    /// As in `replica::Config`. With little, who was away for long gets an image.
+    pub log_keep_bytes: u64,
     /// A loop that has something to do waits up to this long for its turn.
     pub turn_delay: Time,
 }
@@ -86,6 +90,12 @@ pub enum Fault {
     ClockRate(Who, u64),
     /// A node's loops wait long for their turns.
     SlowNode(Who, Time, Time),
+    /// The leader hands over to this node. Not a fault, but what faults like to meet.
+    Transfer(u64),
+    /// These become the group's members, one of them perhaps afresh.
+    Members(BTreeSet<u64>, Option<u64>),
+    /// All hash their tables, and the hashes must be equal.
+    Check,
 }
 
 /// A fault's kind.
@@ -117,11 +127,17 @@ pub enum Kind {
     ClockRate,
     /// [`Fault::SlowNode`].
     SlowNode,
+    /// [`Fault::Transfer`].
+    Transfer,
+    /// [`Fault::Members`].
+    Members,
+    /// [`Fault::Check`].
+    Check,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 16] = [
         Self::Crash,
         Self::CrashInLog,
         Self::CrashInFile,
@@ -135,6 +151,9 @@ impl Kind {
         Self::DiskFull,
         Self::ClockRate,
         Self::SlowNode,
+        Self::Transfer,
+        Self::Members,
+        Self::Check,
     ];
 }
 
@@ -154,6 +173,9 @@ impl fmt::Display for Kind {
             Kind::DiskFull => "full disk",
             Kind::ClockRate => "skewed clock",
             Kind::SlowNode => "slow node",
+            Kind::Transfer => "leader transfer",
+            Kind::Members => "membership change",
+            Kind::Check => "check",
         })
     }
 }
@@ -175,10 +197,13 @@ impl Fault {
             Fault::DiskFull(..) => Kind::DiskFull,
             Fault::ClockRate(..) => Kind::ClockRate,
             Fault::SlowNode(..) => Kind::SlowNode,
+            Fault::Transfer(..) => Kind::Transfer,
+            Fault::Members(..) => Kind::Members,
+            Fault::Check => Kind::Check,
         }
     }
 
-    fn draw(kind: Kind, nodes: u64, random: &mut Random) -> Self {
+    fn draw(kind: Kind, members: u64, nodes: u64, random: &mut Random) -> Self {
         let node = random.within(1..nodes + 1);
         // Most of what can go wrong goes wrong where it hurts.
         let who = if random.permille(600) { Who::Leader(node) } else { Who::Node(node) };
@@ -214,12 +239,14 @@ impl Plan {
     pub fn new(seed: u64) -> Self {
         let mut random = Random::stream(seed, "plan", 0);
         let nodes = if random.permille(700) { 3 } else { 5 };
+        let spares = random.within(0..3);
         let length = random.within(8 * SECOND..20 * SECOND);
         let setup = Setup {
             max_snapshots: *random.pick(&[1, 1, 2, 16]).expect("there are some"),
             max_writes: *random.pick(&[2, 64]).expect("there are some"),
             max_batch_bytes: *random.pick(&[200, 4096, 1 << 20]).expect("there are some"),
             checkpoint_bytes: *random.pick(&[16 << 10, 64 << 10, 256 << 10]).expect("there are some"),
+            log_keep_bytes: *random.pick(&[2 << 10, 16 << 10, 64 << 20]).expect("there are some"),
             turn_delay: *random.pick(&[100_000, 500_000, 3_000_000]).expect("there are some"),
         };
         // Few kinds at a time find more than all at once, for one hides another.
@@ -229,11 +256,11 @@ impl Plan {
         let mut faults: Vec<(Time, Fault)> = (0..count)
             .filter_map(|_| {
                 let kind = *random.pick(&kinds)?;
-                Some((random.within(0..length), Fault::draw(kind, nodes, &mut random)))
+                Some((random.within(0..length), Fault::draw(kind, nodes, nodes + spares, &mut random)))
             })
             .collect();
         faults.sort_by_key(|(time, _)| *time);
         let clients = usize::try_from(random.within(2..7)).unwrap_or(2);
-        Self { seed, nodes, clients, length, setup, faults }
+        Self { seed, nodes, spares, clients, length, setup, faults }
     }
 }

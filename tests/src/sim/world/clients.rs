@@ -73,14 +73,14 @@ impl World {
             Some(leader) if to_leader && client.random.permille(950) => leader,
             _ => anywhere,
         };
-        let Some(process) = &self.nodes[&node].process else {
+        let Some(replica) = self.nodes[&node].replica() else {
             client.operation = Some(operation);
             return self.again(number, Known::Nothing(None));
         };
         let patience = client.random.within(200 * MILLISECOND..2 * SECOND);
         let read = matches!(operation.wish, Wish::Read).then(|| self.history.read_called());
         let deadline = Duration::from_nanos(patience);
-        let answer = client.send(process.replica.clone(), &operation, deadline);
+        let answer = client.send(replica, &operation, deadline);
         // The client waits a little longer than the replica, which mostly has the last word.
         let until = now + patience + 20 * MILLISECOND;
         client.call = Some(Call { node, life: self.nodes[&node].life, answer, read });
@@ -100,12 +100,14 @@ impl World {
                 self.clients[number].call = None;
                 self.count("calls to a node that died");
                 self.again(number, Known::Unknown)?;
-            } else if !node.paused
-                && let Some(answer) = self.clients[number].poll()
-            {
-                let call = self.clients[number].call.take().expect("it was just polled");
+            } else if !node.paused && self.clients[number].wants_poll() {
+                let answer = self.clients[number].poll();
+                // Whether it has its answer or not, it may have given the loops something to do.
                 self.touch(id);
-                self.answer(number, &call, answer)?;
+                if let Some(answer) = answer {
+                    let call = self.clients[number].call.take().expect("it was just polled");
+                    self.answer(number, &call, answer)?;
+                }
             }
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! Faults that strike a world, and how they pass.
 
+use super::super::node::Process;
 use super::super::plan::{Fault, Way, Who};
 use super::super::trace::{MILLISECOND, SECOND, Time};
 use super::{Event, Outcome, REVIVE, World};
@@ -11,7 +12,7 @@ impl World {
             Who::Node(node) => node,
             Who::Leader(otherwise) => {
                 let leading = self.nodes.values().filter_map(|node| {
-                    let replica = &node.process.as_ref()?.replica;
+                    let replica = node.replica()?;
                     replica.is_leader().then(|| (replica.status().term, node.id))
                 });
                 leading.max().map_or(otherwise, |(_, node)| node)
@@ -48,7 +49,7 @@ impl World {
                 }
             }
             Fault::CrashAll(down) => {
-                for node in 1..=self.plan.nodes {
+                for node in self.ids() {
                     self.down_for(node, down);
                     if self.nodes[&node].process.is_some() {
                         self.crash(node, "crashes with all others")?;
@@ -67,7 +68,7 @@ impl World {
             Fault::Isolate(who, way, time) => {
                 let node = self.whom(who);
                 self.note(format_args!("node {node} is cut off: {way:?}"));
-                let others = (1..=self.plan.nodes).filter(|other| *other != node);
+                let others = self.ids().into_iter().filter(|other| *other != node);
                 let links = others.flat_map(|other| match way {
                     Way::Both => vec![(node, other), (other, node)],
                     Way::Out => vec![(node, other)],
@@ -77,8 +78,8 @@ impl World {
                 self.at(now + time, Event::Mend(cut));
             }
             Fault::Split(some, time) => {
-                let all = 1..=self.plan.nodes;
-                let links = all.clone().flat_map(|from| all.clone().map(move |to| (from, to)));
+                let all = self.ids();
+                let links = all.iter().flat_map(|from| all.iter().map(move |to| (*from, *to)));
                 let parted = links.filter(|(from, to)| some.contains(from) != some.contains(to)).collect();
                 let cut = self.network.cut(parted);
                 self.at(now + time, Event::Mend(cut));
@@ -115,6 +116,9 @@ impl World {
                 self.nodes.get_mut(&node).expect("faults hit nodes that are there").turn_delay = delay;
                 self.at(now + time, Event::Hurry { node });
             }
+            Fault::Transfer(to) => self.transfer(to),
+            Fault::Members(voters, rebuild) => self.change_members(&voters, rebuild),
+            Fault::Check => self.check(),
         }
         Ok(())
     }
@@ -150,10 +154,15 @@ impl World {
             Ok(()) => {
                 let process = node.process.as_mut().expect("it was just started");
                 process.had_trouble = full;
-                let status = process.replica.status();
-                self.note(format_args!("node {id} starts at index {}", status.applied));
-                if let (Some(why), false) = (status.stopped, full) {
-                    return Err(format!("the replica on node {id} can't start: {why}"));
+                let status = process.replica().map(|replica| replica.status());
+                match status {
+                    None => self.note(format_args!("node {id} starts without a replica")),
+                    Some(status) => {
+                        self.note(format_args!("node {id} starts at index {}", status.applied));
+                        if let (Some(why), false) = (status.stopped, full) {
+                            return Err(format!("the replica on node {id} can't start: {why}"));
+                        }
+                    }
                 }
                 self.touch(id);
                 Ok(())
@@ -172,10 +181,12 @@ impl World {
         self.at(self.now() + REVIVE, Event::Revive { node: id });
         let node = &self.nodes[&id];
         let Some(process) = node.process.as_ref().filter(|_| !node.paused) else { return Ok(()) };
-        let had_stopped = process.replica.status().stopped.is_some();
+        let stopped =
+            |process: &Process| process.replica().is_some_and(|replica| replica.status().stopped.is_some());
+        let had_stopped = stopped(process);
         replica::simulation::revive(&process.host);
-        if had_stopped && process.replica.status().stopped.is_none() {
-            let applied = process.replica.status().applied;
+        if had_stopped && !stopped(process) {
+            let applied = process.replica().map(|replica| replica.status().applied).unwrap_or_default();
             self.count("revivals");
             self.note(format_args!("node {id}'s replica goes on at index {applied}"));
         }
@@ -195,7 +206,7 @@ impl World {
         self.note(format_args!("all is healed"));
         self.healed = true;
         self.network.heal();
-        for id in 1..=self.plan.nodes {
+        for id in self.ids() {
             self.give_space(id);
             let node = self.nodes.get_mut(&id).expect("they are all there");
             node.log.spare();

@@ -4,6 +4,7 @@
 //! go on. After each event clients' answers are looked at and what must always hold is checked. Then the world is
 //! healed, and everything must become live again. The same plan gives the same run.
 
+mod chores;
 mod clients;
 mod faults;
 
@@ -16,6 +17,7 @@ use super::plan::{Kind, Plan};
 use super::random::Random;
 use super::rows;
 use super::trace::{MICROSECOND, MILLISECOND, SECOND, Time, Trace};
+use chores::Chore;
 use proto::NodeId;
 use proto::services::{Consistency, RaftMessage, RaftService};
 use std::collections::{BTreeMap, BTreeSet};
@@ -84,6 +86,9 @@ pub struct World {
     random: Random,
     healed: bool,
     leaders: BTreeMap<u64, u64>,
+    chores: Vec<Chore>,
+    /// The hashes that replicas took themselves, by index.
+    checks: BTreeMap<u64, u128>,
     /// Tokio's time, which lags behind the world's by less than its own precision.
     advanced: Time,
     report: Report,
@@ -96,7 +101,8 @@ impl World {
     pub fn new(plan: Plan, root: &Path) -> Self {
         let clock = WorldClock::default();
         let seed = plan.seed;
-        let nodes = (1..=plan.nodes).map(|id| (id, Node::new(id, root, &clock, plan.setup, seed))).collect();
+        let all = plan.nodes + plan.spares;
+        let nodes = (1..=all).map(|id| (id, Node::new(id, root, &clock, plan.setup, seed))).collect();
         let clients: Vec<Client> = (0..plan.clients).map(|number| Client::new(number, seed)).collect();
         Self {
             clock,
@@ -110,6 +116,8 @@ impl World {
             random: Random::stream(seed, "world", 0),
             healed: false,
             leaders: BTreeMap::new(),
+            chores: Vec::new(),
+            checks: BTreeMap::new(),
             advanced: 0,
             report: Report::default(),
             plan,
@@ -128,9 +136,10 @@ impl World {
     }
 
     async fn live(&mut self) -> Outcome {
-        let founders: Vec<NodeId> = self.nodes.keys().map(|id| NodeId(*id)).collect();
-        for id in 1..=self.plan.nodes {
-            self.nodes.get_mut(&id).expect("it was just made").start(Some(&founders))?;
+        let founders: Vec<NodeId> = (1..=self.plan.nodes).map(NodeId).collect();
+        for id in self.ids() {
+            let founders = founders.contains(&NodeId(id)).then_some(founders.as_slice());
+            self.nodes.get_mut(&id).expect("it was just made").start(founders)?;
             self.touch(id);
             self.at(REVIVE, Event::Revive { node: id });
         }
@@ -167,6 +176,10 @@ impl World {
         Ok(())
     }
 
+    fn ids(&self) -> Vec<u64> {
+        self.nodes.keys().copied().collect()
+    }
+
     fn now(&self) -> Time {
         self.clock.now()
     }
@@ -201,6 +214,7 @@ impl World {
             let looks = matches!(event, Event::Tick { .. } | Event::Client { .. });
             self.happen(event)?;
             self.poll_clients()?;
+            self.poll_chores()?;
             self.check_leases()?;
             if looks && holds(self) {
                 return Ok(true);
@@ -384,7 +398,7 @@ impl World {
         let sent = process.sent();
         let changed = process.changed.has_changed().unwrap_or(false);
         process.changed.mark_unchanged();
-        let status = changed.then(|| process.replica.status());
+        let status = process.replica().filter(|_| changed).map(|replica| replica.status());
         for (to, message) in sent {
             let mut what = [0; 24];
             what[..8].copy_from_slice(&id.to_le_bytes());
@@ -410,6 +424,15 @@ impl World {
                     return Err(format!("the replica on node {id} stopped though its disk is well: {why}"));
                 }
             }
+            if let Some(check) = status.check {
+                let first = *self.checks.entry(check.index.0).or_insert(check.hash);
+                if first != check.hash {
+                    return Err(format!(
+                        "node {id} hashes its tables at {} as nobody else does",
+                        check.index
+                    ));
+                }
+            }
             if role == proto::services::ReplicaRole::Leader {
                 self.count("leaders");
                 let first = *self.leaders.entry(term).or_insert(id);
@@ -433,9 +456,8 @@ impl World {
 
     /// Compares what a node has with what others had at the same index.
     fn look(&mut self, id: u64) -> Outcome {
-        let node = &self.nodes[&id];
-        let Some(process) = &node.process else { return Ok(()) };
-        if let Some(snapshot) = now_or_never(process.replica.snapshot(Consistency::Eventual, soon())) {
+        let Some(replica) = self.nodes[&id].replica() else { return Ok(()) };
+        if let Some(snapshot) = now_or_never(replica.snapshot(Consistency::Eventual, soon())) {
             let Ok(snapshot) = snapshot else { return Ok(()) };
             if let Ok(rows) = rows::read(&snapshot) {
                 self.history.saw(&rows, &format!("node {id}"))?;
@@ -444,11 +466,19 @@ impl World {
         Ok(())
     }
 
+    /// Whom the group consists of, as its leader says.
+    fn members(&self) -> Vec<u64> {
+        let replicas = self.nodes.values().filter_map(Node::replica);
+        let leading = replicas.filter(replica::Replica::is_leader).map(|replica| replica.status());
+        let members = leading.max_by_key(|status| status.term).map(|status| status.members);
+        members.map(|members| members.voters.iter().map(|node| node.0).collect()).unwrap_or_default()
+    }
+
     fn has_converged(&self) -> bool {
         let mut applied = BTreeSet::new();
-        for node in self.nodes.values() {
-            let Some(process) = &node.process else { return false };
-            let status = process.replica.status();
+        for id in self.members() {
+            let Some(replica) = self.nodes.get(&id).and_then(Node::replica) else { return false };
+            let status = replica.status();
             if status.stopped.is_some() || status.leader.is_none() {
                 return false;
             }
@@ -459,9 +489,9 @@ impl World {
 
     async fn compare(&mut self) -> Outcome {
         let mut all: Vec<Rows> = Vec::new();
-        for id in 1..=self.plan.nodes {
-            let process = self.nodes[&id].process.as_ref().ok_or("a node isn't there at the end")?;
-            let snapshot = process.replica.snapshot(Consistency::Eventual, soon()).await;
+        for id in self.members() {
+            let replica = self.nodes[&id].replica().ok_or("a node isn't there at the end")?;
+            let snapshot = replica.snapshot(Consistency::Eventual, soon()).await;
             let snapshot = snapshot.map_err(|error| format!("node {id} can't be read: {error}"))?;
             let rows = rows::read(&snapshot).map_err(|error| format!("node {id} can't be read: {error}"))?;
             self.history.saw(&rows, &format!("node {id} at the end"))?;
@@ -477,9 +507,9 @@ impl World {
     fn state(&self) -> String {
         let mut text = String::new();
         for node in self.nodes.values() {
-            text += &match &node.process {
-                None => format!("\n    node {} is down", node.id),
-                Some(process) => format!("\n    {:?}", process.replica.status()),
+            text += &match node.replica() {
+                None => format!("\n    node {} is down or has no replica", node.id),
+                Some(replica) => format!("\n    {:?}", replica.status()),
             };
         }
         for client in &self.clients {
