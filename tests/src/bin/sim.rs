@@ -24,6 +24,9 @@ struct Arguments {
     /// Run each seed twice and compare what happened.
     #[arg(long)]
     doublecheck: bool,
+    /// End at the first run that fails.
+    #[arg(long)]
+    until_failure: bool,
     /// Print what happened, also of runs that pass.
     #[arg(long)]
     trace: bool,
@@ -38,6 +41,7 @@ struct Arguments {
 /// What all runs came to.
 #[derive(Default)]
 struct Sums {
+    runs: u64,
     faults: BTreeMap<Kind, u64>,
     counts: BTreeMap<&'static str, u64>,
     failed: Vec<(u64, String)>,
@@ -59,7 +63,7 @@ fn main() -> ExitCode {
     });
     let sums = sums.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     let seconds = begun.elapsed().as_secs_f64();
-    println!("\n{} runs in {seconds:.1} s", arguments.runs);
+    println!("\n{} runs in {seconds:.1} s", sums.runs);
     println!("faults:");
     for kind in Kind::ALL {
         println!("{:>12}  {kind}", sums.faults.get(&kind).copied().unwrap_or(0));
@@ -75,7 +79,7 @@ fn main() -> ExitCode {
     for (seed, why) in &sums.failed {
         println!("FAILED: seed {seed}: {why}");
     }
-    println!("{} of {} failed", sums.failed.len(), arguments.runs);
+    println!("{} of {} failed", sums.failed.len(), sums.runs);
     ExitCode::FAILURE
 }
 
@@ -100,8 +104,12 @@ fn work(arguments: &Arguments, first: u64, next: &AtomicU64, sums: &Mutex<Sums>)
         for (what, count) in &report.counts {
             *sums.counts.entry(what).or_default() += count;
         }
+        sums.runs += 1;
         if let Some(why) = report.failure {
             sums.failed.push((seed, why));
+            if arguments.until_failure {
+                next.store(arguments.runs, Ordering::Relaxed);
+            }
         }
     }
 }

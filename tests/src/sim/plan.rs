@@ -229,6 +229,16 @@ impl Fault {
             Kind::Network => Fault::Network(Quality::bad(random), random.within(SECOND..8 * SECOND)),
             Kind::DiskFull => Fault::DiskFull(who, short),
             Kind::ClockRate => Fault::ClockRate(who, random.within(920..1080)),
+            Kind::Transfer => Fault::Transfer(node),
+            Kind::Members => {
+                let mut voters = BTreeSet::new();
+                while (voters.len() as u64) < members {
+                    voters.insert(random.within(1..nodes + 1));
+                }
+                let rebuild = voters.first().copied().filter(|_| random.permille(300));
+                Fault::Members(voters, rebuild)
+            }
+            Kind::Check => Fault::Check,
             Kind::SlowNode => Fault::SlowNode(who, random.within(10 * MILLISECOND..300 * MILLISECOND), short),
         }
     }

@@ -46,8 +46,10 @@ fn hash(connection: &Connection) -> rusqlite::Result<u128> {
     let replicated = |name: &&String| !name.starts_with("replica_") || REPLICATED.contains(&name.as_str());
     for name in names.iter().filter(replicated) {
         hash.update(name.as_bytes());
-        let mut statement = connection.prepare_cached(&format!("SELECT * FROM \"{name}\" ORDER BY 1, 2"))?;
-        let columns = statement.column_count();
+        let columns = connection.prepare_cached(&format!("SELECT * FROM \"{name}\""))?.column_count();
+        let order = if columns > 1 { "1, 2" } else { "1" };
+        let mut statement =
+            connection.prepare_cached(&format!("SELECT * FROM \"{name}\" ORDER BY {order}"))?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             for column in 0..columns {

@@ -195,10 +195,14 @@ impl World {
     }
 
     fn opened(&mut self, number: usize, call: &Call, snapshot: Snapshot) -> Outcome {
-        let Ok(rows) = rows::read(&snapshot) else {
+        let rows = match rows::read(&snapshot) {
+            Ok(rows) => rows,
             // It was ended, for the WAL's sake or by its deadline.
-            self.count("reads ended");
-            return self.again(number, Known::Nothing(None));
+            Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::OperationInterrupted) => {
+                self.count("reads ended");
+                return self.again(number, Known::Nothing(None));
+            }
+            Err(error) => return Err(format!("client {number} can't read at node {}: {error}", call.node)),
         };
         let who = format!("client {number} at node {}", call.node);
         self.judge_read(number, call, &rows, &who)?;
