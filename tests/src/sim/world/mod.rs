@@ -75,6 +75,7 @@ pub struct Report {
 /// A simulated cluster with its clients.
 pub struct World {
     plan: Plan,
+    root: String,
     clock: WorldClock,
     queue: BTreeMap<(Time, u64), Event>,
     order: u64,
@@ -105,6 +106,7 @@ impl World {
         let nodes = (1..=all).map(|id| (id, Node::new(id, root, &clock, plan.setup, seed))).collect();
         let clients: Vec<Client> = (0..plan.clients).map(|number| Client::new(number, seed)).collect();
         Self {
+            root: root.display().to_string(),
             clock,
             queue: BTreeMap::new(),
             order: 0,
@@ -278,6 +280,8 @@ impl World {
     }
 
     fn note(&mut self, what: std::fmt::Arguments<'_>) {
+        // The files lie elsewhere in each run.
+        let what = what.to_string().replace(&self.root, "");
         self.report.trace.note(self.clock.now(), what);
     }
 
