@@ -97,10 +97,13 @@ impl Drive for Threads {
     fn purger(&self, log: Arc<dyn LogStore>) -> Result<Purge, ReplicaError> {
         let (sender, purges) = sync_channel(1);
         let thread = self.spawn(format!("log-purge-{}", self.node), move || {
+            let mut last = None;
             while purges.recv().is_ok() {
-                if let Err(error) = log.purge() {
+                let why = log.purge().err().map(|error| error.to_string());
+                if let Some(error) = why.as_ref().filter(|_| why != last) {
                     tracing::warn!("the log was not purged: {error}");
                 }
+                last = why;
             }
         })?;
         *self.purger.lock() = Some(thread);

@@ -292,7 +292,16 @@ impl LogStore for RaftEngineLog {
     }
 
     fn purge(&self) -> Result<(), ReplicaError> {
-        self.change(|engine| engine.purge_expired_files().map(drop))
+        let mut unreadable = None;
+        self.change(|engine| match engine.purge_expired_files() {
+            // What it can't read stays where it is, and is its group's affair once that needs it.
+            Err(error @ (raft_engine::Error::Corruption(_) | raft_engine::Error::Codec(_))) => {
+                unreadable = Some(error);
+                Ok(())
+            }
+            purged => purged.map(drop),
+        })?;
+        unreadable.map_or(Ok(()), |error| Err(self.damaged(format!("some entry: {error}"))))
     }
 
     fn failure(&self) -> Option<ReplicaError> {
