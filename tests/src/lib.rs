@@ -5,6 +5,7 @@
 //! form of a recorded script. It must never be used by anything but tests.
 
 pub mod cluster;
+pub mod load;
 pub mod nodes;
 pub mod script;
 pub mod sim;
