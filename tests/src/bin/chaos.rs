@@ -157,7 +157,7 @@ fn kill(arguments: &Arguments, rounds: u32, seed: u64) -> Result<(), Failure> {
             println!("  a client saw: {error}");
         }
         rows += logs.iter().chain(&stranded).map(|log| log.written.len()).sum::<usize>();
-        println!("round {round}: node {id} (led {led:?}) killed; longest time without service {gap:.0?}");
+        println!("round {round}: node {id} (led {led:?}) killed; longest time without service {gap:.2?}");
         if led_rows {
             of_leaders.push(gap)
         } else {
@@ -292,5 +292,5 @@ fn median(logs: &[Log]) -> Duration {
 
 fn summary(what: &str, gaps: &[Duration]) {
     let (median, worst) = (quantile(gaps.iter().copied(), 0.5), quantile(gaps.iter().copied(), 1.0));
-    println!("{what}: median {median:.0?}, worst {worst:.0?} of {}", gaps.len());
+    println!("{what}: median {median:.2?}, worst {worst:.2?} of {}", gaps.len());
 }
