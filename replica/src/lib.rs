@@ -7,7 +7,7 @@
 //!
 //! 1. [`Replica::write`] puts it into the group's inbox and waits for its reply (`replica.rs`).
 //! 2. The group's engine loop gathers everything that waits and runs it in one SQLite transaction, each write in a
-//!    savepoint of its own with its own capture (`engine`, `session`).
+//!    savepoint of its own, under one capture (`engine`, `session`).
 //! 3. The batch becomes one log entry (`entry`) and is proposed, in the term in which it was executed (`consensus`).
 //! 4. The node's consensus loop sends it to the followers, then syncs its own log (`driver`, `log`).
 //! 5. Raft commits. The engine writes the entry's index beside the rows, commits, and the replies go out.
