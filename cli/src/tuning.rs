@@ -33,6 +33,19 @@ pub struct Tuning {
     /// A database's WAL of this size is checkpointed [default: 8MiB]
     #[arg(long, value_name = "SIZE")]
     pub checkpoint_size: Option<Size>,
+    /// Reads that keep a long WAL from being checkpointed are ended after so long, with SQLSTATE 72000 [default: 10s]
+    #[arg(long, value_name = "TIME")]
+    pub end_reads_after: Option<Span>,
+    /// So much of each group's log is kept for members that lack it; those that lack more get an image of the database
+    /// [default: 64MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub log_keep: Option<Size>,
+    /// The replicas of each group are compared so often, if anything was written since [default: 10m]
+    #[arg(long, value_name = "TIME")]
+    pub check_every: Option<Span>,
+    /// What stopped because of a full disk or an I/O error is tried again so often [default: 5s]
+    #[arg(long, value_name = "TIME")]
+    pub revive_every: Option<Span>,
     /// The replicas of a node that is silent for so long are made anew on others; the same on all nodes [default: 5m]
     #[arg(long, value_name = "TIME")]
     pub replace_after: Option<Span>,
@@ -48,6 +61,10 @@ pub struct Tuned {
     election_ticks: u32,
     heartbeat_ticks: u32,
     checkpoint_bytes: u64,
+    end_reads_after: Duration,
+    log_keep_bytes: u64,
+    check_every: Duration,
+    revive_every: Duration,
     replace_after: Duration,
     max_connections: usize,
 }
@@ -60,6 +77,10 @@ impl Tuning {
             election_ticks: self.election_ticks.or(other.election_ticks),
             heartbeat_ticks: self.heartbeat_ticks.or(other.heartbeat_ticks),
             checkpoint_size: self.checkpoint_size.or(other.checkpoint_size),
+            end_reads_after: self.end_reads_after.or(other.end_reads_after),
+            log_keep: self.log_keep.or(other.log_keep),
+            check_every: self.check_every.or(other.check_every),
+            revive_every: self.revive_every.or(other.revive_every),
             replace_after: self.replace_after.or(other.replace_after),
             max_connections: self.max_connections.or(other.max_connections),
         }
@@ -71,13 +92,22 @@ impl Tuning {
         let election_ticks = self.election_ticks.unwrap_or(10);
         let heartbeat_ticks = self.heartbeat_ticks.unwrap_or(2);
         let checkpoint = self.checkpoint_size.unwrap_or(Size(8 << 20));
-        let replace_after = self.replace_after.unwrap_or(Span(Duration::from_secs(300)));
+        let seconds = |seconds| Span(Duration::from_secs(seconds));
+        let end_reads_after = self.end_reads_after.unwrap_or(seconds(10));
+        let log_keep = self.log_keep.unwrap_or(Size(64 << 20));
+        let check_every = self.check_every.unwrap_or(seconds(600));
+        let revive_every = self.revive_every.unwrap_or(seconds(5));
+        let replace_after = self.replace_after.unwrap_or(seconds(300));
         let max_connections = self.max_connections.unwrap_or(500);
         within("tick", tick, Span(Duration::from_millis(5)), Span(Duration::from_secs(1)))?;
         within("election-ticks", election_ticks, 4, 100)?;
         // A vote needs several messages within the timeout that it ends.
         within("heartbeat-ticks", heartbeat_ticks, 1, election_ticks / 2)?;
         within("checkpoint-size", checkpoint, Size(256 << 10), Size(1 << 30))?;
+        within("end-reads-after", end_reads_after, seconds(1), seconds(86_400))?;
+        within("log-keep", log_keep, Size(1 << 20), Size(64 << 30))?;
+        within("check-every", check_every, seconds(1), seconds(30 * 86_400))?;
+        within("revive-every", revive_every, seconds(1), seconds(3600))?;
         within("replace-after", replace_after, Span(LEAST_SILENCE), Span(MOST_SILENCE))?;
         within("max-connections", max_connections, 1, 100_000)?;
         Ok(Tuned {
@@ -85,6 +115,10 @@ impl Tuning {
             election_ticks,
             heartbeat_ticks,
             checkpoint_bytes: checkpoint.0,
+            end_reads_after: end_reads_after.0,
+            log_keep_bytes: log_keep.0,
+            check_every: check_every.0,
+            revive_every: revive_every.0,
             replace_after: replace_after.0,
             max_connections: max_connections as usize,
         })
@@ -106,6 +140,13 @@ impl Tuned {
             election_ticks: self.election_ticks,
             heartbeat_ticks: self.heartbeat_ticks,
             checkpoint_bytes: self.checkpoint_bytes,
+            // What holds back and ends readers grows along, or no checkpoint would come before it.
+            hold_bytes: 2 * self.checkpoint_bytes,
+            end_reads_bytes: 6 * self.checkpoint_bytes,
+            end_reads_after: self.end_reads_after,
+            log_keep_bytes: self.log_keep_bytes,
+            check_every: self.check_every,
+            revive_every: self.revive_every,
             ..replica::Config::new(node, directory)
         }
     }

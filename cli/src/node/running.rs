@@ -14,11 +14,14 @@ use proto::{ClusterId, GroupId, NodeId};
 use replica::Host;
 use shardnode::{Agent, ShardNode};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 /// How often a node looks whether it has got or lost a replica of the coordinator, and has news for its directory.
 const LOOK: Duration = Duration::from_millis(250);
+
+/// How long handing over may take.
+const HAND_OVER: Duration = Duration::from_secs(5);
 
 /// What a node does once it belongs to a cluster.
 pub struct Running {
@@ -163,8 +166,10 @@ impl Running {
         services.raft = Some(self.host.clone() as Arc<dyn RaftService>);
     }
 
-    /// Hands over to others what this node leads.
-    pub async fn hand_over(&self) {}
+    /// Hands over to others what this node leads. What nobody takes in time is left to an election.
+    pub async fn hand_over(&self) {
+        self.host.hand_over(Instant::now() + HAND_OVER).await;
+    }
 
     /// Ends what it does by itself.
     pub async fn stop_tasks(&self) {
