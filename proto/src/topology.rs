@@ -164,6 +164,11 @@ impl Leaders {
         self.0.get(&group).map(|(_, node)| *node)
     }
 
+    /// The term of that leader; 0 if none is known.
+    pub fn term(&self, group: GroupId) -> Term {
+        self.0.get(&group).map_or(Term(0), |(term, _)| *term)
+    }
+
     /// Every group with the term and node of its last known leader.
     pub fn iter(&self) -> impl Iterator<Item = (GroupId, Term, NodeId)> {
         self.0.iter().map(|(group, (term, node))| (*group, *term, *node))
@@ -215,5 +220,6 @@ mod tests {
         assert!(!leaders.learn(GroupId(2), Term(2), NodeId(2)));
         assert!(leaders.learn(GroupId(2), Term(4), NodeId(3)));
         assert_eq!(leaders.get(GroupId(2)), Some(NodeId(3)));
+        assert_eq!((leaders.term(GroupId(2)), leaders.term(GroupId(9))), (Term(4), Term(0)));
     }
 }

@@ -145,6 +145,17 @@ impl Fake {
         })
     }
 
+    /// Node 2 leads all groups from this term on.
+    pub fn elect(&self, term: u64) {
+        self.state.send_modify(|state| {
+            let mut leaders = Leaders::clone(&state.leaders);
+            for shard in state.topology.shards.values() {
+                leaders.learn(shard.group, Term(term), NodeId(2));
+            }
+            state.leaders = leaders.into();
+        });
+    }
+
     /// The catalog's version becomes this one.
     pub fn set_version(&self, version: u64) {
         self.state.send_modify(|state| state.catalog = catalog(version).into());

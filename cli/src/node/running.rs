@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 const LOOK: Duration = Duration::from_millis(250);
 
 /// How long handing over may take.
-const HAND_OVER: Duration = Duration::from_secs(5);
+const HAND_OVER: Duration = Duration::from_secs(3);
 
 /// What a node does once it belongs to a cluster.
 pub struct Running {

@@ -14,10 +14,15 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use planner::plan::Fragment;
 use proto::services::{Access, ClusterState, Consistency, FragmentRequest, FragmentResponse, ShardService};
-use proto::{NodeId, Retry, RowBatch, SchemaVersion, ShardId, SqlState, TableId, Value, WireError};
+use proto::{
+    GroupId, NodeId, Retry, RowBatch, SchemaVersion, ShardId, SqlState, TableId, Term, Value, WireError,
+};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
+
+/// How long a node that doesn't lead any more may take to answer what it was asked while it did.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// One write for one shard.
 pub struct ShardWrite {
@@ -75,7 +80,14 @@ impl Executor {
                 run.attend(asked.again(no_leader())).await?;
                 continue;
             };
-            match run.attend(service.execute(request)).await {
+            let answer = async {
+                tokio::select! {
+                    biased;
+                    answer = service.execute(request) => answer,
+                    () = asked.superseded() => Err(no_answer().with_retry(Retry::Later)),
+                }
+            };
+            match run.attend(answer).await {
                 Ok(response) => return Ok(response),
                 Err(error) => run.attend(asked.again(error)).await?,
             }
@@ -181,6 +193,7 @@ impl Executor {
                     let answer = tokio::select! {
                         biased;
                         answer = service.execute(request) => answer,
+                        () = asked.superseded() => Err(no_answer()),
                         () = self.patience(run) => return Err(outcome_unknown(no_answer())),
                     };
                     match answer {
@@ -234,6 +247,10 @@ struct Asked<'a> {
     shard: ShardId,
     epoch: proto::Epoch,
     hint: Option<NodeId>,
+    /// Who was asked last, in which group, and the term of its leader as it was known then.
+    asked: Option<NodeId>,
+    group: GroupId,
+    term: Term,
     attempts: usize,
     backoff: Backoff,
     news: Option<watch::Receiver<u64>>,
@@ -247,6 +264,9 @@ impl<'a> Asked<'a> {
             shard,
             epoch: run.state.topology.epoch,
             hint: None,
+            asked: None,
+            group: GroupId(0),
+            term: Term(0),
             attempts: 0,
             backoff: Backoff::until(run.retry_until()),
             news: None,
@@ -254,13 +274,13 @@ impl<'a> Asked<'a> {
     }
 
     /// How long a write may take. One that may have executed is asked for beyond the statement's deadline.
-    fn write_timeout(&self, unknown: bool) -> std::time::Duration {
+    fn write_timeout(&self, unknown: bool) -> Duration {
         let end = if unknown { self.backoff.deadline() } else { self.run.deadline };
         end.saturating_duration_since(Instant::now())
     }
 
     /// The service of the node that is asked now.
-    fn service(&self) -> Result<Option<Arc<dyn ShardService>>, WireError> {
+    fn service(&mut self) -> Result<Option<Arc<dyn ShardService>>, WireError> {
         let cluster = &self.executor.cluster;
         // Leaders change more often than plans: the newest are asked, the plan's own topology says of which group.
         let newest = cluster.load();
@@ -272,11 +292,34 @@ impl<'a> Asked<'a> {
             .get(&self.shard)
             .or_else(|| newest.topology.shards.get(&self.shard));
         let shard = shard.ok_or_else(|| WireError::internal(format!("there is no shard {}", self.shard)))?;
-        let known = || cluster.leader(&newest, shard.group).filter(|_| self.attempts.is_multiple_of(2));
+        let again = |node: &NodeId| self.asked == Some(*node);
+        let known = || {
+            let leader = cluster.leader(&newest, shard.group);
+            leader.filter(|node| !again(node) || self.attempts.is_multiple_of(2))
+        };
         // Nobody is known to lead, or the one that was known doesn't: the replicas are asked in turn, one will know.
         let turn = self.attempts / 2 % shard.replicas.len().max(1);
         let node = self.hint.or_else(known).or_else(|| shard.replicas.get(turn).copied());
+        self.asked = node;
+        self.term = newest.leaders.term(shard.group);
+        self.group = shard.group;
         Ok(node.and_then(|node| cluster.peers().shard_service(node)))
+    }
+
+    /// Resolves when another node than the one that was asked has come to lead: a node that is paused or cut off may
+    /// never answer. One that just hands over does, and gets a moment for it.
+    async fn superseded(&self) {
+        let cluster = &self.executor.cluster;
+        let mut news = cluster.news();
+        loop {
+            let leaders = &cluster.load().leaders.clone();
+            if leaders.term(self.group) > self.term && leaders.get(self.group) != self.asked {
+                return tokio::time::sleep(LAST_WORDS).await;
+            }
+            if news.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 
     /// Prepares for asking again after this error; the error itself if that can't help.

@@ -176,6 +176,24 @@ async fn a_write_of_unknown_outcome_is_repeated_under_its_own_name() {
 }
 
 #[tokio::test]
+async fn a_node_that_hangs_is_left_for_the_one_that_leads_after_it() {
+    let mut bench = Bench::new(1).await;
+    bench.executor.config.retry_timeout = Duration::from_secs(10);
+    bench.fake.faults.lock().push_back(Fault::Hang);
+    let (scalars, insert) = insert_rows(1);
+    let election = async {
+        while bench.fake.requests.lock().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        bench.fake.elect(2);
+    };
+    let (written, ()) = tokio::join!(run_insert(&bench, scalars, insert), election);
+    assert_eq!(written, Ok(1));
+    let requests = bench.fake.requests.lock();
+    assert!(requests.len() == 2 && requests[0].access == requests[1].access, "not the same write again");
+}
+
+#[tokio::test]
 async fn an_outcome_that_cannot_be_learned_is_08007() {
     let mut bench = Bench::new(1).await;
     bench.timeout = Duration::from_millis(30);
