@@ -13,8 +13,9 @@ use crate::host::Host;
 use crate::log::LogStore;
 use parking_lot::Mutex;
 use proto::{GroupId, NodeId};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel, sync_channel};
@@ -117,35 +118,21 @@ impl Drive for Threads {
         let (sender, hashings) = channel::<Option<Hashing>>();
         let (rate, ending) = (self.hash_rate, self.ending.clone());
         let thread = self.spawn(format!("check-{}", self.node), move || {
-            let mut waiting = VecDeque::new();
-            loop {
-                let next = match waiting.pop_front() {
-                    Some(next) => next,
-                    None => match hashings.recv() {
-                        Ok(Some(next)) => next,
-                        Ok(None) | Err(_) => return,
-                    },
-                };
-                let mut pause = |bytes: u64, wanted: &dyn Fn() -> bool| {
-                    let mut left = Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / rate);
-                    while !left.is_zero() && wanted() && !ending.load(Ordering::Relaxed) {
-                        let nap = left.min(LONGEST_NAP);
-                        thread::sleep(nap);
-                        left -= nap;
-                        // Those that wait hold snapshots, too, and somebody may need them to let go.
-                        waiting.extend(hashings.try_iter().flatten());
-                        waiting.retain(Hashing::is_wanted);
-                    }
-                    if ending.load(Ordering::Relaxed) {
-                        ControlFlow::Break(())
-                    } else {
-                        ControlFlow::Continue(())
-                    }
-                };
-                next.run(&mut pause);
-                if ending.load(Ordering::Relaxed) {
-                    return;
+            let mut pause = |bytes: u64, wanted: &dyn Fn() -> bool| {
+                let mut left = Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / rate);
+                while !left.is_zero() && wanted() && !ending.load(Ordering::Relaxed) {
+                    let nap = left.min(LONGEST_NAP);
+                    thread::sleep(nap);
+                    left -= nap;
                 }
+                if ending.load(Ordering::Relaxed) {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            };
+            while let Ok(Some(hashing)) = hashings.recv() {
+                hashing.run(&mut pause);
             }
         })?;
         *self.hasher.lock() = Some(Hasher { thread, sender: sender.clone() });
@@ -197,7 +184,10 @@ impl Drive for Threads {
         let thread = self.spawn(format!("upkeep-{}", self.node), move || {
             while ended.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
                 let Some(host) = host.upgrade() else { return };
-                host.revive();
+                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| host.revive())) {
+                    let error = ReplicaError::panicked("opening what had stopped", panic.as_ref());
+                    tracing::error!(node = host.node().0, "{error}");
+                }
             }
         })?;
         *self.upkeep.lock() = Some((sender, thread));

@@ -8,9 +8,11 @@
 
 use parking_lot::Mutex;
 use raft_engine::env::{DefaultFileSystem, FileSystem, Handle, Permission, WriteExt};
+use std::collections::HashMap;
 use std::io::{Error, ErrorKind, Read, Result, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 type RawHandle = <DefaultFileSystem as FileSystem>::Handle;
 type RawReader = <DefaultFileSystem as FileSystem>::Reader;
@@ -70,17 +72,24 @@ pub(super) struct Failure {
 #[derive(Debug, Default)]
 pub(super) struct Disk {
     failure: Mutex<Option<Failure>>,
+    /// How much of each file that was written to is synced.
+    synced: Mutex<HashMap<PathBuf, u64>>,
     test: TestDisk,
 }
 
 impl Disk {
     pub fn new(test: TestDisk) -> Self {
-        Self { failure: Mutex::default(), test }
+        Self { failure: Mutex::default(), synced: Mutex::default(), test }
     }
 
     /// The first failure, if there was one.
     pub fn failure(&self) -> Option<Failure> {
         self.failure.lock().clone()
+    }
+
+    /// How much of this file is known to be synced.
+    pub fn synced(&self, path: &Path) -> Option<u64> {
+        self.synced.lock().get(path).copied()
     }
 
     /// Notes a failure that isn't an operation's own.
@@ -117,6 +126,8 @@ pub(super) struct Files(pub Arc<Disk>);
 /// An open file.
 pub(super) struct File {
     raw: Arc<RawHandle>,
+    /// How much of it was written.
+    written: Arc<AtomicU64>,
     path: PathBuf,
     disk: Arc<Disk>,
 }
@@ -130,13 +141,15 @@ pub(super) struct Reader {
 /// A place in a file to write at.
 pub(super) struct Writer {
     raw: RawWriter,
+    position: u64,
+    written: Arc<AtomicU64>,
     path: PathBuf,
     disk: Arc<Disk>,
 }
 
 impl Files {
     fn file(&self, raw: RawHandle, path: &Path) -> File {
-        File { raw: Arc::new(raw), path: path.to_owned(), disk: self.0.clone() }
+        File { raw: Arc::new(raw), written: Arc::default(), path: path.to_owned(), disk: self.0.clone() }
     }
 }
 
@@ -177,7 +190,8 @@ impl FileSystem for Files {
 
     fn new_writer(&self, file: Arc<File>) -> Result<Writer> {
         let raw = DefaultFileSystem.new_writer(file.raw.clone())?;
-        Ok(Writer { raw, path: file.path.clone(), disk: file.disk.clone() })
+        let written = file.written.clone();
+        Ok(Writer { raw, position: 0, written, path: file.path.clone(), disk: file.disk.clone() })
     }
 }
 
@@ -192,10 +206,14 @@ impl Handle for File {
 
     fn sync(&self) -> Result<()> {
         // Whether it failed is asked of the disk: an error here would be a panic.
-        let _ = self.disk.change(&self.path, "it could not be synced", || {
+        let written = self.written.load(Ordering::Acquire);
+        let synced = self.disk.change(&self.path, "it could not be synced", || {
             self.disk.test.sync()?;
             self.raw.sync()
         });
+        if synced.is_ok() {
+            self.disk.synced.lock().insert(self.path.clone(), written);
+        }
         Ok(())
     }
 }
@@ -217,10 +235,15 @@ impl Seek for Reader {
 
 impl Write for Writer {
     fn write(&mut self, buffer: &[u8]) -> Result<usize> {
-        self.disk.change(&self.path, "it could not be written", || {
-            self.disk.test.write()?;
-            self.raw.write(buffer)
-        })
+        self.disk
+            .change(&self.path, "it could not be written", || {
+                self.disk.test.write()?;
+                self.raw.write(buffer)
+            })
+            .inspect(|count| {
+                self.position += *count as u64;
+                self.written.store(self.position, Ordering::Release);
+            })
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -230,13 +253,16 @@ impl Write for Writer {
 
 impl Seek for Writer {
     fn seek(&mut self, to: SeekFrom) -> Result<u64> {
-        self.raw.seek(to)
+        self.position = self.raw.seek(to)?;
+        Ok(self.position)
     }
 }
 
 impl WriteExt for Writer {
     fn truncate(&mut self, offset: usize) -> Result<()> {
-        self.disk.change(&self.path, "it could not be shortened", || self.raw.truncate(offset))
+        self.disk.change(&self.path, "it could not be shortened", || self.raw.truncate(offset))?;
+        self.position = offset as u64;
+        Ok(())
     }
 
     /// Room that can't be had in advance may still be had when it's written to.

@@ -47,8 +47,8 @@ pub(crate) struct RaftEngineLog {
 
 enum State {
     Open(Box<Opened>),
-    /// It couldn't be opened, and may be later.
-    Closed(Failure),
+    /// It couldn't be opened, and may be later. What is known of its files' syncs.
+    Closed(Failure, Arc<Disk>),
     /// Which file is damaged, and how.
     Damaged(PathBuf, String),
 }
@@ -79,10 +79,11 @@ impl RaftEngineLog {
     /// can spoil its disk.
     pub fn open_on(path: &Path, file_bytes: u64, test: TestDisk) -> Result<Self, ReplicaError> {
         let known = path.is_dir();
-        let state = match State::open(path, file_bytes, &test, false) {
+        let state = match State::open(path, file_bytes, &test, None) {
             Err(ReplicaError::Io { path, source }) if known => {
                 tracing::error!("{}: {source}", path.display());
-                State::Closed(Failure { path, message: source.to_string(), kind: source.kind() })
+                let failure = Failure { path, message: source.to_string(), kind: source.kind() };
+                State::Closed(failure, Arc::new(Disk::new(test.clone())))
             }
             opened => opened?,
         };
@@ -93,7 +94,7 @@ impl RaftEngineLog {
     fn opened(&self) -> Result<MappedRwLockReadGuard<'_, Opened>, ReplicaError> {
         let opened = RwLockReadGuard::try_map(self.state.read(), |state| match state {
             State::Open(opened) => Some(opened.as_ref()),
-            State::Closed(_) | State::Damaged(..) => None,
+            State::Closed(..) | State::Damaged(..) => None,
         });
         opened.map_err(|state| state.why().unwrap_or(ReplicaError::ShutDown))
     }
@@ -115,6 +116,11 @@ impl RaftEngineLog {
         opened.disk.failure().map_or(Ok(()), |failure| Err(failure.into()))
     }
 
+    /// A log that was there and isn't: its disk is away, and what is in its place isn't to be begun anew.
+    fn check_mounted(&self) -> Result<(), ReplicaError> {
+        fs::metadata(&self.path).map(drop).map_err(ReplicaError::io(&self.path))
+    }
+
     fn wrap(&self, source: raft_engine::Error) -> ReplicaError {
         ReplicaError::Log { path: self.path.clone(), source }
     }
@@ -129,15 +135,20 @@ impl State {
     fn why(&self) -> Option<ReplicaError> {
         match self {
             Self::Open(opened) => opened.disk.failure().map(ReplicaError::from),
-            Self::Closed(failure) => Some(failure.clone().into()),
+            Self::Closed(failure, _) => Some(failure.clone().into()),
             Self::Damaged(path, message) => {
                 Some(ReplicaError::Damaged { path: path.clone(), message: message.clone() })
             }
         }
     }
 
-    /// Opens what is there. With `afresh`, a sync of it has failed before.
-    fn open(path: &Path, file_bytes: u64, test: &TestDisk, afresh: bool) -> Result<Self, ReplicaError> {
+    /// Opens what is there, which has `failed` before.
+    fn open(
+        path: &Path,
+        file_bytes: u64,
+        test: &TestDisk,
+        failed: Option<&Disk>,
+    ) -> Result<Self, ReplicaError> {
         let dir =
             path.to_str().ok_or_else(|| ReplicaError::Invalid(format!("{} isn't UTF-8", path.display())))?;
         let config = raft_engine::Config {
@@ -168,7 +179,7 @@ impl State {
                 Err(ReplicaError::Damaged { path: path.to_owned(), message })
             }
         };
-        match tail::mend(path, afresh).and_then(|()| open()) {
+        match tail::mend(path, failed).and_then(|()| open()) {
             Ok(engine) => Ok(Self::Open(Box::new(Opened { engine, disk }))),
             Err(ReplicaError::Damaged { path, message }) => {
                 tracing::error!("{}: {message}", path.display());
@@ -309,6 +320,7 @@ impl LogStore for RaftEngineLog {
     }
 
     fn check_room(&self) -> Result<(), ReplicaError> {
+        self.check_mounted()?;
         let path = self.path.with_extension("room");
         let write = || -> std::io::Result<()> {
             self.test.write()?;
@@ -333,7 +345,7 @@ impl LogStore for RaftEngineLog {
         let aside = aside.expect("a directory has fewer entries than there are numbers");
         fs::rename(&self.path, &aside).map_err(ReplicaError::io(&self.path))?;
         tracing::warn!("{} is put aside as {}", self.path.display(), aside.display());
-        *state = State::open(&self.path, self.file_bytes, &self.test, false)?;
+        *state = State::open(&self.path, self.file_bytes, &self.test, None)?;
         if let Some(parent) = self.path.parent() {
             fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(ReplicaError::io(parent))?;
         }
@@ -342,15 +354,16 @@ impl LogStore for RaftEngineLog {
 
     fn reopen(&self) -> Result<(), ReplicaError> {
         let mut state = self.state.write();
-        let failure = match &*state {
-            State::Open(opened) => opened.disk.failure(),
-            State::Closed(failure) => Some(failure.clone()),
+        let failed = match &*state {
+            State::Open(opened) => opened.disk.failure().map(|failure| (failure, opened.disk.clone())),
+            State::Closed(failure, disk) => Some((failure.clone(), disk.clone())),
             State::Damaged(..) => None,
         };
-        if let Some(failure) = failure {
+        if let Some((failure, disk)) = failed {
+            self.check_mounted()?;
             // What was open has the directory's lock, and lets go of it here.
-            *state = State::Closed(failure);
-            *state = State::open(&self.path, self.file_bytes, &self.test, true)?;
+            *state = State::Closed(failure, disk.clone());
+            *state = State::open(&self.path, self.file_bytes, &self.test, Some(&disk))?;
         }
         state.why().map_or(Ok(()), Err)
     }
@@ -496,11 +509,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let length = ten(&directory);
         // Cut at any byte of the last records, the end is torn; what was allocated in advance is zero.
-        for (cut, zeros) in [(1, 0), (3, 4096), (40, 0), (300, 100_000)] {
+        for (cut, more, with) in [(1, 0, 0), (3, 4096, 0), (40, 0, 0), (300, 100_000, 0), (9, 4096, 0xff)] {
             ten(&directory);
             spoil(&file(&directory, 1), |bytes| {
                 bytes.truncate(length - cut);
-                bytes.resize(length - cut + zeros, 0);
+                bytes.resize(length - cut + more, with);
             });
             let log = open(&directory);
             let found = find(&log, 3, 0).unwrap();
@@ -658,6 +671,59 @@ mod tests {
             let aside = directory.path().join(format!("log.damaged-{round}/0000000000000001.raftlog"));
             assert_eq!(fs::read(aside).unwrap(), spoiled);
         }
+    }
+
+    #[test]
+    fn what_was_not_synced_before_a_failure_may_be_lost_in_any_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = TestDisk::default();
+        let log = RaftEngineLog::open_on(directory.path(), 1 << 20, disk.clone()).unwrap();
+        append(&log, &entries(1..=10, 1), 10);
+        let synced = log.opened().unwrap().disk.synced(&file(&directory, 1)).unwrap();
+        for index in 11..=14 {
+            write(&log, [Change::Append(entries(index..=index, 1))], false);
+        }
+        disk.set(Condition::Unsyncable);
+        let mut batch = Batch::default();
+        batch.put(3, Change::Append(entries(15..=15, 1)));
+        log.write(batch, true).unwrap_err();
+        disk.set(Condition::Sound);
+        // The first block behind what was synced never reached the disk, those after it did.
+        let at = usize::try_from(synced).unwrap() + 20;
+        spoil(&file(&directory, 1), |bytes| bytes[at] ^= 1);
+        assert!(open_copy(&directory).failure().is_some(), "nobody else can know that");
+        log.reopen().unwrap();
+        assert_eq!(find(&log, 3, 10).unwrap().last, 10);
+        append(&log, &entries(11..=12, 2), 11);
+        drop(log);
+        assert_eq!(find(&open(&directory), 3, 12).unwrap().last, 12);
+    }
+
+    /// The log as another process would find it.
+    fn open_copy(directory: &tempfile::TempDir) -> RaftEngineLog {
+        let copy = tempfile::tempdir().unwrap();
+        fs::copy(file(directory, 1), file(&copy, 1)).unwrap();
+        open(&copy)
+    }
+
+    #[test]
+    fn a_log_whose_disk_is_away_is_not_begun_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, aside) = (directory.path().join("log"), directory.path().join("aside"));
+        let disk = TestDisk::default();
+        let log = RaftEngineLog::open_on(&path, 1 << 20, disk.clone()).unwrap();
+        append(&log, &entries(1..=10, 1), 10);
+        disk.set(Condition::Unsyncable);
+        let mut batch = Batch::default();
+        batch.put(3, Change::Append(entries(11..=12, 1)));
+        log.write(batch, true).unwrap_err();
+        disk.set(Condition::Sound);
+        fs::rename(&path, &aside).unwrap();
+        assert!(log.check_room().unwrap_err().can_pass() && log.reopen().unwrap_err().can_pass());
+        assert!(!path.exists());
+        fs::rename(&aside, &path).unwrap();
+        log.reopen().unwrap();
+        assert!(find(&log, 3, 10).unwrap().last >= 10);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! The format is raft-engine 0.4's, version 2: a header; then records of
 //! `u64 (length << 8 | compression), u64 offset of the items, entries, u32 crc, items, u32 crc ^ file number`.
 
+use super::files::Disk;
 use crate::error::ReplicaError;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -28,10 +29,10 @@ const COPY: &str = "copy";
 /// A log file and its number.
 type Numbered = (u64, PathBuf);
 
-/// Makes the ends of both queues fit to be appended to. With `afresh`, what the last files hold is written anew first: a
-/// sync of theirs failed in this process, so what the kernel shows of them need not be on the disk, and it won't say so
-/// again.
-pub(super) fn mend(directory: &Path, afresh: bool) -> Result<(), ReplicaError> {
+/// Makes the ends of both queues fit to be appended to. After a failure in this process, `failed` tells how much was
+/// synced of the files: the last ones are written anew first, for what the kernel shows of them need not be on the disk,
+/// and it won't say so again; and what wasn't synced was never acknowledged, whatever of it is there.
+pub(super) fn mend(directory: &Path, failed: Option<&Disk>) -> Result<(), ReplicaError> {
     if !directory.try_exists().map_err(ReplicaError::io(directory))? {
         return Ok(());
     }
@@ -45,10 +46,10 @@ pub(super) fn mend(directory: &Path, afresh: bool) -> Result<(), ReplicaError> {
             }
         }
         if let Some((number, path)) = files.last() {
-            if afresh {
+            if failed.is_some() {
                 write_afresh(path).map_err(ReplicaError::io(path))?;
             }
-            mend_last(*number, path)?;
+            mend_last(*number, path, failed.and_then(|disk| disk.synced(path)))?;
         }
     }
     sync(directory).map_err(ReplicaError::io(directory))
@@ -82,13 +83,14 @@ fn numbered(directory: &Path, suffix: &str) -> Result<Vec<Numbered>, ReplicaErro
     Ok(files)
 }
 
-fn mend_last(number: u64, path: &Path) -> Result<(), ReplicaError> {
+fn mend_last(number: u64, path: &Path, synced: Option<u64>) -> Result<(), ReplicaError> {
     let failed = |source| ReplicaError::Io { path: path.to_owned(), source };
     let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(failed)?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).map_err(failed)?;
     let whole = whole_records(&bytes, number);
-    if whole < bytes.len() && record_after(&bytes, whole, number) {
+    let unsynced = synced.is_some_and(|synced| whole as u64 >= synced);
+    if whole < bytes.len() && !unsynced && record_after(&bytes, whole, number) {
         return Err(damaged_at(path, whole));
     }
     if whole == 0 {
@@ -139,7 +141,11 @@ fn record(bytes: &[u8], number: u64) -> Option<usize> {
     let length = usize::try_from(first >> 8).ok()?;
     let items = usize::try_from(u64::from_be_bytes(*second)).ok()?;
     let compression = first & 0xff;
-    if compression > 1 || items < RECORD_HEADER || length < items + CHECKSUM || length > bytes.len() {
+    if compression > 1
+        || length > bytes.len()
+        || items < RECORD_HEADER
+        || items > length.checked_sub(CHECKSUM)?
+    {
         return None;
     }
     let signature = number as u32;
@@ -165,4 +171,21 @@ pub(crate) fn write_afresh(path: &Path) -> io::Result<()> {
 
 fn sync(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_a_record_is_none() {
+        for length in [0u64, 1, 16, 20, 40, u64::MAX >> 8] {
+            for items in [0, 15, 16, 17, 36, 40, u64::MAX - 2, u64::MAX] {
+                let mut bytes = (length << 8).to_be_bytes().to_vec();
+                bytes.extend(items.to_be_bytes());
+                bytes.extend([7; 24]);
+                assert_eq!(record(&bytes, 1), None, "{length} {items}");
+            }
+        }
+    }
 }
