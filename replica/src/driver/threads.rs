@@ -13,7 +13,7 @@ use crate::host::Host;
 use crate::log::LogStore;
 use parking_lot::Mutex;
 use proto::{GroupId, NodeId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -118,21 +118,35 @@ impl Drive for Threads {
         let (sender, hashings) = channel::<Option<Hashing>>();
         let (rate, ending) = (self.hash_rate, self.ending.clone());
         let thread = self.spawn(format!("check-{}", self.node), move || {
-            let mut pause = |bytes: u64, wanted: &dyn Fn() -> bool| {
-                let mut left = Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / rate);
-                while !left.is_zero() && wanted() && !ending.load(Ordering::Relaxed) {
-                    let nap = left.min(LONGEST_NAP);
-                    thread::sleep(nap);
-                    left -= nap;
-                }
+            let mut waiting = VecDeque::new();
+            loop {
+                let next = match waiting.pop_front() {
+                    Some(next) => next,
+                    None => match hashings.recv() {
+                        Ok(Some(next)) => next,
+                        Ok(None) | Err(_) => return,
+                    },
+                };
+                let mut pause = |bytes: u64, wanted: &dyn Fn() -> bool| {
+                    let mut left = Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / rate);
+                    while !left.is_zero() && wanted() && !ending.load(Ordering::Relaxed) {
+                        let nap = left.min(LONGEST_NAP);
+                        thread::sleep(nap);
+                        left -= nap;
+                        // Those that wait hold snapshots, too, and somebody may need them to let go.
+                        waiting.extend(hashings.try_iter().flatten());
+                        waiting.retain(Hashing::is_wanted);
+                    }
+                    if ending.load(Ordering::Relaxed) {
+                        ControlFlow::Break(())
+                    } else {
+                        ControlFlow::Continue(())
+                    }
+                };
+                next.run(&mut pause);
                 if ending.load(Ordering::Relaxed) {
-                    ControlFlow::Break(())
-                } else {
-                    ControlFlow::Continue(())
+                    return;
                 }
-            };
-            while let Ok(Some(hashing)) = hashings.recv() {
-                hashing.run(&mut pause);
             }
         })?;
         *self.hasher.lock() = Some(Hasher { thread, sender: sender.clone() });
