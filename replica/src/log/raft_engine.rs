@@ -10,11 +10,13 @@ use bytes::Bytes;
 use parking_lot::{MappedRwLockReadGuard, RwLock, RwLockReadGuard};
 use raft::eraftpb::{Entry, HardState};
 use raft_engine::{Command, LogBatch, MessageExt, ReadableSize, RecoveryMode};
+use std::cell::RefCell;
 use std::fs;
 use std::io::{ErrorKind, Write as _};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 
 const HARD_STATE: &[u8] = b"hard";
 const CUT: &[u8] = b"cut";
@@ -56,6 +58,26 @@ enum State {
 struct Opened {
     engine: Engine,
     disk: Arc<Disk>,
+}
+
+thread_local! {
+    /// Which log this thread reads; kept, so that no other can be taken for it.
+    static READS: RefCell<Option<Arc<Disk>>> = const { RefCell::new(None) };
+}
+
+impl Opened {
+    /// Reads entries. raft-engine keeps the last block that a thread read under its place alone, file number and offset,
+    /// whichever log that was of: a thread that reads another log would be given this one's entries. So a thread reads
+    /// the log that it first read, and what it wants of others is read in a thread that has read nothing yet.
+    fn read<T: Send>(&self, read: impl FnOnce(&Engine) -> T + Send) -> T {
+        let own = READS
+            .with_borrow_mut(|log| Arc::ptr_eq(log.get_or_insert_with(|| self.disk.clone()), &self.disk));
+        if own {
+            return read(&self.engine);
+        }
+        let apart = thread::scope(|scope| scope.spawn(|| read(&self.engine)).join());
+        apart.unwrap_or_else(|panic| resume_unwind(panic))
+    }
 }
 
 fn mark_key(name: &str) -> Vec<u8> {
@@ -100,12 +122,12 @@ impl RaftEngineLog {
     }
 
     /// Does what changes files. After a failure nothing is tried any more.
-    fn change(&self, act: impl FnOnce(&Engine) -> raft_engine::Result<()>) -> Result<(), ReplicaError> {
+    fn change(&self, act: impl FnOnce(&Opened) -> raft_engine::Result<()>) -> Result<(), ReplicaError> {
         let opened = self.opened()?;
         if let Some(failure) = opened.disk.failure() {
             return Err(failure.into());
         }
-        let (message, kind) = match catch_unwind(AssertUnwindSafe(|| act(&opened.engine))) {
+        let (message, kind) = match catch_unwind(AssertUnwindSafe(|| act(&opened))) {
             Ok(Ok(())) => return opened.disk.failure().map_or(Ok(()), |failure| Err(failure.into())),
             Ok(Err(raft_engine::Error::Io(error))) => (error.to_string(), error.kind()),
             Ok(Err(error)) => (error.to_string(), ErrorKind::Other),
@@ -255,7 +277,14 @@ impl LogReader for RaftEngineLog {
         let mut entries = Vec::new();
         let max = max_bytes.map(|max| usize::try_from(max).unwrap_or(usize::MAX));
         let opened = self.opened()?;
-        match opened.engine.fetch_entries_to::<Entries>(group, low, high, max, &mut entries) {
+        let mut fetch =
+            |engine: &Engine| engine.fetch_entries_to::<Entries>(group, low, high, max, &mut entries);
+        let fetched = catch_unwind(AssertUnwindSafe(|| opened.read(&mut fetch)));
+        let fetched = fetched.map_err(|panic| {
+            let panic = ReplicaError::panicked("reading", panic.as_ref());
+            self.damaged(format!("group {group}, entry {low} or after: {panic}"))
+        });
+        match fetched? {
             Ok(_) => Ok(entries),
             Err(raft_engine::Error::Io(error)) => Err(ReplicaError::io(&self.path)(error)),
             Err(error @ (raft_engine::Error::Corruption(_) | raft_engine::Error::Codec(_))) => {
@@ -293,7 +322,7 @@ impl LogStore for RaftEngineLog {
     }
 
     fn write(&self, batch: Batch, sync: bool) -> Result<(), ReplicaError> {
-        self.change(|engine| {
+        self.change(|Opened { engine, .. }| {
             let mut framed = LogBatch::default();
             for (group, change) in batch.into_changes() {
                 frame(engine, group, change, &mut framed)?;
@@ -304,7 +333,8 @@ impl LogStore for RaftEngineLog {
 
     fn purge(&self) -> Result<(), ReplicaError> {
         let mut unreadable = None;
-        self.change(|engine| match engine.purge_expired_files() {
+        // It reads what it writes anew.
+        self.change(|opened| match opened.read(Engine::purge_expired_files) {
             // What it can't read stays where it is, and is its group's affair once that needs it.
             Err(error @ (raft_engine::Error::Corruption(_) | raft_engine::Error::Codec(_))) => {
                 unreadable = Some(error);
@@ -648,6 +678,32 @@ mod tests {
             drop(log);
             assert_eq!(find(&open(&directory), 3, 12).unwrap().last, 12);
         }
+    }
+
+    /// Entries of this node's making.
+    fn made_by(node: u8) -> Vec<Entry> {
+        let mut entries = entries(1..=10, u64::from(node));
+        entries.iter_mut().for_each(|entry| entry.data = vec![node; 100].into());
+        entries
+    }
+
+    #[test]
+    fn a_thread_that_reads_two_logs_is_given_the_entries_of_each() {
+        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let logs = [open(&first), open(&second)];
+        append(&logs[0], &made_by(1), 10);
+        append(&logs[1], &made_by(2), 10);
+        for _ in 0..2 {
+            assert_eq!(logs[0].entries(3, 10, 11, None).unwrap(), made_by(1)[9..]);
+            assert_eq!(logs[1].entries(3, 10, 11, None).unwrap(), made_by(2)[9..]);
+        }
+        let [log, _] = logs;
+        drop(log);
+        // And of one that is another in the same place.
+        fs::remove_dir_all(first.path()).unwrap();
+        let log = open(&first);
+        append(&log, &made_by(3), 10);
+        assert_eq!(log.entries(3, 10, 11, None).unwrap(), made_by(3)[9..]);
     }
 
     #[test]
