@@ -54,6 +54,9 @@ pub enum ReplicaError {
     /// An argument makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// The replica was there before, and isn't any more.
+    #[error("{}", proto::services::ReplicaStatus::FILES_GONE)]
+    FilesGone,
     /// The group isn't on this node.
     #[error("group {0} has no replica on this node")]
     UnknownGroup(GroupId),
@@ -117,7 +120,9 @@ impl From<ReplicaError> for WireError {
             ReplicaError::Raft(_) | ReplicaError::Panicked { .. } | ReplicaError::Invalid(_) => {
                 (SqlState::INTERNAL_ERROR, Retry::Never)
             }
-            ReplicaError::UnknownGroup(_) => (SqlState::CANNOT_CONNECT_NOW, Retry::NotLeader(None)),
+            ReplicaError::UnknownGroup(_) | ReplicaError::FilesGone => {
+                (SqlState::CANNOT_CONNECT_NOW, Retry::NotLeader(None))
+            }
             ReplicaError::ShutDown => (SqlState::ADMIN_SHUTDOWN, Retry::NotLeader(None)),
         };
         WireError::new(sqlstate, error.to_string()).with_retry(retry)

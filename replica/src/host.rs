@@ -9,6 +9,7 @@ use crate::driver::{
 };
 use crate::engine::{Engine, Limits};
 use crate::error::ReplicaError;
+use crate::hosted::OnDisk;
 use crate::image;
 use crate::log::{self, Batch, Change, Kept, LogStore, RaftEngineLog, TestDisk};
 use crate::packet::Packet;
@@ -40,6 +41,8 @@ pub struct Host {
     /// `None` once the host is shut down.
     running: Mutex<Option<Running>>,
     groups: Mutex<BTreeMap<GroupId, Replica>>,
+    /// Replicas that were removed and whose files are still there. Locked after the groups.
+    going: Mutex<BTreeMap<GroupId, Replica>>,
     changes: Arc<watch::Sender<u64>>,
 }
 
@@ -118,23 +121,18 @@ impl Host {
             images,
             running: Mutex::new(Some(Running { log: log.clone(), hasher, drive })),
             groups: Mutex::new(BTreeMap::new()),
+            going: Mutex::new(BTreeMap::new()),
             changes: Arc::default(),
         };
         for group in host.groups_on_disk(&groups_dir)? {
             let mut groups = host.groups.lock();
-            match host.open_engine(group, log.as_ref()) {
-                Ok(None) => {}
-                Ok(Some(engine)) => {
-                    let replica = match host.start(group, engine, None) {
-                        Ok(replica) => replica,
-                        Err(error) => host.stopped(group, &error),
-                    };
-                    groups.insert(group, replica);
-                }
-                Err(error) => {
-                    groups.insert(group, host.stopped(group, &error));
-                }
-            }
+            let started = match host.on_disk(group, log.as_ref()) {
+                Ok(OnDisk::Nothing) => continue,
+                Ok(OnDisk::Database(engine) | OnDisk::Blank(engine)) => host.start(group, *engine, None),
+                Err(error) => Err(error),
+            };
+            let peer = log::peer(log.as_ref(), group.0)?;
+            groups.insert(group, started.unwrap_or_else(|error| host.stopped(group, peer, &error)));
         }
         let host = Arc::new(host);
         if let Some((_, drive)) = host.log_and_drive() {
@@ -153,19 +151,32 @@ impl Host {
         self.running.lock().as_ref().map(|running| (running.log.clone(), running.drive.clone()))
     }
 
+    pub(crate) fn going(&self) -> &Mutex<BTreeMap<GroupId, Replica>> {
+        &self.going
+    }
+
+    pub(crate) fn mailbox(&self) -> &Mailbox {
+        &self.mailbox
+    }
+
+    /// Tells those who follow [`Self::changed`].
+    pub(crate) fn note_change(&self) {
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+
     /// The replicas. While they're locked, none is made, replaced or removed.
     pub(crate) fn lock_groups(&self) -> MutexGuard<'_, BTreeMap<GroupId, Replica>> {
         self.groups.lock()
     }
 
     fn groups_on_disk(&self, directory: &Path) -> Result<Vec<GroupId>, ReplicaError> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir(directory).map_err(ReplicaError::io(directory))? {
-            let name = entry.map_err(ReplicaError::io(directory))?.file_name();
-            if let Some(group) = name.to_str().and_then(|name| name.parse().ok()) {
-                found.push(GroupId(group));
-            }
-        }
+        let entries = fs::read_dir(directory).and_then(|entries| {
+            entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<PathBuf>, std::io::Error>>()
+        });
+        let entries = entries.map_err(ReplicaError::io(directory))?;
+        self.discard_leftovers(&entries)?;
+        let number = |path: &PathBuf| path.file_name()?.to_str()?.parse().ok();
+        let mut found: Vec<GroupId> = entries.iter().filter_map(number).map(GroupId).collect();
         found.sort_unstable();
         Ok(found)
     }
@@ -174,7 +185,7 @@ impl Host {
         self.config.data_dir.join("groups").join(group.to_string())
     }
 
-    fn limits(&self) -> Limits {
+    pub(crate) fn limits(&self) -> Limits {
         Limits {
             transaction_bytes: self.config.max_transaction_bytes,
             batch_bytes: self.config.max_batch_bytes,
@@ -187,7 +198,13 @@ impl Host {
         }
     }
 
-    fn shared(&self, group: GroupId, applied: u64, before: Option<&Replica>) -> Arc<Shared> {
+    fn shared(
+        &self,
+        group: GroupId,
+        peer: Option<Peer>,
+        applied: u64,
+        before: Option<&Replica>,
+    ) -> Arc<Shared> {
         let database = Engine::database(&self.directory(group));
         let readers = Readers::new(database, self.config.max_snapshots, self.clock.clone());
         let mailbox = self.mailbox.clone();
@@ -202,6 +219,7 @@ impl Host {
             applied,
             self.changes.clone(),
         );
+        shared.peer = peer;
         if let Some(before) = before {
             shared.succeed(&before.shared());
         }
@@ -232,8 +250,9 @@ impl Host {
         let applied = engine.applied();
         let found = log::find(running.log.as_ref(), group.0, applied)?;
         let store = Store::new(group.0, running.log.clone(), found, engine.conf_state().clone());
+        let peer = self.peer(running.log.as_ref(), group)?;
         let settings = Settings {
-            peer: self.peer(running.log.as_ref(), group)?,
+            peer,
             group: group.0,
             tick: self.config.tick,
             election_ticks: self.config.election_ticks,
@@ -242,7 +261,7 @@ impl Host {
             log_keep_bytes: self.config.log_keep_bytes,
         };
         let consensus = Consensus::new(settings, store, applied, self.clock.now())?;
-        let shared = self.shared(group, applied, before);
+        let shared = self.shared(group, Some(peer), applied, before);
         let patience = Patience { hold: self.config.hold_snapshots, age: self.config.end_reads_after };
         let engine =
             EngineLoop::new(shared.clone(), engine, running.log.clone(), patience, running.hasher.clone());
@@ -288,13 +307,16 @@ impl Host {
         Ok(peer)
     }
 
-    fn stopped(&self, group: GroupId, error: &ReplicaError) -> Replica {
-        let shared = self.shared(group, 0, None);
+    /// A replica that doesn't run, and says why.
+    pub(crate) fn stopped(&self, group: GroupId, peer: Option<Peer>, error: &ReplicaError) -> Replica {
+        let shared = self.shared(group, peer, 0, None);
         shared.stop(error);
+        shared.set_over();
         Replica::new(shared)
     }
 
-    /// Makes this node's replica of a new group, or finds it made already. The same `voters` and `init` must be given
+    /// Founds this node's replica of a new group, or finds it founded already. Replicas of groups that exist come by
+    /// [`Replica::change_members`] alone. The same `voters` and `init` must be given
     /// on each of the voters: `init` is SQL that every replica runs before the first log entry.
     pub fn create(
         &self,
@@ -312,8 +334,13 @@ impl Host {
         if let Some(replica) = groups.get(&group) {
             return Ok(replica.clone());
         }
-        if self.running.lock().is_none() {
-            return Err(ReplicaError::ShutDown);
+        let Some((log, _)) = self.log_and_drive() else { return Err(ReplicaError::ShutDown) };
+        if log::tombstone(log.as_ref(), group.0)?.is_some() {
+            return Err(ReplicaError::Invalid(format!("group {group} was removed from this node")));
+        }
+        let peer = log::peer(log.as_ref(), group.0)?;
+        if peer.is_some_and(|peer| peer.incarnation() > 0) || log.kept(group.0)?.cut.index > FOUNDING.index {
+            return Err(ReplicaError::FilesGone);
         }
         let mut voters: Vec<u64> = voters.iter().map(|node| node.0).collect();
         voters.sort_unstable();
@@ -321,7 +348,7 @@ impl Host {
         let engine = Engine::found(&self.directory(group), FOUNDING.index, &voters, init, self.limits())?;
         let replica = self.start(group, engine, None)?;
         groups.insert(group, replica.clone());
-        self.changes.send_modify(|changes| *changes += 1);
+        self.note_change();
         Ok(replica)
     }
 
@@ -375,6 +402,8 @@ impl Host {
         self.images.send(ImageMail::ShutDown);
         running.drive.finish_images();
         let replicas = self.replicas();
+        let replicas: Vec<Replica> =
+            replicas.into_iter().chain(self.going.lock().values().cloned()).collect();
         for replica in &replicas {
             replica.shared().close_for_shutdown();
         }
@@ -408,7 +437,11 @@ impl RaftService for Host {
                     None
                 }
                 Ok(Packet::Raft(message)) if is_at(message.from, from) && is_at(message.to, node) => {
-                    Some(Mail::Raft { group, message, bytes })
+                    self.admits(group, &message).then_some(Mail::Raft { group, message, bytes })
+                }
+                Ok(Packet::Removed(peer)) => {
+                    self.dismiss(group, from, peer);
+                    None
                 }
                 Ok(Packet::Alive(alive)) => Some(Mail::Alive { from, alive }),
                 Ok(Packet::Wake) => Some(Mail::Wake { group }),

@@ -29,6 +29,7 @@ mod error;
 mod fault;
 mod hash;
 mod host;
+mod hosted;
 mod image;
 mod log;
 mod packet;

@@ -4,6 +4,7 @@
 //! never know who a packet is for, nor what it does there.
 
 use crate::image::{ImageChunk, ImageRequest};
+use crate::peer::Peer;
 use bytes::{Buf, Bytes};
 use prost::Message as _;
 use proto::GroupId;
@@ -29,6 +30,9 @@ const ASK: u8 = 5;
 /// The leader's answer.
 const ANSWER: u8 = 6;
 
+/// A member's word that another isn't one any more.
+const REMOVED: u8 = 7;
+
 /// The envelope's group of what belongs to the node.
 pub(crate) const NODE: GroupId = GroupId(0);
 
@@ -49,6 +53,8 @@ pub(crate) enum Packet {
     Ask(Ask),
     /// The leader's answer.
     Answer(Answer),
+    /// The member was removed from the group of the envelope, as its sender has applied.
+    Removed(Peer),
 }
 
 /// The groups that a node lets sleep, of those which have a member on the receiver's node.
@@ -99,6 +105,12 @@ pub(crate) struct Answer {
     pub index: Option<u64>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+struct Removed {
+    #[prost(uint64, tag = "1")]
+    peer: u64,
+}
+
 /// Why a packet makes no sense here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PacketError {
@@ -129,6 +141,7 @@ impl Packet {
             Packet::Wake => Bytes::from_static(&[WAKE]),
             Packet::Ask(ask) => tagged(ASK, ask),
             Packet::Answer(answer) => tagged(ANSWER, answer),
+            Packet::Removed(peer) => tagged(REMOVED, &Removed { peer: peer.raw() }),
         }
     }
 
@@ -151,6 +164,11 @@ impl Packet {
             WAKE => Ok(Packet::Wake),
             ASK => Ask::decode(body).map(Packet::Ask).map_err(|_| PacketError::Garbled(ASK)),
             ANSWER => Answer::decode(body).map(Packet::Answer).map_err(|_| PacketError::Garbled(ANSWER)),
+            REMOVED => Removed::decode(body)
+                .ok()
+                .and_then(|removed| Peer::from_raw(removed.peer))
+                .map(Packet::Removed)
+                .ok_or(PacketError::Garbled(REMOVED)),
             tag => Err(PacketError::Unknown(tag)),
         }
     }

@@ -301,6 +301,10 @@ impl Replica {
 
     async fn open(&self, deadline: Instant) -> Result<Snapshot, WireError> {
         let shared = self.shared();
+        if shared.applied() == 0 {
+            // It waits for an image, and has no file yet.
+            return Err(shared.not_leader());
+        }
         let permit = shared.readers.permit(deadline).await?;
         let reader = match shared.readers.open(Some(permit)) {
             Ok(reader) => reader,

@@ -7,6 +7,7 @@
 use crate::engine::Engine;
 use crate::error::ReplicaError;
 use crate::host::Host;
+use crate::hosted::OnDisk;
 use crate::log::LogStore;
 use crate::replica::Replica;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 impl Host {
     /// Opens the log and the replicas again that have stopped for reasons which have passed.
     pub(crate) fn revive(&self) {
+        self.sweep();
         let Some((log, drive)) = self.log_and_drive() else { return };
         let replicas = self.replicas();
         let stopped: Vec<&Replica> =
@@ -56,10 +58,10 @@ impl Host {
         if before.lost_a_sync() {
             Engine::write_wal_afresh(&directory)?;
         }
-        let engine = self.open_engine(group, log)?.ok_or_else(|| ReplicaError::Damaged {
-            path: Engine::database(&directory),
-            message: "the database is gone".into(),
-        })?;
+        let engine = match self.on_disk(group, log)? {
+            OnDisk::Database(engine) | OnDisk::Blank(engine) => *engine,
+            OnDisk::Nothing => return Err(ReplicaError::FilesGone),
+        };
         let groups = self.lock_groups();
         let same = groups.get(&group).is_some_and(|now| Arc::ptr_eq(&now.shared(), &before));
         if same {

@@ -238,6 +238,26 @@ impl Consensus {
         }
     }
 
+    /// A member that asks for votes was removed: its incarnation is of an entry that is applied here, and it isn't in the
+    /// configuration any more.
+    pub(super) fn note_removed(&mut self, message: &Message) {
+        use MessageType::{MsgRequestPreVote, MsgRequestVote};
+        let raft = &self.raw.raft;
+        if !matches!(message.get_msg_type(), MsgRequestPreVote | MsgRequestVote)
+            || self.is_blank()
+            || raft.prs().get(message.from).is_some()
+        {
+            return;
+        }
+        let known = |peer: &Peer| peer.incarnation() <= raft.raft_log.applied;
+        self.removed = Peer::from_raw(message.from).filter(known);
+    }
+
+    /// Who asked for votes just now although it was removed.
+    pub fn take_removed(&mut self) -> Option<Peer> {
+        self.removed.take()
+    }
+
     /// A learner that has less than it had lost its disk. It doesn't vote, so it may begin again.
     pub(super) fn note_loss(&mut self, message: &Message) {
         if message.get_msg_type() != MessageType::MsgAppendResponse || !message.reject {

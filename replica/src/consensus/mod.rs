@@ -145,6 +145,8 @@ pub(crate) struct Consensus {
     successor: Option<(Peer, u64)>,
     /// What a leader is to hear who takes this replica for one that has entries.
     lost: Option<Message>,
+    /// A member that asks for votes although it was removed.
+    removed: Option<Peer>,
     fresh: bool,
     ticks: u64,
     /// Snapshots that were offered, and whose images aren't here.
@@ -187,6 +189,7 @@ impl Consensus {
             hand_over: None,
             successor: None,
             lost: None,
+            removed: None,
             fresh,
             ticks: 0,
             offers: Vec::new(),
@@ -217,6 +220,10 @@ impl Consensus {
             false => Some(message),
         };
         let Some(message) = message else { return Ok(()) };
+        self.note_removed(&message);
+        if self.removed.is_some() {
+            return Ok(());
+        }
         match message.get_msg_type() {
             // raft-rs forwards these to the leader: a deposed leader's changes would land on another state.
             MsgPropose | MsgReadIndex | MsgReadIndexResp => return Ok(()),

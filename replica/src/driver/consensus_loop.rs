@@ -15,7 +15,7 @@ use crate::consensus::{Consensus, Install, Rest, Standing};
 use crate::entry::{Body, Check};
 use crate::error::ReplicaError;
 use crate::image::{self, Event, Received, Source};
-use crate::log::{Batch, Change, Cut, LogStore};
+use crate::log::{self, Batch, Change, Cut, LogStore};
 use crate::packet::{Alive, Answer, Ask, NODE, Packet, Resting};
 use crate::peer::Peer;
 use proto::services::{RaftMessage, RaftTransport};
@@ -173,7 +173,9 @@ impl ConsensusLoop {
             Mail::Alive { from, alive } => self.hear(from, alive, now),
             Mail::Wake { .. } => {}
             Mail::Raft { group, message, .. } => {
+                let from = message.from;
                 self.touch(group, touched, |member| member.consensus.step(message, now));
+                self.tell_removed(group, from);
             }
             Mail::Propose { group, term, data } => self.touch(group, touched, |member| {
                 let proposed = member.consensus.propose(term, data);
@@ -266,7 +268,35 @@ impl ConsensusLoop {
                     self.send(outgoing);
                 }
             }
+            Mail::Forget { shared } => self.forget(&shared),
             Mail::ShutDown => {}
+        }
+    }
+
+    /// A replica was removed.
+    fn forget(&mut self, shared: &Arc<Shared>) {
+        let group = shared.group;
+        if let Some(member) = self.groups.remove(&group) {
+            let mut outgoing = Outgoing::new();
+            collect(&mut outgoing, group, member.abdicate());
+            self.send(outgoing);
+        }
+        let Some(peer) = shared.peer else { return shared.forget() };
+        let mut batch = Batch::default();
+        log::bury(peer).into_iter().for_each(|change| batch.put(group.0, change));
+        match self.log.write(batch, true) {
+            Ok(()) => shared.forget(),
+            // Its files stay, and at the next start it is what it was.
+            Err(error) => shared.stop(&error),
+        }
+    }
+
+    /// Who asks for votes and was removed hears it, for nobody else tells it any more.
+    fn tell_removed(&mut self, group: GroupId, from: u64) {
+        let removed = self.with(group, |member| Ok(member.consensus.take_removed()));
+        if let Some(peer) = removed.flatten().filter(|peer| peer.raw() == from) {
+            let body = Packet::Removed(peer).encode();
+            self.transport.send(peer.node(), vec![RaftMessage { group, body }]);
         }
     }
 

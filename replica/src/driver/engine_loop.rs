@@ -124,6 +124,7 @@ impl EngineLoop {
             None => return Step::Idle,
             Some(Work::Close(closing)) => {
                 self.close(&closing);
+                self.shared.set_over();
                 return Step::Ended;
             }
             Some(work) => work,
@@ -522,6 +523,10 @@ impl EngineLoop {
             Closing::ShutDown => {
                 let error = WireError::new(SqlState::ADMIN_SHUTDOWN, "the node is shutting down");
                 (error.clone().with_retry(Retry::NotLeader(None)), error.with_retry(Retry::Unknown))
+            }
+            Closing::Removed => {
+                let error = self.shared.not_leader();
+                (error.clone(), error.with_retry(Retry::Unknown))
             }
             Closing::Stopped(why) => {
                 let error = self.nothing_happened(why);

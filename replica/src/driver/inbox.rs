@@ -90,6 +90,8 @@ pub(crate) enum Closing {
     ShutDown,
     /// The replica can't go on.
     Stopped(String),
+    /// The replica was removed.
+    Removed,
 }
 
 /// What waits for a group's engine loop.

@@ -56,6 +56,8 @@ pub(crate) enum Mail {
     Add { shared: Arc<Shared>, consensus: Box<Consensus> },
     /// A group to serve no more.
     Remove { group: GroupId },
+    /// A replica that is removed: nothing stays but its tombstone.
+    Forget { shared: Arc<Shared> },
     /// The end.
     ShutDown,
 }
@@ -82,6 +84,7 @@ impl Mail {
             | Mail::Look { .. }
             | Mail::Add { .. }
             | Mail::Remove { .. }
+            | Mail::Forget { .. }
             | Mail::ShutDown => None,
         }
     }

@@ -8,6 +8,7 @@ use crate::clock::Clock;
 use crate::consensus::Standing;
 use crate::error::ReplicaError;
 use crate::fault;
+use crate::peer::Peer;
 use crate::readers::{Reader, Readers};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use proto::services::{Progress, ReplicaRole, ReplicaStatus, TableHash};
@@ -35,6 +36,8 @@ pub(crate) struct Fresh {
 pub(crate) struct Shared {
     pub node: NodeId,
     pub group: GroupId,
+    /// Which member of the group it is; nothing if nobody knows.
+    pub peer: Option<Peer>,
     pub clock: Clock,
     pub mailbox: Arc<Mailbox>,
     pub images: Arc<ImageMailbox>,
@@ -46,6 +49,9 @@ pub(crate) struct Shared {
     pub status: Arc<watch::Sender<ReplicaStatus>>,
     /// Whether the replica has begun another life, so that this one tells nothing any more.
     retired: AtomicBool,
+    /// Whether the replica was removed and consensus has let go of it, and whether its engine loop has ended.
+    forgotten: AtomicBool,
+    over: AtomicBool,
     /// Whether what stopped it can pass.
     can_pass: AtomicBool,
     /// Whether what stopped it was a failed sync.
@@ -96,6 +102,7 @@ impl Shared {
         Self {
             node,
             group,
+            peer: None,
             clock,
             mailbox,
             images,
@@ -104,6 +111,8 @@ impl Shared {
             writes: Arc::new(Semaphore::new(max_writes)),
             status: Arc::new(watch::Sender::new(status)),
             retired: AtomicBool::new(false),
+            forgotten: AtomicBool::new(false),
+            over: AtomicBool::new(false),
             can_pass: AtomicBool::new(false),
             lost_a_sync: AtomicBool::new(false),
             changes,
@@ -394,6 +403,33 @@ impl Shared {
     pub fn give_back(&self, reader: Reader) {
         self.stop_for(&reader);
         self.readers.give_back(reader);
+    }
+
+    /// The replica was removed, and the log has nothing of it any more.
+    pub fn forget(&self) {
+        self.end_lease();
+        self.first.store(NOT_LEADING, Ordering::Release);
+        self.readers.close();
+        self.images.send(ImageMail::Remove { group: self.group });
+        self.inbox().closing.get_or_insert(Closing::Removed);
+        self.forgotten.store(true, Ordering::Release);
+        self.tell(|status| status.leader = None);
+        self.wake();
+    }
+
+    /// Whether consensus has let go of the removed replica.
+    pub fn is_forgotten(&self) -> bool {
+        self.forgotten.load(Ordering::Acquire)
+    }
+
+    /// The engine loop has ended, or never began.
+    pub fn set_over(&self) {
+        self.over.store(true, Ordering::Release);
+    }
+
+    /// Whether the engine loop has ended.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
     }
 
     /// Whether it stopped for a reason that can pass.

@@ -118,6 +118,29 @@ impl Engine {
         }
     }
 
+    /// An engine that has nothing and waits for an image to take its place.
+    pub fn blank(directory: &Path, limits: Limits) -> Result<Engine, ReplicaError> {
+        let path = Self::database(directory);
+        let connection = Connection::open_in_memory().map_err(ReplicaError::sqlite(&path))?;
+        Ok(Engine {
+            path,
+            connection,
+            hooks: Hooks::default(),
+            limits,
+            applied: 0,
+            floor: 0,
+            conf_state: ConfState::default(),
+            reconfigured: BTreeMap::new(),
+            holds: BTreeMap::new(),
+            shapes: Shapes::default(),
+            batch: None,
+            following: true,
+            checkpointed: Checkpointed::default(),
+            routers: Routers::default(),
+            page_bytes: 0,
+        })
+    }
+
     /// Opens a finished database; `None` if there is none.
     pub fn open(directory: &Path, limits: Limits) -> Result<Option<Engine>, ReplicaError> {
         let path = Self::database(directory);

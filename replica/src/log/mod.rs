@@ -20,6 +20,7 @@ use std::path::Path;
 
 /// The mark that says which member of the group this node has.
 const PEER: &str = "peer";
+const TOMBSTONE: &str = "tombstone";
 /// The mark that counts the node's starts.
 const STARTS: &str = "starts";
 /// No group has this id: what is marked here is the node's.
@@ -190,14 +191,32 @@ pub(crate) fn count_start(log: &dyn LogStore) -> Result<u64, ReplicaError> {
 
 /// Which member of the group this node has, as last noted.
 pub(crate) fn peer(log: &dyn LogStore, group: u64) -> Result<Option<Peer>, ReplicaError> {
-    let Some(value) = log.mark(group, PEER)? else { return Ok(None) };
+    noted(log, group, PEER)
+}
+
+fn noted(log: &dyn LogStore, group: u64, name: &str) -> Result<Option<Peer>, ReplicaError> {
+    let Some(value) = log.mark(group, name)? else { return Ok(None) };
     let raw = value.first_chunk::<8>().map(|raw| u64::from_le_bytes(*raw));
     let message = || format!("group {group}: no member has this id");
     let peer = raw.and_then(Peer::from_raw);
     peer.map(Some).ok_or_else(|| ReplicaError::Damaged { path: log.path().to_owned(), message: message() })
 }
 
+fn note(name: &'static str, peer: Peer) -> Change {
+    Change::Mark(name, Some(Bytes::copy_from_slice(&peer.raw().to_le_bytes())))
+}
+
+/// The last member of the group that was removed from this node, if one was.
+pub(crate) fn tombstone(log: &dyn LogStore, group: u64) -> Result<Option<Peer>, ReplicaError> {
+    noted(log, group, TOMBSTONE)
+}
+
+/// Forgets a group, but for the member that was removed.
+pub(crate) fn bury(peer: Peer) -> [Change; 3] {
+    [Change::Clear, Change::Mark(PEER, None), note(TOMBSTONE, peer)]
+}
+
 /// Notes which member of the group this node has.
 pub(crate) fn note_peer(peer: Peer) -> Change {
-    Change::Mark(PEER, Some(Bytes::copy_from_slice(&peer.raw().to_le_bytes())))
+    note(PEER, peer)
 }
