@@ -424,7 +424,8 @@ impl RaftService for Host {
     fn receive(&self, from: NodeId, messages: Vec<RaftMessage>) {
         let node = self.config.node;
         let is_at = |raw, node| Peer::from_raw(raw).is_some_and(|peer| peer.node() == node);
-        self.mailbox.send_all(messages.into_iter().filter_map(|message| {
+        // Some of it puts mail in by itself.
+        let mail = messages.into_iter().filter_map(|message| {
             let RaftMessage { group, body } = message;
             let bytes = body.len();
             match Packet::decode(body) {
@@ -462,6 +463,8 @@ impl RaftService for Host {
                     None
                 }
             }
-        }));
+        });
+        let mail: Vec<Mail> = mail.collect();
+        self.mailbox.send_all(mail);
     }
 }

@@ -16,6 +16,7 @@ use proto::NodeId;
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType};
 use raft::{ProgressState, StateRole};
+use std::collections::BTreeSet;
 
 /// A member that lacks no more entries than this has what the others have: the rest is on its way.
 const CLOSE_ENTRIES: u64 = 256;
@@ -55,11 +56,15 @@ impl Consensus {
     }
 
     fn reconfigure(&mut self, change: &ConfChangeV2) -> ConfState {
+        let before = self.members();
         // One that makes no sense changes nothing, here as on every replica.
         let changed = self.raw.apply_conf_change(change);
         let conf = self.raw.raft.prs().conf();
         let is_voter = self.is_voter(self.settings.peer);
         let conf_state = changed.unwrap_or_else(|_| conf.to_conf_state());
+        let index = self.raw.raft.raft_log.committed;
+        let after = self.members();
+        self.leaving.extend(before.difference(&after).map(|peer| (*peer, index)));
         // A round that was sent before may have been answered by who has no say any more.
         self.configuration += 1;
         if !is_voter && self.raw.raft.state == StateRole::Leader {
@@ -69,6 +74,30 @@ impl Consensus {
         }
         self.after_input();
         conf_state
+    }
+
+    fn members(&self) -> BTreeSet<Peer> {
+        self.raw.raft.prs().iter().filter_map(|(id, _)| Peer::from_raw(*id)).collect()
+    }
+
+    /// Members that were removed and can be told so. A leader tells them when a majority knows of the change: until then
+    /// the others may need their votes.
+    pub fn take_gone(&mut self) -> Vec<Peer> {
+        if self.leaving.is_empty() {
+            return Vec::new();
+        }
+        let raft = &self.raw.raft;
+        if raft.state != StateRole::Leader {
+            self.leaving.clear();
+            return Vec::new();
+        }
+        let knows = |id: &u64, index: u64| {
+            *id == raft.id || raft.prs().get(*id).is_some_and(|progress| progress.committed_index >= index)
+        };
+        let voters = raft.prs().conf().to_conf_state().voters;
+        let is_known = |index: u64| voters.iter().filter(|id| knows(id, index)).count() > voters.len() / 2;
+        let gone = self.leaving.extract_if(.., |(_, index)| is_known(*index));
+        gone.map(|(peer, _)| peer).collect()
     }
 
     /// Takes a step towards other members, if it's time for one. To be called again whenever something happened.
@@ -180,8 +209,11 @@ impl Consensus {
     pub(super) fn keeps_up(&self, peer: Peer) -> bool {
         let raft = &self.raw.raft;
         raft.prs().get(peer.raw()).is_some_and(|progress| {
-            progress.state == ProgressState::Replicate
+            // One that took an image of everything is still being probed until there is more to send.
+            progress.state != ProgressState::Snapshot
                 && progress.recent_active
+                && progress.matched > 0
+                && progress.matched >= peer.incarnation()
                 && progress.matched + CLOSE_ENTRIES >= raft.raft_log.last_index()
         })
     }
@@ -221,6 +253,7 @@ impl Consensus {
                 lost.set_msg_type(MsgAppendResponse);
                 lost.reject = true;
                 message.commit = 0;
+                self.files_gone = true;
                 let stale = message.term < self.raw.raft.term;
                 lost.from = self.settings.peer.raw();
                 lost.term = message.term;
@@ -232,7 +265,8 @@ impl Consensus {
             // A voter that has nothing was a voter before it lost its disk: only one that is added anew may come back.
             MsgSnapshot => {
                 let state = message.get_snapshot().get_metadata().get_conf_state();
-                state.learners.contains(&self.settings.peer.raw()).then_some(message)
+                self.files_gone = !state.learners.contains(&self.settings.peer.raw());
+                (!self.files_gone).then_some(message)
             }
             _ => Some(message),
         }

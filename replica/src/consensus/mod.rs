@@ -74,6 +74,8 @@ pub(crate) struct Standing {
     pub closed: bool,
     /// Of a replica that led: who is about to lead.
     pub successor: Option<NodeId>,
+    /// Whether it has nothing although it once had: what it needs is to be rebuilt.
+    pub files_gone: bool,
 }
 
 /// What to do now. Messages first, then the log, then [`Consensus::persisted`].
@@ -145,8 +147,12 @@ pub(crate) struct Consensus {
     successor: Option<(Peer, u64)>,
     /// What a leader is to hear who takes this replica for one that has entries.
     lost: Option<Message>,
+    /// Whether this replica has nothing although others know that it had something.
+    files_gone: bool,
     /// A member that asks for votes although it was removed.
     removed: Option<Peer>,
+    /// Who was removed by which index, and hasn't been told.
+    leaving: Vec<(Peer, u64)>,
     fresh: bool,
     ticks: u64,
     /// Snapshots that were offered, and whose images aren't here.
@@ -189,7 +195,9 @@ impl Consensus {
             hand_over: None,
             successor: None,
             lost: None,
+            files_gone: false,
             removed: None,
+            leaving: Vec::new(),
             fresh,
             ticks: 0,
             offers: Vec::new(),
@@ -471,6 +479,7 @@ impl Consensus {
             learner: !self.is_voter(self.settings.peer),
             closed: self.is_closed(),
             successor: self.successor.map(|(peer, _)| peer.node()),
+            files_gone: self.files_gone && self.is_blank(),
         }
     }
 

@@ -34,6 +34,7 @@ impl Consensus {
             && self.round.is_none()
             && raft.lead_transferee.is_none()
             && self.hand_over.is_none()
+            && self.leaving.is_empty()
             && !self.has_offered();
         if !is_quiet {
             return None;

@@ -295,9 +295,13 @@ impl ConsensusLoop {
     fn tell_removed(&mut self, group: GroupId, from: u64) {
         let removed = self.with(group, |member| Ok(member.consensus.take_removed()));
         if let Some(peer) = removed.flatten().filter(|peer| peer.raw() == from) {
-            let body = Packet::Removed(peer).encode();
-            self.transport.send(peer.node(), vec![RaftMessage { group, body }]);
+            self.dismiss(group, peer);
         }
+    }
+
+    fn dismiss(&self, group: GroupId, peer: Peer) {
+        let body = Packet::Removed(peer).encode();
+        self.transport.send(peer.node(), vec![RaftMessage { group, body }]);
     }
 
     fn image(&mut self, event: Event, touched: &mut BTreeSet<GroupId>) {
@@ -382,6 +386,8 @@ impl ConsensusLoop {
         let groups: Vec<GroupId> = self.groups.iter_mut().filter_map(awake).collect();
         for group in groups {
             self.touch(group, touched, |member| member.tick(now, sleep_ticks));
+            let gone = self.with(group, |member| Ok(member.consensus.take_gone())).unwrap_or_default();
+            gone.into_iter().for_each(|peer| self.dismiss(group, peer));
         }
         for (group, member) in &self.groups {
             // A question may be lost as any message.

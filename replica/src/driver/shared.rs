@@ -337,6 +337,13 @@ impl Shared {
             status.role = role;
             status.term = Term(standing.term);
             status.leader = standing.leader;
+            // It runs, but as long as it isn't rebuilt there is nothing that it can do.
+            let gone = || ReplicaStatus::FILES_GONE.to_owned();
+            if standing.files_gone {
+                status.stopped.get_or_insert_with(gone);
+            } else {
+                status.stopped.take_if(|why| *why == gone());
+            }
         });
         self.changes.send_modify(|changes| *changes += 1);
     }

@@ -31,7 +31,8 @@ impl Engine {
     ) -> Result<Result<u64, WireError>, ReplicaError> {
         let Hold { name, from } = hold;
         match from {
-            Some(from) if *from <= floor => {
+            // What another holds is there, whatever the floor.
+            Some(from) if *from <= floor && self.holds.values().all(|held| held > from) => {
                 let message = format!("log index {from} may have been forgotten already");
                 let detail = format!("Indexes up to {floor} may be gone.");
                 let error = WireError::new(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, message);

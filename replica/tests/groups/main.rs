@@ -8,6 +8,7 @@ mod cluster;
 mod crash;
 mod faults;
 mod images;
+mod members;
 mod one;
 mod stale;
 mod three;
