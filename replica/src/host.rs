@@ -131,7 +131,8 @@ impl Host {
                 Ok(OnDisk::Database(engine) | OnDisk::Blank(engine)) => host.start(group, *engine, None),
                 Err(error) => Err(error),
             };
-            let peer = log::peer(log.as_ref(), group.0)?;
+            // A log that can't be read doesn't say it; then the replica is a stopped one.
+            let peer = log::peer(log.as_ref(), group.0).unwrap_or_default();
             groups.insert(group, started.unwrap_or_else(|error| host.stopped(group, peer, &error)));
         }
         let host = Arc::new(host);

@@ -124,6 +124,7 @@ impl ShardNode {
     fn make(&self, shard: &Shard) {
         if shard.formed {
             tracing::error!(shard = %shard.id, group = %shard.group, "the files of a replica are gone");
+            self.host.note_missing(shard.group);
             return;
         }
         if let Err(error) = self.host.create(shard.group, &shard.replicas, &fence::init()) {

@@ -124,7 +124,7 @@ impl Engine {
         let connection = Connection::open_in_memory().map_err(ReplicaError::sqlite(&path))?;
         Ok(Engine {
             path,
-            connection,
+            connection: Capturing::new(connection),
             hooks: Hooks::default(),
             limits,
             applied: 0,
