@@ -58,7 +58,7 @@ pub(crate) enum Course {
     Voters {
         /// The sets.
         steps: Vec<Vec<NodeId>>,
-        /// The node that hasn't had a replica before.
+        /// The node that gets a new replica.
         joining: Option<NodeId>,
     },
     /// This voter leads it.
@@ -127,7 +127,7 @@ impl ReplicaJob {
         GroupId(self.group)
     }
 
-    /// The node that gets a replica and had none.
+    /// The node that gets a new replica.
     pub(crate) fn joining(&self) -> Option<NodeId> {
         (self.joining != 0).then_some(NodeId(self.joining))
     }

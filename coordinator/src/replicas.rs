@@ -214,7 +214,8 @@ impl<'a> Wish<'a> {
                 let hint = "There is nothing that it could be made from. Restore a backup.";
                 self.check_not_last(node, "rebuilt", hint)?;
                 // Two sets of voters, so that it can be told afterwards how far it had come.
-                Course::Voters { steps: vec![without(node), self.members.to_vec()], joining: None }
+                let steps = vec![without(node), self.members.to_vec()];
+                Course::Voters { steps, joining: Some(node) }
             }
             ReplicaAction::TransferLeader(to) => {
                 self.check_held(to)?;
@@ -317,7 +318,7 @@ impl<'a> Wish<'a> {
     /// new one must not go with it.
     fn is_left_over(&self, course: &Course) -> bool {
         let Course::Voters { joining: Some(to), .. } = course else { return false };
-        self.known.vitals.status(self.group, *to).is_some()
+        !self.members.contains(to) && self.known.vitals.status(self.group, *to).is_some()
     }
 }
 

@@ -24,8 +24,8 @@ pub struct Topology {
     pub lineage: BTreeMap<GtidSource, Vec<GtidSource>>,
     /// The nodes that hold the coordinator's replicas, in ascending order.
     pub coordinators: Vec<NodeId>,
-    /// Replicas that are being made on nodes which don't hold one yet. Whoever finds one of its groups neither here nor
-    /// among those placed on it holds what has been taken from it.
+    /// Replicas that are being made. Whoever has a replica of a group that is neither here nor placed on it has what was
+    /// taken from it; who hasn't one that is placed on it, and not here, has lost it.
     pub joining: Vec<(GroupId, NodeId)>,
 }
 

@@ -10,7 +10,7 @@ use proto::services::{
     BoxStream, ClusterState, CoordinatorService, Peers, ReplicaRole, ReplicaStatus, SILENCE,
 };
 use proto::topology::Node;
-use proto::{GroupId, NodeId, Retry, SqlState, Term};
+use proto::{Epoch, GroupId, NodeId, Retry, SqlState, Term};
 use replica::Host;
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
@@ -102,7 +102,7 @@ impl Agent {
                     pause = FIRST_PAUSE;
                     (self.heard)(&state);
                     let settled = self.shards.as_ref().is_none_or(|shards| shards.follow(&state));
-                    if !settled {
+                    if !settled || self.is_left_over(&state) || self.is_missing(&state) {
                         settling.needed.notify_one();
                     }
                 }
@@ -144,12 +144,41 @@ impl Agent {
     }
 
     async fn settle_by(&self, state: ClusterState) -> bool {
-        let shards = self.shards.clone();
-        let settled = tokio::task::spawn_blocking(move || shards.is_none_or(|shards| shards.settle(&state)));
+        let (left_over, missing) = (self.is_left_over(&state), self.is_missing(&state));
+        let (host, shards) = (Arc::clone(&self.host), self.shards.clone());
+        let settled = tokio::task::spawn_blocking(move || {
+            if missing {
+                tracing::error!("the files of the coordinator's replica are gone");
+                host.note_missing(GroupId::COORDINATOR);
+            }
+            if left_over && let Err(error) = host.remove(GroupId::COORDINATOR) {
+                tracing::error!(%error, "the coordinator's replica that was taken from this node can't be removed");
+                return false;
+            }
+            shards.is_none_or(|shards| shards.settle(&state))
+        });
         settled.await.unwrap_or_else(|error| {
             tracing::error!(%error, "following the topology has failed");
             false
         })
+    }
+
+    /// Whether the node has a replica of the coordinator's group and isn't meant to.
+    fn is_left_over(&self, state: &ClusterState) -> bool {
+        let (topology, node) = (&state.topology, self.node.id);
+        topology.epoch > Epoch(0)
+            && self.host.replica(GroupId::COORDINATOR).is_some()
+            && !topology.coordinators.contains(&node)
+            && !topology.joining.contains(&(GroupId::COORDINATOR, node))
+    }
+
+    /// Whether the node is meant to have a replica of the coordinator's group and has none. One that founds the group
+    /// has made it before it follows anything.
+    fn is_missing(&self, state: &ClusterState) -> bool {
+        let (topology, node) = (&state.topology, self.node.id);
+        let meant = topology.coordinators.contains(&node)
+            && !topology.joining.contains(&(GroupId::COORDINATOR, node));
+        meant && self.host.replica(GroupId::COORDINATOR).is_none()
     }
 
     /// Has a task for each coordinator, so that one which doesn't answer keeps no news from the others.

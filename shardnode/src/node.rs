@@ -4,7 +4,7 @@
 //! topology; nothing here asks for it. Whether this node's replica may answer is the replica's to say: it serves as
 //! soon as it can, also before the topology names it, and until it can't.
 //!
-//! A replica is founded only by a state that is the cluster's own at the time ([`ShardNode::settle`]): one
+//! A replica is founded or removed only by a state that is the cluster's own at the time ([`ShardNode::settle`]): one
 //! that a coordinator's follower tells may be from before the shard was made, or from before it had ever served.
 
 use crate::config::Config;
@@ -17,7 +17,7 @@ use proto::services::{
     ServiceResult, ShardService,
 };
 use proto::topology::{Shard, Topology};
-use proto::{Epoch, LogIndex, Retry, ShardId, SqlState, WireError};
+use proto::{Epoch, GroupId, LogIndex, Retry, ShardId, SqlState, WireError};
 use replica::{Host, Replica, SchemaEntry, Write};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -40,6 +40,7 @@ pub struct ShardNode {
 #[derive(Default)]
 struct Shards {
     epoch: Epoch,
+    topology: Arc<Topology>,
     by_id: HashMap<ShardId, Known>,
 }
 
@@ -73,8 +74,8 @@ impl ShardNode {
         self.is_settled()
     }
 
-    /// Takes in a state that is the cluster's own at the time of asking, founds the replicas that it places here.
-    /// Says whether the node then holds what it should; what fails is logged. Writes to
+    /// Takes in a state that is the cluster's own at the time of asking, founds the replicas that it places here and
+    /// removes those that it doesn't. Says whether the node then holds what it should; what fails is logged. Writes to
     /// disk, so call it off the runtime's threads.
     pub fn settle(&self, state: &ClusterState) -> bool {
         let _turn = self.following.lock();
@@ -82,16 +83,19 @@ impl ShardNode {
         if state.topology.epoch < self.shards.load().epoch {
             return false;
         }
-        for shard in state.topology.shards.values().filter(|shard| self.holds(shard)) {
-            if self.host.replica(shard.group).is_none() {
-                self.make(shard);
+        for shard in state.topology.shards.values().filter(|shard| self.lacks(&state.topology, shard)) {
+            self.make(shard);
+        }
+        for group in self.left_over(&state.topology) {
+            if let Err(error) = self.host.remove(group) {
+                tracing::error!(%group, %error, "a replica that was taken from this node can't be removed");
             }
         }
         self.take_in(&state.topology);
         self.is_settled()
     }
 
-    fn take_in(&self, topology: &Topology) {
+    fn take_in(&self, topology: &Arc<Topology>) {
         let known = self.shards.load();
         if topology.epoch < known.epoch {
             return;
@@ -106,19 +110,35 @@ impl ShardNode {
             (shard.id, Known { shard: shard.clone(), since, replica })
         });
         let by_id = by_id.collect();
-        self.shards.store(Arc::new(Shards { epoch: topology.epoch, by_id }));
+        self.shards.store(Arc::new(Shards { epoch: topology.epoch, topology: Arc::clone(topology), by_id }));
     }
 
     fn is_settled(&self) -> bool {
         let shards = self.shards.load();
-        shards
-            .by_id
-            .values()
-            .all(|known| !self.holds(&known.shard) || self.host.replica(known.shard.group).is_some())
+        let topology = &shards.topology;
+        let complete = topology.shards.values().all(|shard| !self.lacks(topology, shard));
+        complete && self.left_over(topology).is_empty()
     }
 
     fn holds(&self, shard: &Shard) -> bool {
         shard.replicas.contains(&self.config.node)
+    }
+
+    /// Whether the shard should have a replica here, has none, and isn't being given one.
+    fn lacks(&self, topology: &Topology, shard: &Shard) -> bool {
+        self.holds(shard)
+            && self.host.replica(shard.group).is_none()
+            && !topology.joining.contains(&(shard.group, self.config.node))
+    }
+
+    /// The groups of shards that this node has replicas of and isn't meant to.
+    fn left_over(&self, topology: &Topology) -> Vec<GroupId> {
+        let placed = |group: GroupId| {
+            topology.joining.contains(&(group, self.config.node))
+                || topology.shards.values().any(|shard| shard.group == group && self.holds(shard))
+        };
+        let groups = self.host.replicas().into_iter().map(|replica| replica.group());
+        groups.filter(|group| *group != GroupId::COORDINATOR && !placed(*group)).collect()
     }
 
     fn make(&self, shard: &Shard) {

@@ -36,6 +36,8 @@ pub struct Directory {
     closed: watch::Sender<HashSet<ShardId>>,
     /// Schema steps that were refused for that.
     refused: watch::Sender<u64>,
+    /// The node that no Raft message reaches, and that none leaves.
+    cut: Mutex<Option<NodeId>>,
     /// What becomes of changes of members, if they don't reach the groups.
     script: Mutex<Option<Script>>,
     /// The voters that groups were asked to have.
@@ -126,9 +128,15 @@ impl Directory {
             coordinators: Mutex::default(),
             closed: watch::Sender::default(),
             refused: watch::Sender::default(),
+            cut: Mutex::default(),
             script: Mutex::default(),
             asked: watch::Sender::default(),
         })
+    }
+
+    /// Cuts a node off from the others, as far as Raft goes.
+    pub fn cut(&self, node: Option<NodeId>) {
+        *self.cut.lock() = node;
     }
 
     /// Has changes of members go by a script, or reach the groups.
@@ -177,6 +185,9 @@ struct Link {
 impl RaftTransport for Link {
     fn send(&self, to: NodeId, messages: Vec<RaftMessage>) {
         let Some(directory) = self.directory.upgrade() else { return };
+        if directory.cut.lock().is_some_and(|cut| cut == to || cut == self.from) {
+            return;
+        }
         let host = directory.hosts.lock().get(&to).and_then(Weak::upgrade);
         if let Some(host) = host {
             host.receive(self.from, messages);
@@ -341,6 +352,17 @@ impl Cluster {
     /// The host of a node that is up.
     pub fn host(&self, node: NodeId) -> &Arc<Host> {
         &self.members[&node].host
+    }
+
+    /// Deletes the files that a node, which is down, has of a group.
+    pub fn lose(&self, node: NodeId, group: GroupId) {
+        let path = self.files.path().join(node.to_string()).join("groups").join(group.to_string());
+        std::fs::remove_dir_all(path).unwrap();
+    }
+
+    /// The host of a node, if that is up.
+    pub fn host_of(&self, node: NodeId) -> Option<&Arc<Host>> {
+        self.members.get(&node).map(|member| &member.host)
     }
 
     /// The node that leads the coordinator.

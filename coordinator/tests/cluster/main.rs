@@ -3,6 +3,7 @@
 
 mod common;
 mod forming;
+mod members;
 mod nodes;
 mod replicas;
 mod resuming;

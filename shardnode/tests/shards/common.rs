@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 /// How long anything may take before a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-const SHARD: ShardId = ShardId(1);
-const GROUP: GroupId = GroupId(2);
+pub const SHARD: ShardId = ShardId(1);
+pub const GROUP: GroupId = GroupId(2);
 
 /// Carries Raft messages between the hosts that are up.
 #[derive(Default)]
@@ -77,6 +77,17 @@ impl Node {
         network: &Arc<Network>,
         change: impl FnOnce(&mut replica::Config),
     ) -> Node {
+        let node = Node::bare_with(id, network, change);
+        assert!(node.shards.settle(&state(nodes)));
+        node
+    }
+
+    /// One that has heard of no cluster.
+    pub fn bare(id: NodeId, network: &Arc<Network>) -> Node {
+        Node::bare_with(id, network, |_| {})
+    }
+
+    fn bare_with(id: NodeId, network: &Arc<Network>, change: impl FnOnce(&mut replica::Config)) -> Node {
         let directory = tempfile::tempdir().unwrap();
         let mut config = replica::Config::new(id, directory.path());
         config.tick = Duration::from_millis(10);
@@ -84,7 +95,6 @@ impl Node {
         let host = Host::open(config, Arc::new(Link(id, Arc::clone(network)))).unwrap();
         network.0.lock().insert(id, Arc::downgrade(&host));
         let shards = ShardNode::new(Arc::clone(&host), Config::new(id));
-        assert!(shards.settle(&state(nodes)));
         Node { shards, host, directory }
     }
 
@@ -156,7 +166,8 @@ impl Drop for Node {
     }
 }
 
-fn state(replicas: Vec<NodeId>) -> ClusterState {
+/// The cluster at epoch 1.
+pub fn state(replicas: Vec<NodeId>) -> ClusterState {
     let number = KeyspaceNumber(1);
     let shard = Shard {
         id: SHARD,

@@ -5,3 +5,4 @@ mod common;
 mod failover;
 mod fragments;
 mod long_reads;
+mod placing;
