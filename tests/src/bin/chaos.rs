@@ -192,7 +192,7 @@ fn transfer(arguments: &Arguments, rounds: u32) -> Result<(), Failure> {
         }
         let from = Instant::now();
         spans.push((quiet, from));
-        let moved = stage.nodes.shoal(1, &["replica", "transfer-leader", "--shard", &shard, "--node", &id]);
+        let moved = stage.nodes.shoal(1, &["replica", "transfer-leader", "--shard", &shard, "--to", &id]);
         if !moved.status.success() {
             return Err(format!("no transfer: {}", String::from_utf8_lossy(&moved.stderr)).into());
         }
@@ -221,7 +221,7 @@ fn transfer(arguments: &Arguments, rounds: u32) -> Result<(), Failure> {
 }
 
 fn rebuild(arguments: &Arguments, rows: u64) -> Result<(), Failure> {
-    let mut stage = Stage::set(arguments, &["--replace-after", "5s"])?;
+    let mut stage = Stage::set(arguments, &["--replace-after", "10s"])?;
     // The first as it came, the second as one that was away, the third without the files of its replicas, the last
     // without any: it comes back as another node.
     let trials: [(&str, fn(&mut Nodes, usize)); 3] = [
