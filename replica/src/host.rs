@@ -16,6 +16,7 @@ use crate::packet::Packet;
 use crate::peer::Peer;
 use crate::readers::Readers;
 use crate::replica::Replica;
+use crate::revive::Tries;
 use parking_lot::{Mutex, MutexGuard};
 use proto::services::{RaftMessage, RaftService, RaftTransport, ReplicaStatus};
 use proto::{GroupId, NodeId};
@@ -43,6 +44,10 @@ pub struct Host {
     groups: Mutex<BTreeMap<GroupId, Replica>>,
     /// Replicas that were removed and whose files are still there. Locked after the groups.
     going: Mutex<BTreeMap<GroupId, Replica>>,
+    /// Why replicas can't be made, as it was last told.
+    complaints: Mutex<BTreeMap<GroupId, String>>,
+    /// How often replicas were revived of late.
+    tries: Mutex<BTreeMap<GroupId, Tries>>,
     changes: Arc<watch::Sender<u64>>,
 }
 
@@ -122,6 +127,8 @@ impl Host {
             running: Mutex::new(Some(Running { log: log.clone(), hasher, drive })),
             groups: Mutex::new(BTreeMap::new()),
             going: Mutex::new(BTreeMap::new()),
+            complaints: Mutex::new(BTreeMap::new()),
+            tries: Mutex::new(BTreeMap::new()),
             changes: Arc::default(),
         };
         for group in host.groups_on_disk(&groups_dir)? {
@@ -131,9 +138,11 @@ impl Host {
                 Ok(OnDisk::Database(engine) | OnDisk::Blank(engine)) => host.start(group, *engine, None),
                 Err(error) => Err(error),
             };
-            // A log that can't be read doesn't say it; then the replica is a stopped one.
-            let peer = log::peer(log.as_ref(), group.0).unwrap_or_default();
-            groups.insert(group, started.unwrap_or_else(|error| host.stopped(group, peer, &error)));
+            let replica = started.unwrap_or_else(|error| {
+                let peer = host.known_peer(group, log.as_ref());
+                host.stopped(group, peer, &error)
+            });
+            groups.insert(group, replica);
         }
         let host = Arc::new(host);
         if let Some((_, drive)) = host.log_and_drive() {
@@ -154,6 +163,16 @@ impl Host {
 
     pub(crate) fn going(&self) -> &Mutex<BTreeMap<GroupId, Replica>> {
         &self.going
+    }
+
+    /// Why replicas can't be made, as it was last told.
+    pub(crate) fn complaints(&self) -> &Mutex<BTreeMap<GroupId, String>> {
+        &self.complaints
+    }
+
+    /// How often replicas were revived of late.
+    pub(crate) fn tries(&self) -> &Mutex<BTreeMap<GroupId, Tries>> {
+        &self.tries
     }
 
     pub(crate) fn mailbox(&self) -> &Mailbox {

@@ -92,6 +92,48 @@ impl Host {
         });
     }
 
+    /// Which member of a group this node has, as far as its files still tell: the log or, where that is damaged or lost,
+    /// the database.
+    pub(crate) fn known_peer(&self, group: GroupId, log: &dyn LogStore) -> Option<Peer> {
+        if let Ok(Some(peer)) = log::peer(log, group.0) {
+            return Some(peer);
+        }
+        let engine = Engine::open(&self.directory(group), self.limits()).ok().flatten()?;
+        let state = engine.conf_state();
+        let members = state.voters.iter().chain(&state.learners).chain(&state.voters_outgoing);
+        members.filter_map(|raw| Peer::from_raw(*raw)).filter(|peer| peer.node() == self.node()).max()
+    }
+
+    /// Has a log that takes writes, so that a replica can be made anew; a damaged one is put aside for that. Says whether
+    /// there is one. What the others of its replicas were is noted in the new one: they are lost, and must not come back
+    /// as if they had never voted.
+    fn has_fit_log(&self, groups: &BTreeMap<GroupId, Replica>) -> Result<bool, ReplicaError> {
+        let Some((log, _)) = self.log_and_drive() else { return Ok(false) };
+        match log.failure() {
+            None => return Ok(true),
+            // It is opened again as soon as its disk is better.
+            Some(failure) if failure.can_pass() => return Ok(false),
+            Some(_) => {}
+        }
+        log.renew()?;
+        let mut batch = Batch::default();
+        for (group, replica) in groups {
+            replica.shared().peer.into_iter().for_each(|peer| batch.put(group.0, log::note_peer(peer)));
+        }
+        log.write(batch, true)?;
+        Ok(true)
+    }
+
+    /// Has consensus forget once more what it couldn't before, for want of a log that takes writes.
+    pub(crate) fn forget_again(&self) {
+        for replica in self.going().lock().values() {
+            let shared = replica.shared();
+            if !shared.is_forgotten() {
+                self.mailbox().send(Mail::Forget { shared });
+            }
+        }
+    }
+
     fn discard(&self, group: GroupId) -> Result<(), ReplicaError> {
         let directory = self.directory(group);
         let gone = directory.with_extension(GONE);
@@ -143,6 +185,17 @@ impl Host {
             Some(Some(here)) if here == to => return true,
             Some(Some(here)) if here > to => return false,
             _ if to.incarnation() == 0 || !is_from_leader(message) => return false,
+            _ => {}
+        }
+        match self.has_fit_log(&groups) {
+            Ok(true) => {}
+            Ok(false) => return false,
+            Err(error) => {
+                self.cannot_make(group, &error);
+                return false;
+            }
+        }
+        match here {
             Some(Some(_)) => {
                 // Removed and added again: who adds a member has removed the one before.
                 self.let_go(group, &mut groups);
@@ -163,9 +216,17 @@ impl Host {
             }
             Ok(None) => false,
             Err(error) => {
-                tracing::error!(node = self.node().0, group = group.0, %error, "a replica can't be made");
+                self.cannot_make(group, &error);
                 false
             }
+        }
+    }
+
+    /// The leader asks again and again; one line for each reason is enough.
+    fn cannot_make(&self, group: GroupId, error: &ReplicaError) {
+        let error = error.to_string();
+        if self.complaints().lock().insert(group, error.clone()).as_ref() != Some(&error) {
+            tracing::error!(node = self.node().0, group = group.0, "a replica can't be made: {error}");
         }
     }
 

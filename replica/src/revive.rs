@@ -12,6 +12,42 @@ use crate::log::LogStore;
 use crate::replica::Replica;
 use std::sync::Arc;
 
+/// After so many rounds in which it ran, it is forgotten that a replica had stopped.
+const ROUNDS_WELL: u32 = 64;
+/// One that stops again and again is left alone for twice as many rounds each time, up to two to this power.
+const MOST_DOUBLINGS: u32 = 6;
+
+/// How often a replica was revived of late.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tries {
+    count: u32,
+    /// For how many rounds it is left alone yet.
+    rest: u32,
+    /// For how many rounds it has run since.
+    well: u32,
+}
+
+impl Tries {
+    /// Whether it is to be tried in this round.
+    fn is_due(&mut self) -> bool {
+        if self.rest > 0 {
+            self.rest -= 1;
+            return false;
+        }
+        self.count += 1;
+        self.well = 0;
+        self.rest = (1 << self.count.min(MOST_DOUBLINGS)) - 2;
+        true
+    }
+
+    /// It ran in this round. Whether its tries still count.
+    fn ran(&mut self) -> bool {
+        self.rest = 0;
+        self.well += 1;
+        self.well < ROUNDS_WELL
+    }
+}
+
 impl Host {
     /// Opens the log and the replicas again that have stopped for reasons which have passed.
     pub(crate) fn revive(&self) {
@@ -20,7 +56,16 @@ impl Host {
         let replicas = self.replicas();
         let stopped: Vec<&Replica> =
             replicas.iter().filter(|replica| replica.shared().can_be_revived()).collect();
+        let mut tries = self.tries().lock();
+        for replica in replicas.iter().filter(|replica| !replica.shared().has_stopped()) {
+            if tries.get_mut(&replica.group()).is_some_and(|tries| !tries.ran()) {
+                tries.remove(&replica.group());
+            }
+        }
         let failure = log.failure();
+        if failure.is_none() {
+            self.forget_again();
+        }
         if failure.is_none() && stopped.is_empty() || failure.as_ref().is_some_and(|why| !why.can_pass()) {
             return;
         }
@@ -30,7 +75,7 @@ impl Host {
         }
         if failure.is_some() {
             // The consensus loop stops all of them as soon as it sees the failure.
-            if replicas.iter().any(|replica| replica.status().stopped.is_none()) {
+            if replicas.iter().any(|replica| !replica.shared().has_stopped()) {
                 return;
             }
             if let Err(error) = log.reopen() {
@@ -41,7 +86,7 @@ impl Host {
         }
         for replica in stopped {
             // Who still reads has the old files open.
-            if !replica.shared().readers.are_gone() {
+            if !replica.shared().readers.are_gone() || !tries.entry(replica.group()).or_default().is_due() {
                 continue;
             }
             drive.finish_engine(replica.group());
@@ -69,5 +114,20 @@ impl Host {
             tracing::info!(node = self.node().0, group = group.0, "the replica goes on");
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_stops_again_and_again_is_tried_less_and_less_often() {
+        let mut tries = Tries::default();
+        let due: Vec<u32> = (0..40).filter(|_| tries.is_due()).collect();
+        assert_eq!(due, [0, 1, 4, 11, 26]);
+        let mut tries = Tries::default();
+        assert!(tries.is_due());
+        assert_eq!((1..).find(|_| !tries.ran()), Some(ROUNDS_WELL));
     }
 }

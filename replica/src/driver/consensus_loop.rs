@@ -276,6 +276,9 @@ impl ConsensusLoop {
     /// A replica was removed.
     fn forget(&mut self, shared: &Arc<Shared>) {
         let group = shared.group;
+        if shared.is_forgotten() {
+            return;
+        }
         if let Some(member) = self.groups.remove(&group) {
             let mut outgoing = Outgoing::new();
             collect(&mut outgoing, group, member.abdicate());

@@ -439,6 +439,11 @@ impl Shared {
         self.over.load(Ordering::Acquire)
     }
 
+    /// Whether its loops have ended, or are about to.
+    pub fn has_stopped(&self) -> bool {
+        self.inbox().closing.is_some()
+    }
+
     /// Whether it stopped for a reason that can pass.
     pub fn can_be_revived(&self) -> bool {
         self.can_pass.load(Ordering::Acquire)

@@ -4,6 +4,7 @@ use crate::cluster::{Cluster, GROUP, PATIENCE, number, request, soon, sql, write
 use proto::services::Consistency::{Eventual, Strong};
 use proto::services::{ReplicaRole, ReplicaStatus};
 use proto::{GroupId, NodeId, Retry};
+use replica::MemberTarget;
 use replica::simulation::Condition;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -459,4 +460,77 @@ async fn a_database_that_is_cut_short_under_its_readers_ends_nobody_but_itself()
     let leader = cluster.leader_among(&cluster.others(node)).await;
     assert_eq!(number(&leader, Strong, "SELECT count(*) FROM t1").await, 31);
     assert_eq!(rows.lines().count(), 30);
+}
+
+/// Has a node's replica made anew, as `shoal replica rebuild` does, and waits until it's as the others.
+async fn rebuild(cluster: &Cluster, node: NodeId) {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let leader = cluster.leader_among(&cluster.others(node)).await;
+        let target = MemberTarget { voters: cluster.nodes.clone(), rebuild: Some(node) };
+        match leader.change_members(target, soon()).await {
+            Ok(_) => break,
+            Err(error) => assert!(Instant::now() < until, "{error:?} {:#?}", cluster.statuses()),
+        }
+    }
+    wait(cluster, node, |status| status.stopped.is_none() && status.leader.is_some()).await;
+    cluster.assert_equal(ROWS).await;
+}
+
+#[tokio::test]
+async fn what_cannot_pass_is_rebuilt() {
+    let mut cluster = three();
+    cluster.create(&[TABLE]);
+    for number in 1..=20 {
+        insert(&cluster, number, 100).await;
+    }
+    let node = cluster.nodes[1];
+    let database = |cluster: &Cluster| cluster.data_dir(node).join(format!("groups/{GROUP}/replica.sqlite"));
+    type Spoil = fn(&Path, &Path);
+    let spoils: [(&str, Spoil); 5] = [
+        ("malformed", |_, database| {
+            fs::OpenOptions::new().write(true).open(database).unwrap().set_len(8192).unwrap();
+        }),
+        ("not a database", |_, database| fs::write(database, [7; 20_000]).unwrap()),
+        ("ends at 0, but", |log, _| fs::remove_dir_all(log).unwrap()),
+        ("damaged at byte", |log, _| {
+            // The first file that has more than one record.
+            let mut files: Vec<PathBuf> =
+                fs::read_dir(log).unwrap().map(|entry| entry.unwrap().path()).collect();
+            files.retain(|path| path.extension().is_some_and(|extension| extension == "raftlog"));
+            files.sort();
+            let path = files.last().unwrap();
+            let mut bytes = fs::read(path).unwrap();
+            bytes[200] ^= 1;
+            fs::write(path, bytes).unwrap();
+        }),
+        ("damaged at byte", |log, database| {
+            let path = log.join("0000000000000001.raftlog");
+            let mut bytes = fs::read(&path).unwrap();
+            bytes[200] ^= 1;
+            fs::write(path, bytes).unwrap();
+            fs::write(database, [7; 20_000]).unwrap();
+        }),
+    ];
+    let mut last = 20;
+    for (expected, spoil) in spoils {
+        cluster.assert_equal(ROWS).await;
+        cluster.stop(node);
+        spoil(&cluster.data_dir(node).join("log"), &database(&cluster));
+        cluster.start(node);
+        let why = stopped(&cluster, node).await;
+        assert!(why.contains(expected), "{expected}: {why}");
+        last += 1;
+        insert(&cluster, last, 100).await;
+        rebuild(&cluster, node).await;
+        // It's a member as any other, also after a restart.
+        cluster.stop(node);
+        cluster.start(node);
+        for _ in 0..20 {
+            last += 1;
+            insert(&cluster, last, 100).await;
+        }
+        assert!(cluster.assert_equal(ROWS).await.ends_with(&format!("{last}:100")));
+        assert_eq!(cluster.replica(node).status().stopped, None);
+    }
 }
