@@ -8,10 +8,15 @@ use crate::engine::Engine;
 use crate::error::ReplicaError;
 use crate::host::Host;
 use crate::hosted::OnDisk;
-use crate::log::LogStore;
+use crate::log::{Batch, Change, LogStore};
+use crate::packet::NODE;
 use crate::replica::Replica;
+use bytes::Bytes;
+use std::io::ErrorKind;
 use std::sync::Arc;
 
+/// The mark that is written to see whether the log takes writes.
+const PROBE: &str = "probe";
 /// After so many rounds in which it ran, it is forgotten that a replica had stopped.
 const ROUNDS_WELL: u32 = 64;
 /// One that stops again and again is left alone for twice as many rounds each time, up to two to this power.
@@ -73,7 +78,14 @@ impl Host {
             tracing::debug!(node = self.node().0, "nothing is revived yet: {error}");
             return;
         }
-        if failure.is_some() {
+        if failure.is_none() {
+            // The disk may have been taken away and put back, and the log be open on what is no more.
+            let mut probe = Batch::default();
+            probe.put(NODE.0, Change::Mark(PROBE, Some(Bytes::new())));
+            if log.write(probe, true).is_err() {
+                return;
+            }
+        } else {
             // The consensus loop stops all of them as soon as it sees the failure.
             if replicas.iter().any(|replica| !replica.shared().has_stopped()) {
                 return;
@@ -103,9 +115,15 @@ impl Host {
         if before.lost_a_sync() {
             Engine::write_wal_afresh(&directory)?;
         }
-        let engine = match self.on_disk(group, log)? {
+        // The disk may just have been taken away. Whether they are gone for ever, the next start tells.
+        let away = || ReplicaError::io(&directory)(ErrorKind::NotFound.into());
+        let found = self.on_disk(group, log).map_err(|error| match error {
+            ReplicaError::FilesGone => away(),
+            error => error,
+        });
+        let engine = match found? {
             OnDisk::Database(engine) | OnDisk::Blank(engine) => *engine,
-            OnDisk::Nothing => return Err(ReplicaError::FilesGone),
+            OnDisk::Nothing => return Err(away()),
         };
         let groups = self.lock_groups();
         let same = groups.get(&group).is_some_and(|now| Arc::ptr_eq(&now.shared(), &before));

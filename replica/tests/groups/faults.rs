@@ -534,3 +534,86 @@ async fn what_cannot_pass_is_rebuilt() {
         assert_eq!(cluster.replica(node).status().stopped, None);
     }
 }
+
+/// A file system on a device that can run out of blocks: it then fails writes and syncs with EIO, and what it couldn't
+/// write it forgets.
+struct Device {
+    mounted: PathBuf,
+    device: String,
+    under: Small,
+}
+
+fn runs(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(arguments).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+impl Device {
+    fn mount(at: &Path, under: &Path) -> Option<Self> {
+        let under = Small::mount(under, 16)?;
+        let image = under.0.join("image");
+        fs::File::create(&image).unwrap().set_len(64 << 20).unwrap();
+        // With a journal it would turn read-only for good.
+        runs("mkfs.ext4", &["-q", "-F", "-O", "^has_journal", image.to_str().unwrap()])?;
+        let device = runs("losetup", &["--find", "--show", image.to_str().unwrap()])?;
+        let device = Self { mounted: at.to_owned(), device, under };
+        fs::create_dir_all(at).unwrap();
+        runs("mount", &["-o", "errors=continue", &device.device, at.to_str().unwrap()])?;
+        Some(device)
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        drop(runs("umount", &["--lazy", self.mounted.to_str().unwrap()]));
+        drop(runs("losetup", &["--detach", &self.device]));
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_for_a_while() {
+    let mut cluster = three();
+    let node = cluster.nodes[0];
+    cluster.stop(node);
+    let under = tempfile::tempdir().unwrap();
+    let Some(device) = Device::mount(&cluster.data_dir(node), under.path()) else {
+        eprintln!("SKIPPED: this machine doesn't let a test mount a device");
+        return;
+    };
+    cluster.start(node);
+    cluster.create(&[TABLE]);
+    let mut last = 0;
+    for _ in 0..20 {
+        last += 1;
+        insert(&cluster, last, 2000).await;
+    }
+    device.under.fill();
+    while cluster.replica(node).status().stopped.is_none() {
+        last += 1;
+        insert(&cluster, last, 100_000).await;
+        assert!(last < 2000, "it never met the failing disk");
+    }
+    let why = stopped(&cluster, node).await;
+    println!("{why}");
+    assert!(why.contains(cluster.data_dir(node).to_str().unwrap()), "{why}");
+    for _ in 0..20 {
+        last += 1;
+        insert(&cluster, last, 2000).await;
+    }
+    device.under.free();
+    let until = Instant::now() + PATIENCE;
+    // What it lost of its log may be damage, which it must not come back with: then it is made anew.
+    while Instant::now() < until
+        && cluster.replica(node).status().applied < cluster.leader().await.status().applied
+    {
+        let status = cluster.replica(node).status();
+        if status.stopped.is_some_and(|why| why.contains("damaged") || why.contains("malformed")) {
+            rebuild(&cluster, node).await;
+        }
+        let mut changes = cluster.hosts[&node].changed();
+        let _ = tokio::time::timeout(Duration::from_millis(50), changes.changed()).await;
+    }
+    let rows = cluster.assert_equal(ROWS).await;
+    assert_eq!(rows.lines().count() as u64, last);
+    cluster.stop(node);
+}
