@@ -195,13 +195,10 @@ impl Host {
                 return false;
             }
         }
-        match here {
-            Some(Some(_)) => {
-                // Removed and added again: who adds a member has removed the one before.
-                self.let_go(group, &mut groups);
-                return false;
-            }
-            Some(None) | None => {}
+        if let Some(Some(_)) = here {
+            // Removed and added again: who adds a member has removed the one before.
+            self.let_go(group, &mut groups);
+            return false;
         }
         if self.going().lock().contains_key(&group) {
             return false;
