@@ -10,5 +10,6 @@ mod faults;
 mod images;
 mod members;
 mod one;
+mod requests;
 mod stale;
 mod three;
