@@ -12,7 +12,9 @@ Last comes how long the first statement takes after the cluster has slept, and h
 import argparse
 import pathlib
 import re
+import signal
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -66,6 +68,8 @@ def main():
     parser.add_argument("--scale", default="1")
     parser.add_argument("--shoal", default=str(ROOT / "target/release/shoal"))
     options = parser.parse_args()
+    # The servers are stopped on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     print(f"shoal dev --nodes {options.nodes}, idle for {options.seconds} s")
     print(f"{'shards':>6} {'':>10} {'% of CPU':>8} {'RSS MiB':>8} {'threads':>8}")
     for shards in options.shards.split(","):

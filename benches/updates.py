@@ -20,6 +20,7 @@ import argparse
 import os
 import pathlib
 import re
+import signal
 import shutil
 import statistics
 import subprocess
@@ -139,6 +140,8 @@ def main():
     parser.add_argument("--shoal-args", default="")
     parser.add_argument("--no-fsync-share", action="store_true")
     options = parser.parse_args()
+    # The servers are stopped on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     for program in ["pgbench", "initdb", "pg_basebackup", "pgrep"]:
         if not find(program):
             raise SystemExit(f"{program} is not installed")
