@@ -58,6 +58,8 @@ pub struct Config {
     pub revive_every: Duration,
     /// So many bytes of each group's log are kept for members that lack them; those that lack more get an image.
     pub log_keep_bytes: u64,
+    /// The log is cut when that frees so many entries. Tests choose few.
+    pub log_cut_entries: u64,
     /// Each log file's size. Tests choose small ones.
     pub log_file_bytes: u64,
 }
@@ -89,6 +91,7 @@ impl Config {
             image_bytes_per_second: 128 << 20,
             revive_every: Duration::from_secs(5),
             log_keep_bytes: 64 << 20,
+            log_cut_entries: 1024,
             log_file_bytes: 32 << 20,
         }
     }

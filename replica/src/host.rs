@@ -279,6 +279,7 @@ impl Host {
             heartbeat_ticks: self.config.heartbeat_ticks,
             seed: self.config.seed,
             log_keep_bytes: self.config.log_keep_bytes,
+            log_cut_entries: self.config.log_cut_entries,
         };
         let consensus = Consensus::new(settings, store, applied, self.clock.now())?;
         let shared = self.shared(group, Some(peer), applied, before);

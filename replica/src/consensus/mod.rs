@@ -57,6 +57,8 @@ pub(crate) struct Settings {
     pub seed: u64,
     /// So many bytes of the log are kept for members that lack them.
     pub log_keep_bytes: u64,
+    /// The log is cut when that frees so many entries.
+    pub log_cut_entries: u64,
 }
 
 /// What a replica is in its group.
@@ -316,6 +318,11 @@ impl Consensus {
             }
         }
         self.after_input();
+    }
+
+    /// How many entries a cut of the log must free.
+    pub fn log_cut_entries(&self) -> u64 {
+        self.settings.log_cut_entries
     }
 
     /// The image that is wanted for a member, if one is.

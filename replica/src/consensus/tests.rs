@@ -67,6 +67,7 @@ fn settings(node: u64) -> Settings {
         heartbeat_ticks: 2,
         seed: 1,
         log_keep_bytes: 1 << 20,
+        log_cut_entries: 1,
     }
 }
 

@@ -28,8 +28,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The log is cut only if that frees so many entries.
-const CUT_ENTRIES: u64 = 1024;
 /// After so many ticks, log files are purged of what was cut.
 const PURGE_TICKS: u64 = 64;
 
@@ -804,8 +802,9 @@ impl Member {
     fn due_cut(&mut self) -> Option<Cut> {
         let forgettable = self.shared.forgettable();
         let forgettable = self.shared.image_hold().map_or(forgettable, |hold| hold.min(forgettable));
+        let least = self.consensus.log_cut_entries();
         let store = self.consensus.store();
-        if forgettable < store.cut().index + CUT_ENTRIES {
+        if forgettable < store.cut().index + least {
             return None;
         }
         let cut = store.cut_at(forgettable)?;

@@ -135,6 +135,7 @@ impl Node {
         config.hold_bytes = 2 * self.setup.checkpoint_bytes;
         config.hold_snapshots = Duration::ZERO;
         config.log_keep_bytes = self.setup.log_keep_bytes;
+        config.log_cut_entries = 8;
         config.image_chunk_bytes = 8 << 10;
         config.end_reads_bytes = 8 * self.setup.checkpoint_bytes;
         config

@@ -32,6 +32,8 @@ const WRITES_AFTER: u64 = 3;
 const CONVERGENCE: Time = 15 * SECOND;
 /// How often a node tries to revive what stopped.
 const REVIVE: Time = 2 * SECOND;
+/// The first byte of a message between hosts that carries a piece of an image.
+const IMAGE_CHUNK: u8 = 2;
 
 /// Something that happens at its time.
 enum Event {
@@ -410,6 +412,9 @@ impl World {
             what[16..].copy_from_slice(&xxhash_rust::xxh3::xxh3_64(&message.body).to_le_bytes());
             self.report.trace.count(now, &what);
             self.count("messages");
+            if message.body.first() == Some(&IMAGE_CHUNK) {
+                self.count("pieces of images");
+            }
             for delay in self.network.carry(id, to) {
                 self.at(now + delay, Event::Deliver { from: id, to, message: message.clone() });
             }
