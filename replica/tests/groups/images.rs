@@ -1,10 +1,10 @@
 //! Replicas that need more than the log has: they come back by images of the database.
 
 use crate::cluster::{Cluster, GROUP, PATIENCE, number, request, soon, sql, write};
-use proto::NodeId;
 use proto::services::Consistency::{Eventual, Session, Strong};
 use proto::services::Progress;
-use replica::{Config, Replica};
+use proto::{NodeId, Retry};
+use replica::{Config, MemberTarget, Replica};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
@@ -211,4 +211,51 @@ async fn snapshots_that_are_open_go_on_with_what_they_saw() {
     cluster.assert_equal(ROWS).await;
     let whole = "SELECT integrity_check = 'ok' FROM pragma_integrity_check";
     assert_eq!(number(&replica, Eventual, whole).await, 1);
+}
+
+/// Has the members be these, asking whoever leads, until it is so.
+async fn change(cluster: &Cluster, nodes: &[NodeId], rebuild: Option<NodeId>) {
+    let target = MemberTarget { voters: nodes.to_vec(), rebuild };
+    loop {
+        let healthy: Vec<NodeId> =
+            cluster.nodes.iter().copied().filter(|node| Some(*node) != rebuild).collect();
+        let changed = cluster.leader_among(&healthy[..2]).await.change_members(target.clone(), soon()).await;
+        match changed {
+            Ok(members) => return assert_eq!(members.voters, nodes),
+            Err(error) if matches!(error.retry, Retry::NotLeader(_) | Retry::Later) => {}
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_emptied_node_and_a_new_one_are_filled_one_after_the_other() {
+    let mut cluster = Cluster::with(4, |config| {
+        short_log(config);
+        config.image_bytes_per_second = 4 << 20;
+    });
+    let [first, second, emptied, new] = cluster.nodes[..] else { panic!("four nodes") };
+    for node in [first, second, emptied] {
+        cluster.hosts[&node].create(GROUP, &[first, second, emptied], &[TABLE.to_owned()]).unwrap();
+    }
+    let leader = cluster.leader_among(&[first, second, emptied]).await;
+    fill(&leader, 0, 200).await;
+    drop(leader);
+    cluster.stop(emptied);
+    std::fs::remove_dir_all(cluster.data_dir(emptied)).unwrap();
+    cluster.start(emptied);
+    let leader = cluster.leader_among(&[first, second]).await;
+    fill(&leader, 200, 400).await;
+    change(&cluster, &[first, second, emptied], Some(emptied)).await;
+    // The image that was made before doesn't know of this one, so it would be of no use.
+    change(&cluster, &[first, second, emptied, new], None).await;
+    fill(&cluster.leader_among(&[first, second]).await, 400, 420).await;
+    let rows = cluster.assert_equal(ROWS).await;
+    assert_eq!(rows.lines().count(), 420);
+    assert!(cluster.network.image_bytes() > 200_000);
+    // They are members as all others are: a majority of the two of them and one more goes on.
+    let down = [first, second].into_iter().find(|node| cluster.replica(*node).is_leader()).unwrap_or(first);
+    cluster.stop(down);
+    let rest = cluster.others(down);
+    fill(&cluster.leader_among(&rest).await, 420, 430).await;
 }
