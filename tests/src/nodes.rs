@@ -114,10 +114,18 @@ impl Nodes {
         process.ended = false;
     }
 
-    /// Deletes the directory of a node that has ended.
+    /// Deletes the directory of a node that has ended. It is told of all others when it is started again, as who knows
+    /// nobody can't come back.
     pub fn wipe(&mut self, node: usize) {
         assert!(self.nodes[node].ended, "node {node} runs");
         std::fs::remove_dir_all(&self.nodes[node].directory).expect("the directory is the test's");
+        let others = (0..self.count()).filter(|other| *other != node).map(|other| self.admin(other).to_owned());
+        let others: Vec<String> = others.collect();
+        let arguments = &mut self.nodes[node].arguments;
+        if let Some(at) = arguments.iter().position(|argument| argument == "--join") {
+            arguments.drain(at..at + 2);
+        }
+        arguments.extend(["--join".to_owned(), others.join(",")]);
     }
 
     /// Stops a node where it is, as SIGSTOP does.

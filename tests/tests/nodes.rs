@@ -106,6 +106,36 @@ fn a_killed_node_comes_back_where_it_was_and_elsewhere() {
 }
 
 #[test]
+fn a_node_that_lost_its_directory_comes_back_as_another() {
+    let mut nodes = Nodes::start_with(3, &["--replace-after", "10s"], &[]);
+    let runtime = runtime();
+    runtime.block_on(async {
+        let client = nodes.connect(1).await;
+        client.batch_execute("CREATE TABLE t (n int PRIMARY KEY)").await.unwrap();
+        client.batch_execute("INSERT INTO t VALUES (1), (2), (3), (4)").await.unwrap();
+    });
+    let before = nodes.id(0).unwrap();
+    nodes.kill(0);
+    nodes.wipe(0);
+    nodes.restart(0);
+    nodes.wait_for(1, "a fourth node", |status| status["nodes"].as_array().unwrap().len() == 4);
+    let after = nodes.id(0).unwrap();
+    assert!(after > 3 && after != before, "{before} came back as {after}");
+    nodes.wait_for(1, "replicas on it in the place of those that are lost", |status| {
+        let groups = status["shards"].as_array().unwrap().iter().chain([&status["coordinator"]]);
+        groups.clone().all(|group| {
+            let voters = group["voters"].as_array().unwrap();
+            voters.iter().any(|node| *node == after) && voters.iter().all(|node| *node != before)
+        })
+    });
+    // With one more gone, what it has been given is needed.
+    nodes.kill(1);
+    runtime.block_on(async {
+        assert_eq!(numbers(&nodes.connect(0).await).await, [1, 2, 3, 4]);
+    });
+}
+
+#[test]
 fn directories_stay_with_their_cluster() {
     let mut one = Nodes::start(1, &[]);
     let other = Nodes::start(1, &[]);
