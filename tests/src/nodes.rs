@@ -119,7 +119,8 @@ impl Nodes {
     pub fn wipe(&mut self, node: usize) {
         assert!(self.nodes[node].ended, "node {node} runs");
         std::fs::remove_dir_all(&self.nodes[node].directory).expect("the directory is the test's");
-        let others = (0..self.count()).filter(|other| *other != node).map(|other| self.admin(other).to_owned());
+        let others =
+            (0..self.count()).filter(|other| *other != node).map(|other| self.admin(other).to_owned());
         let others: Vec<String> = others.collect();
         let arguments = &mut self.nodes[node].arguments;
         if let Some(at) = arguments.iter().position(|argument| argument == "--join") {
