@@ -47,6 +47,11 @@ pub enum Wish {
     Read,
     /// All rows, as this session last saw them or later.
     SessionRead,
+    /// All rows, no staler than this.
+    BoundedRead {
+        /// How stale.
+        staleness: Time,
+    },
     /// All rows, as they were at some time.
     AnyRead,
 }
@@ -230,6 +235,7 @@ impl Client {
             }
             Wish::Read => Consistency::Strong,
             Wish::SessionRead => Consistency::Session(LogIndex(self.session)),
+            Wish::BoundedRead { staleness } => Consistency::Bounded(Duration::from_nanos(*staleness)),
             Wish::AnyRead => Consistency::Eventual,
         };
         Box::pin(async move { Answer::Opened(replica.snapshot(consistency, deadline).await) })

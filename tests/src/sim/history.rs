@@ -4,6 +4,7 @@
 //! judged at the end. It must never know how a replica works.
 
 use super::linear::{self, Effect, Operation, Verdict};
+use super::trace::Time;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a snapshot held.
@@ -45,8 +46,8 @@ pub type SwapCall = usize;
 pub struct History {
     moments: u64,
     appends: BTreeMap<i64, Fate>,
-    /// Appends that every later strong read must show, in the order in which that became known.
-    known: Vec<i64>,
+    /// Appends that every later strong read must show, in the order in which that became known, and when.
+    known: Vec<(Time, i64)>,
     known_set: BTreeSet<i64>,
     registers: BTreeMap<i64, Vec<Operation>>,
     /// The hash at each index, and who saw it first.
@@ -71,9 +72,9 @@ impl History {
     }
 
     /// An append was acknowledged.
-    pub fn append_acknowledged(&mut self, value: i64) {
+    pub fn append_acknowledged(&mut self, value: i64, now: Time) {
         self.appends.insert(value, Fate::Acknowledged);
-        self.know(value);
+        self.know(value, now);
     }
 
     /// Nobody executed an append, nor will.
@@ -81,9 +82,9 @@ impl History {
         self.appends.insert(value, Fate::Refused);
     }
 
-    fn know(&mut self, value: i64) {
+    fn know(&mut self, value: i64, now: Time) {
         if self.known_set.insert(value) {
-            self.known.push(value);
+            self.known.push((now, value));
         }
     }
 
@@ -121,16 +122,22 @@ impl History {
     }
 
     /// A strong read gave these rows.
-    pub fn read_returned(&mut self, call: &ReadCall, rows: &Rows, who: &str) -> Result<(), String> {
+    pub fn read_returned(
+        &mut self,
+        call: &ReadCall,
+        rows: &Rows,
+        who: &str,
+        now: Time,
+    ) -> Result<(), String> {
         self.saw(rows, who)?;
         let known = &self.known[..call.known];
-        if let Some(lost) = known.iter().find(|value| rows.appended.binary_search(value).is_err()) {
+        if let Some((_, lost)) = known.iter().find(|(_, value)| rows.appended.binary_search(value).is_err()) {
             return Err(format!(
                 "{who}: append {lost} was acknowledged or seen before this strong read began, and isn't in it"
             ));
         }
         for value in &rows.appended {
-            self.know(*value);
+            self.know(*value, now);
         }
         let returned = Some(self.moment());
         for (key, value) in &rows.registers {
@@ -138,6 +145,16 @@ impl History {
             self.registers.entry(*key).or_default().push(operation);
         }
         Ok(())
+    }
+
+    /// A read with bounded staleness gave these rows: whatever was known at that time must be in them.
+    pub fn bounded_returned(&mut self, since: Time, rows: &Rows, who: &str) -> Result<(), String> {
+        self.saw(rows, who)?;
+        let known = &self.known[..self.known.partition_point(|(time, _)| *time < since)];
+        match known.iter().find(|(_, value)| rows.appended.binary_search(value).is_err()) {
+            Some((_, lost)) => Err(format!("{who}: append {lost} is missing, staler than was asked for")),
+            None => Ok(()),
+        }
     }
 
     /// A session's read gave these rows: none of what the session has done or seen may be missing.
@@ -190,9 +207,9 @@ impl History {
     }
 
     /// The end: these are the rows that all replicas have.
-    pub fn end(&mut self, rows: &Rows) -> Result<(), String> {
+    pub fn end(&mut self, rows: &Rows, now: Time) -> Result<(), String> {
         let call = self.read_called();
-        self.read_returned(&call, rows, "the end")
+        self.read_returned(&call, rows, "the end", now)
     }
 
     /// Judges the registers. Gives how many took too long.
@@ -262,15 +279,17 @@ mod tests {
         let mut history = History::default();
         history.append_called(1);
         history.append_called(2);
-        history.append_acknowledged(1);
+        history.append_acknowledged(1, 10);
         let call = history.read_called();
-        assert!(history.read_returned(&call, &rows(5, &[2], 7), "a").unwrap_err().contains("append 1"));
+        assert!(history.read_returned(&call, &rows(5, &[2], 7), "a", 20).unwrap_err().contains("append 1"));
         assert!(history.saw(&rows(6, &[1, 1], 8), "a").unwrap_err().contains("twice"));
         assert!(history.saw(&rows(6, &[3], 8), "a").unwrap_err().contains("nobody"));
-        history.read_returned(&call, &rows(7, &[1, 2], 9), "a").unwrap();
+        history.read_returned(&call, &rows(7, &[1, 2], 9), "a", 20).unwrap();
         // What one strong read has shown, no later one may lack.
         let call = history.read_called();
-        assert!(history.read_returned(&call, &rows(8, &[1], 7), "a").unwrap_err().contains("append 2"));
+        assert!(history.read_returned(&call, &rows(8, &[1], 7), "a", 20).unwrap_err().contains("append 2"));
+        assert!(history.bounded_returned(11, &rows(9, &[2], 8), "a").unwrap_err().contains("staler"));
+        history.bounded_returned(10, &rows(10, &[2], 8), "a").unwrap();
         history.append_refused(2);
         assert!(history.saw(&rows(9, &[1, 2], 8), "a").unwrap_err().contains("won't be"));
     }
@@ -293,7 +312,7 @@ mod tests {
         let read = history.read_called();
         let mut seen = rows(1, &[], 5);
         seen.registers.insert(1, 5);
-        history.read_returned(&read, &seen, "a").unwrap();
+        history.read_returned(&read, &seen, "a", 20).unwrap();
         assert!(history.judge().unwrap_err().contains("register 1"));
     }
 }

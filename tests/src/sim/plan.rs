@@ -39,6 +39,8 @@ pub struct Setup {
     pub checkpoint_bytes: u64,
     /// As in `replica::Config`. With little, who was away for long gets an image.
     pub log_keep_bytes: u64,
+    /// How long clients think between two operations at most. Where they think long, the group falls asleep.
+    pub think: Time,
     /// A loop that has something to do waits up to this long for its turn.
     pub turn_delay: Time,
 }
@@ -96,6 +98,8 @@ pub enum Fault {
     Members(BTreeSet<u64>, Option<u64>),
     /// All hash their tables, and the hashes must be equal.
     Check,
+    /// The log is kept for somebody from where it ends, or for nobody any more.
+    Hold(bool),
 }
 
 /// A fault's kind.
@@ -133,11 +137,13 @@ pub enum Kind {
     Members,
     /// [`Fault::Check`].
     Check,
+    /// [`Fault::Hold`].
+    Hold,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Crash,
         Self::CrashInLog,
         Self::CrashInFile,
@@ -154,6 +160,7 @@ impl Kind {
         Self::Transfer,
         Self::Members,
         Self::Check,
+        Self::Hold,
     ];
 }
 
@@ -176,6 +183,7 @@ impl fmt::Display for Kind {
             Kind::Transfer => "leader transfer",
             Kind::Members => "membership change",
             Kind::Check => "check",
+            Kind::Hold => "log hold",
         })
     }
 }
@@ -200,6 +208,7 @@ impl Fault {
             Fault::Transfer(..) => Kind::Transfer,
             Fault::Members(..) => Kind::Members,
             Fault::Check => Kind::Check,
+            Fault::Hold(..) => Kind::Hold,
         }
     }
 
@@ -213,6 +222,10 @@ impl Fault {
             Kind::CrashInLog => Fault::CrashInLog(who, short),
             Kind::CrashInFile => Fault::CrashInFile(who, random.within(0..20), short),
             Kind::CrashAll => Fault::CrashAll(short),
+            // Long enough for another to be elected, mostly: then it wakes up with old mail and new writes.
+            Kind::Pause if random.permille(700) => {
+                Fault::Pause(who, random.within(1200 * MILLISECOND..4 * SECOND))
+            }
             Kind::Pause => Fault::Pause(who, short),
             Kind::Isolate => Fault::Isolate(who, Way::Both, short),
             Kind::OneWay if random.permille(500) => Fault::Isolate(who, Way::In, short),
@@ -239,6 +252,7 @@ impl Fault {
                 Fault::Members(voters, rebuild)
             }
             Kind::Check => Fault::Check,
+            Kind::Hold => Fault::Hold(random.permille(500)),
             Kind::SlowNode => Fault::SlowNode(who, random.within(10 * MILLISECOND..300 * MILLISECOND), short),
         }
     }
@@ -257,7 +271,8 @@ impl Plan {
             max_batch_bytes: *random.pick(&[200, 4096, 1 << 20]).expect("there are some"),
             checkpoint_bytes: *random.pick(&[16 << 10, 64 << 10, 256 << 10]).expect("there are some"),
             log_keep_bytes: *random.pick(&[2 << 10, 16 << 10, 64 << 20]).expect("there are some"),
-            turn_delay: *random.pick(&[100_000, 500_000, 3_000_000]).expect("there are some"),
+            think: *random.pick(&[300 * MILLISECOND, 300 * MILLISECOND, 4 * SECOND]).expect("there are some"),
+            turn_delay: *random.pick(&[100_000, 500_000, 3_000_000, 20_000_000]).expect("there are some"),
         };
         // Few kinds at a time find more than all at once, for one hides another.
         let share = random.within(150..700);

@@ -68,6 +68,14 @@ impl World {
         });
     }
 
+    pub(super) fn hold(&mut self, holds: bool) {
+        let what = if holds { "keep the log for somebody" } else { "keep the log for nobody" };
+        self.give(what.into(), move |replica, deadline| {
+            let from = holds.then(|| replica.status().applied);
+            Box::pin(async move { replica.hold_log("somebody", from, deadline).await })
+        });
+    }
+
     /// Looks after the chores.
     pub(super) fn poll_chores(&mut self) -> Outcome {
         let mut at = 0;

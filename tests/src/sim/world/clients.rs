@@ -54,7 +54,8 @@ impl World {
             }
             60..63 => Wish::Schema { job: value.cast_unsigned() },
             63..83 => Wish::Read,
-            83..95 => Wish::SessionRead,
+            83..91 => Wish::SessionRead,
+            91..97 => Wish::BoundedRead { staleness: client.random.within(50 * MILLISECOND..3 * SECOND) },
             _ => Wish::AnyRead,
         };
         Operation { wish, sequence, uncertain: false, attempts: 0, until }
@@ -68,7 +69,8 @@ impl World {
         let Some(mut operation) = client.operation.take() else { return Ok(()) };
         operation.attempts += 1;
         let anywhere = *client.random.pick(&all).expect("there are nodes");
-        let to_leader = !matches!(operation.wish, Wish::SessionRead | Wish::AnyRead);
+        let to_leader =
+            !matches!(operation.wish, Wish::SessionRead | Wish::BoundedRead { .. } | Wish::AnyRead);
         let node = match client.leader {
             Some(leader) if to_leader && client.random.permille(950) => leader,
             _ => anywhere,
@@ -77,7 +79,7 @@ impl World {
             client.operation = Some(operation);
             return self.again(number, Known::Nothing(None));
         };
-        let patience = client.random.within(200 * MILLISECOND..2 * SECOND);
+        let patience = client.random.within(200 * MILLISECOND..4 * SECOND);
         let read = matches!(operation.wish, Wish::Read).then(|| self.history.read_called());
         let deadline = Duration::from_nanos(patience);
         let answer = client.send(replica, &operation, deadline);
@@ -174,7 +176,7 @@ impl World {
         let what = match operation.wish {
             Wish::Append { value } => {
                 client.own.insert(value);
-                self.history.append_acknowledged(value);
+                self.history.append_acknowledged(value, self.clock.now());
                 format!("append {value}")
             }
             Wish::Swap { key, value, call } => {
@@ -226,15 +228,21 @@ impl World {
         match operation.wish {
             Wish::Read => {
                 let begun = call.read.as_ref().ok_or("a read without a beginning")?;
-                self.history.read_returned(begun, rows, who)?;
+                self.history.read_returned(begun, rows, who, self.clock.now())?;
                 client.leader = Some(call.node);
             }
             Wish::SessionRead => {
                 self.history.session_returned(client.session, &client.own, rows, who)?;
             }
+            // Clocks may differ by a sixth.
+            Wish::BoundedRead { staleness } => {
+                let since = self.clock.now().saturating_sub(staleness * 6 / 5);
+                self.history.bounded_returned(since, rows, who)?;
+                self.report.counts.entry("bounded reads").and_modify(|count| *count += 1).or_insert(1);
+            }
             _ => self.history.saw(rows, who)?,
         }
-        if !matches!(operation.wish, Wish::AnyRead) {
+        if matches!(operation.wish, Wish::Read | Wish::SessionRead) {
             client.session = client.session.max(rows.position);
         }
         Ok(())
@@ -292,7 +300,7 @@ impl World {
         let think: Time = match client.random.within(0..4) {
             0 => 0,
             1 => client.random.within(0..20 * MILLISECOND),
-            _ => client.random.within(0..300 * MILLISECOND),
+            _ => client.random.within(0..self.plan.setup.think),
         };
         self.client_at(number, self.clock.now() + think);
         Ok(())

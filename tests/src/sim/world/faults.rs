@@ -119,6 +119,7 @@ impl World {
             Fault::Transfer(to) => self.transfer(to),
             Fault::Members(voters, rebuild) => self.change_members(&voters, rebuild),
             Fault::Check => self.check(),
+            Fault::Hold(holds) => self.hold(holds),
         }
         Ok(())
     }

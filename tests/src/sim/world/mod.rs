@@ -411,10 +411,13 @@ impl World {
             what[8..16].copy_from_slice(&to.to_le_bytes());
             what[16..].copy_from_slice(&xxhash_rust::xxh3::xxh3_64(&message.body).to_le_bytes());
             self.report.trace.count(now, &what);
-            self.count("messages");
-            if message.body.first() == Some(&IMAGE_CHUNK) {
-                self.count("pieces of images");
-            }
+            self.count(match message.body.first() {
+                Some(0) => "packets: Raft",
+                Some(1) => "packets: image requests",
+                Some(&IMAGE_CHUNK) => "packets: image chunks",
+                Some(3) => "packets: alive",
+                _ => "packets: others",
+            });
             for delay in self.network.carry(id, to) {
                 self.at(now + delay, Event::Deliver { from: id, to, message: message.clone() });
             }
@@ -510,7 +513,7 @@ impl World {
         if all.iter().any(|rows| *rows != first) {
             return Err("replicas differ at the end".into());
         }
-        self.history.end(&first)
+        self.history.end(&first, self.clock.now())
     }
 
     fn state(&self) -> String {
