@@ -12,7 +12,7 @@ use crate::store::{Counter, Store};
 use crate::vitals::Vitals;
 use proto::services::{ReplicaAction, ReplicaChange, ReplicaTarget};
 use proto::topology::Topology;
-use proto::{GroupId, NodeId, RequestId, RouterIncarnation, SqlState, WireError};
+use proto::{GroupId, NodeId, RequestId, Retry, RouterIncarnation, SqlState, WireError};
 use std::time::Instant;
 
 /// More would only be slower.
@@ -164,7 +164,8 @@ impl<'a> Wish<'a> {
         };
         let name = topology.shard_name(shard.id);
         if !shard.formed {
-            return Err(refused(format!("{name} is only being formed")).with_hint("Try again in a moment."));
+            let error = refused(format!("{name} is only being formed")).with_retry(Retry::Later);
+            return Err(error.with_hint("Try again in a moment."));
         }
         Ok(wish(shard.group, name, &shard.replicas))
     }

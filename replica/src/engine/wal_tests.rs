@@ -122,7 +122,8 @@ fn the_wal_asks_again_only_after_it_has_grown() {
         }
     }
     readers.give_back(reader);
-    assert_eq!(urgencies, [1, 1, 1, 2, 3]);
+    assert_eq!(urgencies[..3], [1, 1, 1]);
+    assert!(urgencies[3..].iter().all(|urgency| *urgency > 1) && urgencies.is_sorted(), "{urgencies:?}");
 }
 
 #[test]
