@@ -255,7 +255,7 @@ fn rebuild(arguments: &Arguments, rows: u64) -> Result<(), Failure> {
         println!("node {victim} {what}: {rows} rows written in {:.1?} without it", begun.elapsed());
         stage.nodes.restart(victim);
         let back = Instant::now();
-        stage.nodes.wait_for(0, "the node's replicas have what others had when it came back", level);
+        stage.nodes.wait_for(0, "every replica is level with its leader", level);
         let level = Instant::now();
         let logs = stage.end(load);
         stage.wait_until_level(0);
@@ -272,17 +272,15 @@ fn rebuild(arguments: &Arguments, rows: u64) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Whether every group has three replicas that are within a second or two of their leader.
+/// Whether every group has three replicas whose logs lack no more than what is on its way.
 fn level(status: &serde_json::Value) -> bool {
     groups(status).all(|group| {
         let replicas = group["replicas"].as_array().map_or(&[][..], Vec::as_slice);
-        let applied = || replicas.iter().filter_map(|replica| replica["applied"].as_u64());
-        let most = applied().max().unwrap_or(0);
-        let running = replicas.iter().all(|r| matches!(r["role"].as_str(), Some("leader" | "follower")));
-        replicas.len() == 3
-            && running
-            && applied().count() == 3
-            && applied().all(|a| a + most / 20 + 100 > most)
+        let level = |r: &serde_json::Value| {
+            matches!(r["role"].as_str(), Some("leader" | "follower"))
+                && r["lag"].as_u64().is_some_and(|lag| lag < 100)
+        };
+        replicas.len() == 3 && replicas.iter().all(level)
     })
 }
 
