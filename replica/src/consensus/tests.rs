@@ -1,6 +1,7 @@
 //! Consensus driven by hand: every message is carried, lost or kept by the test.
 
 mod images;
+mod members;
 
 use super::*;
 use crate::log::{Found, LogReader};
