@@ -224,7 +224,7 @@ fn rebuild(arguments: &Arguments, rows: u64) -> Result<(), Failure> {
     let mut stage = Stage::set(arguments, &["--replace-after", "10s"])?;
     // The first as it came, the second as one that was away, the third without the files of its replicas, the last
     // without any: it comes back as another node.
-    let trials: [(&str, fn(&mut Nodes, usize)); 3] = [
+    let trials: [(&str, Spoil); 3] = [
         ("stopped meanwhile", |_, _| {}),
         ("its replicas' files deleted", |nodes, node| {
             // A failure shows in what follows.
@@ -271,6 +271,9 @@ fn rebuild(arguments: &Arguments, rows: u64) -> Result<(), Failure> {
     }
     Ok(())
 }
+
+/// What is done to a node that has ended.
+type Spoil = fn(&mut Nodes, usize);
 
 /// Whether every group has three replicas whose logs lack no more than what is on its way.
 fn level(status: &serde_json::Value) -> bool {
