@@ -37,6 +37,8 @@ enum Fatal {
     #[default]
     No,
     AtNextWrite,
+    /// After the first write that has a new term: whoever votes writes one.
+    AfterVote,
     Died,
 }
 
@@ -92,6 +94,13 @@ fn change_all(groups: &mut Groups, batch: &Batch) -> Result<(), String> {
     batch.changes().iter().try_for_each(|(group, change)| groups.entry(*group).or_default().change(change))
 }
 
+fn has_new_term(groups: &Groups, batch: &Batch) -> bool {
+    batch.changes().iter().any(|(group, change)| {
+        let before = groups.get(group).map_or(0, |group| group.hard_state.term);
+        matches!(change, Change::HardState(state) if state.term > before)
+    })
+}
+
 impl LogDisk {
     /// An empty log. The path is for messages.
     pub fn new(path: PathBuf) -> Self {
@@ -117,6 +126,12 @@ impl LogDisk {
         self.state().fatal = Fatal::AtNextWrite;
     }
 
+    /// Has the process die right after it has voted: the vote is on the disk as far as it was asked to be, and what was
+    /// to be sent then is out.
+    pub fn die_after_vote(&self) {
+        self.state().fatal = Fatal::AfterVote;
+    }
+
     /// Whether the process died in a write.
     pub fn has_died(&self) -> bool {
         self.state().fatal == Fatal::Died
@@ -125,7 +140,7 @@ impl LogDisk {
     /// Has the process live, if it hasn't died yet.
     pub fn spare(&self) {
         let mut state = self.state();
-        if state.fatal == Fatal::AtNextWrite {
+        if state.fatal != Fatal::Died {
             state.fatal = Fatal::No;
         }
     }
@@ -200,7 +215,7 @@ impl LogStore for LogDisk {
         let mut state = self.state();
         let state = &mut *state;
         match state.fatal {
-            Fatal::No => {}
+            Fatal::No | Fatal::AfterVote => {}
             Fatal::AtNextWrite => {
                 change_all(&mut state.current, &batch).map_err(|message| self.damaged(message))?;
                 state.unsynced.push(batch);
@@ -212,6 +227,9 @@ impl LogStore for LogDisk {
         if state.full || state.failed {
             state.failed = true;
             return Err(self.refused(io::ErrorKind::StorageFull));
+        }
+        if state.fatal == Fatal::AfterVote && has_new_term(&state.current, &batch) {
+            state.fatal = Fatal::Died;
         }
         change_all(&mut state.current, &batch).map_err(|message| self.damaged(message))?;
         state.unsynced.push(batch);

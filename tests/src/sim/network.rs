@@ -25,6 +25,9 @@ impl Quality {
     /// As in one rack.
     pub const GOOD: Self = Self { lost: 0, doubled: 0, late: 0, late_by: 0, delay: MILLISECOND };
 
+    /// As between continents.
+    pub const FAR: Self = Self { delay: 300 * MILLISECOND, ..Self::GOOD };
+
     /// One that misbehaves.
     pub fn bad(random: &mut Random) -> Self {
         Self {

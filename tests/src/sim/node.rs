@@ -94,6 +94,8 @@ pub struct Node {
     pub tick_at: Option<Time>,
     /// How long it stays down after its next crash.
     pub down_for: Time,
+    /// Whether each process that it starts dies right after its first vote, and for how long.
+    pub dies_voting: Option<Time>,
     root: PathBuf,
     setup: Setup,
     seed: u64,
@@ -118,6 +120,7 @@ impl Node {
             images_at: None,
             tick_at: None,
             down_for: SECOND,
+            dies_voting: None,
             root,
             setup,
             seed,

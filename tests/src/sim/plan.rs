@@ -76,6 +76,9 @@ pub enum Fault {
     CrashInFile(Who, u64, Time),
     /// All nodes die.
     CrashAll(Time),
+    /// The leader dies and is back after the first time, while messages take long, so that several ask for votes at
+    /// once. Right after each vote it dies again, and is back after the second time.
+    CrashInVote(Who, Time, Time),
     /// A node isn't run for a while.
     Pause(Who, Time),
     /// A node is cut off.
@@ -139,11 +142,13 @@ pub enum Kind {
     Check,
     /// [`Fault::Hold`].
     Hold,
+    /// [`Fault::CrashInVote`].
+    CrashInVote,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Crash,
         Self::CrashInLog,
         Self::CrashInFile,
@@ -161,6 +166,7 @@ impl Kind {
         Self::Members,
         Self::Check,
         Self::Hold,
+        Self::CrashInVote,
     ];
 }
 
@@ -184,6 +190,7 @@ impl fmt::Display for Kind {
             Kind::Members => "membership change",
             Kind::Check => "check",
             Kind::Hold => "log hold",
+            Kind::CrashInVote => "crash after a vote",
         })
     }
 }
@@ -209,6 +216,7 @@ impl Fault {
             Fault::Members(..) => Kind::Members,
             Fault::Check => Kind::Check,
             Fault::Hold(..) => Kind::Hold,
+            Fault::CrashInVote(..) => Kind::CrashInVote,
         }
     }
 
@@ -253,6 +261,12 @@ impl Fault {
             }
             Kind::Check => Fault::Check,
             Kind::Hold => Fault::Hold(random.permille(500)),
+            // Soon enough to be asked in the election that its death brings about, and asked again in the same.
+            Kind::CrashInVote => Fault::CrashInVote(
+                Who::Leader(node),
+                random.within(10 * MILLISECOND..300 * MILLISECOND),
+                random.within(MILLISECOND..20 * MILLISECOND),
+            ),
             Kind::SlowNode => Fault::SlowNode(who, random.within(10 * MILLISECOND..300 * MILLISECOND), short),
         }
     }

@@ -1,5 +1,6 @@
 //! Faults that strike a world, and how they pass.
 
+use super::super::network::Quality;
 use super::super::node::Process;
 use super::super::plan::{Fault, Way, Who};
 use super::super::trace::{MILLISECOND, SECOND, Time};
@@ -55,6 +56,16 @@ impl World {
                         self.crash(node, "crashes with all others")?;
                     }
                 }
+            }
+            Fault::CrashInVote(who, down, again) => {
+                let id = self.whom(who);
+                self.down_for(id, down);
+                if self.nodes[&id].process.is_some() {
+                    self.crash(id, "crashes")?;
+                }
+                self.nodes.get_mut(&id).expect("faults hit nodes that are there").dies_voting = Some(again);
+                self.network.set_quality(Quality::FAR);
+                self.at(now + 6 * SECOND, Event::Calm);
             }
             Fault::Pause(who, time) => {
                 let id = self.whom(who);
@@ -165,6 +176,10 @@ impl World {
                         }
                     }
                 }
+                if let Some(down) = self.nodes.get_mut(&id).and_then(|node| node.dies_voting) {
+                    self.down_for(id, down);
+                    self.nodes[&id].log.die_after_vote();
+                }
                 self.touch(id);
                 Ok(())
             }
@@ -210,6 +225,7 @@ impl World {
         for id in self.ids() {
             self.give_space(id);
             let node = self.nodes.get_mut(&id).expect("they are all there");
+            node.dies_voting = None;
             node.log.spare();
             node.files.spare();
             node.paused = false;

@@ -265,6 +265,7 @@ impl World {
                 Ok(())
             }
             Event::Calm => {
+                self.nodes.values_mut().for_each(|node| node.dies_voting = None);
                 self.network.set_quality(Quality::GOOD);
                 Ok(())
             }
@@ -324,8 +325,15 @@ impl World {
     fn plan_ahead(&mut self, id: u64) {
         let node = self.nodes.get_mut(&id).expect("only nodes have loops");
         let Some(process) = &node.process else { return };
-        let life = node.life;
+        let (life, most) = (node.life, node.turn_delay);
+        let now = self.clock.now();
         let tick = process.loops.next_tick().map(|next| node.clock.world_time(next));
+        // After a pause ticks are overdue. They wait for their turn as everything does, so that any loop may be first.
+        let tick = match tick {
+            Some(tick) if tick < now && node.tick_at.is_some_and(|at| at <= now + most) => None,
+            Some(tick) if tick < now => Some(now + self.random.within(10 * MICROSECOND..most)),
+            tick => tick,
+        };
         let images = process.loops.next_images().map(|next| node.clock.world_time(next));
         if let Some(tick) = tick
             && node.tick_at.is_none_or(|at| at > tick)
