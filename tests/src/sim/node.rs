@@ -82,6 +82,8 @@ pub struct Node {
     pub life: u64,
     /// Whether its process isn't given any turn.
     pub paused: bool,
+    /// Whether its consensus isn't given any turn.
+    pub stalled: bool,
     /// How long its loops wait for a turn at most.
     pub turn_delay: Time,
     /// When its loops' turns come that are decided on.
@@ -114,6 +116,7 @@ impl Node {
             process: None,
             life: 0,
             paused: false,
+            stalled: false,
             turn_delay: setup.turn_delay,
             turn_at: None,
             step_at: None,
@@ -178,7 +181,7 @@ impl Node {
         }
         fs::remove_dir_all(before).map_err(|error| error.to_string())?;
         let (unsynced, kept) = self.log.crash(random);
-        self.paused = false;
+        (self.paused, self.stalled) = (false, false);
         Ok(format!("its log keeps {kept} of {unsynced} unsynced batches"))
     }
 

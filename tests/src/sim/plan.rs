@@ -81,6 +81,8 @@ pub enum Fault {
     CrashInVote(Who, Time, Time),
     /// A node isn't run for a while.
     Pause(Who, Time),
+    /// A node's log takes so long to write that consensus has no turn, while its engine goes on.
+    Stall(Who, Time),
     /// A node is cut off.
     Isolate(Who, Way, Time),
     /// These nodes and the others don't hear each other.
@@ -144,11 +146,13 @@ pub enum Kind {
     Hold,
     /// [`Fault::CrashInVote`].
     CrashInVote,
+    /// [`Fault::Stall`].
+    Stall,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Crash,
         Self::CrashInLog,
         Self::CrashInFile,
@@ -167,6 +171,7 @@ impl Kind {
         Self::Check,
         Self::Hold,
         Self::CrashInVote,
+        Self::Stall,
     ];
 }
 
@@ -191,6 +196,7 @@ impl fmt::Display for Kind {
             Kind::Check => "check",
             Kind::Hold => "log hold",
             Kind::CrashInVote => "crash after a vote",
+            Kind::Stall => "stalled log",
         })
     }
 }
@@ -217,6 +223,7 @@ impl Fault {
             Fault::Check => Kind::Check,
             Fault::Hold(..) => Kind::Hold,
             Fault::CrashInVote(..) => Kind::CrashInVote,
+            Fault::Stall(..) => Kind::Stall,
         }
     }
 
@@ -235,6 +242,8 @@ impl Fault {
                 Fault::Pause(who, random.within(1200 * MILLISECOND..4 * SECOND))
             }
             Kind::Pause => Fault::Pause(who, short),
+            // As with pauses: when it goes on, its mail is that of others' leader, and behind it a batch of its own.
+            Kind::Stall => Fault::Stall(who, random.within(1200 * MILLISECOND..4 * SECOND)),
             Kind::Isolate => Fault::Isolate(who, Way::Both, short),
             Kind::OneWay if random.permille(500) => Fault::Isolate(who, Way::In, short),
             Kind::OneWay => Fault::Isolate(who, Way::Out, short),

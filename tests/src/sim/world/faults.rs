@@ -76,6 +76,15 @@ impl World {
                     self.at(now + time, Event::Resume { node: id, life });
                 }
             }
+            Fault::Stall(who, time) => {
+                let id = self.whom(who);
+                self.note(format_args!("node {id}'s log stalls"));
+                if let Some(node) = self.nodes.get_mut(&id).filter(|node| node.process.is_some()) {
+                    node.stalled = true;
+                    let life = node.life;
+                    self.at(now + time, Event::Resume { node: id, life });
+                }
+            }
             Fault::Isolate(who, way, time) => {
                 let node = self.whom(who);
                 self.note(format_args!("node {node} is cut off: {way:?}"));
@@ -228,7 +237,7 @@ impl World {
             node.dies_voting = None;
             node.log.spare();
             node.files.spare();
-            node.paused = false;
+            (node.paused, node.stalled) = (false, false);
             node.turn_delay = MILLISECOND;
             if node.process.is_none() {
                 self.start(id)?;

@@ -249,9 +249,11 @@ impl World {
             Event::Fault(number) => self.strike(number),
             Event::Start { node } => self.start(node),
             Event::Resume { node, life } => {
-                if self.nodes[&node].life == life && self.nodes[&node].paused {
+                let hit = &self.nodes[&node];
+                if hit.life == life && (hit.paused || hit.stalled) {
                     self.note(format_args!("node {node} goes on"));
-                    self.nodes.get_mut(&node).expect("it was just seen").paused = false;
+                    let hit = self.nodes.get_mut(&node).expect("it was just seen");
+                    (hit.paused, hit.stalled) = (false, false);
                     self.touch(node);
                 }
                 Ok(())
@@ -355,7 +357,7 @@ impl World {
         let now = self.now();
         let node = self.nodes.get_mut(&id).expect("it's alive");
         let planned = if ticks { &mut node.tick_at } else { &mut node.turn_at };
-        if planned.take_if(|at| *at <= now).is_none() || node.paused {
+        if planned.take_if(|at| *at <= now).is_none() || node.paused || node.stalled {
             return Ok(());
         }
         let had_mail = node.process.as_ref().expect("it's alive").loops.turn_consensus();
