@@ -81,8 +81,9 @@ pub enum Fault {
     CrashInVote(Who, Time, Time),
     /// A node isn't run for a while.
     Pause(Who, Time),
-    /// A node's log takes so long to write that consensus has no turn, while its engine goes on.
-    Stall(Who, Time),
+    /// A node isn't run for the first time, and its consensus has no turn for the second time after that, while its
+    /// engine goes on.
+    Stall(Who, Time, Time),
     /// A node is cut off.
     Isolate(Who, Way, Time),
     /// These nodes and the others don't hear each other.
@@ -196,7 +197,7 @@ impl fmt::Display for Kind {
             Kind::Check => "check",
             Kind::Hold => "log hold",
             Kind::CrashInVote => "crash after a vote",
-            Kind::Stall => "stalled log",
+            Kind::Stall => "consensus that wakes late",
         })
     }
 }
@@ -243,7 +244,11 @@ impl Fault {
             }
             Kind::Pause => Fault::Pause(who, short),
             // As with pauses: when it goes on, its mail is that of others' leader, and behind it a batch of its own.
-            Kind::Stall => Fault::Stall(who, random.within(1200 * MILLISECOND..4 * SECOND)),
+            Kind::Stall => Fault::Stall(
+                who,
+                random.within(1200 * MILLISECOND..3 * SECOND),
+                random.within(20 * MILLISECOND..600 * MILLISECOND),
+            ),
             Kind::Isolate => Fault::Isolate(who, Way::Both, short),
             Kind::OneWay if random.permille(500) => Fault::Isolate(who, Way::In, short),
             Kind::OneWay => Fault::Isolate(who, Way::Out, short),

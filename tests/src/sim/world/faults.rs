@@ -76,13 +76,14 @@ impl World {
                     self.at(now + time, Event::Resume { node: id, life });
                 }
             }
-            Fault::Stall(who, time) => {
+            Fault::Stall(who, time, more) => {
                 let id = self.whom(who);
-                self.note(format_args!("node {id}'s log stalls"));
+                self.note(format_args!("node {id} isn't run, its consensus for longer"));
                 if let Some(node) = self.nodes.get_mut(&id).filter(|node| node.process.is_some()) {
-                    node.stalled = true;
+                    (node.paused, node.stalled) = (true, true);
                     let life = node.life;
-                    self.at(now + time, Event::Resume { node: id, life });
+                    self.at(now + time, Event::Awake { node: id, life });
+                    self.at(now + time + more, Event::Resume { node: id, life });
                 }
             }
             Fault::Isolate(who, way, time) => {

@@ -47,6 +47,7 @@ enum Event {
     Fault(usize),
     Start { node: u64 },
     Resume { node: u64, life: u64 },
+    Awake { node: u64, life: u64 },
     Mend(CutId),
     Unslow { from: u64, to: u64 },
     Calm,
@@ -254,6 +255,13 @@ impl World {
                     self.note(format_args!("node {node} goes on"));
                     let hit = self.nodes.get_mut(&node).expect("it was just seen");
                     (hit.paused, hit.stalled) = (false, false);
+                    self.touch(node);
+                }
+                Ok(())
+            }
+            Event::Awake { node, life } => {
+                if self.nodes[&node].life == life {
+                    self.nodes.get_mut(&node).expect("it was just seen").paused = false;
                     self.touch(node);
                 }
                 Ok(())
