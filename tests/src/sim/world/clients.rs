@@ -300,6 +300,8 @@ impl World {
         let think: Time = match client.random.within(0..4) {
             0 => 0,
             1 => client.random.within(0..20 * MILLISECOND),
+            // Whether the group serves is told by who asks it; a client that thinks for long tells nothing.
+            _ if self.healed => client.random.within(0..200 * MILLISECOND),
             _ => client.random.within(0..self.plan.setup.think),
         };
         self.client_at(number, self.clock.now() + think);
