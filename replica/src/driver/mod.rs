@@ -13,6 +13,7 @@ mod hashing;
 mod image_loop;
 mod inbox;
 mod mailbox;
+mod member;
 #[cfg(test)]
 mod read_tests;
 mod shared;
