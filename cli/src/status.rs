@@ -9,6 +9,10 @@ use proto::topology::{Node, Roles, Topology};
 use proto::{GroupId, NodeId};
 use serde::Serialize;
 use std::io::Write;
+use std::time::Duration;
+
+/// What a node said that has been silent for so long isn't shown where it has no part any more.
+const GONE: Duration = Duration::from_secs(10);
 
 /// The whole answer, as `--json` prints it.
 #[derive(Serialize)]
@@ -199,9 +203,10 @@ fn group_line(status: &ClusterStatus, group: GroupId, nodes: &[NodeId]) -> Group
     let leading = leader.and_then(said).filter(|r| r.role == ReplicaRole::Leader);
     let numbers = |nodes: &[NodeId]| nodes.iter().map(|node| node.0).collect();
     let members = leading.map(|leading| leading.members.clone()).unwrap_or_default();
-    // Those that are coming and those that are going are of interest, too.
+    // Those that are coming and those that are going are of interest, too, but not what a node that is gone said last.
+    let lives = |node: NodeId| status.heard.iter().any(|(heard, ago)| *heard == node && *ago < GONE);
     let mut everyone = nodes.to_vec();
-    let others = status.replicas.iter().filter(|r| r.group == group).map(|r| r.node);
+    let others = status.replicas.iter().filter(|r| r.group == group && lives(r.node)).map(|r| r.node);
     for node in members.voters.iter().chain(&members.learners).copied().chain(others) {
         if !everyone.contains(&node) {
             everyone.push(node);

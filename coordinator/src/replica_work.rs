@@ -8,12 +8,12 @@ use crate::reach::{Pause, Reach};
 use crate::replica_job::{Next, ReplicaJob};
 use crate::replicas;
 use crate::state::State;
-use crate::store::Store;
+use crate::store::{self, Store};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::services::{Consistency, ReplicaService};
 use proto::{GroupId, NodeId, Retry, SqlState, WireError};
-use replica::{Replica, Write};
+use replica::Replica;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -146,12 +146,7 @@ impl ReplicaWorker {
         &self,
         run: impl FnOnce(Store<'_>) -> Result<(), WireError> + Send + 'static,
     ) -> Result<(), WireError> {
-        let write = Write {
-            request: None,
-            settled: 0,
-            deadline: Instant::now() + self.reach.config.write_timeout,
-            run: Box::new(move |connection| run(Store(connection)).map(|()| Bytes::new())),
-        };
-        self.replica.write(write).await.map(drop)
+        let run = move |store: Store<'_>| run(store).map(|()| Bytes::new());
+        store::write(&self.replica, self.reach.config.write_timeout, run).await.map(drop)
     }
 }

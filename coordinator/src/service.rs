@@ -21,7 +21,7 @@ use proto::services::{
 use proto::topology::Node;
 use proto::wire::Wire;
 use proto::{GroupId, KeyspaceNumber, NodeId, Retry, SchemaVersion, SequenceId, SqlState, WireError};
-use replica::{Host, Replica, Write};
+use replica::{Host, Replica};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -235,10 +235,7 @@ impl Core {
         &self,
         run: impl FnOnce(Store<'_>) -> Result<Bytes, WireError> + Send + 'static,
     ) -> ServiceResult<Bytes> {
-        let deadline = Instant::now() + self.config.write_timeout;
-        let run = Box::new(move |connection: &rusqlite::Connection| run(Store(connection)));
-        let written = self.replica.write(Write { request: None, settled: 0, deadline, run }).await?;
-        Ok(written.output)
+        store::write(&self.replica, self.config.write_timeout, run).await
     }
 
     /// Has something admitted, again and again while others are in the way, and waits for its end. `begin` is

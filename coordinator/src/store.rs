@@ -5,6 +5,7 @@
 
 use crate::config::Config;
 use crate::job::Job;
+use bytes::Bytes;
 use dialect::sqlite::error;
 use proto::catalog::{Catalog, FIRST_USER_ID, Sequence, Table};
 use proto::topology::{Keyspace, Shard, Topology};
@@ -12,9 +13,11 @@ use proto::wire::Wire;
 use proto::{
     Epoch, KeyspaceNumber, RequestId, SchemaVersion, SequenceId, ShardId, SqlState, TableId, WireError,
 };
+use replica::{Replica, Write};
 use rusqlite::{Connection, OptionalExtension, Params, Row, params};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// How many answers to schema changes are remembered.
 const ANSWERS: i64 = 10_000;
@@ -105,6 +108,18 @@ impl Counter {
             Counter::Node => "node",
         }
     }
+}
+
+/// Runs a write on the coordinator's leader, which must be here. Nobody asks for it again, so it has no name.
+pub(crate) async fn write(
+    replica: &Replica,
+    patience: Duration,
+    run: impl FnOnce(Store<'_>) -> Result<Bytes> + Send + 'static,
+) -> Result<Bytes> {
+    let deadline = Instant::now() + patience;
+    let run = Box::new(move |connection: &Connection| run(Store(connection)));
+    let written = replica.write(Write { request: None, settled: 0, deadline, run }).await?;
+    Ok(written.output)
 }
 
 /// The coordinator's tables as one transaction sees them.

@@ -7,7 +7,7 @@
 use crate::job::{Copying, Failure, Job, Kind, Stage};
 use crate::publish;
 use crate::reach::{Pause, Reach, next};
-use crate::store::Store;
+use crate::store::{self, Store};
 use bytes::Bytes;
 use dialect::physical;
 use proto::services::{
@@ -16,7 +16,7 @@ use proto::services::{
 use proto::{
     ColumnId, RequestId, Retry, RouterIncarnation, RowBatch, SchemaVersion, ShardId, TableId, WireError,
 };
-use replica::{Replica, Write};
+use replica::Replica;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
@@ -113,13 +113,8 @@ impl Worker {
         &self,
         run: impl FnOnce(Store<'_>) -> Result<(), WireError> + Send + 'static,
     ) -> Result<(), WireError> {
-        let write = Write {
-            request: None,
-            settled: 0,
-            deadline: Instant::now() + self.reach.config.write_timeout,
-            run: Box::new(move |connection| run(Store(connection)).map(|()| Bytes::new())),
-        };
-        self.replica.write(write).await.map(drop)
+        let run = move |store: Store<'_>| run(store).map(|()| Bytes::new());
+        store::write(&self.replica, self.reach.config.write_timeout, run).await.map(drop)
     }
 
     async fn entries(&self, job: &Job, stage: &Stage) -> Result<Applied, WireError> {
