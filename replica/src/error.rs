@@ -2,7 +2,9 @@
 
 use crate::fault;
 use proto::{GroupId, Retry, SqlState, WireError};
+use rusqlite::ErrorCode;
 use std::any::Any;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// A replica or a node's log that can't be opened or can't go on.
@@ -80,6 +82,31 @@ impl ReplicaError {
                 source.downcast_ref::<ReplicaError>().is_some_and(Self::can_pass)
             }
             _ => false,
+        }
+    }
+
+    /// What kind of thing it is, in one of few words, for those who count.
+    pub(crate) fn cause(&self) -> &'static str {
+        let io = |source: &std::io::Error| match source.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "disk_full",
+            _ => "io",
+        };
+        match self {
+            Self::Io { source, .. } => io(source),
+            Self::Log { source: raft_engine::Error::Io(source), .. } => io(source),
+            Self::Log { .. } | Self::Damaged { .. } => "damaged",
+            Self::Sqlite { source, .. } => match source.sqlite_error_code() {
+                Some(ErrorCode::DiskFull) => "disk_full",
+                Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => "damaged",
+                _ if fault::is_local(source) => "io",
+                _ => "other",
+            },
+            Self::Raft(raft::Error::Store(raft::StorageError::Other(source))) => {
+                source.downcast_ref::<ReplicaError>().map_or("other", Self::cause)
+            }
+            Self::Panicked { .. } => "panic",
+            Self::FilesGone => "files_gone",
+            Self::Raft(_) | Self::Invalid(_) | Self::UnknownGroup(_) | Self::ShutDown => "other",
         }
     }
 

@@ -12,6 +12,7 @@ use crate::error::ReplicaError;
 use crate::hosted::OnDisk;
 use crate::image;
 use crate::log::{self, Batch, Change, Kept, LogStore, RaftEngineLog, TestDisk};
+use crate::metrics::Metrics;
 use crate::packet::Packet;
 use crate::peer::Peer;
 use crate::readers::Readers;
@@ -37,6 +38,7 @@ const REMEMBER_BYTES: u64 = 64 << 20;
 pub struct Host {
     config: Config,
     clock: Clock,
+    metrics: Arc<Metrics>,
     mailbox: Arc<Mailbox>,
     images: Arc<ImageMailbox>,
     /// `None` once the host is shut down.
@@ -103,6 +105,7 @@ impl Host {
         let mailbox = Arc::new(Mailbox::default());
         let purge = drive.purger(log.clone())?;
         let hasher = drive.hasher()?;
+        let metrics = Arc::new(Metrics::new(clock.clone()));
         let images = Arc::new(ImageMailbox::default());
         let settings = image::Settings {
             chunk_bytes: config.image_chunk_bytes.clamp(1, image::MOST_CHUNK_BYTES),
@@ -110,18 +113,33 @@ impl Host {
             bytes_per_second: config.image_bytes_per_second,
             patience: config.tick * config.election_ticks,
         };
-        drive.images(ImageLoop::new(images.clone(), transport.clone(), settings, clock.now()))?;
+        drive.images(ImageLoop::new(
+            images.clone(),
+            transport.clone(),
+            settings,
+            metrics.clone(),
+            clock.now(),
+        ))?;
         let pace = Pace {
             tick: config.tick,
             heartbeat_ticks: config.heartbeat_ticks,
             sleep_ticks: config.sleep_ticks,
             check_every: config.check_every,
         };
-        let consensus = ConsensusLoop::new(mailbox.clone(), log.clone(), transport, pace, clock.now(), purge);
+        let consensus = ConsensusLoop::new(
+            mailbox.clone(),
+            log.clone(),
+            transport,
+            pace,
+            metrics.clone(),
+            clock.now(),
+            purge,
+        );
         drive.consensus(consensus)?;
         let host = Host {
             config,
             clock,
+            metrics,
             mailbox,
             images,
             running: Mutex::new(Some(Running { log: log.clone(), hasher, drive })),
@@ -173,6 +191,10 @@ impl Host {
     /// How often replicas were revived of late.
     pub(crate) fn tries(&self) -> &Mutex<BTreeMap<GroupId, Tries>> {
         &self.tries
+    }
+
+    pub(crate) fn counted(&self) -> &Metrics {
+        &self.metrics
     }
 
     pub(crate) fn mailbox(&self) -> &Mailbox {
@@ -232,6 +254,7 @@ impl Host {
             self.config.node,
             group,
             self.clock.clone(),
+            self.metrics.clone(),
             mailbox,
             self.images.clone(),
             readers,

@@ -32,6 +32,7 @@ mod host;
 mod hosted;
 mod image;
 mod log;
+mod metrics;
 mod packet;
 mod peer;
 mod readers;

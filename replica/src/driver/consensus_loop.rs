@@ -15,6 +15,7 @@ use crate::consensus::Rest;
 use crate::error::ReplicaError;
 use crate::image::Event;
 use crate::log::{self, Batch, LogStore};
+use crate::metrics::Metrics;
 use crate::packet::{Alive, Answer, Ask, NODE, Packet, Resting};
 use crate::peer::Peer;
 use proto::services::{RaftMessage, RaftTransport};
@@ -38,6 +39,7 @@ pub(crate) struct ConsensusLoop {
     log: Arc<dyn LogStore>,
     transport: Arc<dyn RaftTransport>,
     pace: Pace,
+    metrics: Arc<Metrics>,
     next_tick: Duration,
     ticks: u64,
     purge: Purge,
@@ -67,12 +69,13 @@ impl ConsensusLoop {
         log: Arc<dyn LogStore>,
         transport: Arc<dyn RaftTransport>,
         pace: Pace,
+        metrics: Arc<Metrics>,
         now: Duration,
         purge: Purge,
     ) -> Self {
         let next_tick = now + pace.tick;
         let (groups, names) = (BTreeMap::new(), Names::default());
-        Self { mailbox, log, transport, pace, next_tick, ticks: 0, purge, names, groups }
+        Self { mailbox, log, transport, pace, metrics, next_tick, ticks: 0, purge, names, groups }
     }
 
     /// Where its mail comes from.
@@ -411,7 +414,11 @@ impl ConsensusLoop {
             }
             self.send(std::mem::take(&mut outgoing));
             if !batch.is_empty() {
-                self.log.write(batch, sync)?;
+                if sync {
+                    self.metrics.timed(&self.metrics.log_sync, || self.log.write(batch, true))?;
+                } else {
+                    self.log.write(batch, false)?;
+                }
             }
             for (group, committed) in pending {
                 if let Some(messages) = self.with(group, |member| member.persisted(committed)) {

@@ -267,6 +267,8 @@ impl EngineLoop {
         };
         match sealed {
             Some(data) => {
+                self.shared.metrics.batch_writes.observe(replies.len() as f64);
+                self.shared.metrics.batch_bytes.observe(data.len() as f64);
                 self.open = Some(Open { term, index: None, replies });
                 self.propose(term, data);
             }
@@ -317,6 +319,7 @@ impl EngineLoop {
     }
 
     fn propose(&self, term: u64, data: Bytes) {
+        self.shared.metrics.proposals.inc();
         self.shared.inbox().proposal = None;
         self.shared.mailbox.send(Mail::Propose { group: self.shared.group, term, data });
     }
@@ -411,7 +414,8 @@ impl EngineLoop {
     }
 
     fn commit(&mut self, index: u64) -> Result<(), ReplicaError> {
-        self.engine.commit(index)?;
+        let metrics = &self.shared.metrics;
+        metrics.timed(&metrics.apply, || self.engine.commit(index))?;
         self.publish();
         if let Some(open) = self.open.take() {
             open.replies.into_iter().for_each(|reply| reply.accept(LogIndex(index), None));
@@ -425,7 +429,8 @@ impl EngineLoop {
         self.reconfigure(entries);
         let mut done = 0;
         while done < pairs.len() {
-            let applied = self.engine.apply(&pairs[done..])?;
+            let metrics = &self.shared.metrics;
+            let applied = metrics.timed(&metrics.apply, || self.engine.apply(&pairs[done..]))?;
             self.publish();
             if !applied.answers.is_empty() {
                 self.shared.set_holds(self.engine.holds());

@@ -8,6 +8,7 @@ use super::mailbox::Mail;
 use super::shared::Shared;
 use crate::consensus::Wanted;
 use crate::image::{Event, ImageChunk, ImageId, ImageRequest, Images, Settings, Source, Turn};
+use crate::metrics::Metrics;
 use crate::packet::{IMAGES, Packet};
 use parking_lot::{Condvar, Mutex};
 use proto::services::{RaftMessage, RaftTransport};
@@ -119,6 +120,7 @@ pub(crate) struct ImageLoop {
     mailbox: Arc<ImageMailbox>,
     transport: Arc<dyn RaftTransport>,
     images: Images,
+    metrics: Arc<Metrics>,
     groups: BTreeMap<GroupId, Arc<Shared>>,
     next: Turn,
 }
@@ -128,10 +130,11 @@ impl ImageLoop {
         mailbox: Arc<ImageMailbox>,
         transport: Arc<dyn RaftTransport>,
         settings: Settings,
+        metrics: Arc<Metrics>,
         now: Duration,
     ) -> Self {
         let images = Images::new(settings, now);
-        Self { mailbox, transport, images, groups: BTreeMap::new(), next: Turn::IdleUntil(None) }
+        Self { mailbox, transport, images, metrics, groups: BTreeMap::new(), next: Turn::IdleUntil(None) }
     }
 
     /// Where its mail comes from.
@@ -204,16 +207,27 @@ impl ImageLoop {
                 self.groups.remove(&group);
             }
             ImageMail::Want { group, wanted } => self.images.want(group, wanted.member, wanted.least),
-            ImageMail::Offered { group, to, id } => self.images.offered(group, to, id, now),
+            ImageMail::Offered { group, to, id } => {
+                self.metrics.images_offered.inc();
+                self.images.offered(group, to, id, now);
+            }
             ImageMail::Fetch { group, source } => self.images.fetch(group, *source, now),
             ImageMail::Settled { group } => self.images.settled(group),
             ImageMail::Request { from, request } => self.images.request(from, request, now),
-            ImageMail::Chunk { from, chunk } => self.images.chunk(from, chunk, now),
+            ImageMail::Chunk { from, chunk } => {
+                self.metrics.image_bytes_received.inc_by(chunk.data.len() as u64);
+                self.images.chunk(from, chunk, now);
+            }
             ImageMail::ShutDown => {}
         }
     }
 
     fn tell(&self, event: Event) {
+        match &event {
+            Event::Made(..) => self.metrics.images_made.inc(),
+            Event::Complete(..) => self.metrics.images_received.inc(),
+            Event::Gone(..) | Event::Silent(..) => {}
+        }
         let (Event::Made(group, _)
         | Event::Gone(group, _)
         | Event::Silent(group, _)
@@ -226,6 +240,9 @@ impl ImageLoop {
     fn send(&mut self) {
         let mut outgoing: BTreeMap<NodeId, Vec<RaftMessage>> = BTreeMap::new();
         for (to, packet) in self.images.take_packets() {
+            if let Packet::ImageChunk(chunk) = &packet {
+                self.metrics.image_bytes_sent.inc_by(chunk.data.len() as u64);
+            }
             let body = Packet::encode(&packet);
             outgoing.entry(to).or_default().push(RaftMessage { group: IMAGES, body });
         }

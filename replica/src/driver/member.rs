@@ -288,6 +288,14 @@ impl Member {
         if self.standing.is_some_and(|before| before.leader != standing.leader) {
             self.freshness.fail(standing.leader);
         }
+        let campaigns =
+            |standing: Standing| matches!(standing.role, StateRole::PreCandidate | StateRole::Candidate);
+        // Who has no one else to ask leads before anyone sees it ask.
+        let leads = |standing: Standing| standing.role == StateRole::Leader;
+        let is_over = self.standing.is_none_or(|before| !campaigns(before) && !leads(before));
+        if is_over && (campaigns(standing) || leads(standing)) {
+            self.shared.metrics.elections.with_label_values(&[&self.shared.group.to_string()]).inc();
+        }
         self.standing = Some(standing);
         self.round = None;
         self.shared.set_standing(standing);

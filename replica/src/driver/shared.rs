@@ -8,6 +8,7 @@ use crate::clock::Clock;
 use crate::consensus::Standing;
 use crate::error::ReplicaError;
 use crate::fault;
+use crate::metrics::Metrics;
 use crate::peer::Peer;
 use crate::readers::{Reader, Readers};
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -39,6 +40,7 @@ pub(crate) struct Shared {
     /// Which member of the group it is; nothing if nobody knows.
     pub peer: Option<Peer>,
     pub clock: Clock,
+    pub metrics: Arc<Metrics>,
     pub mailbox: Arc<Mailbox>,
     pub images: Arc<ImageMailbox>,
     /// Where the group's files are.
@@ -54,6 +56,8 @@ pub(crate) struct Shared {
     over: AtomicBool,
     /// Whether what stopped it can pass.
     can_pass: AtomicBool,
+    /// What kind of thing stopped it.
+    stop_cause: Mutex<Option<&'static str>>,
     /// Whether what stopped it was a failed sync.
     lost_a_sync: AtomicBool,
     /// Counts the changes of role, leader, term or health of all the node's replicas.
@@ -91,6 +95,7 @@ impl Shared {
         node: NodeId,
         group: GroupId,
         clock: Clock,
+        metrics: Arc<Metrics>,
         mailbox: Arc<Mailbox>,
         images: Arc<ImageMailbox>,
         readers: Readers,
@@ -104,6 +109,7 @@ impl Shared {
             group,
             peer: None,
             clock,
+            metrics,
             mailbox,
             images,
             directory: readers.directory().to_owned(),
@@ -114,6 +120,7 @@ impl Shared {
             forgotten: AtomicBool::new(false),
             over: AtomicBool::new(false),
             can_pass: AtomicBool::new(false),
+            stop_cause: Mutex::default(),
             lost_a_sync: AtomicBool::new(false),
             changes,
             inbox: Mutex::new(Inbox::new(applied)),
@@ -381,6 +388,8 @@ impl Shared {
         }
         self.lost_a_sync.store(why.is_failed_sync(), Ordering::Release);
         self.can_pass.store(why.can_pass(), Ordering::Release);
+        *self.stop_cause.lock() = Some(why.cause());
+        self.metrics.stops.with_label_values(&[&self.group.to_string(), why.cause()]).inc();
         tracing::error!(node = self.node.0, group = self.group.0, "the replica stops: {message}");
         self.end_lease();
         self.first.store(NOT_LEADING, Ordering::Release);
@@ -449,6 +458,11 @@ impl Shared {
         self.can_pass.load(Ordering::Acquire)
     }
 
+    /// What kind of thing stopped it, if it has.
+    pub fn stop_cause(&self) -> Option<&'static str> {
+        *self.stop_cause.lock()
+    }
+
     /// Whether a sync of its database's files failed: what the kernel shows of them need not be on the disk.
     pub fn lost_a_sync(&self) -> bool {
         self.lost_a_sync.load(Ordering::Acquire)
@@ -458,6 +472,7 @@ impl Shared {
     pub fn still_stopped(&self, why: &ReplicaError) {
         let message = why.to_string();
         self.can_pass.store(why.can_pass(), Ordering::Release);
+        *self.stop_cause.lock() = Some(why.cause());
         if self.status.borrow().stopped.as_ref() != Some(&message) {
             tracing::error!(
                 node = self.node.0,
