@@ -3,12 +3,12 @@
 //! In come the topology and what nodes report; out go notes that groups are formed, and repairs. Nothing is kept here
 //! that another leader would miss: it looks again.
 
-use crate::repair::Scene;
+use crate::repair::{Scene, Trouble};
 use crate::replicas::{self, Known};
 use crate::service::Core;
 use crate::{nodes, repair};
 use bytes::Bytes;
-use proto::services::{Alarm, Consistency, JobStatus, ReplicaStatus};
+use proto::services::{Consistency, JobStatus, ReplicaStatus};
 use proto::topology::Topology;
 use proto::{GroupId, NodeId, WireError};
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,6 +56,7 @@ impl Core {
         let led =
             repair::groups(&topology).map(|(group, members)| (group, members, state.leaders.get(group)));
         for (group, node, ailment) in self.state.look(led, now) {
+            self.metrics.raised(ailment.kind());
             tracing::error!(%group, %node, what = self.name_of(&topology, group), "a replica isn't well: {ailment}");
         }
         seen.repaired.retain(|_, at| now.saturating_duration_since(*at) < LEFT_ALONE);
@@ -118,9 +119,9 @@ impl Core {
     }
 
     /// What somebody should look at.
-    pub(crate) fn alarms(&self, topology: &Topology, now: Instant) -> Vec<Alarm> {
+    pub(crate) fn troubles(&self, topology: &Topology, now: Instant) -> Vec<Trouble> {
         let known = self.known(now);
-        Scene { topology, vitals: &known.vitals, config: &known.config, now }.alarms()
+        Scene { topology, vitals: &known.vitals, config: &known.config, now }.troubles()
     }
 
     /// Every change that is under way.

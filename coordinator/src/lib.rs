@@ -30,6 +30,7 @@ mod divergence;
 mod explain;
 mod job;
 mod keyspace;
+mod metrics;
 mod nodes;
 mod publish;
 mod reach;

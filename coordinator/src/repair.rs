@@ -29,6 +29,30 @@ pub(crate) struct Repair {
     pub(crate) cause: String,
 }
 
+/// Something that somebody should look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Trouble {
+    pub(crate) group: GroupId,
+    pub(crate) node: NodeId,
+    /// One of [`Self::KINDS`].
+    pub(crate) kind: &'static str,
+    /// What it is, for people.
+    pub(crate) message: String,
+}
+
+impl Trouble {
+    /// The replica's node is silent.
+    const SILENT: &'static str = "silent";
+    /// Silence, and what can be wrong with a replica.
+    pub(crate) const KINDS: [&'static str; 4] = [Self::SILENT, "files_gone", "diverged", "stopped"];
+}
+
+impl From<Trouble> for Alarm {
+    fn from(Trouble { group, node, message, .. }: Trouble) -> Self {
+        Alarm { group, node, message }
+    }
+}
+
 impl<'a> Scene<'a> {
     /// Every group with the nodes that hold it: the coordinator's own, and those of formed shards.
     pub(crate) fn groups(&self) -> impl Iterator<Item = (GroupId, &'a [NodeId])> {
@@ -110,20 +134,21 @@ impl<'a> Scene<'a> {
     }
 
     /// What somebody should look at.
-    pub(crate) fn alarms(&self) -> Vec<Alarm> {
-        let mut alarms = Vec::new();
+    pub(crate) fn troubles(&self) -> Vec<Trouble> {
+        let mut troubles = Vec::new();
         for (group, members) in self.groups() {
             for node in members {
                 let silence = self.vitals.silence(*node, self.now);
                 if silence >= self.config.silent_after {
                     let message = format!("its node has been silent for {} seconds", silence.as_secs());
-                    alarms.push(Alarm { group, node: *node, message });
+                    troubles.push(Trouble { group, node: *node, kind: Trouble::SILENT, message });
                 } else if let Some((ailment, _)) = self.vitals.ailment(group, *node) {
-                    alarms.push(Alarm { group, node: *node, message: ailment.to_string() });
+                    let (kind, message) = (ailment.kind(), ailment.to_string());
+                    troubles.push(Trouble { group, node: *node, kind, message });
                 }
             }
         }
-        alarms
+        troubles
     }
 }
 

@@ -5,6 +5,7 @@
 
 use crate::admit::{self, Admission};
 use crate::config::Config;
+use crate::metrics::Metrics;
 use crate::reach::{Pause, Reach};
 use crate::replica_work::{Obstacles, ReplicaWorker};
 use crate::state::State;
@@ -13,10 +14,11 @@ use crate::worker::Worker;
 use crate::{care, nodes, replicas, sequence, watching};
 use bytes::Bytes;
 use parking_lot::Mutex;
+use prometheus::proto::MetricFamily;
 use proto::services::{
-    BoxFuture, BoxStream, ClusterState, ClusterStatus, Consistency, CoordinatorService, CreateKeyspace,
-    Joined, NodeJoin, Peers, ReplicaChange, ReplicaRole, ReplicaStatus, SchemaChangeRequest, SequenceBlock,
-    ServiceResult,
+    Alarm, BoxFuture, BoxStream, ClusterState, ClusterStatus, Consistency, CoordinatorService,
+    CreateKeyspace, Joined, NodeJoin, Peers, ReplicaChange, ReplicaRole, ReplicaStatus, SchemaChangeRequest,
+    SequenceBlock, ServiceResult,
 };
 use proto::topology::Node;
 use proto::wire::Wire;
@@ -45,6 +47,7 @@ pub(crate) struct Core {
     pub(crate) state: Arc<State>,
     /// There is a new job.
     pub(crate) begun: Notify,
+    pub(crate) metrics: Metrics,
     /// What held up each change of replicas last.
     pub(crate) obstacles: Obstacles,
     /// Counts the jobs that ended here; `None` once nobody works here any more.
@@ -75,6 +78,7 @@ impl Coordinator {
             peers,
             state: Arc::new(State::new()),
             begun: Notify::new(),
+            metrics: Metrics::new(),
             obstacles: Obstacles::default(),
             ended: watch::Sender::new(Some(0)),
         });
@@ -87,6 +91,18 @@ impl Coordinator {
     /// opened on that.
     pub fn works_on(&self, replica: &Replica) -> bool {
         self.core.replica.is(replica)
+    }
+
+    /// The alarms, in Prometheus' form: those that it raised, and while it leads, those that stand.
+    pub fn metrics(&self) -> Vec<MetricFamily> {
+        let standing = match self.core.check_leader() {
+            Ok(()) => {
+                let topology = self.core.state.subscribe().borrow().topology.clone();
+                self.core.troubles(&topology, Instant::now())
+            }
+            Err(_) => Vec::new(),
+        };
+        self.core.metrics.gather(&standing)
     }
 
     /// Stops what it does by itself. Its replica goes on. Doing it again does nothing.
@@ -385,7 +401,7 @@ impl CoordinatorService for Coordinator {
             let state = self.core.state.subscribe().borrow().clone();
             let now = Instant::now();
             let heard = self.core.heard(&state.topology, now);
-            let alarms = self.core.alarms(&state.topology, now);
+            let alarms = self.core.troubles(&state.topology, now).into_iter().map(Alarm::from).collect();
             Ok(ClusterStatus { state, replicas: self.core.state.reports(), heard, jobs, alarms })
         })
     }

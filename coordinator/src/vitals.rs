@@ -42,6 +42,17 @@ pub(crate) enum Ailment {
     Stopped(String),
 }
 
+impl Ailment {
+    /// In one word.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Ailment::Gone => "files_gone",
+            Ailment::Diverged(_) => "diverged",
+            Ailment::Stopped(_) => "stopped",
+        }
+    }
+}
+
 impl std::fmt::Display for Ailment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

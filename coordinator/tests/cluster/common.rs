@@ -134,6 +134,11 @@ impl Directory {
         })
     }
 
+    /// A node's part of the coordinator, with more than others can ask of it.
+    pub fn coordinator(&self, node: NodeId) -> Arc<Coordinator> {
+        self.coordinators.lock()[&node].clone()
+    }
+
     /// Cuts a node off from the others, as far as Raft goes.
     pub fn cut(&self, node: Option<NodeId>) {
         *self.cut.lock() = node;

@@ -7,6 +7,7 @@ use proto::services::{
 };
 use proto::topology::Shard;
 use proto::{GroupId, LogIndex, NodeId, Retry, SqlState, WireError};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -218,7 +219,24 @@ async fn tables_that_differ_are_an_alarm() {
         message: "its tables differ from the others' at index 7".into(),
     };
     report_hashes(&cluster, &shard, [5, 5, 6], |status| status.alarms == [alarm.clone()]).await;
+    let leader = cluster.directory.coordinator(cluster.leader().await);
+    let figures = || {
+        let mut figures = BTreeMap::new();
+        for family in leader.metrics() {
+            for metric in family.get_metric() {
+                let labels: Vec<_> = metric.get_label().iter().map(|label| label.get_value()).collect();
+                let value = metric.get_gauge().get_value() + metric.get_counter().get_value();
+                figures.insert(format!("{} {}", family.get_name(), labels.join(" ")), value);
+            }
+        }
+        figures
+    };
+    let standing = format!("shoal_alarm {} diverged {}", shard.group, shard.replicas[2]);
+    assert_eq!(figures().get(&standing), Some(&1.0), "{:?}", figures());
     report_hashes(&cluster, &shard, [5, 5, 5], |status| status.alarms.is_empty()).await;
+    // Who looks only now learns that it was.
+    assert_eq!(figures().get(&standing), None);
+    assert_eq!(figures().get("shoal_alarms_total diverged"), Some(&1.0), "{:?}", figures());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
