@@ -159,6 +159,11 @@ impl Sessions {
         }
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.sessions.len()
+    }
+
     /// Cancels what a session runs, if the secret is right.
     pub fn cancel(&self, pid: i32, secret: i32) {
         if let Some(session) = self.sessions.get(&pid)

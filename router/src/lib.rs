@@ -18,6 +18,7 @@ mod error;
 mod executor;
 #[cfg(test)]
 mod fake;
+mod metrics;
 mod protocol;
 mod requests;
 mod retry;

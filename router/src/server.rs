@@ -5,6 +5,7 @@ use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::executor::Executor;
 use crate::executor::scalars::{DATABASE, USER};
+use crate::metrics::Metrics;
 use crate::protocol::backend;
 use crate::protocol::framing::{FrameError, Frames};
 use crate::protocol::startup::{self, Purpose, Startup};
@@ -13,6 +14,7 @@ use crate::session::output::Output;
 use crate::session::settings::Settings;
 use crate::statements::PlanCache;
 use futures::FutureExt;
+use prometheus::proto::MetricFamily;
 use proto::services::Peers;
 use proto::{SqlState, WireError};
 use std::panic::AssertUnwindSafe;
@@ -35,6 +37,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Shared {
     pub(crate) executor: Executor,
     pub(crate) plans: PlanCache,
+    pub(crate) metrics: Metrics,
     sessions: Arc<Sessions>,
     permits: Arc<Semaphore>,
 }
@@ -50,7 +53,20 @@ impl Router {
         let plans = PlanCache::new(config.cached_plans);
         let permits = Arc::new(Semaphore::new(config.max_connections));
         let executor = Executor::new(config, Arc::new(Cluster::new(peers)));
-        Self { shared: Arc::new(Shared { executor, plans, sessions: Arc::default(), permits }) }
+        Self {
+            shared: Arc::new(Shared {
+                executor,
+                plans,
+                metrics: Metrics::new(),
+                sessions: Arc::default(),
+                permits,
+            }),
+        }
+    }
+
+    /// Statements and sessions, in Prometheus' form.
+    pub fn metrics(&self) -> Vec<MetricFamily> {
+        self.shared.metrics.gather(self.shared.sessions.count())
     }
 
     /// Answers the connections of a listener until `shutdown` is ready. Sessions then end, those that run a statement

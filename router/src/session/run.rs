@@ -188,6 +188,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         declared: &[Option<Type>],
         same_columns: bool,
     ) -> std::result::Result<Started, Box<Report>> {
+        self.shared.metrics.begun(&plan);
         let deadline = self.deadline();
         let mut backoff =
             Backoff::until(deadline.min(Instant::now() + self.shared.executor.config.retry_timeout));
