@@ -42,6 +42,9 @@ pub struct Dev {
     /// Where Postgres clients connect; port 0 takes one that is free
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:5433")]
     pub listen: String,
+    /// Where Prometheus fetches /metrics; port 0 takes one that is free [default: nowhere]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub metrics_listen: Option<String>,
     /// How many nodes the cluster has [default: 3]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub nodes: Option<u32>,
@@ -79,6 +82,9 @@ pub struct NodeOptions {
     /// Where Postgres clients connect, on a node with the role router
     #[arg(long, value_name = "HOST:PORT")]
     pub pg_listen: Option<String>,
+    /// Where Prometheus fetches /metrics; port 0 takes one that is free [default: nowhere]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub metrics_listen: Option<String>,
     /// Addresses of other nodes, any of them; this node's own may be among them
     #[arg(long, value_name = "HOST:PORT,..", value_delimiter = ',')]
     pub join: Option<Vec<String>>,

@@ -11,7 +11,7 @@ use crate::identity::Directory;
 use crate::node::{Node, Settings};
 use crate::peers::Process;
 use crate::ready;
-use crate::serve::{announce, listen, stop_signal};
+use crate::serve::{Metrics, announce, listen, of_router, stop_signal};
 use crate::tuning::Tuned;
 use proto::services::InitRequest;
 use proto::topology::Roles;
@@ -30,14 +30,17 @@ pub async fn run(options: Dev) -> Result<(), Failure> {
     let clients = listen(&options.listen, options.insecure).await?;
     let address = clients.local_addr().map_err(Failure::Runtime)?;
     let data = DataDir::open(&options.data_dir, wanted, Shape::new(nodes, 2, nodes.min(3)))?;
+    let metrics = Metrics::listen(options.metrics_listen.as_deref(), options.insecure).await?;
     let cluster = start(&data, &tuned).await?;
+    cluster.iter().for_each(|node| metrics.sources.add(node.metrics()));
     let ready = tokio::select! {
         ready = form(&data, &cluster) => ready,
         _ = stop.wait_for(|stop| *stop) => Ok(()),
     };
     if ready.is_ok() && !*stop.borrow() {
-        let router = Router::new(tuned.router(), cluster[0].peers());
-        announce(Some(address), cluster[0].address());
+        let router = Arc::new(Router::new(tuned.router(), cluster[0].peers()));
+        metrics.sources.add(of_router(cluster[0].member().await, &router));
+        announce(Some(address), cluster[0].address(), metrics.address);
         router.serve(clients, async { drop(stop.wait_for(|stop| *stop).await) }).await;
     }
     for node in cluster {

@@ -11,6 +11,7 @@ mod failure;
 mod identity;
 mod init;
 mod meeting;
+mod metrics;
 mod node;
 mod options;
 mod peers;

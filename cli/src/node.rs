@@ -20,6 +20,7 @@ use crate::meeting::Meeting;
 use crate::peers::{NodePeers, Process};
 use crate::tuning::Tuned;
 use parking_lot::Mutex;
+use prometheus::proto::MetricFamily;
 use proto::services::{BootstrapService, Identity, Introduction, NodeJoin, Peers};
 use proto::topology::{Node as Registered, Roles};
 use proto::transport::{self, NodeClient, Offer};
@@ -148,6 +149,15 @@ impl Node {
     /// Whether it belongs to a cluster now.
     pub fn is_member(&self) -> bool {
         self.core.running.borrow().is_some()
+    }
+
+    /// What it has done and how its replicas are, in Prometheus' form, while it belongs to a cluster.
+    pub fn metrics(&self) -> impl Fn() -> Option<(NodeId, Vec<MetricFamily>)> + Send + Sync + 'static {
+        let core = Arc::downgrade(&self.core);
+        move || {
+            let running = core.upgrade()?.running.borrow().clone()?;
+            Some((running.node(), running.metrics()))
+        }
     }
 
     /// Waits until it can't go on, and says why.

@@ -19,6 +19,8 @@ pub struct Options {
     pub advertise: Option<String>,
     /// Where Postgres clients connect.
     pub pg_listen: Option<String>,
+    /// Where Prometheus fetches /metrics.
+    pub metrics_listen: Option<String>,
     /// Other nodes.
     pub join: Vec<String>,
     /// What it is willing to do.
@@ -55,6 +57,7 @@ pub fn resolve(given: NodeOptions) -> Result<Options, Failure> {
         listen,
         advertise: given.advertise.or(file.advertise),
         pg_listen,
+        metrics_listen: given.metrics_listen.or(file.metrics_listen),
         join: given.join.or(file.join).unwrap_or_default(),
         roles,
         insecure: given.insecure.or(file.insecure).unwrap_or(false),
@@ -107,6 +110,7 @@ mod tests {
         data-dir = "/data"
         listen = "10.0.0.1:7000"
         pg-listen = "10.0.0.1:5432"
+        metrics-listen = "10.0.0.1:9090"
         join = ["10.0.0.2:7000", "10.0.0.3:7000"]
         roles = ["router", "coordinator"]
         insecure = true
@@ -123,6 +127,7 @@ mod tests {
             (options.listen.as_str(), options.pg_listen.as_deref()),
             ("10.0.0.9:1", Some("10.0.0.1:5432"))
         );
+        assert_eq!(options.metrics_listen.as_deref(), Some("10.0.0.1:9090"));
         assert_eq!(options.join, ["a:1", "b:2"]);
         assert_eq!(options.roles, Roles { router: true, shardnode: false, coordinator: true });
         assert!(options.insecure);

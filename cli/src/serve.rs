@@ -7,10 +7,12 @@
 use crate::arguments::NodeOptions;
 use crate::failure::Failure;
 use crate::identity::Directory;
+use crate::metrics::{self, Sources};
 use crate::node::{Node, Settings};
 use crate::options::{self, Options};
 use crate::peers::Process;
-use proto::{SqlState, WireError};
+use prometheus::proto::MetricFamily;
+use proto::{NodeId, SqlState, WireError};
 use router::Router;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -18,6 +20,7 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 /// Runs the node until a signal.
 pub async fn run(given: NodeOptions) -> Result<(), Failure> {
@@ -31,13 +34,15 @@ pub async fn run(given: NodeOptions) -> Result<(), Failure> {
     };
     let address = advertised(&options, local(&listener)?)?;
     let pg = clients.as_ref().map(local).transpose()?;
+    let metrics = Metrics::listen(options.metrics_listen.as_deref(), options.insecure).await?;
     let Options { roles, join, tuned, .. } = options;
     let settings = Settings { address: address.clone(), roles, join, tuned: tuned.clone() };
     let node = Node::start(settings, directory, listener, Arc::new(Process::default())).await?;
-    announce(pg, &address);
+    metrics.sources.add(node.metrics());
+    announce(pg, &address, metrics.address);
     let served = tokio::select! {
         failure = node.failure() => Err(Failure::Node(failure)),
-        () = serve(&node, clients, tuned.router(), stop) => Ok(()),
+        () = serve(&node, clients, tuned.router(), &metrics.sources, stop) => Ok(()),
     };
     node.shutdown().await;
     served
@@ -48,6 +53,7 @@ async fn serve(
     node: &Node,
     clients: Option<TcpListener>,
     config: router::Config,
+    sources: &Sources,
     mut stop: watch::Receiver<bool>,
 ) {
     let mut stopped = stop.clone();
@@ -62,13 +68,47 @@ async fn serve(
         () = router::decline(&clients, not_yet, async { _ = node.member().await }) => {}
         _ = stop.wait_for(|stop| *stop) => return,
     }
-    let router = Router::new(config, node.peers());
+    let router = Arc::new(Router::new(config, node.peers()));
+    sources.add(of_router(node.member().await, &router));
     // Leaders go while the last statements run: what meets a leader that has gone finds the new one.
     let handing_over = async {
         drop(stop.wait_for(|stop| *stop).await);
         node.hand_over().await;
     };
     tokio::join!(router.serve(clients, stopping), handing_over);
+}
+
+/// What serves the process's figures, if somebody wants them, until it is dropped.
+pub struct Metrics {
+    /// To be filled with what has figures.
+    pub sources: Arc<Sources>,
+    /// Where they are served.
+    pub address: Option<SocketAddr>,
+    _serving: JoinSet<()>,
+}
+
+impl Metrics {
+    /// Serves at `address`, if there is one.
+    pub async fn listen(address: Option<&str>, insecure: bool) -> Result<Metrics, Failure> {
+        let sources = Arc::<Sources>::default();
+        let mut serving = JoinSet::new();
+        let listener = match address {
+            Some(address) => Some(listen(address, insecure).await?),
+            None => None,
+        };
+        let address = listener.as_ref().map(local).transpose()?;
+        listener.map(|listener| serving.spawn(metrics::serve(listener, sources.clone())));
+        Ok(Metrics { sources, address, _serving: serving })
+    }
+}
+
+/// A router's figures, as those of its node, as long as there is the router.
+pub fn of_router(
+    node: NodeId,
+    router: &Arc<Router>,
+) -> impl Fn() -> Option<(NodeId, Vec<MetricFamily>)> + Send + Sync + 'static {
+    let router = Arc::downgrade(router);
+    move || Some((node, router.upgrade()?.metrics()))
 }
 
 /// Turns true at the first SIGTERM or SIGINT. The second ends the process.
@@ -124,12 +164,15 @@ fn advertised(options: &Options, local: SocketAddr) -> Result<String, Failure> {
 }
 
 /// Prints where the node is.
-pub fn announce(clients: Option<SocketAddr>, admin: &str) {
+pub fn announce(clients: Option<SocketAddr>, admin: &str, metrics: Option<SocketAddr>) {
     // Someone who closed stdout doesn't want to read it.
     let mut out = std::io::stdout().lock();
     if let Some(clients) = clients {
         drop(writeln!(out, "psql -h {} -p {} -U shoal shoal", clients.ip(), clients.port()));
     }
     drop(writeln!(out, "admin: {admin}"));
+    if let Some(metrics) = metrics {
+        drop(writeln!(out, "metrics: http://{metrics}/metrics"));
+    }
     drop(out.flush());
 }

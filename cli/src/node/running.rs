@@ -7,6 +7,7 @@ use crate::peers::{NodePeers, Process, Services};
 use crate::tuning::Tuned;
 use coordinator::Coordinator;
 use parking_lot::Mutex;
+use prometheus::proto::MetricFamily;
 use proto::services::{CoordinatorService, Peers, RaftService, ReplicaService, ShardService};
 use proto::topology::Node;
 use proto::transport::{self, Offer};
@@ -199,6 +200,13 @@ impl Running {
         services.replica = Some(self.host.clone() as Arc<dyn ReplicaService>);
         services.coordinator = self.coordinator_service();
         services.raft = Some(self.host.clone() as Arc<dyn RaftService>);
+    }
+
+    /// What its replicas and its part of the coordinator have done, and how they are.
+    pub fn metrics(&self) -> Vec<MetricFamily> {
+        let mut families = self.host.metrics();
+        families.extend(self.coordinator.lock().as_ref().map(|it| it.metrics()).unwrap_or_default());
+        families
     }
 
     /// Hands over to others what this node leads. What nobody takes in time is left to an election.

@@ -1,0 +1,127 @@
+//! What Prometheus is told, over HTTP, by real nodes.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+use tests::nodes::Nodes;
+
+/// How long a figure may take to become what it should be.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn get(address: &str, path: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: shoal\r\n\r\n").as_bytes()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head.to_owned(), body.to_owned())
+}
+
+/// The sum of the figures that have this name and all these labels.
+fn figure(text: &str, name: &str, labels: &[&str]) -> Option<f64> {
+    let line = |line: &str| {
+        let (series, value) = line.rsplit_once(' ')?;
+        let (found, found_labels) = series.split_once('{').unwrap_or((series, ""));
+        (found == name && labels.iter().all(|label| found_labels.contains(label)))
+            .then(|| value.parse::<f64>().unwrap())
+    };
+    let found: Vec<f64> = text.lines().filter(|line| !line.starts_with('#')).filter_map(line).collect();
+    (!found.is_empty()).then(|| found.iter().sum())
+}
+
+fn wait_for(address: &str, what: &str, is: impl Fn(&str) -> bool) -> String {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let (_, text) = get(address, "/metrics");
+        if is(&text) {
+            return text;
+        }
+        assert!(Instant::now() < end, "{what} isn't in\n{text}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+#[test]
+fn a_node_tells_prometheus_how_it_does_and_what_is_wrong() {
+    let addresses: Vec<String> = (0..3).map(|_| free_address()).collect();
+    let mut nodes = Nodes::launch(0, &["--tick", "30ms"]);
+    for address in &addresses {
+        nodes.add(&["--metrics-listen", address]);
+    }
+    let (head, early) = get(&addresses[0], "/metrics");
+    assert!(head.starts_with("HTTP/1.1 200 OK") && head.contains("text/plain; version=0.0.4"), "{head}");
+    assert_eq!(figure(&early, "shoal_proposals_total", &[]), None, "it isn't part of a cluster yet");
+    assert!(get(&addresses[0], "/").0.starts_with("HTTP/1.1 404"));
+    nodes.init(&["--shards", "2"]);
+
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let client = nodes.connect(0).await;
+        client.batch_execute("CREATE TABLE t (n int PRIMARY KEY)").await.unwrap();
+        for n in 0..20 {
+            client.execute("INSERT INTO t VALUES ($1)", &[&n]).await.unwrap();
+        }
+        client.query("SELECT n FROM t", &[]).await.unwrap();
+        let (_, text) = get(&addresses[0], "/metrics");
+        let of = |name, labels: &[&str]| figure(&text, name, labels).unwrap_or(-1.0);
+        assert_eq!(of("shoal_statements_total", &["kind=\"insert\""]), 20.0, "{text}");
+        assert_eq!(of("shoal_statements_total", &["kind=\"select\""]), 1.0, "{text}");
+        assert_eq!(of("shoal_statements_total", &["kind=\"schema\""]), 1.0, "{text}");
+        assert_eq!(of("shoal_sessions", &[]), 1.0, "{text}");
+    });
+    let texts: Vec<String> = addresses.iter().map(|address| get(address, "/metrics").1).collect();
+    let sum = |name, labels: &[&str]| texts.iter().filter_map(|text| figure(text, name, labels)).sum::<f64>();
+    assert!(sum("shoal_replica_is_leader", &[]) >= 3.0, "{}", texts[0]);
+    assert!(sum("shoal_proposals_total", &[]) >= 20.0 && sum("shoal_batch_writes_sum", &[]) >= 20.0);
+    assert!(sum("shoal_elections_total", &[]) >= 3.0, "{}", texts[0]);
+    for text in &texts {
+        for name in ["shoal_replica_applied_index", "shoal_replica_last_index", "shoal_replica_term"] {
+            assert!(figure(text, name, &["group=\"1\""]).is_some_and(|value| value > 0.0), "{name}\n{text}");
+        }
+        for name in ["shoal_log_sync_seconds_count", "shoal_apply_seconds_count", "shoal_batch_bytes_bucket"]
+        {
+            assert!(figure(text, name, &[]).is_some_and(|value| value > 0.0), "{name}\n{text}");
+        }
+        assert!(figure(text, "shoal_replica_wal_bytes", &[]).is_some(), "{text}");
+        assert_eq!(figure(text, "shoal_alarms_total", &["kind=\"diverged\""]), Some(0.0), "{text}");
+    }
+
+    // One that leads tells how far behind a dead one is, and the coordinator's leader raises the alarm.
+    let dead = (0..3).find(|node| nodes.leader(0, "coordinator") != Some(*node)).unwrap();
+    let id = nodes.id(dead).unwrap();
+    nodes.kill(dead);
+    let alive = (0..3).find(|node| *node != dead).unwrap();
+    nodes.wait_for(alive, "leaders", |status| {
+        status["shards"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|shard| shard["leader"].as_u64().is_some_and(|l| l != id))
+    });
+    let leader = nodes.leader(alive, "coordinator").unwrap();
+    runtime.block_on(async {
+        let client = nodes.connect(alive).await;
+        for n in 20..40 {
+            client.execute("INSERT INTO t VALUES ($1)", &[&n]).await.unwrap();
+        }
+    });
+    let member = format!("member=\"{id}\"");
+    let is_behind =
+        |text: &str| figure(text, "shoal_replica_lag_entries", &[&member]).is_some_and(|lag| lag > 0.0);
+    let others: Vec<usize> = (0..3).filter(|node| *node != dead).collect();
+    let end = Instant::now() + PATIENCE;
+    while !others.iter().any(|node| is_behind(&get(&addresses[*node], "/metrics").1)) {
+        assert!(Instant::now() < end, "nobody tells that node {id} is behind");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    wait_for(&addresses[leader], "an alarm about the dead node", |text| {
+        figure(text, "shoal_alarm", &["kind=\"silent\"", &member]).is_some_and(|alarms| alarms >= 1.0)
+    });
+}
