@@ -4,8 +4,8 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::consensus::{Consensus, FOUNDING, Settings, Store};
 use crate::driver::{
-    ConsensusLoop, Drive, EngineLoop, ImageLoop, ImageMail, ImageMailbox, Mail, Mailbox, Pace, Patience,
-    Shared, TakeHash, Threads,
+    Common, ConsensusLoop, Drive, EngineLoop, ImageLoop, ImageMail, ImageMailbox, Mail, Mailbox, Pace,
+    Patience, Shared, TakeHash, Threads,
 };
 use crate::engine::{Engine, Limits};
 use crate::error::ReplicaError;
@@ -37,10 +37,7 @@ const REMEMBER_BYTES: u64 = 64 << 20;
 /// All replicas of one node: one consensus loop and one shared log, and an engine loop for each replica.
 pub struct Host {
     config: Config,
-    clock: Clock,
-    metrics: Arc<Metrics>,
-    mailbox: Arc<Mailbox>,
-    images: Arc<ImageMailbox>,
+    common: Common,
     /// `None` once the host is shut down.
     running: Mutex<Option<Running>>,
     groups: Mutex<BTreeMap<GroupId, Replica>>,
@@ -50,7 +47,6 @@ pub struct Host {
     complaints: Mutex<BTreeMap<GroupId, String>>,
     /// How often replicas were revived of late.
     tries: Mutex<BTreeMap<GroupId, Tries>>,
-    changes: Arc<watch::Sender<u64>>,
 }
 
 /// What a host is put together from.
@@ -136,18 +132,15 @@ impl Host {
             purge,
         );
         drive.consensus(consensus)?;
+        let node = config.node;
         let host = Host {
             config,
-            clock,
-            metrics,
-            mailbox,
-            images,
+            common: Common { node, clock, metrics, mailbox, images, changes: Arc::default() },
             running: Mutex::new(Some(Running { log: log.clone(), hasher, drive })),
             groups: Mutex::new(BTreeMap::new()),
             going: Mutex::new(BTreeMap::new()),
             complaints: Mutex::new(BTreeMap::new()),
             tries: Mutex::new(BTreeMap::new()),
-            changes: Arc::default(),
         };
         for group in host.groups_on_disk(&groups_dir)? {
             let mut groups = host.groups.lock();
@@ -194,16 +187,16 @@ impl Host {
     }
 
     pub(crate) fn counted(&self) -> &Metrics {
-        &self.metrics
+        &self.common.metrics
     }
 
     pub(crate) fn mailbox(&self) -> &Mailbox {
-        &self.mailbox
+        &self.common.mailbox
     }
 
     /// Tells those who follow [`Self::changed`].
     pub(crate) fn note_change(&self) {
-        self.changes.send_modify(|changes| *changes += 1);
+        self.common.changes.send_modify(|changes| *changes += 1);
     }
 
     /// The replicas. While they're locked, none is made, replaced or removed.
@@ -248,20 +241,9 @@ impl Host {
         before: Option<&Replica>,
     ) -> Arc<Shared> {
         let database = Engine::database(&self.directory(group));
-        let readers = Readers::new(database, self.config.max_snapshots, self.clock.clone());
-        let mailbox = self.mailbox.clone();
-        let mut shared = Shared::new(
-            self.config.node,
-            group,
-            self.clock.clone(),
-            self.metrics.clone(),
-            mailbox,
-            self.images.clone(),
-            readers,
-            self.config.max_writes,
-            applied,
-            self.changes.clone(),
-        );
+        let readers = Readers::new(database, self.config.max_snapshots, self.common.clock.clone());
+        let max_writes = self.config.max_writes;
+        let mut shared = Shared::new(self.common.clone(), group, readers, max_writes, applied);
         shared.peer = peer;
         if let Some(before) = before {
             shared.succeed(&before.shared());
@@ -304,7 +286,7 @@ impl Host {
             log_keep_bytes: self.config.log_keep_bytes,
             log_cut_entries: self.config.log_cut_entries,
         };
-        let consensus = Consensus::new(settings, store, applied, self.clock.now())?;
+        let consensus = Consensus::new(settings, store, applied, self.common.clock.now())?;
         let shared = self.shared(group, Some(peer), applied, before);
         let patience = Patience { hold: self.config.hold_snapshots, age: self.config.end_reads_after };
         let engine =
@@ -320,7 +302,7 @@ impl Host {
             shared.stop(&error);
             return Err(error);
         }
-        self.mailbox.send(Mail::Add { shared, consensus: Box::new(consensus) });
+        self.common.mailbox.send(Mail::Add { shared, consensus: Box::new(consensus) });
         Ok(replica)
     }
 
@@ -414,7 +396,7 @@ impl Host {
     /// Counts the changes of what the replicas are: of a role, a leader or a term, a replica that was made, one that
     /// stopped. Who follows it need not ask [`Host::statuses`] again and again.
     pub fn changed(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
+        self.common.changes.subscribe()
     }
 
     /// Has other nodes lead whatever groups this one leads, as far as they can by the deadline. For a node that is about
@@ -440,10 +422,10 @@ impl Host {
     pub fn shutdown(&self) {
         let Some(running) = self.running.lock().take() else { return };
         // First Raft, so that nothing is committed any more of which an engine would not tell its callers.
-        self.mailbox.send(Mail::ShutDown);
+        self.common.mailbox.send(Mail::ShutDown);
         running.drive.finish_consensus();
         running.drive.finish_hasher();
-        self.images.send(ImageMail::ShutDown);
+        self.common.images.send(ImageMail::ShutDown);
         running.drive.finish_images();
         let replicas = self.replicas();
         let replicas: Vec<Replica> =
@@ -474,11 +456,11 @@ impl RaftService for Host {
             let bytes = body.len();
             match Packet::decode(body) {
                 Ok(Packet::ImageRequest(request)) => {
-                    self.images.send(ImageMail::Request { from, request });
+                    self.common.images.send(ImageMail::Request { from, request });
                     None
                 }
                 Ok(Packet::ImageChunk(chunk)) => {
-                    self.images.send(ImageMail::Chunk { from, chunk });
+                    self.common.images.send(ImageMail::Chunk { from, chunk });
                     None
                 }
                 Ok(Packet::Raft(message)) if is_at(message.from, from) && is_at(message.to, node) => {
@@ -488,7 +470,7 @@ impl RaftService for Host {
                     self.dismiss(group, from, peer);
                     None
                 }
-                Ok(Packet::Alive(alive)) => Some(Mail::Alive { from, alive }),
+                Ok(Packet::Alive(alive)) => Some(Mail::Alive { from, alive, bytes }),
                 Ok(Packet::Wake) => Some(Mail::Wake { group }),
                 Ok(Packet::Ask(ask)) if is_at(ask.peer, from) => Some(Mail::Asked { group, from, ask }),
                 Ok(Packet::Answer(answer)) if is_at(answer.ask.peer, node) => {
@@ -509,6 +491,6 @@ impl RaftService for Host {
             }
         });
         let mail: Vec<Mail> = mail.collect();
-        self.mailbox.send_all(mail);
+        self.common.mailbox.send_all(mail);
     }
 }

@@ -145,7 +145,7 @@ impl ConsensusLoop {
             });
         }
         match mail {
-            Mail::Alive { from, alive } => self.hear(from, alive, now),
+            Mail::Alive { from, alive, .. } => self.hear(from, alive, now),
             Mail::Wake { .. } => {}
             Mail::Raft { group, message, .. } => {
                 let from = message.from;

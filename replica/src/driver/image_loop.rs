@@ -5,24 +5,20 @@
 //! know who calls it.
 
 use super::mailbox::Mail;
+use super::queue::{Item, Queue};
 use super::shared::Shared;
 use crate::consensus::Wanted;
 use crate::image::{Event, ImageChunk, ImageId, ImageRequest, Images, Settings, Source, Turn};
 use crate::metrics::Metrics;
 use crate::packet::{IMAGES, Packet};
-use parking_lot::{Condvar, Mutex};
 use proto::services::{RaftMessage, RaftTransport};
 use proto::{GroupId, NodeId};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// Packets beyond this many bytes are dropped; they are asked for again.
-const MAX_BYTES: usize = 32 << 20;
-/// What a packet costs beside its bytes.
-const OVERHEAD: usize = 64;
 /// Without anything to do, the loop is turned so often.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -48,72 +44,23 @@ pub(crate) enum ImageMail {
     ShutDown,
 }
 
-impl ImageMail {
-    fn cost(&self) -> usize {
+impl Item for ImageMail {
+    const MOST_BYTES: usize = 32 << 20;
+
+    /// What is lost is asked for again.
+    fn foreign_bytes(&self) -> Option<usize> {
         match self {
-            ImageMail::Request { .. } => OVERHEAD,
-            ImageMail::Chunk { chunk, .. } => OVERHEAD + chunk.data.len(),
-            _ => 0,
+            ImageMail::Request { .. } => Some(0),
+            ImageMail::Chunk { chunk, .. } => Some(chunk.data.len()),
+            _ => None,
         }
     }
+
+    fn refuse(self) {}
 }
 
 /// What waits for the image loop.
-#[derive(Default)]
-pub(crate) struct ImageMailbox {
-    queue: Mutex<Queue>,
-    arrived: Condvar,
-}
-
-#[derive(Default)]
-struct Queue {
-    mail: VecDeque<ImageMail>,
-    bytes: usize,
-    closed: bool,
-}
-
-impl ImageMailbox {
-    /// Puts something in. Only packets may be lost.
-    pub fn send(&self, mail: ImageMail) {
-        let cost = mail.cost();
-        let mut queue = self.queue.lock();
-        if queue.closed || (cost > 0 && queue.bytes + cost > MAX_BYTES) {
-            return;
-        }
-        queue.bytes += cost;
-        queue.mail.push_back(mail);
-        drop(queue);
-        self.arrived.notify_one();
-    }
-
-    /// Takes everything.
-    pub fn take(&self) -> VecDeque<ImageMail> {
-        Self::empty(&mut self.queue.lock())
-    }
-
-    /// Takes everything, waiting so long until there is something.
-    pub fn wait_and_take(&self, patience: Duration) -> VecDeque<ImageMail> {
-        let mut queue = self.queue.lock();
-        let until = Instant::now() + patience;
-        while queue.mail.is_empty() {
-            if self.arrived.wait_until(&mut queue, until).timed_out() {
-                break;
-            }
-        }
-        Self::empty(&mut queue)
-    }
-
-    fn empty(queue: &mut Queue) -> VecDeque<ImageMail> {
-        queue.bytes = 0;
-        std::mem::take(&mut queue.mail)
-    }
-
-    fn close(&self) {
-        let mut queue = self.queue.lock();
-        queue.closed = true;
-        Self::empty(&mut queue);
-    }
-}
+pub(crate) type ImageMailbox = Queue<ImageMail>;
 
 /// The node's image loop.
 pub(crate) struct ImageLoop {
@@ -151,7 +98,7 @@ impl ImageLoop {
     }
 
     /// Takes mail and does a slice of work, until it's told to end. A panic forgets all images and harms nothing else.
-    pub fn turn(&mut self, mail: VecDeque<ImageMail>, now: Duration) -> ControlFlow<()> {
+    pub fn turn(&mut self, mail: Vec<ImageMail>, now: Duration) -> ControlFlow<()> {
         if mail.iter().any(|mail| matches!(mail, ImageMail::ShutDown)) {
             self.mailbox.close();
             return ControlFlow::Break(());
@@ -172,7 +119,7 @@ impl ImageLoop {
         self.next = Turn::Worked;
     }
 
-    fn work(&mut self, mail: VecDeque<ImageMail>, now: Duration) {
+    fn work(&mut self, mail: Vec<ImageMail>, now: Duration) {
         for mail in mail {
             self.handle(mail, now);
         }

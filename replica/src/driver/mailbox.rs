@@ -1,22 +1,16 @@
 //! What waits for a node's consensus loop.
 
 use super::changing::{Asker, Wish};
+use super::queue::{Item, Queue};
 use super::shared::Shared;
 use crate::consensus::Consensus;
 use crate::image::Event;
 use crate::packet::{Alive, Answer, Ask};
 use bytes::Bytes;
-use parking_lot::{Condvar, Mutex};
 use proto::services::Members;
 use proto::{GroupId, NodeId};
 use raft::eraftpb::{Message, MessageType};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// Messages from other nodes beyond this many are dropped; Raft sends again.
-const MAX_MESSAGES: usize = 16 << 10;
-/// And beyond this many bytes.
-const MAX_BYTES: usize = 64 << 20;
 
 /// What a confirmation round calls when it ends: with the index that it confirmed, or with the leader that is known
 /// instead.
@@ -26,12 +20,15 @@ pub(crate) type Waiter = Box<dyn FnOnce(Result<u64, Option<NodeId>>) + Send>;
 /// asked leads no more.
 pub(crate) type FreshWaiter = Box<dyn FnOnce(Result<(), Option<NodeId>>) + Send>;
 
+/// What waits for the consensus loop.
+pub(crate) type Mailbox = Queue<Mail>;
+
 /// One thing for the consensus loop.
 pub(crate) enum Mail {
     /// A message from another node.
     Raft { group: GroupId, message: Message, bytes: usize },
     /// Another node lets groups sleep.
-    Alive { from: NodeId, alive: Alive },
+    Alive { from: NodeId, alive: Alive, bytes: usize },
     /// Another node doesn't agree that the group sleeps.
     Wake { group: GroupId },
     /// A follower on another node asks how far it must be.
@@ -90,88 +87,23 @@ impl Mail {
     }
 }
 
-/// A queue with one reader.
-#[derive(Default)]
-pub(crate) struct Mailbox {
-    queue: Mutex<Queue>,
-    arrived: Condvar,
-}
+impl Item for Mail {
+    const MOST_BYTES: usize = 64 << 20;
 
-#[derive(Default)]
-struct Queue {
-    mail: Vec<Mail>,
-    messages: usize,
-    bytes: usize,
-    closed: bool,
-}
-
-impl Mailbox {
-    /// Puts something in. Afterwards nothing but a message of a full or closed mailbox is lost.
-    pub fn send(&self, mail: Mail) {
-        self.send_all([mail]);
-    }
-
-    /// Puts several things in.
-    pub fn send_all(&self, mails: impl IntoIterator<Item = Mail>) {
-        let mut queue = self.queue.lock();
-        if queue.closed {
-            return;
+    /// Raft sends again, and so does who asks or lets groups sleep.
+    fn foreign_bytes(&self) -> Option<usize> {
+        match self {
+            Mail::Raft { bytes, .. } | Mail::Alive { bytes, .. } => Some(*bytes),
+            Mail::Wake { .. } | Mail::Asked { .. } | Mail::Answered { .. } => Some(0),
+            _ => None,
         }
-        for mail in mails {
-            let foreign_bytes = match &mail {
-                Mail::Raft { bytes, .. } => Some(*bytes),
-                Mail::Asked { .. } | Mail::Answered { .. } => Some(0),
-                _ => None,
-            };
-            if let Some(bytes) = foreign_bytes {
-                if queue.messages >= MAX_MESSAGES || queue.bytes + bytes > MAX_BYTES {
-                    continue;
-                }
-                queue.messages += 1;
-                queue.bytes += bytes;
-            }
-            queue.mail.push(mail);
-        }
-        drop(queue);
-        self.arrived.notify_one();
     }
 
-    /// Takes everything.
-    pub fn take(&self) -> Vec<Mail> {
-        Self::empty(&mut self.queue.lock())
-    }
-
-    /// Takes everything, waiting so long until there is something.
-    pub fn wait_and_take(&self, patience: Duration) -> Vec<Mail> {
-        let mut queue = self.queue.lock();
-        let until = Instant::now() + patience;
-        while queue.mail.is_empty() {
-            if self.arrived.wait_until(&mut queue, until).timed_out() {
-                break;
-            }
-        }
-        Self::empty(&mut queue)
-    }
-
-    fn empty(queue: &mut Queue) -> Vec<Mail> {
-        queue.messages = 0;
-        queue.bytes = 0;
-        std::mem::take(&mut queue.mail)
-    }
-
-    /// Takes nothing in any more; what is still inside is dropped.
-    pub fn close(&self) {
-        let mail = {
-            let mut queue = self.queue.lock();
-            queue.closed = true;
-            std::mem::take(&mut queue.mail)
-        };
-        for mail in mail {
-            match mail {
-                Mail::Confirm { waiter, .. } => waiter(Err(None)),
-                Mail::Freshen { waiter, .. } => waiter(Err(None)),
-                _ => {}
-            }
+    fn refuse(self) {
+        match self {
+            Mail::Confirm { waiter, .. } => waiter(Err(None)),
+            Mail::Freshen { waiter, .. } => waiter(Err(None)),
+            _ => {}
         }
     }
 }

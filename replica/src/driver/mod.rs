@@ -14,12 +14,15 @@ mod image_loop;
 mod inbox;
 mod mailbox;
 mod member;
+mod queue;
 #[cfg(test)]
 mod read_tests;
 mod shared;
 mod sleep;
 #[cfg(test)]
 mod sleep_tests;
+#[cfg(test)]
+mod slow_tests;
 mod threads;
 #[cfg(test)]
 mod world;
@@ -32,5 +35,5 @@ pub(crate) use hashing::{Hashing, TakeHash};
 pub(crate) use image_loop::{ImageLoop, ImageMail, ImageMailbox};
 pub(crate) use inbox::{Inbox, PendingOrder, PendingWrite, Place, WriteState};
 pub(crate) use mailbox::{Mail, Mailbox};
-pub(crate) use shared::Shared;
+pub(crate) use shared::{Common, Shared};
 pub(crate) use threads::Threads;

@@ -33,6 +33,18 @@ pub(crate) struct Fresh {
     pub index: u64,
 }
 
+/// What all replicas of a node share.
+#[derive(Clone)]
+pub(crate) struct Common {
+    pub node: NodeId,
+    pub clock: Clock,
+    pub metrics: Arc<Metrics>,
+    pub mailbox: Arc<Mailbox>,
+    pub images: Arc<ImageMailbox>,
+    /// Counts the changes of role, leader, term or health of all the node's replicas.
+    pub changes: Arc<watch::Sender<u64>>,
+}
+
 /// What a replica's handles and its loops share.
 pub(crate) struct Shared {
     pub node: NodeId,
@@ -91,18 +103,8 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub fn new(
-        node: NodeId,
-        group: GroupId,
-        clock: Clock,
-        metrics: Arc<Metrics>,
-        mailbox: Arc<Mailbox>,
-        images: Arc<ImageMailbox>,
-        readers: Readers,
-        max_writes: usize,
-        applied: u64,
-        changes: Arc<watch::Sender<u64>>,
-    ) -> Self {
+    pub fn new(common: Common, group: GroupId, readers: Readers, max_writes: usize, applied: u64) -> Self {
+        let Common { node, clock, metrics, mailbox, images, changes } = common;
         let status = ReplicaStatus { applied: LogIndex(applied), ..ReplicaStatus::new(node, group) };
         Self {
             node,
@@ -331,6 +333,11 @@ impl Shared {
 
     /// Publishes what this replica is in its group.
     pub fn set_standing(&self, standing: Standing) {
+        // One that has stopped leads no more, whatever consensus doesn't know yet.
+        let inbox = self.inbox();
+        if inbox.closing.is_some() {
+            return;
+        }
         self.end_lease();
         self.first.store(standing.first.unwrap_or(NOT_LEADING), Ordering::Release);
         self.successor.store(standing.successor.map_or(0, |node| node.0), Ordering::Release);
@@ -352,6 +359,7 @@ impl Shared {
                 status.stopped.take_if(|why| *why == gone());
             }
         });
+        drop(inbox);
         self.changes.send_modify(|changes| *changes += 1);
     }
 
@@ -379,26 +387,26 @@ impl Shared {
     /// Stops the replica: what waits and what comes is answered with `why`. The node goes on. The first reason stays.
     pub fn stop(&self, why: &ReplicaError) {
         let message = why.to_string();
-        {
-            let mut inbox = self.inbox();
-            if inbox.closing.is_some() {
-                return;
-            }
-            inbox.closing = Some(Closing::Stopped(message.clone()));
+        // Whoever waits is answered by the engine loop, which sees that it's over no sooner than everyone else can.
+        let mut inbox = self.inbox();
+        if inbox.closing.is_some() {
+            return;
         }
+        inbox.closing = Some(Closing::Stopped(message.clone()));
         self.lost_a_sync.store(why.is_failed_sync(), Ordering::Release);
         self.can_pass.store(why.can_pass(), Ordering::Release);
         *self.stop_cause.lock() = Some(why.cause());
-        self.metrics.stops.with_label_values(&[&self.group.to_string(), why.cause()]).inc();
-        tracing::error!(node = self.node.0, group = self.group.0, "the replica stops: {message}");
         self.end_lease();
         self.first.store(NOT_LEADING, Ordering::Release);
         self.readers.close();
         self.tell(|status| {
             status.role = ReplicaRole::Follower;
             status.leader = None;
-            status.stopped = Some(message);
+            status.stopped = Some(message.clone());
         });
+        drop(inbox);
+        self.metrics.stops.with_label_values(&[&self.group.to_string(), why.cause()]).inc();
+        tracing::error!(node = self.node.0, group = self.group.0, "the replica stops: {message}");
         self.changes.send_modify(|changes| *changes += 1);
         self.wake();
         self.images.send(ImageMail::Remove { group: self.group });
