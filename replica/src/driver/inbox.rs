@@ -184,6 +184,12 @@ impl Inbox {
         entries.into_iter().map(complete).collect()
     }
 
+    /// How many bytes of committed entries are kept here.
+    #[cfg(test)]
+    pub fn entry_bytes(&self) -> usize {
+        self.entry_bytes
+    }
+
     fn pop(&mut self) -> Option<Committed> {
         let entry = self.entries.pop_front()?;
         self.entry_bytes -= entry.data.len();

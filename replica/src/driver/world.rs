@@ -52,20 +52,32 @@ pub struct World {
     frozen: Mutex<HashSet<NodeId>>,
     /// Nodes whose engines get no turn.
     stalled: Mutex<HashSet<NodeId>>,
+    /// Nodes that messages reach slowly, and what is on its way to them.
+    slow: Mutex<BTreeMap<NodeId, VecDeque<(NodeId, RaftMessage)>>>,
+    sent_bytes: Mutex<BTreeMap<NodeId, usize>>,
+    change: fn(&mut Config),
 }
 
 impl World {
     /// So many nodes with one group.
     pub fn new(count: u64) -> Self {
+        Self::with(count, |_| {})
+    }
+
+    /// So many nodes with one group, and settings of their own.
+    pub fn with(count: u64, change: fn(&mut Config)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (nanos, wire, nodes) = Default::default();
-        let (frozen, stalled) = Default::default();
-        let mut world = Self { nanos, wire, nodes, directory, frozen, stalled };
+        let (frozen, stalled, slow, sent_bytes) = Default::default();
+        let mut world = Self { nanos, wire, nodes, directory, frozen, stalled, slow, sent_bytes, change };
         let members: Vec<NodeId> = (1..=count).map(NodeId).collect();
         for node in &members {
             world.start(*node);
         }
-        let init = ["CREATE TABLE t1 (c1 INTEGER PRIMARY KEY) STRICT".to_owned()];
+        let init = [
+            "CREATE TABLE t1 (c1 INTEGER PRIMARY KEY) STRICT".to_owned(),
+            "CREATE TABLE t2 (c1 INTEGER PRIMARY KEY, c2 BLOB) STRICT".to_owned(),
+        ];
         for node in &members {
             world.nodes[node].host.create(GROUP, &members, &init).unwrap();
         }
@@ -79,7 +91,8 @@ impl World {
         let log = RaftEngineLog::open(&data_dir.join("log"), 1 << 20).unwrap();
         let nanos = self.nanos.clone();
         let clock = Clock::simulated(move || Duration::from_nanos(nanos.load(Ordering::Relaxed)));
-        let config = Config { tick: TICK, ..Config::new(node, data_dir) };
+        let mut config = Config { tick: TICK, ..Config::new(node, data_dir) };
+        (self.change)(&mut config);
         let link = Arc::new(Link(node, self.wire.clone()));
         let (host, loops) = open(config, clock, Arc::new(log), link).unwrap();
         self.nodes.insert(node, Node { host, loops });
@@ -120,12 +133,19 @@ impl World {
                     }
                 }
                 node.loops.turn_consensus();
+                let due = node.loops.next_images().is_some_and(|due| due <= self.now());
+                worked |= node.loops.turn_images() || due;
             }
             let messages = std::mem::take(&mut *self.wire.messages.lock());
             if messages.is_empty() && !worked {
                 return;
             }
             for (from, to, message) in messages {
+                *self.sent_bytes.lock().entry(to).or_default() += message.body.len();
+                if let Some(waiting) = self.slow.lock().get_mut(&to) {
+                    waiting.push_back((from, message));
+                    continue;
+                }
                 if !self.wire.cut.lock().contains(&(from, to))
                     && let Some(node) = self.nodes.get(&to)
                 {
@@ -155,10 +175,18 @@ impl World {
 
     /// Inserts a row.
     pub async fn write(&self, replica: &Replica, number: u64) -> Result<u64, proto::WireError> {
+        let insert = "INSERT INTO t1 VALUES (?1)";
+        self.run(replica, move |connection| connection.execute(insert, [number as i64])).await
+    }
+
+    async fn run(
+        &self,
+        replica: &Replica,
+        execute: impl FnOnce(&rusqlite::Connection) -> rusqlite::Result<usize> + Send + 'static,
+    ) -> Result<u64, proto::WireError> {
         let replica = replica.clone();
         let run = Box::new(move |connection: &rusqlite::Connection| {
-            let inserted = connection.execute("INSERT INTO t1 VALUES (?1)", [number as i64]);
-            inserted.map(|_| Bytes::new()).map_err(dialect::sqlite::error)
+            execute(connection).map(|_| Bytes::new()).map_err(dialect::sqlite::error)
         });
         let write = Write { request: None, settled: 0, deadline: later(), run };
         let written = tokio::spawn(async move { replica.write(write).await });
@@ -166,6 +194,66 @@ impl World {
             self.settle().await;
         }
         Ok(written.await.unwrap()?.index.0)
+    }
+
+    /// Inserts a row of so many bytes.
+    pub async fn write_bytes(
+        &self,
+        replica: &Replica,
+        number: u64,
+        bytes: usize,
+    ) -> Result<u64, proto::WireError> {
+        self.run(replica, move |connection| {
+            // What can't be made shorter.
+            connection.execute("INSERT INTO t2 VALUES (?1, randomblob(?2))", [number as i64, bytes as i64])
+        })
+        .await
+    }
+
+    /// How many rows a node has, and how many bytes of them, in the database as it is.
+    pub fn rows(&self, node: NodeId) -> (i64, i64) {
+        let reader = self.replica(node).shared().readers.open(None).unwrap();
+        let sql = "SELECT count(*), coalesce(sum(length(c2) + unicode(hex(c2))), 0) FROM t2";
+        let rows = reader.connection.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        self.replica(node).shared().give_back(reader);
+        rows
+    }
+
+    /// What the nodes' clocks show.
+    pub fn now(&self) -> Duration {
+        Duration::from_nanos(self.nanos.load(Ordering::Relaxed))
+    }
+
+    /// Messages to the node wait until they're let through.
+    pub fn slow_down(&self, node: NodeId) {
+        self.slow.lock().insert(node, VecDeque::new());
+    }
+
+    /// So many messages reach a slow node.
+    pub fn let_through(&self, node: NodeId, count: usize) {
+        let mut slow = self.slow.lock();
+        let Some(waiting) = slow.get_mut(&node) else { return };
+        let through: Vec<_> = waiting.drain(..count.min(waiting.len())).collect();
+        drop(slow);
+        for (from, message) in through {
+            self.nodes[&node].host.receive(from, vec![message]);
+        }
+    }
+
+    /// Messages reach the node at once again.
+    pub fn speed_up(&self, node: NodeId) {
+        self.let_through(node, usize::MAX);
+        self.slow.lock().remove(&node);
+    }
+
+    /// How many messages of at least so many bytes are on their way to a slow node.
+    pub fn waiting(&self, node: NodeId, least: usize) -> usize {
+        self.slow.lock()[&node].iter().filter(|(_, message)| message.body.len() >= least).count()
+    }
+
+    /// How many bytes were sent to a node.
+    pub fn sent_bytes(&self, node: NodeId) -> usize {
+        self.sent_bytes.lock().get(&node).copied().unwrap_or_default()
     }
 
     /// Cuts the ways between two nodes.
