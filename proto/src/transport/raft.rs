@@ -31,6 +31,7 @@ const OVERHEAD: usize = 32;
 /// Sends Raft messages to one node.
 #[derive(Debug)]
 pub struct RaftClient {
+    to: NodeId,
     queue: Arc<Queue>,
     _dropped: DropGuard,
 }
@@ -49,6 +50,8 @@ struct Waiting {
     stream: u64,
     /// Messages are dropped: the node was just found to be unreachable.
     refusing: bool,
+    /// Messages are dropped for want of room, and that was said.
+    full: bool,
     bytes: usize,
     small: VecDeque<RaftMessage>,
     /// Messages that travel in pieces, and those that must not overtake them.
@@ -71,7 +74,7 @@ impl RaftClient {
         let run = run(queue.clone(), from, to, address.into(), config);
         let until = dropped.clone();
         tokio::spawn(async move { until.run_until_cancelled(run).await });
-        Self { queue, _dropped: dropped.drop_guard() }
+        Self { to, queue, _dropped: dropped.drop_guard() }
     }
 
     /// Sends messages, or drops them. Never blocks.
@@ -83,8 +86,16 @@ impl RaftClient {
         for message in messages {
             let cost = message.body.len() + OVERHEAD;
             let room = waiting.bytes == 0 || waiting.bytes + cost <= MOST_WAITING;
-            if message.body.len() > MAX_MESSAGE || !room {
-                tracing::warn!(group = %message.group, bytes = cost, "dropped a Raft message");
+            if message.body.len() > MAX_MESSAGE {
+                tracing::warn!(group = %message.group, bytes = cost, "dropped a Raft message that is too long");
+                continue;
+            }
+            if !room {
+                // A node that is too slow for all that it's sent would have a line for each message.
+                if !std::mem::replace(&mut waiting.full, true) {
+                    let waiting = waiting.bytes;
+                    tracing::warn!(node = %self.to, waiting, "Raft messages are dropped: the node takes them too slowly");
+                }
                 continue;
             }
             waiting.bytes += cost;
@@ -106,6 +117,11 @@ impl Waiting {
         self.small.is_empty() && self.big.is_empty()
     }
 
+    fn sent(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        self.full &= self.bytes > MOST_WAITING / 2;
+    }
+
     /// As many small messages as a frame takes.
     fn small_frame(&mut self) -> Option<Kind> {
         let mut messages = Vec::new();
@@ -119,7 +135,7 @@ impl Waiting {
             let Some(RaftMessage { group, body }) = self.small.pop_front() else { break };
             messages.push(link::RaftMessage { group: group.0, body });
         }
-        self.bytes -= bytes;
+        self.sent(bytes);
         (!messages.is_empty()).then_some(Kind::Messages(RaftMessages { messages }))
     }
 }
@@ -160,7 +176,7 @@ impl Outbound {
             self.sending = Some((group, rest, cost));
             return Some(Kind::Part(part));
         }
-        waiting.bytes -= cost;
+        waiting.sent(cost);
         if let Some(count) = waiting.big_groups.get_mut(&group) {
             *count -= 1;
             if *count == 0 {
