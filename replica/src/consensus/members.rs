@@ -233,8 +233,11 @@ impl Consensus {
             return 0;
         }
         let cut = raft.store().cut().index;
-        let fetching =
-            raft.prs().iter().map(|(_, progress)| progress.matched).filter(|matched| *matched >= cut);
+        let fetching = raft.prs().iter().filter_map(|(_, progress)| match progress.matched {
+            // It hasn't said yet what it has: anything that the log still has may be what it lacks next.
+            0 if progress.state == ProgressState::Probe && progress.next_idx > cut => Some(cut),
+            matched => (matched >= cut).then_some(matched),
+        });
         let slowest = fetching.min().unwrap_or(0);
         slowest.max(raft.store().index_behind(self.settings.log_keep_bytes))
     }

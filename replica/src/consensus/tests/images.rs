@@ -222,3 +222,35 @@ fn who_has_an_image_may_campaign_before_the_database_is_swapped() {
     let roles = [group.standing(away).role, group.standing(6 - leader - away).role];
     assert!(roles.contains(&StateRole::Leader), "{roles:?}");
 }
+
+#[test]
+fn a_new_leader_keeps_the_log_for_who_has_not_said_yet_what_it_has() {
+    let mut group = Group::new(3);
+    let dead = group.elect();
+    let term = group.standing(dead).term;
+    group.propose(dead, term, "a").unwrap();
+    group.settle();
+    (1..=3).for_each(|node| cut(&mut group, node));
+    group.down = vec![dead];
+    let leader = group.elect();
+    let begin = group.consensus(leader).store().cut().index;
+    let term = group.standing(leader).term;
+    group.propose(leader, term, "b").unwrap();
+    group.settle();
+    assert_eq!(group.consensus(leader).floor(), begin, "it may have all that was there");
+
+    group.down.clear();
+    (0..6).for_each(|_| group.tick());
+    assert_eq!(group.wanted(leader), None, "the log has what it lacks");
+    assert_eq!(group.consensus(leader).floor(), group.last(leader));
+
+    // A dead member doesn't hold it for ever.
+    let kept = settings(leader).log_keep_bytes;
+    group.down = vec![dead];
+    for _ in 0..30 {
+        group.consensus(leader).propose(term, vec![0; kept as usize / 10].into()).unwrap();
+        group.settle();
+    }
+    let last = group.last(leader);
+    assert!((last - 20..last).contains(&group.consensus(leader).floor()));
+}
