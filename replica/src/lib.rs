@@ -27,6 +27,8 @@ mod engine;
 mod entry;
 mod error;
 mod fault;
+#[cfg(test)]
+mod golden;
 mod hash;
 mod host;
 mod hosted;

@@ -347,6 +347,11 @@ impl EngineLoop {
     fn deposed(&mut self) -> Result<(), ReplicaError> {
         self.engine.rollback()?;
         if let Some(Open { term, index: Some(index), replies }) = self.open.take() {
+            tracing::info!(
+                group = self.shared.group.0,
+                index,
+                "undid a batch: leadership was lost with it open"
+            );
             self.limbo.push(Limbo { term, index, replies });
         }
         Ok(())
