@@ -322,6 +322,7 @@ impl Replica {
         if shared.applied() >= index {
             return Ok(());
         }
+        shared.await_applied(index);
         let mut status = self.watch();
         let reached = status.wait_for(|status| status.applied.0 >= index || status.stopped.is_some());
         match timeout_at(deadline.into(), reached).await {

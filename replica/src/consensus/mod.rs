@@ -415,10 +415,11 @@ impl Consensus {
             messages: ready.take_messages(),
             snapshot,
             entries: ready.entries().clone(),
-            // With a change of configuration, that the one before it is committed must reach the disk: who finds the
-            // change in its log must not ask for votes among those before.
+            // That something is committed needs no write of its own: whoever loses that hears it again. But with a change
+            // of configuration, that the one before it is committed must reach the disk: who finds the change in its
+            // log must not ask for votes among those before.
             hard_state: match ready.entries().is_empty() {
-                true => ready.hs().cloned(),
+                true => ready.hs().filter(|_| ready.must_sync()).cloned(),
                 false => Some(self.raw.raft.hard_state()),
             },
             sync: ready.must_sync(),

@@ -462,6 +462,23 @@ fn a_restart_with_more_applied_than_was_noted_as_committed_goes_on() {
 }
 
 #[test]
+fn a_commit_alone_is_not_written() {
+    let mut group = Group::new(3);
+    let leader = group.elect();
+    let follower = if leader == 1 { 2 } else { 1 };
+    let disk = |group: &Group| group.peers[&follower].disk.0.lock().1.clone();
+    let (before, noted) = (group.committed(follower), disk(&group));
+    group.propose(leader, noted.term, "one").unwrap();
+    group.settle();
+    assert_eq!(group.committed(follower), [before, vec!["one".into()]].concat());
+    let first = disk(&group);
+    group.propose(leader, noted.term, "two").unwrap();
+    group.settle();
+    // The second entry's write says that the first is committed; nothing says it of the second.
+    assert_eq!((first.commit, disk(&group).commit), (noted.commit + 1, noted.commit + 2));
+}
+
+#[test]
 fn election_timeouts_depend_on_seed_replica_and_term_alone() {
     let draw = |node: u64| {
         let mut group = Group::new(3);

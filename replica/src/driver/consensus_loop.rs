@@ -231,6 +231,7 @@ impl ConsensusLoop {
                     installing: None,
                     requests: Requests::default(),
                     alone: false,
+                    deliveries: 0,
                 };
                 member.shared.set_members(&member.consensus.conf_state());
                 self.groups.insert(group, member);

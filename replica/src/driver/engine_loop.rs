@@ -174,6 +174,7 @@ impl EngineLoop {
     fn choose(&mut self, inbox: &mut Inbox) -> Option<Work> {
         let work = self.find_work(inbox);
         let is_proposed = self.open.as_ref().is_none_or(|open| open.index.is_some());
+        inbox.expectant = self.open.is_some() || !self.limbo.is_empty();
         let busy = !is_proposed || matches!(work, Some(Work::Batch(..) | Work::Order(..)));
         if std::mem::replace(&mut inbox.busy, busy) && !busy && inbox.standing.closed {
             // Who hands leadership over waits for this.
@@ -193,7 +194,9 @@ impl EngineLoop {
             return Some(Work::Install(cut));
         }
         let applied = self.engine.applied();
-        if inbox.committed > applied {
+        if inbox.committed <= applied {
+            inbox.due = false;
+        } else if inbox.due {
             let entries = inbox.take(applied, APPLY_BYTES);
             return Some(if entries.is_empty() {
                 Work::ApplyFromLog(inbox.committed)

@@ -15,6 +15,8 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// Committed entries beyond this many bytes aren't kept here, but read from the log when their turn comes.
 const ENTRY_BYTES: usize = 8 << 20;
+/// So many bytes of committed entries are applied even if nobody waits for it.
+const LOAD_BYTES: usize = 256 << 10;
 
 /// Whether a write was begun or given up: exactly one of the two happens.
 #[derive(Clone, Debug, Default)]
@@ -109,6 +111,10 @@ pub(crate) struct Inbox {
     conf_states: BTreeMap<u64, ConfState>,
     /// Whether something is being executed that isn't in the log yet.
     pub busy: bool,
+    /// Whether what is committed is to be applied now; else more is to come first.
+    pub due: bool,
+    /// Whether the engine has callers that wait for entries to be committed.
+    pub expectant: bool,
     /// The answer to the proposal that is under way: its index, or that it was refused.
     pub proposal: Option<Option<u64>>,
     pub closing: Option<Closing>,
@@ -126,13 +132,15 @@ impl Inbox {
             install: None,
             conf_states: BTreeMap::new(),
             busy: false,
+            due: false,
+            expectant: false,
             proposal: None,
             closing: None,
         }
     }
 
-    /// Takes committed entries, in order.
-    pub fn push(&mut self, delivered: Vec<Delivered>) {
+    /// Takes committed entries, in order, to be applied at once or when there is reason to. Says whether there is.
+    pub fn push(&mut self, delivered: Vec<Delivered>, at_once: bool) -> bool {
         for Delivered { entry, conf_state } in delivered {
             if let Some(conf_state) = &conf_state {
                 self.conf_states.insert(entry.index, conf_state.clone());
@@ -146,6 +154,8 @@ impl Inbox {
                 self.entries.push_back(Committed::new(entry, conf_state));
             }
         }
+        self.due |= at_once || self.expectant || self.entry_bytes >= LOAD_BYTES;
+        self.due
     }
 
     /// An image stands for all entries up to here.

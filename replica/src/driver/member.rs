@@ -25,6 +25,8 @@ use std::time::Duration;
 
 /// A leader's first check comes after one to so many parts of the time between two.
 const CHECK_SPREAD: u32 = 16;
+/// After so many deliveries between two ticks, a follower is a busy one.
+const PROMPT_DELIVERIES: u32 = 8;
 
 /// A group, as the node's consensus loop has it.
 pub(super) struct Member {
@@ -46,6 +48,8 @@ pub(super) struct Member {
     pub(super) requests: Requests,
     /// Whether it leads without anyone to ask.
     pub(super) alone: bool,
+    /// How often committed entries were delivered since the last tick.
+    pub(super) deliveries: u32,
 }
 
 /// What one group wants to be done, as [`crate::consensus::Ready`] but with all that is to be written.
@@ -137,6 +141,7 @@ impl Member {
         if self.sleep.is_asleep() {
             self.wake(now);
         }
+        self.apply_delayed();
         self.consensus.tick()?;
         self.shared.set_progress(self.consensus.last(), self.consensus.matched());
         let is_used = self.shared.take_lease_use();
@@ -154,6 +159,12 @@ impl Member {
         Ok(())
     }
 
+    fn apply_delayed(&mut self) {
+        if std::mem::take(&mut self.deliveries) > PROMPT_DELIVERIES {
+            self.shared.apply_now();
+        }
+    }
+
     pub(super) fn wake(&mut self, now: Duration) {
         self.sleep.wake(&mut self.consensus, now);
         self.shared.set_asleep(false);
@@ -162,6 +173,7 @@ impl Member {
     pub(super) fn hear(&mut self, from: NodeId, rest: Rest, now: Duration) -> bool {
         let agreed = self.sleep.hear(&mut self.consensus, from, rest, now);
         if agreed {
+            self.apply_delayed();
             self.shared.set_asleep(true);
         }
         agreed
@@ -300,7 +312,7 @@ impl Member {
         self.round = None;
         self.shared.set_standing(standing);
         self.shared.inbox().standing = standing;
-        self.shared.wake();
+        self.shared.apply_now();
         if standing.role != StateRole::Leader {
             self.fail_round(standing.leader);
             return;
@@ -339,8 +351,13 @@ impl Member {
             self.alone = false;
             self.shared.set_members(conf_state);
         }
-        self.shared.inbox().push(delivered);
-        self.shared.wake();
+        // Nobody waits for a busy follower: what comes until the next tick is applied in one transaction.
+        self.deliveries += 1;
+        let at_once = self.is_leading() || self.shared.is_awaited() || self.deliveries <= PROMPT_DELIVERIES;
+        let due = self.shared.inbox().push(delivered, at_once);
+        if due {
+            self.shared.wake();
+        }
         Ok(())
     }
 

@@ -222,3 +222,23 @@ async fn a_deposed_leader_answers_no_question() {
     let mut alone = pin!(count(&old, Bounded(HOUR)));
     assert!(poll!(alone.as_mut()).is_pending(), "it leads nobody");
 }
+
+/// Many writes that come one after the other cost a follower one transaction, unless somebody reads there.
+#[tokio::test]
+async fn a_busy_follower_applies_at_once_only_what_is_waited_for() {
+    let (world, leader) = World::led().await;
+    let follower = world.replica(world.others(leader.status().node)[0]);
+    let mut last = 0;
+    for number in 0..20 {
+        last = world.write(&leader, number).await.unwrap();
+    }
+    let applied = follower.status().applied.0;
+    assert!(applied < last, "it has waited for nothing");
+    world.pass(TICK * 2).await;
+    assert_eq!(follower.status().applied.0, last, "a tick ends the wait");
+
+    for number in 20..40 {
+        last = world.write(&leader, number).await.unwrap();
+    }
+    assert_eq!(world.count(&follower, Session(LogIndex(last))).await.unwrap(), 40, "a reader ends it, too");
+}

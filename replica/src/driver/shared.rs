@@ -78,6 +78,8 @@ pub(crate) struct Shared {
     arrived: Condvar,
     /// What the database has. Written by the engine loop.
     applied: AtomicU64,
+    /// The highest index that a reader has waited for.
+    awaited: AtomicU64,
     /// What the log may forget. Written by the engine loop.
     forgettable: AtomicU64,
     /// What every voter's log has. Written by the consensus loop.
@@ -128,6 +130,7 @@ impl Shared {
             inbox: Mutex::new(Inbox::new(applied)),
             arrived: Condvar::new(),
             applied: AtomicU64::new(applied),
+            awaited: AtomicU64::new(0),
             forgettable: AtomicU64::new(0),
             floor: AtomicU64::new(0),
             first: AtomicU64::new(NOT_LEADING),
@@ -201,6 +204,23 @@ impl Shared {
             // Who waits for something else isn't woken for this.
             false
         });
+    }
+
+    /// A reader waits until the database has this.
+    pub fn await_applied(&self, index: u64) {
+        self.awaited.fetch_max(index, Ordering::SeqCst);
+        self.apply_now();
+    }
+
+    /// Has applied what is committed, if it waits for more.
+    pub fn apply_now(&self) {
+        self.inbox().due = true;
+        self.wake();
+    }
+
+    /// Whether a reader waits for what the database hasn't yet.
+    pub fn is_awaited(&self) -> bool {
+        self.awaited.load(Ordering::SeqCst) > self.applied()
     }
 
     /// The index of the last check that was applied.
