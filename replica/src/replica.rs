@@ -271,16 +271,30 @@ impl Replica {
         Err(not_fresh(&shared, staleness))
     }
 
+    /// A snapshot that has everything which was acknowledged before it was opened: not just before it was asked for, for
+    /// who reads several groups at once compares what their snapshots show as of when they are open.
     async fn strong(&self, deadline: Instant) -> Result<Snapshot, WireError> {
         let shared = self.shared();
         shared.use_lease();
-        if shared.holds_lease() {
+        let mut index = if shared.holds_lease() { 0 } else { self.confirmed(&shared, deadline).await? };
+        loop {
+            self.applied(index, deadline).await?;
+            let office = shared.office();
             let snapshot = self.open(deadline).await?;
-            // The snapshot is the group's state only if nobody else could lead when it was taken.
-            if shared.holds_lease() {
+            // The snapshot is the group's state only if nobody else could lead when it was taken. Who has led all the time
+            // can tell now: by its lease, or by asking a majority that heard of nobody else until after that.
+            if office.is_some() && shared.holds_lease() && shared.office() == office {
+                return Ok(snapshot);
+            }
+            index = self.confirmed(&shared, deadline).await?;
+            if office.is_some() && shared.office() == office {
                 return Ok(snapshot);
             }
         }
+    }
+
+    /// An index that covers all that was acknowledged until now, from a majority that knows of no other leader.
+    async fn confirmed(&self, shared: &Shared, deadline: Instant) -> Result<u64, WireError> {
         if !shared.is_leading() {
             return Err(shared.not_leader());
         }
@@ -290,13 +304,11 @@ impl Replica {
             let _ = sender.send(outcome);
         });
         shared.mailbox.send(Mail::Confirm { group: shared.group, waiter });
-        let index = timeout_at(deadline.into(), confirmed)
+        timeout_at(deadline.into(), confirmed)
             .await
             .map_err(|_| too_late("the group's majority"))?
             .map_err(|_| shared.not_leader())?
-            .map_err(|_| shared.not_leader())?;
-        self.applied(index, deadline).await?;
-        self.open(deadline).await
+            .map_err(|_| shared.not_leader())
     }
 
     async fn open(&self, deadline: Instant) -> Result<Snapshot, WireError> {

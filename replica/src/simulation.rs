@@ -5,10 +5,12 @@
 
 use crate::driver::{ConsensusLoop, Drive, EngineLoop, Hashing, ImageLoop, Purge, Step, TakeHash};
 use crate::host::Parts;
+use crate::packet::Packet;
 use crate::{Config, Host, Replica, ReplicaError};
 use parking_lot::Mutex;
 use proto::GroupId;
-use proto::services::RaftTransport;
+use proto::services::{RaftMessage, RaftTransport};
+use raft::eraftpb::MessageType;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Weak};
@@ -55,6 +57,14 @@ pub fn holds_lease(replica: &Replica) -> bool {
 /// Whether the replica sleeps, since its group has nothing to do.
 pub fn is_asleep(replica: &Replica) -> bool {
     replica.shared().is_asleep()
+}
+
+/// Whether a node gives another its vote in this message.
+pub fn gives_vote(message: &RaftMessage) -> bool {
+    match Packet::decode(message.body.clone()) {
+        Ok(Packet::Raft(raft)) => raft.get_msg_type() == MessageType::MsgRequestVoteResponse && !raft.reject,
+        _ => false,
+    }
 }
 
 /// A host's loops.

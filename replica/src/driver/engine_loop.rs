@@ -233,6 +233,7 @@ impl EngineLoop {
     fn batch(&mut self, term: u64, writes: Vec<PendingWrite>) -> Result<(), ReplicaError> {
         let mut replies = Vec::with_capacity(writes.len());
         let mut writes = writes.into_iter();
+        let office = self.shared.office();
         self.engine.begin()?;
         while !self.engine.is_full() {
             let Some(write) = writes.next() else { break };
@@ -244,7 +245,7 @@ impl EngineLoop {
                 Ok(Outcome::Undone(error)) => {
                     self.requeue(writes);
                     replies.into_iter().for_each(|reply| reply.refuse(&undone()));
-                    self.confirm(vec![Reply::Write(write.reply, Err(error))]);
+                    self.confirm(office, vec![Reply::Write(write.reply, Err(error))]);
                     return Ok(());
                 }
                 Err(error) => {
@@ -277,7 +278,7 @@ impl EngineLoop {
             }
             None => {
                 self.engine.rollback()?;
-                self.confirm(replies);
+                self.confirm(office, replies);
             }
         }
         Ok(())
@@ -290,20 +291,22 @@ impl EngineLoop {
         }
     }
 
-    /// A batch that changed nothing needs no entry. Its replies say what the group's state is, so they may only go out
-    /// if this replica still led when it looked.
-    fn confirm(&self, replies: Vec<Reply>) {
+    /// A batch that changed nothing needs no entry. Its replies say what the group's state was when it ran, so they may
+    /// only go out if this replica led then, and in the same term still does.
+    fn confirm(&self, office: Option<u64>, replies: Vec<Reply>) {
         let index = LogIndex(self.engine.applied());
-        if self.shared.holds_lease() {
+        if office.is_some() && self.shared.holds_lease() && self.shared.office() == office {
             self.shared.use_lease();
             return replies.into_iter().for_each(|reply| reply.accept(index, None));
         }
         let shared = self.shared.clone();
         let waiter = Box::new(move |confirmed: Result<u64, _>| {
+            let leads = confirmed.is_ok() && office.is_some() && shared.office() == office;
             for reply in replies {
-                match confirmed {
-                    Ok(_) => reply.accept(index, None),
-                    Err(_) => reply.refuse(&shared.not_leader()),
+                if leads {
+                    reply.accept(index, None);
+                } else {
+                    reply.refuse(&shared.not_leader());
                 }
             }
         });

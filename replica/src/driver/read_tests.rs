@@ -73,6 +73,30 @@ async fn a_lease_is_checked_after_the_snapshot_is_taken() {
     assert_eq!(world.count(&new, Strong).await.unwrap(), 1);
 }
 
+/// A read that a round has confirmed may wait before it is opened, and who is elected meanwhile acknowledges writes.
+#[tokio::test]
+async fn a_snapshot_has_what_was_acknowledged_before_it_was_opened() {
+    let (world, old) = World::led().await;
+    let node = old.status().node;
+    world.pass(TICK * 20).await;
+    assert!(!holds_lease(&old), "a round confirms the read");
+    let held = old.shared();
+    let held = held.readers.hold();
+    let mut read = pin!(old.snapshot(Strong, later()));
+    assert!(poll!(read.as_mut()).is_pending());
+    world.settle().await;
+    assert!(poll!(read.as_mut()).is_pending(), "it is confirmed, and waits for its snapshot");
+    world.freeze(node);
+    let new = world.replace(&old).await;
+    world.write(&new, 1).await.unwrap();
+    drop(held);
+    assert!(poll!(read.as_mut()).is_pending(), "what it sees now is the past");
+    world.thaw(node);
+    world.heal();
+    world.pass(ELECTION).await;
+    assert_eq!(read.await.err().unwrap().retry, Retry::NotLeader(Some(new.status().node)));
+}
+
 /// A lease that is counted in ticks survives a SIGSTOP: lost time isn't ticked afterwards.
 #[tokio::test]
 async fn a_leader_that_was_stopped_holds_no_lease_when_it_goes_on() {
@@ -117,6 +141,8 @@ async fn a_new_leader_serves_only_what_its_own_terms_first_entry_follows() {
     let std::task::Poll::Ready(seen) = poll!(eventual.as_mut()) else { panic!("it waits for nothing") };
     assert!(seen.unwrap() < 2);
     world.stall(node, false);
+    world.settle().await;
+    assert!(poll!(read.as_mut()).is_pending(), "what confirmed it is past, now that it's open");
     world.settle().await;
     assert_eq!(read.await.unwrap(), 2);
 }

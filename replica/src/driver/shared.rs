@@ -303,9 +303,16 @@ impl Shared {
         self.first.load(Ordering::Acquire) != NOT_LEADING
     }
 
+    /// Which term it serves in, told by that term's first entry.
+    pub fn office(&self) -> Option<u64> {
+        let first = self.first.load(Ordering::Acquire);
+        (self.applied() >= first).then_some(first)
+    }
+
     /// Whether nobody else can lead now, so that this replica's committed state is the group's.
     pub fn holds_lease(&self) -> bool {
-        self.is_serving() && self.clock.nanos() < self.lease.load(Ordering::Acquire)
+        // The lease first: a later office's lease is never taken for one of an earlier office.
+        self.clock.nanos() < self.lease.load(Ordering::Acquire) && self.is_serving()
     }
 
     /// Says that leases are of use here.
