@@ -157,8 +157,7 @@ impl Host {
         if let Some(engine) = self.open_engine(group, log)? {
             return Ok(OnDisk::Database(Box::new(engine)));
         }
-        let Kept { cut, range, .. } = log.kept(group.0)?;
-        let is_new = cut.index <= FOUNDING.index && range.is_none();
+        let is_new = is_new(&log.kept(group.0)?);
         match peer {
             Some(_) if !is_new => Err(ReplicaError::FilesGone),
             Some(peer) if peer.incarnation() > 0 => {
@@ -234,16 +233,21 @@ impl Host {
         before: Option<&Replica>,
     ) -> Result<Option<Replica>, ReplicaError> {
         let Some((log, _)) = self.log_and_drive() else { return Ok(None) };
-        let older = [log::tombstone(log.as_ref(), group.0)?, log::peer(log.as_ref(), group.0)?];
-        // A member that is older or the same has been here, and lost its files.
-        if older.into_iter().flatten().any(|older| older >= peer) {
+        let noted = log::peer(log.as_ref(), group.0)?;
+        // It was noted, and the node died before there was a directory: nobody has heard of it.
+        let is_begun = noted == Some(peer) && is_new(&log.kept(group.0)?);
+        // A member that is later or the same has been here, and lost its files.
+        let been_here = [log::tombstone(log.as_ref(), group.0)?, noted.filter(|_| !is_begun)];
+        if been_here.into_iter().flatten().any(|been_here| been_here >= peer) {
             return Ok(None);
         }
         self.discard(group)?;
-        let mut batch = Batch::default();
-        batch.put(group.0, Change::Clear);
-        batch.put(group.0, log::note_peer(peer));
-        log.write(batch, true)?;
+        if !is_begun {
+            let mut batch = Batch::default();
+            batch.put(group.0, Change::Clear);
+            batch.put(group.0, log::note_peer(peer));
+            log.write(batch, true)?;
+        }
         let directory = self.directory(group);
         fs::create_dir_all(&directory).map_err(ReplicaError::io(&directory))?;
         tracing::info!(node = self.node().0, group = group.0, %peer, "makes a replica that waits for an image");
@@ -258,6 +262,11 @@ impl Host {
             self.let_go(group, &mut groups);
         }
     }
+}
+
+/// Whether the log has nothing of a group yet that a leader sent.
+fn is_new(kept: &Kept) -> bool {
+    kept.cut.index <= FOUNDING.index && kept.range.is_none()
 }
 
 /// Whether only a leader sends such a message: a member gets it that the group has, or is about to have.

@@ -5,6 +5,8 @@
 //! other through [`Shared`] and their mailboxes. A loop owns no thread: [`Drive`] is who turns it, [`Threads`] in production, a simulation's hand elsewhere.
 
 mod changing;
+#[cfg(test)]
+mod coming_tests;
 mod consensus_loop;
 mod drive;
 mod engine_loop;

@@ -106,6 +106,16 @@ impl World {
         self.start(node);
     }
 
+    /// A node crashes, and its group's directory isn't there when it is started again.
+    pub fn restart_without_files(&mut self, node: NodeId) {
+        let stopped = self.nodes.remove(&node).unwrap();
+        stopped.loops.crash();
+        drop(stopped);
+        let groups = self.directory.path().join(node.to_string()).join("groups");
+        std::fs::remove_dir_all(groups.join(GROUP.to_string())).unwrap();
+        self.start(node);
+    }
+
     /// A node's replica.
     pub fn replica(&self, node: NodeId) -> Replica {
         self.nodes[&node].host.replica(GROUP).unwrap()
