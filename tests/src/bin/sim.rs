@@ -3,6 +3,7 @@
 //! Seeds go in, verdicts come out; each run is the library's affair. Runs share nothing, so each core takes its own.
 
 use clap::Parser;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -43,7 +44,7 @@ struct Arguments {
 struct Sums {
     runs: u64,
     faults: BTreeMap<Kind, u64>,
-    counts: BTreeMap<&'static str, u64>,
+    counts: BTreeMap<Cow<'static, str>, u64>,
     failed: Vec<(u64, String)>,
 }
 
@@ -102,7 +103,7 @@ fn work(arguments: &Arguments, first: u64, next: &AtomicU64, sums: &Mutex<Sums>)
             *sums.faults.entry(*kind).or_default() += count;
         }
         for (what, count) in &report.counts {
-            *sums.counts.entry(what).or_default() += count;
+            *sums.counts.entry(what.clone()).or_default() += count;
         }
         sums.runs += 1;
         if let Some(why) = report.failure {

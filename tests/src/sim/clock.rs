@@ -25,6 +25,9 @@ impl WorldClock {
     }
 }
 
+/// The slowest that a node's clock may run, in thousandths of the true speed.
+pub const SLOWEST: u64 = 920;
+
 /// A node's clock.
 #[derive(Clone)]
 pub struct NodeClock {
@@ -65,6 +68,12 @@ impl NodeClock {
         let shown = u64::try_from(shown.as_nanos()).unwrap_or(u64::MAX);
         let left = shown.saturating_sub(self.now());
         self.world.now() + (left * 1000).div_ceil(self.rate.permille.load(Ordering::Relaxed))
+    }
+
+    /// The earliest time that can be this long ago on the clock.
+    pub fn earliest(&self, ago: Duration) -> Time {
+        let ago = u64::try_from(ago.as_nanos()).unwrap_or(u64::MAX / 1000);
+        self.world.now().saturating_sub((ago * 1000).div_ceil(SLOWEST))
     }
 
     /// As a host wants it.

@@ -49,6 +49,8 @@ pub struct History {
     /// Appends that every later strong read must show, in the order in which that became known, and when.
     known: Vec<(Time, i64)>,
     known_set: BTreeSet<i64>,
+    /// The furthest log index that some caller had heard of, since when.
+    furthest: Vec<(Time, u64)>,
     registers: BTreeMap<i64, Vec<Operation>>,
     /// The hash at each index, and who saw it first.
     hashes: BTreeMap<u64, (u128, String)>,
@@ -86,6 +88,26 @@ impl History {
         if self.known_set.insert(value) {
             self.known.push((now, value));
         }
+    }
+
+    /// A caller has heard that the group has come to an index.
+    pub fn heard(&mut self, index: u64, now: Time) {
+        if self.furthest.last().is_none_or(|(_, furthest)| *furthest < index) {
+            self.furthest.push((now, index));
+        }
+    }
+
+    /// A strong read stands at an index, and was opened no earlier than this: whatever anybody had heard of by then must
+    /// be in it. Later than its call, and so more than linearizability asks for.
+    pub fn opened(&mut self, position: u64, opened: Time, who: &str, now: Time) -> Result<(), String> {
+        let before = self.furthest.partition_point(|(time, _)| *time < opened);
+        if let Some((_, index)) = self.furthest[..before].last().filter(|(_, index)| *index > position) {
+            return Err(format!(
+                "{who}: index {index} was heard of before this strong read was opened, and it stands at {position}"
+            ));
+        }
+        self.heard(position, now);
+        Ok(())
     }
 
     /// A swap is sent for the first time.
@@ -292,6 +314,17 @@ mod tests {
         history.bounded_returned(10, &rows(10, &[2], 8), "a").unwrap();
         history.append_refused(2);
         assert!(history.saw(&rows(9, &[1, 2], 8), "a").unwrap_err().contains("won't be"));
+    }
+
+    #[test]
+    fn a_strong_read_has_what_was_heard_of_before_it_was_opened() {
+        let mut history = History::default();
+        history.heard(5, 10);
+        history.heard(4, 20);
+        assert!(history.opened(4, 11, "a", 30).unwrap_err().contains("index 5"));
+        history.opened(4, 10, "a", 30).unwrap();
+        history.opened(6, 11, "a", 30).unwrap();
+        assert!(history.opened(5, 31, "a", 40).unwrap_err().contains("index 6"));
     }
 
     #[test]

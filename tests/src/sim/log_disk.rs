@@ -28,6 +28,7 @@ struct State {
     full: bool,
     /// Whether a write found no space: none is taken any more then.
     failed: bool,
+    syncs: u64,
     fatal: Fatal,
 }
 
@@ -37,8 +38,6 @@ enum Fatal {
     #[default]
     No,
     AtNextWrite,
-    /// After the first write that has a new term: whoever votes writes one.
-    AfterVote,
     Died,
 }
 
@@ -94,13 +93,6 @@ fn change_all(groups: &mut Groups, batch: &Batch) -> Result<(), String> {
     batch.changes().iter().try_for_each(|(group, change)| groups.entry(*group).or_default().change(change))
 }
 
-fn has_new_term(groups: &Groups, batch: &Batch) -> bool {
-    batch.changes().iter().any(|(group, change)| {
-        let before = groups.get(group).map_or(0, |group| group.hard_state.term);
-        matches!(change, Change::HardState(state) if state.term > before)
-    })
-}
-
 impl LogDisk {
     /// An empty log. The path is for messages.
     pub fn new(path: PathBuf) -> Self {
@@ -126,10 +118,9 @@ impl LogDisk {
         self.state().fatal = Fatal::AtNextWrite;
     }
 
-    /// Has the process die right after it has voted: the vote is on the disk as far as it was asked to be, and what was
-    /// to be sent then is out.
-    pub fn die_after_vote(&self) {
-        self.state().fatal = Fatal::AfterVote;
+    /// How often it was synced.
+    pub fn syncs(&self) -> u64 {
+        self.state().syncs
     }
 
     /// Whether the process died in a write.
@@ -143,6 +134,13 @@ impl LogDisk {
         if state.fatal != Fatal::Died {
             state.fatal = Fatal::No;
         }
+    }
+
+    /// The process that had it open is gone, and its machine isn't: what was written stays. The next one opens it anew.
+    pub fn close(&self) {
+        let mut state = self.state();
+        state.fatal = Fatal::No;
+        state.failed = false;
     }
 
     /// Loses what a crash loses. Gives how many unsynced batches there were and how many stayed.
@@ -215,7 +213,7 @@ impl LogStore for LogDisk {
         let mut state = self.state();
         let state = &mut *state;
         match state.fatal {
-            Fatal::No | Fatal::AfterVote => {}
+            Fatal::No => {}
             Fatal::AtNextWrite => {
                 change_all(&mut state.current, &batch).map_err(|message| self.damaged(message))?;
                 state.unsynced.push(batch);
@@ -228,12 +226,10 @@ impl LogStore for LogDisk {
             state.failed = true;
             return Err(self.refused(io::ErrorKind::StorageFull));
         }
-        if state.fatal == Fatal::AfterVote && has_new_term(&state.current, &batch) {
-            state.fatal = Fatal::Died;
-        }
         change_all(&mut state.current, &batch).map_err(|message| self.damaged(message))?;
         state.unsynced.push(batch);
         if sync {
+            state.syncs += 1;
             for batch in state.unsynced.drain(..) {
                 change_all(&mut state.synced, &batch).map_err(|message| self.damaged(message))?;
             }

@@ -25,8 +25,10 @@ impl Quality {
     /// As in one rack.
     pub const GOOD: Self = Self { lost: 0, doubled: 0, late: 0, late_by: 0, delay: MILLISECOND };
 
-    /// As between continents.
-    pub const FAR: Self = Self { delay: 300 * MILLISECOND, ..Self::GOOD };
+    /// Nothing is lost, but it takes up to this long.
+    pub const fn far(delay: Time) -> Self {
+        Self { delay, ..Self::GOOD }
+    }
 
     /// One that misbehaves.
     pub fn bad(random: &mut Random) -> Self {

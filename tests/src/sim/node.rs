@@ -12,7 +12,7 @@ use super::trace::{SECOND, Time};
 use proto::services::{RaftMessage, RaftTransport};
 use proto::{GroupId, NodeId};
 use replica::simulation::{Loops, holds_lease};
-use replica::{Config, Host, Replica};
+use replica::{Config, Host, Replica, Snapshot};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -96,8 +96,20 @@ pub struct Node {
     pub tick_at: Option<Time>,
     /// How long it stays down after its next crash.
     pub down_for: Time,
-    /// Whether each process that it starts dies right after its first vote, and for how long.
+    /// Whether its process dies whenever it has voted for another, and for how long.
     pub dies_voting: Option<Time>,
+    /// Whether it's gone for good, with its disks.
+    pub gone: bool,
+    /// Whether the group's files were lost, and its member wasn't made anew yet.
+    pub lost_files: bool,
+    /// How long its log needs for a sync at most.
+    pub disk_delay: Time,
+    /// Until when its consensus waits for its log.
+    pub busy_until: Time,
+    /// Whether its replica slept when it was last looked at.
+    pub asleep: bool,
+    /// Readers that are taken.
+    pub taken: Vec<Snapshot>,
     root: PathBuf,
     setup: Setup,
     seed: u64,
@@ -124,6 +136,12 @@ impl Node {
             tick_at: None,
             down_for: SECOND,
             dies_voting: None,
+            gone: false,
+            lost_files: false,
+            disk_delay: 0,
+            busy_until: 0,
+            asleep: false,
+            taken: Vec::new(),
             root,
             setup,
             seed,
@@ -142,6 +160,7 @@ impl Node {
         config.hold_snapshots = Duration::ZERO;
         config.log_keep_bytes = self.setup.log_keep_bytes;
         config.log_cut_entries = 8;
+        config.sleep_ticks = self.setup.sleep_ticks;
         config.image_chunk_bytes = 8 << 10;
         config.end_reads_bytes = 8 * self.setup.checkpoint_bytes;
         config
@@ -162,7 +181,12 @@ impl Node {
             host.create(GROUP, founders, &init).map_err(|error| error.to_string())?;
         }
         let changed = host.changed();
+        if self.lost_files && host.replica(GROUP).is_none() {
+            // The shard is formed, so who has no files of it must not found it.
+            host.note_missing(GROUP);
+        }
         self.life += 1;
+        (self.busy_until, self.asleep) = (0, false);
         (self.turn_at, self.step_at, self.images_at, self.tick_at) = (None, None, None, None);
         self.process = Some(Process { host, loops, changed, outbox, had_trouble: false });
         Ok(())
@@ -171,6 +195,7 @@ impl Node {
     /// Ends its process as a power failure does. Says what its log lost.
     pub fn crash(&mut self, random: &mut Random) -> Result<String, String> {
         self.life += 1;
+        self.taken.clear();
         let left = self.root.join(self.life.to_string());
         let before = self.files.directory().to_owned();
         let files = std::mem::replace(&mut self.files, FileDisk::new(self.root.join("none")));
@@ -183,6 +208,36 @@ impl Node {
         let (unsynced, kept) = self.log.crash(random);
         (self.paused, self.stalled) = (false, false);
         Ok(format!("its log keeps {kept} of {unsynced} unsynced batches"))
+    }
+
+    /// Ends its process as it should be.
+    pub fn stop(&mut self) {
+        self.life += 1;
+        self.taken.clear();
+        (self.paused, self.stalled) = (false, false);
+        if let Some(process) = self.process.take() {
+            process.host.shutdown();
+        }
+    }
+
+    /// Loses the group's files, but not its log. Its process must be down.
+    pub fn lose_files(&mut self) -> Result<(), String> {
+        let directory = self.files.directory().join("groups").join(GROUP.to_string());
+        self.lost_files = true;
+        match fs::remove_dir_all(directory) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.to_string()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes all of its readers, if nobody has taken one yet.
+    pub fn take_readers(&mut self, take: impl Fn(&Replica) -> Option<Snapshot>) {
+        let Some(replica) = self.replica() else { return };
+        while self.taken.len() < self.setup.max_snapshots
+            && let Some(snapshot) = take(&replica)
+        {
+            self.taken.push(snapshot);
+        }
     }
 
     /// Its replica, if it runs and has one.

@@ -1,6 +1,7 @@
 //! What is going to happen in a run, drawn from its seed before it begins, so that a failing run can be made shorter by
 //! taking things out.
 
+use super::clock::SLOWEST;
 use super::network::Quality;
 use super::random::Random;
 use super::trace::{MILLISECOND, SECOND, Time};
@@ -39,6 +40,8 @@ pub struct Setup {
     pub checkpoint_bytes: u64,
     /// As in `replica::Config`. With little, who was away for long gets an image.
     pub log_keep_bytes: u64,
+    /// As in `replica::Config`. With few, the group sleeps whenever its clients think.
+    pub sleep_ticks: u32,
     /// How long clients think between two operations at most. Where they think long, the group falls asleep.
     pub think: Time,
     /// A loop that has something to do waits up to this long for its turn.
@@ -76,9 +79,9 @@ pub enum Fault {
     CrashInFile(Who, u64, Time),
     /// All nodes die.
     CrashAll(Time),
-    /// The leader dies and is back after the first time, while messages take long, so that several ask for votes at
-    /// once. Right after each vote it dies again, and is back after the second time.
-    CrashInVote(Who, Time, Time),
+    /// The leader dies and is back after the first time, while messages take up to the last time, so that several ask
+    /// for votes at once. Whoever votes for another dies right after it said so, and is back after the second time.
+    CrashInVote(Who, Time, Time, Time),
     /// A node isn't run for a while.
     Pause(Who, Time),
     /// A node isn't run for the first time, and its consensus has no turn for the second time after that, while its
@@ -106,6 +109,19 @@ pub enum Fault {
     Check,
     /// The log is kept for somebody from where it ends, or for nobody any more.
     Hold(bool),
+    /// All of a node's readers are taken for the first time, while it is cut off, and it stays cut off for the second
+    /// time after that: reads that it believed it could serve are opened once others lead.
+    LateReads(Who, Time, Time),
+    /// A node's disks are lost. Its machine comes back as another node, which takes its place in the group.
+    DiskLost(Who, Time),
+    /// A node dies, and the group's files are gone when it's back. Its member is made anew.
+    FilesGone(Who, Time),
+    /// A node's log needs so long for a sync.
+    SlowDisk(Who, Time, Time),
+    /// A node hands over what it leads, is shut down as it should be, and starts again.
+    Restart(Who, Time),
+    /// No client begins anything.
+    Quiet(Time),
 }
 
 /// A fault's kind.
@@ -149,11 +165,23 @@ pub enum Kind {
     CrashInVote,
     /// [`Fault::Stall`].
     Stall,
+    /// [`Fault::LateReads`].
+    LateReads,
+    /// [`Fault::DiskLost`].
+    DiskLost,
+    /// [`Fault::FilesGone`].
+    FilesGone,
+    /// [`Fault::SlowDisk`].
+    SlowDisk,
+    /// [`Fault::Restart`].
+    Restart,
+    /// [`Fault::Quiet`].
+    Quiet,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 25] = [
         Self::Crash,
         Self::CrashInLog,
         Self::CrashInFile,
@@ -173,6 +201,12 @@ impl Kind {
         Self::Hold,
         Self::CrashInVote,
         Self::Stall,
+        Self::LateReads,
+        Self::DiskLost,
+        Self::FilesGone,
+        Self::SlowDisk,
+        Self::Restart,
+        Self::Quiet,
     ];
 }
 
@@ -198,6 +232,12 @@ impl fmt::Display for Kind {
             Kind::Hold => "log hold",
             Kind::CrashInVote => "crash after a vote",
             Kind::Stall => "consensus that wakes late",
+            Kind::LateReads => "reads opened late",
+            Kind::DiskLost => "lost disks",
+            Kind::FilesGone => "lost files",
+            Kind::SlowDisk => "slow disk",
+            Kind::Restart => "graceful restart",
+            Kind::Quiet => "quiet time",
         })
     }
 }
@@ -225,6 +265,12 @@ impl Fault {
             Fault::Hold(..) => Kind::Hold,
             Fault::CrashInVote(..) => Kind::CrashInVote,
             Fault::Stall(..) => Kind::Stall,
+            Fault::LateReads(..) => Kind::LateReads,
+            Fault::DiskLost(..) => Kind::DiskLost,
+            Fault::FilesGone(..) => Kind::FilesGone,
+            Fault::SlowDisk(..) => Kind::SlowDisk,
+            Fault::Restart(..) => Kind::Restart,
+            Fault::Quiet(..) => Kind::Quiet,
         }
     }
 
@@ -263,7 +309,7 @@ impl Fault {
             }
             Kind::Network => Fault::Network(Quality::bad(random), random.within(SECOND..8 * SECOND)),
             Kind::DiskFull => Fault::DiskFull(who, short),
-            Kind::ClockRate => Fault::ClockRate(who, random.within(920..1080)),
+            Kind::ClockRate => Fault::ClockRate(who, random.within(SLOWEST..1080)),
             Kind::Transfer => Fault::Transfer(node),
             Kind::Members => {
                 let mut voters = BTreeSet::new();
@@ -280,7 +326,23 @@ impl Fault {
                 Who::Leader(node),
                 random.within(10 * MILLISECOND..300 * MILLISECOND),
                 random.within(MILLISECOND..20 * MILLISECOND),
+                random.within(200 * MILLISECOND..SECOND),
             ),
+            // A read waits for a reader until nothing of what its leader knew is true any more.
+            Kind::LateReads => Fault::LateReads(
+                Who::Leader(node),
+                random.within(1200 * MILLISECOND..3 * SECOND),
+                random.within(10 * MILLISECOND..SECOND),
+            ),
+            Kind::DiskLost => Fault::DiskLost(who, short),
+            Kind::FilesGone => Fault::FilesGone(who, short),
+            Kind::SlowDisk => Fault::SlowDisk(
+                who,
+                random.within(5 * MILLISECOND..400 * MILLISECOND),
+                random.within(SECOND..8 * SECOND),
+            ),
+            Kind::Restart => Fault::Restart(who, short),
+            Kind::Quiet => Fault::Quiet(random.within(SECOND..6 * SECOND)),
             Kind::SlowNode => Fault::SlowNode(who, random.within(10 * MILLISECOND..300 * MILLISECOND), short),
         }
     }
@@ -299,13 +361,14 @@ impl Plan {
             max_batch_bytes: *random.pick(&[200, 4096, 1 << 20]).expect("there are some"),
             checkpoint_bytes: *random.pick(&[16 << 10, 64 << 10, 256 << 10]).expect("there are some"),
             log_keep_bytes: *random.pick(&[2 << 10, 16 << 10, 64 << 20]).expect("there are some"),
+            sleep_ticks: *random.pick(&[5, 30]).expect("there are some"),
             think: *random.pick(&[300 * MILLISECOND, 300 * MILLISECOND, 4 * SECOND]).expect("there are some"),
             turn_delay: *random.pick(&[100_000, 500_000, 3_000_000, 20_000_000]).expect("there are some"),
         };
         // Few kinds at a time find more than all at once, for one hides another.
         let share = random.within(150..700);
         let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|_| random.permille(share)).collect();
-        let count = random.within(3..25);
+        let count = random.within(3..30);
         let mut faults: Vec<(Time, Fault)> = (0..count)
             .filter_map(|_| {
                 let kind = *random.pick(&kinds)?;

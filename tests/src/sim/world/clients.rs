@@ -31,6 +31,11 @@ impl World {
             return self.again(number, Known::Unknown);
         }
         if self.clients[number].operation.is_none() {
+            if self.now() < self.quiet_until && !self.healed {
+                let pause = self.clients[number].random.within(0..100 * MILLISECOND);
+                self.client_at(number, self.quiet_until + pause);
+                return Ok(());
+            }
             let operation = self.wish(number);
             self.clients[number].operation = Some(operation);
         }
@@ -64,7 +69,7 @@ impl World {
     /// Sends a client's operation to a node.
     fn attempt(&mut self, number: usize) -> Outcome {
         let now = self.now();
-        let all: Vec<u64> = self.nodes.keys().copied().collect();
+        let all = self.ids();
         let client = &mut self.clients[number];
         let Some(mut operation) = client.operation.take() else { return Ok(()) };
         operation.attempts += 1;
@@ -124,6 +129,7 @@ impl World {
             }
             Answer::Written(Ok(written)) => self.written(number, call, &written),
             Answer::Changed(Ok(index)) => {
+                self.history.heard(index.0, self.clock.now());
                 let client = &mut self.clients[number];
                 client.session = client.session.max(index.0);
                 client.leader = Some(call.node);
@@ -172,6 +178,8 @@ impl World {
         client.session = client.session.max(written.index.0);
         client.leader = Some(call.node);
         client.acknowledged += 1;
+        self.history.heard(written.index.0, self.clock.now());
+        let client = &mut self.clients[number];
         let operation = client.operation.clone().ok_or("an answer without an operation")?;
         let what = match operation.wish {
             Wish::Append { value } => {
@@ -207,6 +215,10 @@ impl World {
             Err(error) => return Err(format!("client {number} can't read at node {}: {error}", call.node)),
         };
         let who = format!("client {number} at node {}", call.node);
+        if call.read.is_some() {
+            let opened = self.nodes[&call.node].clock.earliest(snapshot.age());
+            self.history.opened(rows.position, opened, &who, self.clock.now())?;
+        }
         self.judge_read(number, call, &rows, &who)?;
         self.note(format_args!("{who}: reads {} rows at {}", rows.appended.len(), rows.position));
         self.count("reads");
@@ -238,7 +250,7 @@ impl World {
             Wish::BoundedRead { staleness } => {
                 let since = self.clock.now().saturating_sub(staleness * 6 / 5);
                 self.history.bounded_returned(since, rows, who)?;
-                self.report.counts.entry("bounded reads").and_modify(|count| *count += 1).or_insert(1);
+                self.report.counts.entry("bounded reads".into()).and_modify(|count| *count += 1).or_insert(1);
             }
             _ => self.history.saw(rows, who)?,
         }

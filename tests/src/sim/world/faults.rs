@@ -1,24 +1,36 @@
 //! Faults that strike a world, and how they pass.
 
 use super::super::network::Quality;
-use super::super::node::Process;
+use super::super::node::{Node, Process};
 use super::super::plan::{Fault, Way, Who};
 use super::super::trace::{MILLISECOND, SECOND, Time};
-use super::{Event, Outcome, REVIVE, World};
+use super::chores::Wound;
+use super::{Event, Outcome, REVIVE, World, now_or_never, soon};
+use proto::services::Consistency;
+use std::collections::BTreeSet;
+use std::path::Path;
 
 impl World {
     /// Whom a fault hits now.
     fn whom(&self, who: Who) -> u64 {
         match who {
-            Who::Node(node) => node,
+            Who::Node(node) => self.stands_for(node),
             Who::Leader(otherwise) => {
                 let leading = self.nodes.values().filter_map(|node| {
                     let replica = node.replica()?;
                     replica.is_leader().then(|| (replica.status().term, node.id))
                 });
-                leading.max().map_or(otherwise, |(_, node)| node)
+                leading.max().map_or(self.stands_for(otherwise), |(_, node)| node)
             }
         }
+    }
+
+    /// Who is there in the place of a node that may be gone.
+    pub(super) fn stands_for(&self, mut node: u64) -> u64 {
+        while let Some(next) = self.replaced.get(&node) {
+            node = *next;
+        }
+        node
     }
 
     /// A fault of the plan happens.
@@ -57,14 +69,14 @@ impl World {
                     }
                 }
             }
-            Fault::CrashInVote(who, down, again) => {
+            Fault::CrashInVote(who, down, again, delay) => {
                 let id = self.whom(who);
                 self.down_for(id, down);
                 if self.nodes[&id].process.is_some() {
                     self.crash(id, "crashes")?;
                 }
-                self.nodes.get_mut(&id).expect("faults hit nodes that are there").dies_voting = Some(again);
-                self.network.set_quality(Quality::FAR);
+                self.nodes.values_mut().for_each(|node| node.dies_voting = Some(again));
+                self.network.set_quality(Quality::far(delay));
                 self.at(now + 6 * SECOND, Event::Calm);
             }
             Fault::Pause(who, time) => {
@@ -89,16 +101,10 @@ impl World {
             Fault::Isolate(who, way, time) => {
                 let node = self.whom(who);
                 self.note(format_args!("node {node} is cut off: {way:?}"));
-                let others = self.ids().into_iter().filter(|other| *other != node);
-                let links = others.flat_map(|other| match way {
-                    Way::Both => vec![(node, other), (other, node)],
-                    Way::Out => vec![(node, other)],
-                    Way::In => vec![(other, node)],
-                });
-                let cut = self.network.cut(links.collect());
-                self.at(now + time, Event::Mend(cut));
+                self.cut_off(node, way, time);
             }
             Fault::Split(some, time) => {
+                let some: BTreeSet<u64> = some.iter().map(|node| self.stands_for(*node)).collect();
                 let all = self.ids();
                 let links = all.iter().flat_map(|from| all.iter().map(move |to| (*from, *to)));
                 let parted = links.filter(|(from, to)| some.contains(from) != some.contains(to)).collect();
@@ -106,7 +112,7 @@ impl World {
                 self.at(now + time, Event::Mend(cut));
             }
             Fault::SlowLink(who, to, delay, time) => {
-                let from = self.whom(who);
+                let (from, to) = (self.whom(who), self.stands_for(to));
                 self.network.slow(from, to, delay);
                 self.at(now + time, Event::Unslow { from, to });
             }
@@ -137,12 +143,87 @@ impl World {
                 self.nodes.get_mut(&node).expect("faults hit nodes that are there").turn_delay = delay;
                 self.at(now + time, Event::Hurry { node });
             }
-            Fault::Transfer(to) => self.transfer(to),
+            Fault::Transfer(to) => self.transfer(self.stands_for(to)),
             Fault::Members(voters, rebuild) => self.change_members(&voters, rebuild),
             Fault::Check => self.check(),
             Fault::Hold(holds) => self.hold(holds),
+            Fault::LateReads(who, time, more) => {
+                let id = self.whom(who);
+                self.note(format_args!("node {id} is cut off, and its readers are taken"));
+                self.cut_off(id, Way::Both, time + more);
+                let node = self.nodes.get_mut(&id).expect("faults hit nodes that are there");
+                node.take_readers(|replica| {
+                    now_or_never(replica.snapshot(Consistency::Eventual, soon()))?.ok()
+                });
+                let life = node.life;
+                self.at(now + time, Event::Readers { node: id, life });
+            }
+            Fault::DiskLost(who, down) => self.lose(who, down, false)?,
+            Fault::FilesGone(who, down) => self.lose(who, down, true)?,
+            Fault::SlowDisk(who, delay, time) => {
+                let id = self.whom(who);
+                self.note(format_args!("node {id}'s disk is slow"));
+                self.nodes.get_mut(&id).expect("faults hit nodes that are there").disk_delay = delay;
+                self.at(now + time, Event::Quick { node: id });
+            }
+            Fault::Restart(who, down) => self.leave(self.whom(who), down),
+            Fault::Quiet(time) => self.quiet_until = now + time,
         }
         Ok(())
+    }
+
+    fn cut_off(&mut self, node: u64, way: Way, time: Time) {
+        let others = self.ids().into_iter().filter(|other| *other != node);
+        let links = others.flat_map(|other| match way {
+            Way::Both => vec![(node, other), (other, node)],
+            Way::Out => vec![(node, other)],
+            Way::In => vec![(other, node)],
+        });
+        let cut = self.network.cut(links.collect());
+        self.at(self.now() + time, Event::Mend(cut));
+    }
+
+    /// A node loses its disks, or no more than the group's files. One at a time: what a majority loses is lost.
+    fn lose(&mut self, who: Who, down: Time, files: bool) -> Outcome {
+        let id = self.whom(who);
+        if self.wound.is_some() || !self.can_lose(id) {
+            self.note(format_args!("node {id} keeps what it has"));
+            return Ok(());
+        }
+        if self.nodes[&id].process.is_some() {
+            self.crash(id, "loses what it has")?;
+        }
+        let now = self.now();
+        let new = if files {
+            self.nodes.get_mut(&id).expect("it was just hit").lose_files()?;
+            self.down_for(id, down);
+            self.count("files lost");
+            id
+        } else {
+            let new = self.nodes.keys().last().copied().unwrap_or_default() + 1;
+            self.nodes.get_mut(&id).expect("it was just hit").gone = true;
+            self.replaced.insert(id, new);
+            let (root, seed) = (self.root.clone(), self.plan.seed);
+            let node = Node::new(new, Path::new(&root), &self.clock, self.plan.setup, seed);
+            self.nodes.insert(new, node);
+            self.at(now + down, Event::Start { node: new });
+            self.at(now + REVIVE, Event::Revive { node: new });
+            self.count("disks lost");
+            new
+        };
+        self.note(format_args!("node {new} is to take the place of node {id}"));
+        self.wound = Some(Wound { lost: id, new });
+        self.at(now + down, Event::Operate);
+        Ok(())
+    }
+
+    /// Lets go of the snapshots that are open at a node.
+    pub(super) fn forget_snapshots(&mut self, id: u64) {
+        for client in &mut self.clients {
+            if client.kept.as_ref().is_some_and(|kept| kept.node == id) {
+                client.kept = None;
+            }
+        }
     }
 
     fn down_for(&mut self, node: u64, down: Time) {
@@ -154,11 +235,7 @@ impl World {
         let node = self.nodes.get_mut(&id).expect("only nodes crash");
         let lost = node.crash(&mut self.random)?;
         let again = node.down_for;
-        for client in &mut self.clients {
-            if client.kept.as_ref().is_some_and(|kept| kept.node == id) {
-                client.kept = None;
-            }
-        }
+        self.forget_snapshots(id);
         self.count("crashes");
         self.note(format_args!("node {id} {how}: {lost}"));
         self.at(self.now() + again, Event::Start { node: id });
@@ -168,27 +245,24 @@ impl World {
     /// A node starts again.
     pub(super) fn start(&mut self, id: u64) -> Outcome {
         let node = self.nodes.get_mut(&id).expect("only nodes start");
-        if node.process.is_some() {
+        if node.process.is_some() || node.gone {
             return Ok(());
         }
+        let lost_files = node.lost_files;
         let full = node.log.is_full();
         match node.start(None) {
             Ok(()) => {
                 let process = node.process.as_mut().expect("it was just started");
-                process.had_trouble = full;
+                process.had_trouble = full || lost_files;
                 let status = process.replica().map(|replica| replica.status());
                 match status {
                     None => self.note(format_args!("node {id} starts without a replica")),
                     Some(status) => {
                         self.note(format_args!("node {id} starts at index {}", status.applied));
-                        if let (Some(why), false) = (status.stopped, full) {
+                        if let (Some(why), false) = (status.stopped, full || lost_files) {
                             return Err(format!("the replica on node {id} can't start: {why}"));
                         }
                     }
-                }
-                if let Some(down) = self.nodes.get_mut(&id).and_then(|node| node.dies_voting) {
-                    self.down_for(id, down);
-                    self.nodes[&id].log.die_after_vote();
                 }
                 self.touch(id);
                 Ok(())
@@ -236,6 +310,8 @@ impl World {
             self.give_space(id);
             let node = self.nodes.get_mut(&id).expect("they are all there");
             node.dies_voting = None;
+            node.taken.clear();
+            (node.disk_delay, node.busy_until) = (0, 0);
             node.log.spare();
             node.files.spare();
             (node.paused, node.stalled) = (false, false);

@@ -17,9 +17,11 @@ use super::plan::{Kind, Plan};
 use super::random::Random;
 use super::rows;
 use super::trace::{MICROSECOND, MILLISECOND, SECOND, Time, Trace};
-use chores::Chore;
+use chores::{Chore, Wound};
 use proto::NodeId;
 use proto::services::{Consistency, RaftMessage, RaftService};
+use replica::simulation::gives_vote;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
@@ -53,6 +55,10 @@ enum Event {
     Calm,
     Space { node: u64 },
     Hurry { node: u64 },
+    Quick { node: u64 },
+    Readers { node: u64, life: u64 },
+    Operate,
+    Sweep,
 }
 
 /// A node's loops.
@@ -70,7 +76,7 @@ pub struct Report {
     /// How often each kind of fault happened.
     pub faults: BTreeMap<Kind, u64>,
     /// How often something worth counting happened.
-    pub counts: BTreeMap<&'static str, u64>,
+    pub counts: BTreeMap<Cow<'static, str>, u64>,
     /// What happened.
     pub trace: Trace,
 }
@@ -89,6 +95,14 @@ pub struct World {
     history: History,
     random: Random,
     healed: bool,
+    /// No client begins anything before this time.
+    quiet_until: Time,
+    /// What the group must make up for.
+    wound: Option<Wound>,
+    /// Whether the last change of members came to its end.
+    members_settled: bool,
+    /// Who came in the place of nodes that are gone.
+    replaced: BTreeMap<u64, u64>,
     leaders: BTreeMap<u64, u64>,
     chores: Vec<Chore>,
     /// The hashes that replicas took themselves, by index.
@@ -120,6 +134,10 @@ impl World {
             history: History::default(),
             random: Random::stream(seed, "world", 0),
             healed: false,
+            quiet_until: 0,
+            wound: None,
+            members_settled: true,
+            replaced: BTreeMap::new(),
             leaders: BTreeMap::new(),
             chores: Vec::new(),
             checks: BTreeMap::new(),
@@ -136,7 +154,7 @@ impl World {
             self.report.trace.note(self.now(), format_args!("FAILED: {why}"));
             self.report.failure = Some(why);
         }
-        self.report.counts.insert("snapshots compared", self.history.compared());
+        self.report.counts.insert("snapshots compared".into(), self.history.compared());
         self.report
     }
 
@@ -160,7 +178,8 @@ impl World {
         let before: Vec<u64> = self.clients.iter().map(|client| client.acknowledged).collect();
         let works = |world: &Self| {
             let mut pairs = world.clients.iter().zip(&before);
-            pairs.all(|(client, before)| client.acknowledged >= before + WRITES_AFTER)
+            world.wound.is_none()
+                && pairs.all(|(client, before)| client.acknowledged >= before + WRITES_AFTER)
         };
         if !self.run_until(self.now() + RECOVERY, works).await? {
             return Err(format!("not live {} s after all was healed: {}", RECOVERY / SECOND, self.state()));
@@ -176,21 +195,21 @@ impl World {
         }
         self.compare().await?;
         let undecided = self.history.judge()?;
-        self.report.counts.insert("registers undecided", undecided);
+        self.report.counts.insert("registers undecided".into(), undecided);
         self.report.trace.note(self.now(), "the end");
         Ok(())
     }
 
     fn ids(&self) -> Vec<u64> {
-        self.nodes.keys().copied().collect()
+        self.nodes.values().filter(|node| !node.gone).map(|node| node.id).collect()
     }
 
     fn now(&self) -> Time {
         self.clock.now()
     }
 
-    fn count(&mut self, what: &'static str) {
-        *self.report.counts.entry(what).or_default() += 1;
+    fn count(&mut self, what: impl Into<Cow<'static, str>>) {
+        *self.report.counts.entry(what.into()).or_default() += 1;
     }
 
     fn at(&mut self, time: Time, event: Event) {
@@ -289,6 +308,26 @@ impl World {
                 self.nodes.get_mut(&node).expect("faults hit nodes that are there").turn_delay = delay;
                 Ok(())
             }
+            Event::Quick { node } => {
+                self.nodes.get_mut(&node).expect("faults hit nodes that are there").disk_delay = 0;
+                Ok(())
+            }
+            Event::Readers { node, life } => {
+                if self.is_alive(node, life) {
+                    self.note(format_args!("node {node} has its readers again"));
+                    self.nodes.get_mut(&node).expect("it's alive").taken.clear();
+                    self.touch(node);
+                }
+                Ok(())
+            }
+            Event::Operate => {
+                self.operate();
+                Ok(())
+            }
+            Event::Sweep => {
+                self.sweep();
+                Ok(())
+            }
         }
     }
 
@@ -368,7 +407,23 @@ impl World {
         if planned.take_if(|at| *at <= now).is_none() || node.paused || node.stalled {
             return Ok(());
         }
+        if node.busy_until > now {
+            // It waits for its log.
+            let (again, life) = (node.busy_until, node.life);
+            if ticks {
+                node.tick_at = Some(again);
+                self.at(again, Event::Tick { node: id, life });
+            } else {
+                node.turn_at = Some(again);
+                self.at(again, Event::Turn { node: id, life });
+            }
+            return Ok(());
+        }
+        let syncs = node.log.syncs();
         let had_mail = node.process.as_ref().expect("it's alive").loops.turn_consensus();
+        if node.disk_delay > 0 && node.log.syncs() > syncs {
+            node.busy_until = now + self.random.within(0..node.disk_delay);
+        }
         if had_mail || ticks {
             self.soon(id, Loop::Engine);
             self.soon(id, Loop::Images);
@@ -418,11 +473,19 @@ impl World {
         let now = self.now();
         let node = self.nodes.get_mut(&id).expect("it had a turn");
         let has_died = node.has_died();
+        // What the log was synced for goes out once that is done.
+        let wait = node.busy_until.saturating_sub(now);
         let process = node.process.as_mut().expect("it had a turn");
         let sent = process.sent();
         let changed = process.changed.has_changed().unwrap_or(false);
         process.changed.mark_unchanged();
         let status = process.replica().filter(|_| changed).map(|replica| replica.status());
+        let is_asleep = node.replica().is_some_and(|replica| replica::simulation::is_asleep(&replica));
+        let fell_asleep = is_asleep && !std::mem::replace(&mut node.asleep, is_asleep);
+        let dies_voting = node.dies_voting.filter(|_| sent.iter().any(|(_, message)| gives_vote(message)));
+        if fell_asleep {
+            self.count("replicas that fell asleep");
+        }
         for (to, message) in sent {
             let mut what = [0; 24];
             what[..8].copy_from_slice(&id.to_le_bytes());
@@ -437,11 +500,16 @@ impl World {
                 _ => "packets: others",
             });
             for delay in self.network.carry(id, to) {
-                self.at(now + delay, Event::Deliver { from: id, to, message: message.clone() });
+                self.at(now + wait + delay, Event::Deliver { from: id, to, message: message.clone() });
             }
         }
         if has_died {
             return self.crash(id, "dies in a write");
+        }
+        if let Some(down) = dies_voting {
+            self.nodes.get_mut(&id).expect("it had a turn").down_for = down;
+            self.count("crashes after a vote");
+            return self.crash(id, "has voted and dies");
         }
         if let Some(status) = status {
             let leader = status.leader.map_or("nobody".to_owned(), |leader| leader.to_string());
@@ -505,6 +573,9 @@ impl World {
     }
 
     fn has_converged(&self) -> bool {
+        if self.wound.is_some() {
+            return false;
+        }
         let mut applied = BTreeSet::new();
         for id in self.members() {
             let Some(replica) = self.nodes.get(&id).and_then(Node::replica) else { return false };
