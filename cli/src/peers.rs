@@ -174,11 +174,6 @@ impl NodePeers {
         book.coordinators.iter().filter_map(find).collect()
     }
 
-    /// Whether a node holds a replica of the coordinator, as far as is known.
-    pub fn is_coordinator(&self, node: NodeId) -> bool {
-        self.book.load().coordinators.contains(&node)
-    }
-
     fn write(&self, change: impl FnOnce(&mut Book)) {
         let _turn = self.writing.lock();
         let mut book = Book::clone(&self.book.load());

@@ -4,14 +4,14 @@
 //! In comes the coordinator's watch stream, out go registrations and reports, to whichever coordinators answer.
 //! Nothing here serves a request.
 
-use crate::node::ShardNode;
+use crate::node::{ShardNode, is_still};
 use futures_core::Stream;
 use proto::services::{
     BoxStream, ClusterState, CoordinatorService, Peers, ReplicaRole, ReplicaStatus, SILENCE,
 };
 use proto::topology::Node;
 use proto::{Epoch, GroupId, NodeId, Retry, SqlState, Term};
-use replica::Host;
+use replica::{Host, Replica};
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -125,9 +125,11 @@ impl Agent {
     async fn settled(&self) -> bool {
         let mut coordinators: VecDeque<_> = self.coordinators().into();
         let mut hinted = false;
+        // What comes after the question may be of a change that the answer doesn't tell of, and stays.
+        let before = self.host.replicas();
         while let Some((node, coordinator)) = coordinators.pop_front() {
             match tokio::time::timeout(PATIENCE, coordinator.status()).await {
-                Ok(Ok(status)) => return self.settle_by(status.state).await,
+                Ok(Ok(status)) => return self.settle_by(status.state, before).await,
                 Ok(Err(error)) => {
                     tracing::debug!(%node, %error, "the cluster's state can't be learned there");
                     let Retry::NotLeader(Some(leader)) = error.retry else { continue };
@@ -143,8 +145,9 @@ impl Agent {
         false
     }
 
-    async fn settle_by(&self, state: ClusterState) -> bool {
-        let (left_over, missing) = (self.is_left_over(&state), self.is_missing(&state));
+    async fn settle_by(&self, state: ClusterState, before: Vec<Replica>) -> bool {
+        let left_over = self.is_left_over(&state) && is_still(&self.host, GroupId::COORDINATOR, &before);
+        let missing = self.is_missing(&state);
         let (host, shards) = (Arc::clone(&self.host), self.shards.clone());
         let settled = tokio::task::spawn_blocking(move || {
             if missing {
@@ -155,7 +158,7 @@ impl Agent {
                 tracing::error!(%error, "the coordinator's replica that was taken from this node can't be removed");
                 return false;
             }
-            shards.is_none_or(|shards| shards.settle(&state))
+            shards.is_none_or(|shards| shards.settle(&state, &before))
         });
         settled.await.unwrap_or_else(|error| {
             tracing::error!(%error, "following the topology has failed");

@@ -75,9 +75,10 @@ impl ShardNode {
     }
 
     /// Takes in a state that is the cluster's own at the time of asking, founds the replicas that it places here and
-    /// removes those that it doesn't. Says whether the node then holds what it should; what fails is logged. Writes to
-    /// disk, so call it off the runtime's threads.
-    pub fn settle(&self, state: &ClusterState) -> bool {
+    /// removes those that it doesn't, as far as they were here before it was asked for: one that came meanwhile may be
+    /// of a change that the state doesn't tell of. Says whether the node then holds what it should; what fails is
+    /// logged. Writes to disk, so call it off the runtime's threads.
+    pub fn settle(&self, state: &ClusterState, before: &[Replica]) -> bool {
         let _turn = self.following.lock();
         self.take_in(&state.topology);
         if state.topology.epoch < self.shards.load().epoch {
@@ -87,6 +88,9 @@ impl ShardNode {
             self.make(shard);
         }
         for group in self.left_over(&state.topology) {
+            if !is_still(&self.host, group, before) {
+                continue;
+            }
             if let Err(error) = self.host.remove(group) {
                 tracing::error!(%group, %error, "a replica that was taken from this node can't be removed");
             }
@@ -246,6 +250,11 @@ impl ShardNode {
         };
         self.renew(shard, replica.schema(entry).await)
     }
+}
+
+/// Whether the replica that is here of a group is one of those that were here before.
+pub(crate) fn is_still(host: &Host, group: GroupId, before: &[Replica]) -> bool {
+    host.replica(group).is_some_and(|replica| before.iter().any(|known| known.is(&replica)))
 }
 
 impl ShardService for ShardNode {

@@ -8,7 +8,7 @@ use crate::tuning::Tuned;
 use coordinator::Coordinator;
 use parking_lot::Mutex;
 use prometheus::proto::MetricFamily;
-use proto::services::{CoordinatorService, Peers, RaftService, ReplicaService, ShardService};
+use proto::services::{CoordinatorService, RaftService, ReplicaService, ShardService};
 use proto::topology::Node;
 use proto::transport::{self, Offer};
 use proto::{ClusterId, GroupId, NodeId};
@@ -21,10 +21,6 @@ use tokio::task::JoinSet;
 /// How often a node looks whether it has got or lost a replica of the coordinator, and has news for its directory.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// How often it's looked whether this node should have a replica of the coordinator.
-const SETTLE: Duration = Duration::from_secs(2);
-/// How long a coordinator may take to say so.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// How long handing over may take.
 const HAND_OVER: Duration = Duration::from_secs(3);
 
@@ -147,37 +143,6 @@ impl Running {
         true
     }
 
-    /// Lets go of a replica of the coordinator that was taken from this node, and tells of one that has lost its files.
-    async fn settle(&self) {
-        let has = self.host.replica(GroupId::COORDINATOR).is_some();
-        if has == self.peers.is_coordinator(self.node) {
-            return;
-        }
-        // What followers tell may be old. A replica that is there before the leader is asked, and that the leader knows
-        // nothing of, is on its way to nobody.
-        for (node, coordinator) in self.peers.coordinators() {
-            match tokio::time::timeout(PATIENCE, coordinator.status()).await {
-                Ok(Ok(status)) => {
-                    let topology = &status.state.topology;
-                    let held = topology.coordinators.contains(&self.node);
-                    let joining = topology.joining.contains(&(GroupId::COORDINATOR, self.node));
-                    if has && !held && !joining {
-                        if let Err(error) = self.host.remove(GroupId::COORDINATOR) {
-                            tracing::warn!(%error, "the coordinator's replica can't be removed");
-                        }
-                    } else if !has && held {
-                        self.host.note_missing(GroupId::COORDINATOR);
-                    }
-                    return;
-                }
-                Ok(Err(error)) => {
-                    tracing::debug!(%node, %error, "who holds the coordinator can't be learned there")
-                }
-                Err(_) => tracing::debug!(%node, "no answer about who holds the coordinator"),
-            }
-        }
-    }
-
     /// Tells this process and the others what there is here.
     fn register(&self) {
         let services = Services {
@@ -235,14 +200,9 @@ impl Running {
 
 /// Looks after what changes seldom: whether the node holds a replica of the coordinator, and who else does.
 async fn look(running: Weak<Running>, core: Weak<Core>) {
-    let mut settled = Instant::now();
     loop {
         tokio::time::sleep(LOOK).await;
         let (Some(running), Some(core)) = (running.upgrade(), core.upgrade()) else { return };
-        if settled.elapsed() > SETTLE {
-            running.settle().await;
-            settled = Instant::now();
-        }
         if running.attend(&core) {
             running.register();
         }

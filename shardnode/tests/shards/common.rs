@@ -78,8 +78,13 @@ impl Node {
         change: impl FnOnce(&mut replica::Config),
     ) -> Node {
         let node = Node::bare_with(id, network, change);
-        assert!(node.shards.settle(&state(nodes)));
+        assert!(node.settle(&state(nodes)));
         node
+    }
+
+    /// Has the node hold what a state says that was just asked for.
+    pub fn settle(&self, state: &ClusterState) -> bool {
+        self.shards.settle(state, &self.host.replicas())
     }
 
     /// One that has heard of no cluster.

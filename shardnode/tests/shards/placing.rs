@@ -23,13 +23,13 @@ async fn a_replica_is_founded_by_what_is_so_and_only_once() {
     assert!(!node.shards.follow(&told), "what a coordinator's follower tells may be old");
     assert!(node.host.replica(GROUP).is_none());
     let formed = changed(&told, |topology| topology.shards.get_mut(&SHARD).unwrap().formed = true);
-    node.shards.settle(&formed);
+    node.settle(&formed);
     let why = node.host.replica(GROUP).and_then(|replica| replica.status().stopped);
     assert_eq!(why.as_deref(), Some(ReplicaStatus::FILES_GONE), "it has voted, and forgotten for whom");
-    assert!(!node.shards.settle(&told), "an older state changes nothing");
+    assert!(!node.settle(&told), "an older state changes nothing");
 
     let node = Node::bare(HERE, &Arc::default());
-    assert!(node.shards.settle(&told));
+    assert!(node.settle(&told));
     assert!(node.shards.follow(&formed), "whose files are here is well");
     assert_eq!(node.host.replica(GROUP).unwrap().status().stopped, None);
 }
@@ -59,20 +59,33 @@ async fn what_was_taken_from_a_node_is_removed_once_that_is_so() {
         topology.shards.get_mut(&SHARD).unwrap().replicas = vec![NodeId(2)];
         topology.joining = vec![(GROUP, HERE)];
     });
-    assert!(node.shards.settle(&joining), "a replica that is being made stays");
+    assert!(node.settle(&joining), "a replica that is being made stays");
     let gone = changed(&joining, |topology| topology.joining.clear());
     assert!(!node.shards.follow(&gone));
     assert!(node.host.replica(GROUP).is_some());
-    assert!(node.shards.settle(&gone));
+    assert!(node.settle(&gone));
     assert!(node.host.replica(GROUP).is_none());
     let refused = node.shards.execute(node.read("SELECT 1", true)).await.err().unwrap();
     assert_eq!(refused.retry, Retry::NotLeader(None));
+}
+
+/// The answer to who holds what may be older than a replica that came while it was under way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_came_after_the_question_is_left_alone() {
+    let node = Node::start().await;
+    let elsewhere = changed(&state(vec![HERE]), |topology| {
+        topology.shards.get_mut(&SHARD).unwrap().replicas = vec![NodeId(2)];
+    });
+    assert!(!node.shards.settle(&elsewhere, &[]), "it is to be asked again");
+    assert!(node.host.replica(GROUP).is_some());
+    assert!(node.settle(&elsewhere));
+    assert!(node.host.replica(GROUP).is_none());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_dropped_shard_had_is_removed() {
     let node = Node::start().await;
     let dropped = changed(&state(vec![HERE]), |topology| topology.shards.clear());
-    assert!(node.shards.settle(&dropped));
+    assert!(node.settle(&dropped));
     assert!(node.host.replica(GROUP).is_none());
 }
