@@ -5,6 +5,8 @@
 //! 3. When nothing is being executed any more and the target has everything, it is told to ask for votes at once.
 //! 4. It is elected, or a few ticks later the leader opens again. From 3. on no lease holds in this term.
 //!
+//! Who waits for it may go away while the target isn't there yet: then it is given up, lest it happen long afterwards.
+//!
 //! It must never know who waits for it.
 
 use super::Consensus;
@@ -56,6 +58,11 @@ impl Consensus {
             self.raw.transfer_leader(to.raw());
             self.after_input();
         }
+    }
+
+    /// Nobody waits for it any more. One for which the leader has closed is let come to its end, which is near.
+    pub fn give_up_hand_over(&mut self) {
+        self.hand_over.take_if(|hand_over| hand_over.left.is_none());
     }
 
     pub(super) fn tick_hand_over(&mut self) {

@@ -94,12 +94,13 @@ impl Requests {
 
     /// Takes a leader's requests a step further.
     pub fn go_on(&mut self, consensus: &mut Consensus) {
-        self.transfer.take_if(|(_, answer)| answer.is_closed());
-        let Some((target, answer)) = &self.members else { return };
-        if answer.is_closed() {
-            self.members = None;
-            return;
+        let ended = self.transfer.take_if(|(_, answer)| answer.is_closed()).is_some()
+            | self.members.take_if(|(_, answer)| answer.is_closed()).is_some();
+        if ended && self.transfer.is_none() {
+            // It may come to pass long after anyone wants it. A change of members that needs it asks for it again.
+            consensus.give_up_hand_over();
         }
+        let Some((target, _)) = &self.members else { return };
         let answer = match consensus.change_members(target) {
             Changing::Waiting => return,
             Changing::HandOver(to) => {

@@ -112,6 +112,26 @@ async fn one_that_is_behind_what_the_log_keeps() {
     assert_back(&world, &leader, slow, true).await;
 }
 
+/// Whoever asked has long been told that it took too long.
+#[tokio::test]
+async fn one_that_comes_back_is_not_handed_what_was_meant_for_it_long_ago() {
+    let (world, leader, slow) = three(|_| {}).await;
+    world.isolate(slow);
+    world.pass(ELECTION).await;
+    write(&world, &leader, 1, 300).await;
+    {
+        let soon = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        let mut transfer = std::pin::pin!(leader.transfer_leader(slow, soon));
+        assert!(futures::poll!(transfer.as_mut()).is_pending());
+        world.pass(TICK).await;
+        assert!(futures::poll!(transfer.as_mut()).is_pending(), "it can't have it as long as it isn't there");
+    }
+    world.pass(TICK).await;
+    world.heal();
+    world.pass(3 * ELECTION).await;
+    assert!(world.leader().is(&leader));
+}
+
 #[tokio::test]
 async fn one_that_has_stopped_never_leads() {
     let (world, _, slow) = three(|_| {}).await;
