@@ -119,6 +119,8 @@ pub async fn decline(listener: &TcpListener, error: WireError, until: impl Futur
     tokio::pin!(until);
     loop {
         let accepted = tokio::select! {
+            // Whoever comes once it is ready isn't declined any more.
+            biased;
             () = &mut until => return,
             Some(_) = connections.join_next() => continue,
             accepted = listener.accept() => accepted,
@@ -246,4 +248,20 @@ async fn refuse(mut output: Output<OwnedWriteHalf>, error: WireError, timeout: D
     backend::error(&mut output.buffer, backend::Severity::Fatal, &error.into());
     // A client that doesn't listen isn't waited for.
     let _ = tokio::time::timeout(timeout, output.flush()).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nobody_is_declined_once_there_is_a_router() {
+        for _ in 0..64 {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            decline(&listener, WireError::internal("not yet"), async {}).await;
+            let accepted = tokio::time::timeout(Duration::from_secs(10), listener.accept()).await;
+            assert!(accepted.is_ok(), "a client was declined");
+        }
+    }
 }

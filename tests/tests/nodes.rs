@@ -59,7 +59,16 @@ fn nodes_become_a_cluster_once_and_every_router_serves_it() {
     let fourth = nodes.add(&[]);
     nodes.wait_for(0, "four nodes", |status| status["nodes"].as_array().unwrap().len() == 4);
     runtime.block_on(async {
-        assert_eq!(numbers(&nodes.connect(fourth).await).await, [0, 1, 2]);
+        // The cluster knows of it a moment before it does itself.
+        let end = Instant::now() + Duration::from_secs(60);
+        let client = loop {
+            match cluster::connect(&nodes.config(fourth)).await {
+                Ok(client) => break client,
+                Err(error) => assert_eq!(error.code(), Some(&SqlState::CANNOT_CONNECT_NOW), "{error}"),
+            }
+            assert!(Instant::now() < end, "the fourth node serves nobody");
+        };
+        assert_eq!(numbers(&client).await, [0, 1, 2]);
     });
     assert_eq!(nodes.stop(fourth).code(), Some(0));
     nodes.restart(fourth);
