@@ -14,7 +14,7 @@ use crate::{Config, Host, MemberTarget, Replica, Snapshot, Write};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::services::{Consistency, RaftMessage, RaftService};
-use proto::{GroupId, NodeId, RequestId, RouterIncarnation, WireError};
+use proto::{GroupId, LogIndex, NodeId, RequestId, RouterIncarnation, WireError};
 use raft::StateRole;
 use raft::eraftpb::HardState;
 use std::collections::{BTreeMap, BTreeSet};
@@ -220,10 +220,9 @@ impl Cluster {
     }
 
     /// Cuts the ways from and to a node.
-    pub fn cut(&mut self, node: u64, other: Option<u64>) {
-        let others: Vec<u64> = self.nodes.keys().copied().filter(|id| *id != node).collect();
-        for other in others.into_iter().filter(|id| other.is_none_or(|other| other == *id)) {
-            self.cuts.extend([(node, other), (other, node)]);
+    pub fn cut(&mut self, node: u64) {
+        for other in self.nodes.keys().filter(|id| **id != node) {
+            self.cuts.extend([(node, *other), (*other, node)]);
         }
     }
 
@@ -332,11 +331,18 @@ impl Cluster {
         Ok(())
     }
 
-    /// A client asks for all rows as they are now.
-    pub fn read(&mut self, node: u64) {
+    /// A client asks for all rows, as of an index or no staler than so many ticks if it says so.
+    pub fn read(&mut self, node: u64, session: Option<u64>, stale: Option<u32>) {
         let replica = self.replica(node);
-        self.call(node, "reads", async move {
-            match replica.snapshot(Consistency::Strong, later()).await {
+        let (what, consistency) = match (session, stale) {
+            (Some(index), _) => (format!("reads as of {index}"), Consistency::Session(LogIndex(index))),
+            (None, Some(ticks)) => {
+                (format!("reads no staler than {ticks} ticks"), Consistency::Bounded(TICK * ticks))
+            }
+            (None, None) => ("reads".to_owned(), Consistency::Strong),
+        };
+        self.call(node, &what, async move {
+            match replica.snapshot(consistency, later()).await {
                 Ok(snapshot) => rows_of(&snapshot),
                 Err(error) => refusal(&error),
             }

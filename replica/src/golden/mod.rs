@@ -16,7 +16,9 @@ use goldenscript::Context;
 use std::error::Error;
 use std::path::Path;
 
-const SCRIPTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/golden/scripts");
+/// From the package's directory, where tests run. Not a path of when this was compiled: worktrees may share what is compiled, and one
+/// must never record into another.
+const SCRIPTS: &str = "src/golden/scripts";
 
 /// What a script can say. Nodes are numbers.
 #[derive(goldenscript::Command)]
@@ -55,8 +57,8 @@ enum Command {
         #[arg(key)]
         count: Option<u64>,
     },
-    /// `cut 1`: what the node sends or is sent gets lost; with a second node, between the two alone.
-    Cut { node: u64, other: Option<u64> },
+    /// `cut 1`: what the node sends or is sent gets lost.
+    Cut(u64),
     /// All ways are open again.
     Heal,
     /// `write 1 "INSERT .." request=7.1`: a client sends a transaction to a node; `request` names it.
@@ -66,9 +68,16 @@ enum Command {
         #[arg(key)]
         request: Option<String>,
     },
-    /// `read 1`: a client asks for all rows as they are now.
-    Read(u64),
-    /// `members 1 1 2 3 4`: somebody asks node 1 to have these nodes be the voters.
+    /// `read 1`: a client asks for all rows as they are now; with `session=5`, as of that index or later; with `stale=20`, as
+    /// they were no longer ago than so many ticks.
+    Read {
+        node: u64,
+        #[arg(key)]
+        session: Option<u64>,
+        #[arg(key)]
+        stale: Option<u32>,
+    },
+    /// `members 1 1 2 3 4`: somebody asks node 1 to have these nodes be the voters; with `rebuild=3`, node 3 by a new member.
     Members {
         node: u64,
         voters: Vec<u64>,
@@ -105,10 +114,10 @@ impl goldenscript::Runner for Runner {
             Command::Lose { from, to, count } => {
                 cluster.lose(Link { from: *from, to: *to }, count.unwrap_or(u64::MAX))
             }
-            Command::Cut { node, other } => cluster.cut(*node, *other),
+            Command::Cut(node) => cluster.cut(*node),
             Command::Heal => cluster.heal(),
             Command::Write { node, sql, request } => cluster.write(*node, sql, request.as_deref())?,
-            Command::Read(node) => cluster.read(*node),
+            Command::Read { node, session, stale } => cluster.read(*node, *session, *stale),
             Command::Members { node, voters, rebuild } => cluster.members(*node, voters, *rebuild),
             Command::Transfer { node, to } => cluster.transfer(*node, *to),
             Command::Rows(node) => return Ok(cluster.rows(*node)),
@@ -141,4 +150,4 @@ macro_rules! scripts {
     };
 }
 
-scripts! { election append lost_leader snapshot install_crash members }
+scripts! { election append reads sleep lost_leader snapshot install_crash members }
