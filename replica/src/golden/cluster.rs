@@ -16,7 +16,6 @@ use parking_lot::Mutex;
 use proto::services::{Consistency, RaftMessage, RaftService};
 use proto::{GroupId, LogIndex, NodeId, RequestId, RouterIncarnation, WireError};
 use raft::StateRole;
-use raft::eraftpb::HardState;
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::future::Future;
@@ -408,9 +407,8 @@ impl Cluster {
             let Some(replica) = process.host.replica(GROUP) else { return format!("{id} has no replica") };
             let seen = Seen::of(&replica);
             let kept = process.log.kept(GROUP.0).unwrap();
-            let HardState { vote, commit, .. } = kept.hard_state;
-            let (office, applied) = (seen.office(), seen.applied);
-            let vote = words::peer(vote);
+            let (office, commit, applied) = (seen.office(), seen.committed, seen.applied);
+            let vote = words::peer(kept.hard_state.vote);
             let log = match kept.range {
                 Some((first, last)) => format!("log {first}..{last}"),
                 None => format!("log empty after {}", kept.cut.index),

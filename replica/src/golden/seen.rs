@@ -14,6 +14,8 @@ pub(super) struct Seen {
     pub role: StateRole,
     term: u64,
     leader: Option<NodeId>,
+    /// What it knows to be committed.
+    pub committed: u64,
     pub applied: LogIndex,
     pub members: Members,
     stopped: Option<String>,
@@ -26,12 +28,15 @@ impl Seen {
     pub fn of(replica: &Replica) -> Self {
         let shared = replica.shared();
         let status = replica.status();
-        let standing = shared.inbox().standing;
+        let inbox = shared.inbox();
+        let (standing, committed) = (inbox.standing, inbox.committed);
+        drop(inbox);
         Self {
             is_there: true,
             role: standing.role,
             term: standing.term,
             leader: standing.leader,
+            committed,
             applied: status.applied,
             members: status.members,
             stopped: status.stopped,
@@ -63,6 +68,9 @@ impl Seen {
         }
         if self.members != before.members {
             tell(format!("knows members {}", members(&self.members)));
+        }
+        if self.committed != before.committed {
+            tell(format!("has committed {}", self.committed));
         }
         if self.applied != before.applied {
             tell(format!("has applied {}", self.applied));
