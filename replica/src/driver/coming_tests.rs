@@ -15,11 +15,12 @@ async fn a_node_that_dies_while_a_member_comes_goes_on() {
     world.start(new);
     let target = MemberTarget { voters: (1..=4).map(NodeId).collect(), rebuild: None };
     let change = tokio::spawn(async move { leader.change_members(target, later()).await });
-    world.pass(TICK * 5).await;
+    // Less than a tick: an image is offered with a heartbeat.
+    world.pass(TICK / 5).await;
     let comes = |world: &World| {
         world.nodes[&new].host.replica(GROUP).is_some_and(|replica| replica.status().stopped.is_none())
     };
-    // Images have no turn here, so it waits for one.
+    // It waits for an image.
     assert!(comes(&world) && !change.is_finished());
     world.restart_without_files(new);
     assert!(!comes(&world));
