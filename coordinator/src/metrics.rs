@@ -4,6 +4,7 @@
 //! process started, and, from the leader alone, those that stand. It must never know who serves them.
 
 use crate::repair::Trouble;
+use crate::vitals::Ailment;
 use prometheus::proto::MetricFamily;
 use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
 
@@ -20,11 +21,11 @@ impl Metrics {
     /// Nothing has happened yet.
     pub(crate) fn new() -> Self {
         let registry = Registry::new_custom(Some(PREFIX.to_owned()), None).expect("the prefix isn't empty");
-        let help = "Alarms about replicas that this node raised while it led the coordinator.";
+        let help = "Replicas that this node found to be unwell while it led the coordinator.";
         let alarms = IntCounterVec::new(Opts::new("alarms_total", help), &["kind"]).expect("constants");
         registry.register(Box::new(alarms.clone())).expect("it's the first");
         // One that was never raised is there, as 0: whoever waits for the first must see that it came.
-        for kind in Trouble::KINDS {
+        for kind in Ailment::KINDS {
             alarms.with_label_values(&[kind]);
         }
         Self { registry, alarms }

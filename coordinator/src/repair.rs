@@ -34,7 +34,7 @@ pub(crate) struct Repair {
 pub(crate) struct Trouble {
     pub(crate) group: GroupId,
     pub(crate) node: NodeId,
-    /// One of [`Self::KINDS`].
+    /// [`Self::SILENT`], or an [`Ailment`]'s.
     pub(crate) kind: &'static str,
     /// What it is, for people.
     pub(crate) message: String,
@@ -43,8 +43,6 @@ pub(crate) struct Trouble {
 impl Trouble {
     /// The replica's node is silent.
     const SILENT: &'static str = "silent";
-    /// Silence, and what can be wrong with a replica.
-    pub(crate) const KINDS: [&'static str; 4] = [Self::SILENT, "files_gone", "diverged", "stopped"];
 }
 
 impl From<Trouble> for Alarm {

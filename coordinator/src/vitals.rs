@@ -43,6 +43,9 @@ pub(crate) enum Ailment {
 }
 
 impl Ailment {
+    /// What [`Self::kind`] gives.
+    pub(crate) const KINDS: [&'static str; 3] = ["files_gone", "diverged", "stopped"];
+
     /// In one word.
     pub(crate) fn kind(&self) -> &'static str {
         match self {

@@ -16,7 +16,12 @@ async fn three() -> (Cluster, Replica, Replica) {
     let cluster = Cluster::with(3, |config| config.tick = Duration::from_millis(60));
     cluster.create(&[TABLE]);
     let leader = cluster.leader().await;
-    let follower = cluster.replica(cluster.others(leader.status().node)[0]);
+    let node = leader.status().node;
+    let follower = cluster.replica(cluster.others(node)[0]);
+    // One that knows no leader has nobody to ask, and sends its readers on.
+    let mut status = follower.watch();
+    let follows = status.wait_for(|status| status.leader == Some(node));
+    drop(tokio::time::timeout(PATIENCE, follows).await.expect("the follower hears the leader").unwrap());
     (cluster, leader, follower)
 }
 
