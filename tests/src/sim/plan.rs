@@ -80,7 +80,8 @@ pub enum Fault {
     /// All nodes die.
     CrashAll(Time),
     /// The leader dies and is back after the first time, while messages take up to the last time, so that several ask
-    /// for votes at once. Whoever votes for another dies right after it said so, and is back after the second time.
+    /// for votes at once. Whoever votes for another dies right after it said so, and is back after the second time; so
+    /// does, a little later, whoever is elected.
     CrashInVote(Who, Time, Time, Time),
     /// A node isn't run for a while.
     Pause(Who, Time),
@@ -326,12 +327,12 @@ impl Fault {
                 Who::Leader(node),
                 random.within(10 * MILLISECOND..300 * MILLISECOND),
                 random.within(MILLISECOND..20 * MILLISECOND),
-                random.within(200 * MILLISECOND..SECOND),
+                random.within(500 * MILLISECOND..900 * MILLISECOND),
             ),
             // A read waits for a reader until nothing of what its leader knew is true any more.
             Kind::LateReads => Fault::LateReads(
                 Who::Leader(node),
-                random.within(1200 * MILLISECOND..3 * SECOND),
+                random.within(1800 * MILLISECOND..3500 * MILLISECOND),
                 random.within(10 * MILLISECOND..SECOND),
             ),
             Kind::DiskLost => Fault::DiskLost(who, short),

@@ -9,6 +9,9 @@ use proto::{Retry, WireError};
 use replica::{Snapshot, Written};
 use std::time::Duration;
 
+/// For how long clients are eager to read.
+const EAGERNESS: Time = 500 * MILLISECOND;
+
 /// What is known after an attempt.
 enum Known {
     /// It has no effect: go on at this node, if any is better than another.
@@ -42,12 +45,30 @@ impl World {
         self.attempt(number)
     }
 
+    /// Every other client that has nothing to do wants to read, as soon as may be.
+    pub(super) fn read_now(&mut self) {
+        self.eager_until = self.now() + EAGERNESS;
+        for number in (0..self.clients.len()).step_by(2) {
+            let client = &mut self.clients[number];
+            if client.operation.is_none() && client.kept.is_none() {
+                let pause = client.random.within(0..EAGERNESS);
+                self.client_at(number, self.now() + pause);
+            }
+        }
+    }
+
+    fn is_eager(&self, number: usize) -> bool {
+        number.is_multiple_of(2) && self.now() < self.eager_until
+    }
+
     fn wish(&mut self, number: usize) -> Operation {
         let until = self.now() + 6 * SECOND;
+        let eager = self.is_eager(number);
         let client = &mut self.clients[number];
         let sequence = client.next_sequence();
         let value = client.value(sequence);
         let wish = match client.random.within(0..100) {
+            _ if eager => Wish::Read,
             0..40 => {
                 self.history.append_called(value);
                 Wish::Append { value }
@@ -70,6 +91,7 @@ impl World {
     fn attempt(&mut self, number: usize) -> Outcome {
         let now = self.now();
         let all = self.ids();
+        let least = if self.is_eager(number) { 2 * SECOND } else { 200 * MILLISECOND };
         let client = &mut self.clients[number];
         let Some(mut operation) = client.operation.take() else { return Ok(()) };
         operation.attempts += 1;
@@ -84,7 +106,7 @@ impl World {
             client.operation = Some(operation);
             return self.again(number, Known::Nothing(None));
         };
-        let patience = client.random.within(200 * MILLISECOND..4 * SECOND);
+        let patience = client.random.within(least..4 * SECOND);
         let read = matches!(operation.wish, Wish::Read).then(|| self.history.read_called());
         let deadline = Duration::from_nanos(patience);
         let answer = client.send(replica, &operation, deadline);

@@ -77,7 +77,8 @@ impl World {
                 }
                 self.nodes.values_mut().for_each(|node| node.dies_voting = Some(again));
                 self.network.set_quality(Quality::far(delay));
-                self.at(now + 6 * SECOND, Event::Calm);
+                self.at(now + 8 * SECOND, Event::Calm);
+                self.at(now + 8 * SECOND, Event::Survive);
             }
             Fault::Pause(who, time) => {
                 let id = self.whom(who);
@@ -157,6 +158,7 @@ impl World {
                 });
                 let life = node.life;
                 self.at(now + time, Event::Readers { node: id, life });
+                self.read_now();
             }
             Fault::DiskLost(who, down) => self.lose(who, down, false)?,
             Fault::FilesGone(who, down) => self.lose(who, down, true)?,

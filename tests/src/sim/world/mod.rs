@@ -53,12 +53,14 @@ enum Event {
     Mend(CutId),
     Unslow { from: u64, to: u64 },
     Calm,
+    Survive,
     Space { node: u64 },
     Hurry { node: u64 },
     Quick { node: u64 },
     Readers { node: u64, life: u64 },
     Operate,
     Sweep,
+    DieYoung { node: u64, life: u64 },
 }
 
 /// A node's loops.
@@ -97,6 +99,8 @@ pub struct World {
     healed: bool,
     /// No client begins anything before this time.
     quiet_until: Time,
+    /// Every other client wants nothing but to read until this time.
+    eager_until: Time,
     /// What the group must make up for.
     wound: Option<Wound>,
     /// Whether the last change of members came to its end.
@@ -135,6 +139,7 @@ impl World {
             random: Random::stream(seed, "world", 0),
             healed: false,
             quiet_until: 0,
+            eager_until: 0,
             wound: None,
             members_settled: true,
             replaced: BTreeMap::new(),
@@ -294,8 +299,11 @@ impl World {
                 Ok(())
             }
             Event::Calm => {
-                self.nodes.values_mut().for_each(|node| node.dies_voting = None);
                 self.network.set_quality(Quality::GOOD);
+                Ok(())
+            }
+            Event::Survive => {
+                self.nodes.values_mut().for_each(|node| node.dies_voting = None);
                 Ok(())
             }
             Event::Space { node } => {
@@ -317,6 +325,12 @@ impl World {
                     self.note(format_args!("node {node} has its readers again"));
                     self.nodes.get_mut(&node).expect("it's alive").taken.clear();
                     self.touch(node);
+                }
+                Ok(())
+            }
+            Event::DieYoung { node, life } => {
+                if self.is_alive(node, life) && self.nodes[&node].dies_voting.is_some() {
+                    self.crash(node, "leads and dies")?;
                 }
                 Ok(())
             }
@@ -533,6 +547,7 @@ impl World {
             }
             if role == proto::services::ReplicaRole::Leader {
                 self.count("leaders");
+                self.ends_soon(id);
                 let first = *self.leaders.entry(term).or_insert(id);
                 if first != id {
                     return Err(format!("nodes {first} and {id} both lead in term {term}"));
@@ -541,6 +556,17 @@ impl World {
         }
         self.plan_ahead(id);
         Ok(())
+    }
+
+    /// Where voters die, who is elected doesn't lead for long: there are to be more votes.
+    fn ends_soon(&mut self, id: u64) {
+        let node = self.nodes.get_mut(&id).expect("it was just elected");
+        if node.dies_voting.is_some() {
+            let life = node.life;
+            node.down_for = self.random.within(10 * MILLISECOND..300 * MILLISECOND);
+            let time = self.now() + self.random.within(0..400 * MILLISECOND);
+            self.at(time, Event::DieYoung { node: id, life });
+        }
     }
 
     fn check_leases(&self) -> Outcome {
