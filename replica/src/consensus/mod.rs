@@ -430,6 +430,11 @@ impl Consensus {
         Some(out)
     }
 
+    /// Term, vote and what is committed, as far as it knows.
+    pub fn hard_state(&self) -> HardState {
+        self.raw.raft.hard_state()
+    }
+
     /// The ready's entries and hard state are in the log, synced if it asked for that. Gives messages to send now, and
     /// what is committed thereby.
     pub fn persisted(&mut self) -> (Vec<Message>, Vec<Entry>) {

@@ -223,6 +223,7 @@ impl ConsensusLoop {
                     sleep: Sleep::default(),
                     standing: None,
                     confirming: Vec::new(),
+                    members_changed: false,
                     waiting: Vec::new(),
                     round: None,
                     freshness: Freshness::default(),

@@ -36,6 +36,8 @@ pub(super) struct Member {
     pub(super) standing: Option<Standing>,
     /// Who waits for the round under way, and who came after it was sent.
     pub(super) confirming: Vec<Waiter>,
+    /// Whether members changed, and the log need not know yet that they did.
+    pub(super) members_changed: bool,
     pub(super) waiting: Vec<Waiter>,
     pub(super) round: Option<u64>,
     pub(super) freshness: Freshness,
@@ -78,6 +80,7 @@ impl Member {
         }
         let Some(ready) = ready else {
             self.end_rounds();
+            self.keep_commit(&mut out);
             return Ok(out);
         };
         if let Some(cut) = ready.snapshot {
@@ -94,8 +97,18 @@ impl Member {
         out.changes.extend(ready.hard_state.map(Change::HardState));
         out.messages = ready.messages;
         out.sync = ready.sync;
+        self.keep_commit(&mut out);
         out.committed = Some(ready.committed);
         Ok(out)
+    }
+
+    /// Has the log know for good that a change of members is committed. Those who left go soon, and without them nobody who
+    /// has forgotten that could be elected: it would ask for their votes, too.
+    fn keep_commit(&mut self, out: &mut MemberReady) {
+        if std::mem::take(&mut self.members_changed) {
+            out.changes.push(Change::HardState(self.consensus.hard_state()));
+            out.sync = true;
+        }
     }
 
     /// The ready is in the log. Gives what may be sent now.
@@ -349,6 +362,7 @@ impl Member {
             // Whoever was asked for the lease may have no say any more.
             self.shared.end_lease();
             self.alone = false;
+            self.members_changed = true;
             self.shared.set_members(conf_state);
         }
         // Nobody waits for a busy follower: what comes until the next tick is applied in one transaction.

@@ -40,6 +40,7 @@ impl RaftTransport for Link {
 pub struct Node {
     pub host: Arc<Host>,
     pub loops: Loops,
+    pub log: Arc<RaftEngineLog>,
 }
 
 /// Nodes whose clock, network and turns are the test's.
@@ -88,14 +89,14 @@ impl World {
     pub fn start(&mut self, node: NodeId) {
         let data_dir = self.directory.path().join(node.to_string());
         std::fs::create_dir_all(&data_dir).unwrap();
-        let log = RaftEngineLog::open(&data_dir.join("log"), 1 << 20).unwrap();
+        let log = Arc::new(RaftEngineLog::open(&data_dir.join("log"), 1 << 20).unwrap());
         let nanos = self.nanos.clone();
         let clock = Clock::simulated(move || Duration::from_nanos(nanos.load(Ordering::Relaxed)));
         let mut config = Config { tick: TICK, ..Config::new(node, data_dir) };
         (self.change)(&mut config);
         let link = Arc::new(Link(node, self.wire.clone()));
-        let (host, loops) = open(config, clock, Arc::new(log), link).unwrap();
-        self.nodes.insert(node, Node { host, loops });
+        let (host, loops) = open(config, clock, log.clone(), link).unwrap();
+        self.nodes.insert(node, Node { host, loops, log });
     }
 
     /// A node crashes and is started again.
