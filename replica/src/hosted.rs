@@ -200,6 +200,9 @@ impl Host {
             return false;
         }
         if self.going().lock().contains_key(&group) {
+            // The one before goes as soon as nobody uses it any more. Whoever leads says it all again until then.
+            drop(groups);
+            self.sweep();
             return false;
         }
         let before = groups.get(&group).cloned();

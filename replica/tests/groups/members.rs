@@ -221,6 +221,23 @@ async fn a_replica_whose_files_were_lost_is_rebuilt() {
 }
 
 #[tokio::test]
+async fn a_member_that_is_made_anew_waits_for_nothing_but_the_end_of_the_one_before() {
+    // What is tried again from time to time alone isn't tried again.
+    let cluster = Cluster::with(3, |config| config.revive_every = Duration::from_secs(3600));
+    found(&cluster, &[1, 2, 3]);
+    let leading = leader(&cluster).await;
+    write(&leading, "INSERT INTO t1 VALUES (1, 'a')").await.unwrap();
+    let rebuilt = cluster.others(leading.status().node)[0];
+    // Once more, as the one that was made anew has a tombstone before it.
+    for _ in 0..2 {
+        let changed = tokio::time::timeout(PATIENCE / 2, change(&cluster, &[1, 2, 3], Some(rebuilt.0))).await;
+        assert_eq!(changed, Ok(voters(&[1, 2, 3])));
+    }
+    write(&leader(&cluster).await, "INSERT INTO t1 VALUES (2, 'b')").await.unwrap();
+    assert_eq!(cluster.assert_equal(ROWS).await, "1:a\n2:b");
+}
+
+#[tokio::test]
 async fn members_are_changed_one_after_the_other() {
     let cluster = Cluster::new(4);
     found(&cluster, &[1, 2, 3]);
