@@ -58,7 +58,7 @@ pub struct Config {
     pub revive_every: Duration,
     /// So many bytes of each group's log are kept for members that lack them; those that lack more get an image.
     pub log_keep_bytes: u64,
-    /// The log is cut when that frees so many entries. Tests choose few.
+    /// The log is cut when that frees so many entries, or [`Self::log_keep_bytes`]. Tests choose few.
     pub log_cut_entries: u64,
     /// Each log file's size. Tests choose small ones.
     pub log_file_bytes: u64,

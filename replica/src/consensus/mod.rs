@@ -57,7 +57,7 @@ pub(crate) struct Settings {
     pub seed: u64,
     /// So many bytes of the log are kept for members that lack them.
     pub log_keep_bytes: u64,
-    /// The log is cut when that frees so many entries.
+    /// The log is cut when that frees so many entries, or as many bytes as are kept.
     pub log_cut_entries: u64,
 }
 
@@ -320,9 +320,11 @@ impl Consensus {
         self.after_input();
     }
 
-    /// How many entries a cut of the log must free.
-    pub fn log_cut_entries(&self) -> u64 {
-        self.settings.log_cut_entries
+    /// Whether a cut of the log there frees enough: many entries, or as many bytes as are kept for members that lack them.
+    pub fn is_worth_a_cut(&self, index: u64) -> bool {
+        let (store, settings) = (self.raw.store(), &self.settings);
+        index >= store.cut().index + settings.log_cut_entries
+            || store.bytes_up_to(index) >= settings.log_keep_bytes.max(1)
     }
 
     /// The image that is wanted for a member, if one is.

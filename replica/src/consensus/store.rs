@@ -39,6 +39,8 @@ pub(crate) struct Store {
     /// How many bytes were appended since the start, and at some indexes how many up to there.
     appended_bytes: u64,
     milestones: VecDeque<(u64, u64)>,
+    /// How many of them were forgotten, or a few less.
+    cut_bytes: u64,
 }
 
 /// An image that Raft would send if there were one.
@@ -65,6 +67,7 @@ impl Store {
             images: Vec::new(),
             wanted: Cell::new(None),
             appended_bytes: 0,
+            cut_bytes: 0,
             milestones: VecDeque::new(),
         }
     }
@@ -104,6 +107,13 @@ impl Store {
         self.milestones.iter().rev().find(|milestone| behind(milestone)).map_or(0, |(index, _)| *index)
     }
 
+    /// How many bytes of the log a cut there forgets. What was there before the start counts as nothing.
+    pub fn bytes_up_to(&self, index: u64) -> u64 {
+        let count = self.milestones.partition_point(|(last, _)| *last <= index);
+        let milestone = count.checked_sub(1).and_then(|at| self.milestones.get(at));
+        milestone.map_or(0, |(_, bytes)| bytes.saturating_sub(self.cut_bytes))
+    }
+
     /// What was forgotten.
     pub fn cut(&self) -> Cut {
         self.cut
@@ -117,6 +127,7 @@ impl Store {
 
     /// Takes note of a cut that the log has made.
     pub fn was_cut(&mut self, cut: Cut) {
+        self.cut_bytes += self.bytes_up_to(cut.index);
         self.cut = cut;
         while self.cache.front().is_some_and(|entry| entry.index <= cut.index) {
             let dropped = self.cache.pop_front().expect("it was just seen");
@@ -126,6 +137,7 @@ impl Store {
 
     /// Takes note that an image stands for all entries up to its own, and that the log holds none.
     pub fn installed(&mut self, cut: Cut) {
+        self.cut_bytes = self.appended_bytes;
         self.cut = cut;
         self.last = cut.index;
         self.cache.clear();

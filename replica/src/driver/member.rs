@@ -423,11 +423,10 @@ impl Member {
     fn due_cut(&mut self) -> Option<Cut> {
         let forgettable = self.shared.forgettable();
         let forgettable = self.shared.image_hold().map_or(forgettable, |hold| hold.min(forgettable));
-        let least = self.consensus.log_cut_entries();
-        let store = self.consensus.store();
-        if forgettable < store.cut().index + least {
+        if !self.consensus.is_worth_a_cut(forgettable) {
             return None;
         }
+        let store = self.consensus.store();
         let cut = store.cut_at(forgettable)?;
         store.was_cut(cut);
         Some(cut)

@@ -102,6 +102,21 @@ async fn a_follower_comes_back_by_an_image_while_writes_go_on() {
 }
 
 #[tokio::test]
+async fn a_log_of_few_but_large_entries_is_cut_too() {
+    let mut cluster = Cluster::with(3, |config| config.log_keep_bytes = 64 << 10);
+    cluster.create(&[TABLE]);
+    let leader = cluster.leader().await;
+    let away = cluster.others(leader.status().node)[0];
+    cluster.stop(away);
+    for key in 0..40 {
+        write(&leader, &format!("INSERT INTO t1 VALUES ({key}, printf('%.*c', 50000, 'x'))")).await.unwrap();
+    }
+    cluster.start(away);
+    cluster.assert_equal(ROWS).await;
+    assert!(cluster.network.image_bytes() > 2_000_000, "{} bytes of an image", cluster.network.image_bytes());
+}
+
+#[tokio::test]
 async fn a_transfer_goes_on_after_the_receiver_restarted_and_through_a_bad_network() {
     let (mut cluster, leader, away) = behind(slow_images).await;
     cluster.start(away);
