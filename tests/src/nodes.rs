@@ -67,6 +67,22 @@ impl Nodes {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
+    /// Waits until every node that isn't part of a cluster yet knows of all others.
+    pub fn wait_for_acquaintance(&self) {
+        // Who asks for more coordinators than there are nodes is told how many there are, and nothing else happens.
+        let found = format!("there are {}", self.count());
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let output = self.shoal(0, &["init", "--coordinators", "5"]);
+            let said = String::from_utf8_lossy(&output.stderr);
+            if said.contains(&found) {
+                return;
+            }
+            assert!(Instant::now() < end, "the nodes haven't met after {PATIENCE:?}: {said}");
+            std::thread::sleep(LOOK);
+        }
+    }
+
     /// Starts one more node, which is told of the first, and answers with its number.
     pub fn add(&mut self, arguments: &[&str]) -> usize {
         let number = self.nodes.len();
@@ -209,6 +225,13 @@ impl Nodes {
         command.args(arguments).args(["--host", self.admin(node)]).output().expect("the shoal binary starts")
     }
 
+    /// Starts a `shoal` command against a node, without waiting for it.
+    pub fn begin_shoal(&self, node: usize, arguments: &[&str]) -> Child {
+        let mut command = Command::new(binary());
+        command.args(arguments).args(["--host", self.admin(node)]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the shoal binary starts")
+    }
+
     /// What `shoal status --json` says at a node; `None` if it fails.
     pub fn status(&self, node: usize) -> Option<serde_json::Value> {
         let output = self.shoal(node, &["status", "--json"]);
@@ -250,6 +273,28 @@ impl Nodes {
         }
         panic!("still not after {PATIENCE:?}: {what}\n{last:#?}");
     }
+}
+
+/// All groups of a status: the shards, and the coordinator's own.
+pub fn groups(status: &serde_json::Value) -> impl Iterator<Item = &serde_json::Value> {
+    let shards = status["shards"].as_array().map_or(&[][..], Vec::as_slice);
+    shards.iter().chain([&status["coordinator"]])
+}
+
+/// The replicas of a group of a status.
+pub fn replicas(group: &serde_json::Value) -> &[serde_json::Value] {
+    group["replicas"].as_array().map_or(&[][..], Vec::as_slice)
+}
+
+/// Whether a group has so many replicas, and all vote and have what their leader has. Nobody may write.
+pub fn is_level(group: &serde_json::Value, count: usize) -> bool {
+    let replicas = replicas(group);
+    let level = |replica: &serde_json::Value| {
+        matches!(replica["role"].as_str(), Some("leader" | "follower"))
+            && replica["lag"] == 0
+            && replica["applied"] == replicas[0]["applied"]
+    };
+    replicas.len() == count && replicas.iter().all(level)
 }
 
 impl Drop for Nodes {

@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tests::load::{self, Load, Log, quantile};
-use tests::nodes::Nodes;
+use tests::nodes::{self, Nodes, groups};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -101,21 +101,9 @@ impl Stage {
     /// Waits until every replica of every group follows its leader at the same index. Nobody may write.
     fn wait_until_level(&self, at: usize) {
         self.nodes.wait_for(at, "all replicas are level", |status| {
-            groups(status).all(|group| {
-                let replicas = group["replicas"].as_array().map_or(&[][..], Vec::as_slice);
-                let first = &replicas[0]["applied"];
-                let level = |r: &serde_json::Value| {
-                    matches!(r["role"].as_str(), Some("leader" | "follower")) && r["applied"] == *first
-                };
-                !first.is_null() && replicas.len() == 3 && replicas.iter().all(level)
-            })
+            groups(status).all(|group| nodes::is_level(group, 3))
         });
     }
-}
-
-fn groups(status: &serde_json::Value) -> impl Iterator<Item = &serde_json::Value> {
-    let shards = status["shards"].as_array().map_or(&[][..], Vec::as_slice);
-    shards.iter().chain([&status["coordinator"]])
 }
 
 fn kill(arguments: &Arguments, rounds: u32, seed: u64) -> Result<(), Failure> {
@@ -278,7 +266,7 @@ type Spoil = fn(&mut Nodes, usize);
 /// Whether every group has three replicas whose logs lack no more than what is on its way.
 fn level(status: &serde_json::Value) -> bool {
     groups(status).all(|group| {
-        let replicas = group["replicas"].as_array().map_or(&[][..], Vec::as_slice);
+        let replicas = nodes::replicas(group);
         let level = |r: &serde_json::Value| {
             matches!(r["role"].as_str(), Some("leader" | "follower"))
                 && r["lag"].as_u64().is_some_and(|lag| lag < 100)
