@@ -148,55 +148,50 @@ fn whoever_dies_while_an_image_is_sent_or_installed_the_receiver_comes_to_what_t
         had = Arriving::look(&stage.directory(away)).part.unwrap();
         stage.nodes.restart(away);
     }
-    // And at three moments of its end: it is all there, it is the database from now on, it has become so.
-    let moments: [(&str, fn(Arriving, &mut u64) -> bool); 3] = [
-        ("an image that has come", |seen, most| {
-            let grows = seen.part.is_some_and(|part| part > *most);
-            *most = seen.part.unwrap_or(*most).max(*most);
-            (*most > 30 << 20 && !grows) || seen.next
-        }),
-        ("an image that is the next database", |seen, _| seen.next),
-        ("an image that was swapped in", |seen, most| {
-            *most = (*most).max(u64::from(seen.next || seen.part.is_some()));
-            *most > 0 && seen.part.is_none() && !seen.next
-        }),
-    ];
-    for (what, is) in moments {
-        let most = std::cell::Cell::new(0);
-        let seen = stage.watch(what, |seen| {
-            let mut known = most.get();
-            let is = is(seen, &mut known);
-            most.set(known);
-            is
-        });
-        stage.nodes.kill(away);
-        println!("killed at {seen:?}: {what}");
-        // So that it needs another one.
-        stage.fill(SMALL);
-        stage.nodes.restart(away);
-    }
+    // When all of it is there and is being proved, and when it is the database from now on.
+    let most = std::cell::Cell::new(0);
+    let seen = stage.watch("an image that has come", |seen| {
+        let grows = seen.part.is_some_and(|part| part > most.get());
+        most.set(most.get().max(seen.part.unwrap_or(0)));
+        (most.get() > 30 << 20 && !grows) || seen.next
+    });
+    stage.nodes.kill(away);
+    println!("killed at {seen:?}");
+    stage.nodes.restart(away);
+    let seen = stage.watch("an image that is the next database", |seen| seen.next);
+    stage.nodes.kill(away);
+    println!("killed at {seen:?}");
+    stage.fill(SMALL);
+    // And while it takes what has been written since.
+    stage.nodes.restart(away);
+    stage.nodes.kill(away);
+    stage.nodes.restart(away);
     stage.check(stage.at());
 
-    // Whoever sends dies: the other one sends its own.
+    // Whoever sends dies, and the other one goes on. A new leader has no image for whose receiver it would keep the log.
+    let first = stage.nodes.leader(stage.at(), &stage.shard).unwrap();
+    let sender = 3 - away - first;
     stage.nodes.kill(away);
+    let id = stage.nodes.id(sender).unwrap().to_string();
+    let arguments = ["replica", "transfer-leader", "--shard", &stage.shard, "--to", &id];
+    let moved = stage.nodes.shoal(first, &arguments);
+    assert!(moved.status.success(), "{}", said(&moved));
     stage.fill(SMALL);
     stage.nodes.restart(away);
     stage.watch("an image that comes", |seen| seen.part.is_some_and(|part| part > 2 << 20));
-    let sender = stage.nodes.leader(stage.at(), &stage.shard).unwrap();
     stage.nodes.kill(sender);
-    let left = 3 - away - sender;
-    stage.nodes.wait_for(left, "the receiver follows another leader", |status| {
+    stage.nodes.wait_for(first, "the receiver follows another leader", |status| {
         let groups: Vec<_> = nodes::groups(status).collect();
         let shard = groups.iter().find(|group| group["shard"] == stage.shard.as_str());
         let id = stage.nodes.id(sender);
         shard.is_some_and(|shard| shard["leader"].as_u64().is_some_and(|leader| Some(leader) != id))
     });
     stage.runtime.block_on(async {
-        let client = stage.nodes.connect(left).await;
+        let client = stage.nodes.connect(first).await;
         client.execute("UPDATE t SET v = v WHERE n = 7", &[]).await.unwrap();
     });
     stage.nodes.restart(sender);
-    stage.check(left);
+    stage.check(first);
 }
 
 fn said(output: &std::process::Output) -> String {
