@@ -17,12 +17,14 @@ use parking_lot::Mutex;
 use prometheus::proto::MetricFamily;
 use proto::services::{
     Alarm, BoxFuture, BoxStream, ClusterState, ClusterStatus, Consistency, CoordinatorService,
-    CreateKeyspace, Joined, NodeJoin, Peers, ReplicaChange, ReplicaRole, ReplicaStatus, SchemaChangeRequest,
-    SequenceBlock, ServiceResult,
+    CreateKeyspace, Decision, Joined, NodeJoin, Peers, ReplicaChange, ReplicaRole, ReplicaStatus,
+    SchemaChangeRequest, SequenceBlock, ServiceResult, TransactionStatus, Verdict,
 };
 use proto::topology::Node;
 use proto::wire::Wire;
-use proto::{GroupId, KeyspaceNumber, NodeId, Retry, SchemaVersion, SequenceId, SqlState, WireError};
+use proto::{
+    GroupId, KeyspaceNumber, NodeId, Retry, SchemaVersion, SequenceId, SqlState, TransactionId, WireError,
+};
 use replica::{Host, Replica};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -388,6 +390,18 @@ impl CoordinatorService for Coordinator {
             let begin = move |store: Store<'_>| replicas::change(store, &change, &core.known(Instant::now()));
             self.core.admit(begin).await.map(drop)
         })
+    }
+
+    fn decide(&self, _: Decision) -> BoxFuture<'_, ServiceResult<Verdict>> {
+        Box::pin(async { Err(WireError::unsupported("a transaction over several shards")) })
+    }
+
+    fn finished(&self, _: Vec<TransactionId>) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn transactions(&self, _: Option<TransactionId>) -> BoxFuture<'_, ServiceResult<Vec<TransactionStatus>>> {
+        Box::pin(async { Ok(Vec::new()) })
     }
 
     fn status(&self) -> BoxFuture<'_, ServiceResult<ClusterStatus>> {

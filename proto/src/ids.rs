@@ -1,6 +1,7 @@
 //! A type of its own for every id, so that no two can be mixed up.
 
 use std::fmt;
+use std::str::FromStr;
 
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
@@ -122,6 +123,39 @@ pub struct RequestId {
     pub router: RouterIncarnation,
     /// Counts up by one per request within the incarnation, from 1.
     pub sequence: u64,
+}
+
+/// A transaction, for ever. Its text form, `<router>-<sequence>` in hex, is what clients are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TransactionId {
+    /// The router that began it.
+    pub router: RouterIncarnation,
+    /// Counts up by one per transaction within the incarnation, from 1.
+    pub sequence: u64,
+}
+
+impl fmt::Display for TransactionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}-{:x}", self.router.0, self.sequence)
+    }
+}
+
+impl FromStr for TransactionId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |part: &str| {
+            let is_plain = part.bytes().all(|byte| byte.is_ascii_hexdigit());
+            is_plain.then(|| u64::from_str_radix(part, 16).ok()).flatten()
+        };
+        let parts = text.split_once('-').and_then(|(router, sequence)| number(router).zip(number(sequence)));
+        match parts {
+            Some((router, sequence)) if sequence != 0 => {
+                Ok(TransactionId { router: RouterIncarnation(router), sequence })
+            }
+            _ => Err(format!("{text:?} is not a transaction id")),
+        }
+    }
 }
 
 impl fmt::Display for RequestId {

@@ -279,6 +279,14 @@ impl ShardService for Fake {
     fn apply_schema(&self, _: SchemaRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {
         Box::pin(async { Ok(LogIndex(1)) })
     }
+
+    fn transact(&self, _: BranchRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {
+        Box::pin(async { Err(WireError::unsupported("a transaction on a fake shard")) })
+    }
+
+    fn branches(&self, _: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {
+        Box::pin(async { Ok(vec![]) })
+    }
 }
 
 impl CoordinatorService for Fake {
@@ -329,6 +337,18 @@ impl CoordinatorService for Fake {
 
     fn change_replicas(&self, _: ReplicaChange) -> BoxFuture<'_, ServiceResult<()>> {
         Box::pin(async { Err(WireError::unsupported("replicas of a fake cluster")) })
+    }
+
+    fn decide(&self, _: Decision) -> BoxFuture<'_, ServiceResult<Verdict>> {
+        Box::pin(async { Err(WireError::unsupported("a transaction of a fake cluster")) })
+    }
+
+    fn finished(&self, _: Vec<TransactionId>) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn transactions(&self, _: Option<TransactionId>) -> BoxFuture<'_, ServiceResult<Vec<TransactionStatus>>> {
+        Box::pin(async { Ok(vec![]) })
     }
 
     fn create_keyspace(&self, _: CreateKeyspace) -> BoxFuture<'_, ServiceResult<KeyspaceNumber>> {

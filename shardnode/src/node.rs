@@ -13,8 +13,8 @@ use crate::{fence, read, write};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use proto::services::{
-    Access, BoxFuture, ClusterState, Consistency, FragmentRequest, FragmentResponse, SchemaRequest,
-    ServiceResult, ShardService,
+    Access, BoxFuture, BranchRequest, BranchStatus, ClusterState, Consistency, FragmentRequest,
+    FragmentResponse, SchemaRequest, ServiceResult, ShardService,
 };
 use proto::topology::{Shard, Topology};
 use proto::{Epoch, GroupId, LogIndex, Retry, ShardId, SqlState, WireError};
@@ -232,6 +232,7 @@ impl ShardNode {
                 let written = self.renew(request.shard, replica.write(write).await)?;
                 write::decode(&written.output, written.index)
             }
+            Access::Branch { .. } => Err(no_transactions()),
         }
     }
 
@@ -257,12 +258,24 @@ pub(crate) fn is_still(host: &Host, group: GroupId, before: &[Replica]) -> bool 
     host.replica(group).is_some_and(|replica| before.iter().any(|known| known.is(&replica)))
 }
 
+fn no_transactions() -> WireError {
+    WireError::unsupported("a transaction of several statements on a shard")
+}
+
 impl ShardService for ShardNode {
     fn execute(&self, request: FragmentRequest) -> BoxFuture<'_, ServiceResult<FragmentResponse>> {
         match request.access {
             Access::Read { consistency, lookup: true } => Box::pin(self.lookup(request, consistency)),
-            Access::Read { .. } | Access::Write { .. } => Box::pin(self.run(request)),
+            Access::Read { .. } | Access::Write { .. } | Access::Branch { .. } => Box::pin(self.run(request)),
         }
+    }
+
+    fn transact(&self, _: BranchRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {
+        Box::pin(async { Err(no_transactions()) })
+    }
+
+    fn branches(&self, _: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {
+        Box::pin(async { Ok(Vec::new()) })
     }
 
     fn apply_schema(&self, request: SchemaRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {

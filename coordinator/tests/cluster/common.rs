@@ -3,9 +3,10 @@
 use coordinator::{Config, Coordinator};
 use parking_lot::Mutex;
 use proto::services::{
-    Access, BoxFuture, ClusterState, Consistency, CoordinatorService, FragmentRequest, FragmentResponse,
-    Members, Peers, RaftMessage, RaftService, RaftTransport, ReplicaService, ReplicaStatus, RowSource,
-    SchemaChange, SchemaChangeRequest, SchemaRequest, ServiceResult, ShardService,
+    Access, BoxFuture, BranchRequest, BranchStatus, ClusterState, Consistency, CoordinatorService,
+    FragmentRequest, FragmentResponse, Members, Peers, RaftMessage, RaftService, RaftTransport,
+    ReplicaService, ReplicaStatus, RowSource, SchemaChange, SchemaChangeRequest, SchemaRequest,
+    ServiceResult, ShardService,
 };
 use proto::topology::{Node, Roles};
 use proto::{
@@ -209,6 +210,14 @@ struct Gate {
 impl ShardService for Gate {
     fn execute(&self, request: FragmentRequest) -> BoxFuture<'_, ServiceResult<FragmentResponse>> {
         self.shards.execute(request)
+    }
+
+    fn transact(&self, request: BranchRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {
+        self.shards.transact(request)
+    }
+
+    fn branches(&self, shard: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {
+        self.shards.branches(shard)
     }
 
     fn apply_schema(&self, request: SchemaRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {

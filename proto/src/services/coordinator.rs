@@ -1,9 +1,11 @@
 //! What the coordinator does for everyone.
 
+use super::transaction::{Decision, TransactionStatus, Verdict};
 use super::{BoxFuture, BoxStream, ReplicaStatus, ServiceResult};
 use crate::catalog::{Catalog, Sequence, Table};
 use crate::ids::{
     ClusterId, ColumnId, GroupId, KeyspaceNumber, NodeId, RequestId, SchemaVersion, SequenceId, TableId,
+    TransactionId,
 };
 use crate::topology::{Leaders, Node, Roles, Sharding, Topology};
 use crate::value::Value;
@@ -45,6 +47,19 @@ pub trait CoordinatorService: Send + Sync {
 
     /// Changes who holds a group's replicas, and answers once it has happened.
     fn change_replicas(&self, change: ReplicaChange) -> BoxFuture<'_, ServiceResult<()>>;
+
+    /// Decides what a transaction becomes, unless that is decided, and answers with what it has become. The answer is in
+    /// the log before it is given: committed or aborted for good.
+    fn decide(&self, decision: Decision) -> BoxFuture<'_, ServiceResult<Verdict>>;
+
+    /// All participants of these transactions have finished, so that nobody need drive them any more.
+    fn finished(&self, transactions: Vec<TransactionId>) -> BoxFuture<'_, ServiceResult<()>>;
+
+    /// The transactions that there is a record of: one, or all.
+    fn transactions(
+        &self,
+        one: Option<TransactionId>,
+    ) -> BoxFuture<'_, ServiceResult<Vec<TransactionStatus>>>;
 
     /// What there is and how it does.
     fn status(&self) -> BoxFuture<'_, ServiceResult<ClusterStatus>>;

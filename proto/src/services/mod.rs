@@ -7,11 +7,13 @@ mod bootstrap;
 mod coordinator;
 mod replica;
 mod shard;
+mod transaction;
 
 pub use bootstrap::*;
 pub use coordinator::*;
 pub use replica::*;
 pub use shard::*;
+pub use transaction::*;
 
 use crate::error::WireError;
 use crate::ids::NodeId;

@@ -1,5 +1,6 @@
 //! What a shard does for routers and for the coordinator.
 
+use super::transaction::{Branch, BranchAccess, BranchRequest, BranchStatus};
 use super::{BoxFuture, BoxStream, ServiceResult};
 use crate::ids::{Epoch, LogIndex, RequestId, SchemaVersion, ShardId, TableId};
 use crate::rows::RowBatch;
@@ -17,6 +18,12 @@ pub trait ShardService: Send + Sync {
     /// Applies one step of a schema change to one shard, as an entry of its log. A step that was applied before is
     /// answered with its first result.
     fn apply_schema(&self, request: SchemaRequest) -> BoxFuture<'_, ServiceResult<LogIndex>>;
+
+    /// Does something with a transaction's branch. Answers with the position that has it, where there is one.
+    fn transact(&self, request: BranchRequest) -> BoxFuture<'_, ServiceResult<LogIndex>>;
+
+    /// The transactions that have a branch on this shard.
+    fn branches(&self, shard: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>>;
 }
 
 /// One statement for one shard.
@@ -59,6 +66,13 @@ pub enum Access {
         /// The first so many columns of the result are a row's primary key. A row that comes up twice is 21000 (ON
         /// CONFLICT DO UPDATE may not hit a row twice). They are cut off the rows that are returned. 0 for no check.
         touch: u16,
+    },
+    /// Within a transaction. Nothing of it is seen by others before the transaction is committed.
+    Branch {
+        /// Which one.
+        branch: Branch,
+        /// What it does.
+        access: BranchAccess,
     },
 }
 

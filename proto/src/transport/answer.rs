@@ -4,14 +4,15 @@ use super::lane::Closed;
 use super::server::Reply;
 use super::{MAX_MESSAGE, PIECE};
 use crate::error::{Retry, SqlState, WireError};
-use crate::ids::NodeId;
+use crate::ids::{NodeId, ShardId};
 use crate::rows::{RowBatch, RowBatchBuilder};
 use crate::services::*;
 use crate::wire::generated::Nothing;
 use crate::wire::generated::link::{Answer, Call, Caller, answer::Kind as AnswerKind, call::Kind};
 use crate::wire::{
-    Allocate, ChangeMembers, CheckTables, Convert, DecodeError, Report, ResponseHead, SetSequence,
-    StateEncoder, Statuses, TransferLeader, Wire,
+    Allocate, BranchStatuses, ChangeMembers, CheckTables, Convert, DecodeError, OneTransaction, Report,
+    ResponseHead, SetSequence, StateEncoder, Statuses, TransactionStatuses, Transactions, TransferLeader,
+    Wire,
 };
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
@@ -94,6 +95,8 @@ fn writes(kind: &Kind) -> bool {
         Kind::Allocate(_) | Kind::SetSequence(_) | Kind::CreateKeyspace(_) => true,
         Kind::ChangeMembers(_) | Kind::TransferLeader(_) | Kind::Check(_) => true,
         Kind::ChangeReplicas(_) | Kind::Join(_) => true,
+        Kind::Transact(_) | Kind::Decide(_) | Kind::Finished(_) => true,
+        Kind::Branches(_) | Kind::Transactions(_) => false,
         Kind::Found(_) | Kind::Init(_) => true,
     }
 }
@@ -102,13 +105,21 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
     let answer = match call {
         Kind::Execute(request) => {
             let request = FragmentRequest::from_message(request)?;
-            let writes = matches!(request.access, Access::Write { .. });
+            let writes = request.writes();
             let response = shard(reply)?.execute(request).await?;
             return rows(reply, response, writes).await;
         }
         Kind::ApplySchema(request) => {
             let request = SchemaRequest::from_message(request)?;
             AnswerKind::ApplySchema(shard(reply)?.apply_schema(request).await?.0)
+        }
+        Kind::Transact(request) => {
+            let request = BranchRequest::from_message(request)?;
+            AnswerKind::Transact(shard(reply)?.transact(request).await?.0)
+        }
+        Kind::Branches(number) => {
+            let branches = shard(reply)?.branches(ShardId(number)).await?;
+            AnswerKind::Branches(BranchStatuses(branches).to_message())
         }
         Kind::Replicas(Nothing {}) => {
             let replicas = replica(reply)?.replicas().await?;
@@ -167,6 +178,20 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
         Kind::Join(join) => {
             let join = NodeJoin::from_message(join)?;
             AnswerKind::Join(coordinator(reply)?.join(join).await?.to_message())
+        }
+        Kind::Decide(decision) => {
+            let decision = Decision::from_message(decision)?;
+            AnswerKind::Decide(coordinator(reply)?.decide(decision).await?.to_message())
+        }
+        Kind::Finished(transactions) => {
+            let Transactions(transactions) = Transactions::from_message(transactions)?;
+            coordinator(reply)?.finished(transactions).await?;
+            AnswerKind::Finished(Nothing {})
+        }
+        Kind::Transactions(one) => {
+            let OneTransaction(one) = OneTransaction::from_message(one)?;
+            let found = coordinator(reply)?.transactions(one).await?;
+            AnswerKind::Transactions(TransactionStatuses(found).to_message())
         }
         Kind::Status(Nothing {}) => AnswerKind::Status(coordinator(reply)?.status().await?.to_message()),
         Kind::Identity(Caller { node }) => {

@@ -6,15 +6,18 @@
 use super::client::NodeClient;
 use super::link::Messages;
 use crate::error::Retry;
-use crate::ids::{GroupId, KeyspaceNumber, LogIndex, NodeId, SchemaVersion, SequenceId};
+use crate::ids::{
+    GroupId, KeyspaceNumber, LogIndex, NodeId, SchemaVersion, SequenceId, ShardId, TransactionId,
+};
 use crate::rows::RowBatch;
 use crate::services::*;
 use crate::topology::Node;
 use crate::wire::generated::link::{Caller, answer, call};
 use crate::wire::generated::{ClusterState as StateMessage, Nothing};
 use crate::wire::{
-    Allocate, ChangeMembers, CheckTables, Convert, DecodeError, Report, ResponseHead, SetSequence,
-    StateDecoder, Statuses, TransferLeader, decode_message,
+    Allocate, BranchStatuses, ChangeMembers, CheckTables, Convert, DecodeError, OneTransaction, Report,
+    ResponseHead, SetSequence, StateDecoder, Statuses, TransactionStatuses, Transactions, TransferLeader,
+    decode_message,
 };
 use prost::Message;
 use std::pin::Pin;
@@ -28,10 +31,7 @@ const WAY: Duration = Duration::from_secs(1);
 impl ShardService for NodeClient {
     fn execute(&self, request: FragmentRequest) -> BoxFuture<'_, ServiceResult<FragmentResponse>> {
         Box::pin(async move {
-            let lost = match request.access {
-                Access::Read { .. } => Retry::Later,
-                Access::Write { .. } => Retry::Unknown,
-            };
+            let lost = if request.writes() { Retry::Unknown } else { Retry::Later };
             let limit = request.timeout;
             let call = |left: Option<Duration>| {
                 let timeout = left.map_or(limit, on_time);
@@ -63,6 +63,28 @@ impl ShardService for NodeClient {
                 _ => None,
             };
             self.simple(None, Retry::Unknown, call, read).await
+        })
+    }
+
+    fn transact(&self, request: BranchRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {
+        Box::pin(async move {
+            let timeout = with_way(request.timeout);
+            let call = call::Kind::Transact(request.to_message());
+            let read = |answer| match answer {
+                answer::Kind::Transact(index) => Some(Ok(LogIndex(index))),
+                _ => None,
+            };
+            self.simple(timeout, Retry::Unknown, call, read).await
+        })
+    }
+
+    fn branches(&self, shard: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {
+        Box::pin(async move {
+            let read = |answer| match answer {
+                answer::Kind::Branches(message) => Some(BranchStatuses::from_message(message).map(|b| b.0)),
+                _ => None,
+            };
+            self.simple(self.call_timeout(), Retry::Later, call::Kind::Branches(shard.0), read).await
         })
     }
 }
@@ -243,6 +265,39 @@ impl CoordinatorService for NodeClient {
                 _ => None,
             };
             self.simple(self.call_timeout(), Retry::Unknown, call, read).await
+        })
+    }
+
+    fn decide(&self, decision: Decision) -> BoxFuture<'_, ServiceResult<Verdict>> {
+        Box::pin(async move {
+            let call = call::Kind::Decide(decision.to_message());
+            let read = |answer| match answer {
+                answer::Kind::Decide(verdict) => Some(Verdict::from_message(verdict)),
+                _ => None,
+            };
+            self.simple(self.call_timeout(), Retry::Unknown, call, read).await
+        })
+    }
+
+    fn finished(&self, transactions: Vec<TransactionId>) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(async move {
+            let call = call::Kind::Finished(Transactions(transactions).to_message());
+            let read = |answer| matches!(answer, answer::Kind::Finished(_)).then_some(Ok(()));
+            self.simple(self.call_timeout(), Retry::Unknown, call, read).await
+        })
+    }
+
+    fn transactions(
+        &self,
+        one: Option<TransactionId>,
+    ) -> BoxFuture<'_, ServiceResult<Vec<TransactionStatus>>> {
+        Box::pin(async move {
+            let call = call::Kind::Transactions(OneTransaction(one).to_message());
+            let read = |answer| match answer {
+                answer::Kind::Transactions(all) => Some(TransactionStatuses::from_message(all).map(|t| t.0)),
+                _ => None,
+            };
+            self.simple(self.call_timeout(), Retry::Later, call, read).await
         })
     }
 

@@ -4,9 +4,9 @@ use super::generated::{self as pb, link};
 use super::shard::nanos;
 use super::topology::{node_numbers, nodes};
 use super::{Convert, DecodeError, each, id, maybe, messages};
-use crate::ids::{GroupId, LogIndex, NodeId, SequenceId};
+use crate::ids::{GroupId, LogIndex, NodeId, SequenceId, TransactionId};
 use crate::rows::RowBatch;
-use crate::services::{ClusterState, ReplicaStatus};
+use crate::services::{BranchStatus, ClusterState, ReplicaStatus, TransactionStatus};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +48,74 @@ impl Convert for Statuses {
 
     fn from_message(message: link::ReplicaStatuses) -> Result<Self, DecodeError> {
         Ok(Statuses(each("replicas", message.replicas)?))
+    }
+}
+
+/// The statuses of many branches.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct BranchStatuses(pub Vec<BranchStatus>);
+
+impl Convert for BranchStatuses {
+    type Message = link::BranchStatuses;
+    const NAME: &'static str = "branches";
+
+    fn to_message(&self) -> link::BranchStatuses {
+        link::BranchStatuses { branches: messages(&self.0) }
+    }
+
+    fn from_message(message: link::BranchStatuses) -> Result<Self, DecodeError> {
+        Ok(BranchStatuses(each("branches", message.branches)?))
+    }
+}
+
+/// Many transactions.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Transactions(pub Vec<TransactionId>);
+
+impl Convert for Transactions {
+    type Message = link::Transactions;
+    const NAME: &'static str = "transactions";
+
+    fn to_message(&self) -> link::Transactions {
+        link::Transactions { transactions: messages(&self.0) }
+    }
+
+    fn from_message(message: link::Transactions) -> Result<Self, DecodeError> {
+        Ok(Transactions(each("transactions", message.transactions)?))
+    }
+}
+
+/// One transaction, or all.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct OneTransaction(pub Option<TransactionId>);
+
+impl Convert for OneTransaction {
+    type Message = link::OneTransaction;
+    const NAME: &'static str = "transactions";
+
+    fn to_message(&self) -> link::OneTransaction {
+        link::OneTransaction { transaction: self.0.as_ref().map(TransactionId::to_message) }
+    }
+
+    fn from_message(message: link::OneTransaction) -> Result<Self, DecodeError> {
+        Ok(OneTransaction(maybe("transaction", message.transaction)?))
+    }
+}
+
+/// The statuses of many transactions.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct TransactionStatuses(pub Vec<TransactionStatus>);
+
+impl Convert for TransactionStatuses {
+    type Message = link::TransactionStatuses;
+    const NAME: &'static str = "transactions";
+
+    fn to_message(&self) -> link::TransactionStatuses {
+        link::TransactionStatuses { transactions: messages(&self.0) }
+    }
+
+    fn from_message(message: link::TransactionStatuses) -> Result<Self, DecodeError> {
+        Ok(TransactionStatuses(each("transactions", message.transactions)?))
     }
 }
 

@@ -15,6 +15,7 @@ mod link;
 mod replica;
 mod shard;
 mod topology;
+mod transaction;
 mod values;
 
 #[cfg(test)]
@@ -24,8 +25,8 @@ mod tests;
 pub(crate) use bootstrap::{cluster_bytes, cluster_from};
 #[cfg(feature = "transport")]
 pub(crate) use link::{
-    Allocate, ChangeMembers, CheckTables, Report, ResponseHead, SetSequence, StateDecoder, StateEncoder,
-    Statuses, TransferLeader,
+    Allocate, BranchStatuses, ChangeMembers, CheckTables, OneTransaction, Report, ResponseHead, SetSequence,
+    StateDecoder, StateEncoder, Statuses, TransactionStatuses, Transactions, TransferLeader,
 };
 
 /// What the build script generates.

@@ -1,6 +1,7 @@
 //! The shard service's requests and responses as messages.
 
 use super::generated as pb;
+use super::transaction::{from_in_branch, in_branch};
 use super::values::{list, unlist};
 use super::{Convert, DecodeError, id, maybe, one, required};
 use crate::ids::{Epoch, LogIndex, SchemaVersion, ShardId, TableId};
@@ -54,6 +55,7 @@ impl Convert for Access {
                 settled: *settled,
                 touch: u32::from(*touch),
             }),
+            Access::Branch { branch, access } => Kind::Branch(in_branch(branch, access)),
         };
         pb::Access { kind: Some(kind) }
     }
@@ -69,6 +71,10 @@ impl Convert for Access {
                 settled,
                 touch: u16::try_from(touch).map_err(|e| DecodeError::new("write.touch", e))?,
             },
+            Kind::Branch(message) => {
+                let (branch, access) = from_in_branch(message)?;
+                Access::Branch { branch, access }
+            }
         })
     }
 }

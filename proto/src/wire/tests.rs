@@ -281,6 +281,77 @@ fn errors_come_back() {
     }
 }
 
+fn transaction() -> TransactionId {
+    TransactionId { router: RouterIncarnation(u64::MAX), sequence: 4 }
+}
+
+fn in_branch(access: BranchAccess) -> Access {
+    let lock_timeout = Some(Duration::from_secs(3));
+    Access::Branch {
+        branch: Branch { transaction: transaction(), begun: 5, statement: 2, lock_timeout },
+        access,
+    }
+}
+
+#[test]
+fn transactions_come_back() {
+    let request = RequestId { router: RouterIncarnation(1), sequence: 4 };
+    for action in [
+        BranchAction::RollbackTo(0),
+        BranchAction::Commit { request, settled: 2 },
+        BranchAction::Prepare { participants: vec![ShardId(3), ShardId(4)] },
+        BranchAction::Finish { commit: true },
+        BranchAction::Finish { commit: false },
+        BranchAction::Fail(WireError::internal("x")),
+    ] {
+        check_equal(BranchRequest {
+            shard: ShardId(3),
+            epoch: Epoch(4),
+            transaction: transaction(),
+            action,
+            timeout: Duration::from_millis(3),
+        });
+    }
+    let status = BranchStatus {
+        shard: ShardId(3),
+        transaction: transaction(),
+        begun: 9,
+        prepared: None,
+        idle: Duration::from_secs(2),
+        waits_for: vec![transaction()],
+    };
+    check_equal(BranchStatus { prepared: Some(vec![ShardId(3)]), ..status.clone() });
+    check_equal(status);
+    let participants = vec![ShardId(3), ShardId(4)];
+    check_equal(Decision { transaction: transaction(), participants: participants.clone(), commit: true });
+    check_equal(Verdict { committed: true, position: LogIndex(3) });
+    check_equal(TransactionStatus {
+        transaction: transaction(),
+        participants,
+        committed: false,
+        finished: true,
+    });
+    assert_eq!(transaction().to_string(), "ffffffffffffffff-4");
+    assert_eq!("ffffffffffffffff-4".parse(), Ok(transaction()));
+    for wrong in ["", "-", "1", "1-0", "1-+1", "1-2-3", "g-1", "10000000000000000-1"] {
+        assert!(wrong.parse::<TransactionId>().is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn row_locks_conflict_as_in_postgresql() {
+    use RowLock::*;
+    let conflicts = [
+        (KeyShare, [false, false, false, true]),
+        (Share, [false, false, true, true]),
+        (NoKeyUpdate, [false, true, true, true]),
+        (Update, [true, true, true, true]),
+    ];
+    for (held, expected) in conflicts {
+        assert_eq!([KeyShare, Share, NoKeyUpdate, Update].map(|asked| held.conflicts(asked)), expected);
+    }
+}
+
 #[test]
 fn fragments_come_back() {
     let mut rows = RowBatchBuilder::new(2);
@@ -295,6 +366,14 @@ fn fragments_come_back() {
         read(Consistency::Bounded(Duration::from_millis(1500))),
         read(Consistency::Eventual),
         Access::Write { request, settled: 3, touch: u16::MAX },
+        in_branch(BranchAccess::Read),
+        in_branch(BranchAccess::Write { touch: 2 }),
+        in_branch(BranchAccess::Lock {
+            table: TableId(7),
+            key: 1,
+            mode: RowLock::NoKeyUpdate,
+            wait: LockWait::SkipLocked,
+        }),
     ] {
         let fragment = FragmentRequest {
             shard: ShardId(4),
@@ -407,6 +486,9 @@ mod link {
         check_equal(change);
         check_equal(TransferLeader(GroupId(2), NodeId(3), timeout));
         check_equal(CheckTables(GroupId(2), timeout));
+        check_equal(Transactions(vec![transaction()]));
+        check_equal(OneTransaction(None));
+        check_equal(OneTransaction(Some(transaction())));
     }
 
     #[test]

@@ -169,7 +169,7 @@ async fn a_write_of_unknown_outcome_is_repeated_under_its_own_name() {
         .iter()
         .map(|r| match r.access {
             Access::Write { request, .. } => request,
-            Access::Read { .. } => panic!(),
+            Access::Read { .. } | Access::Branch { .. } => panic!(),
         })
         .collect();
     assert!(names.len() == 3 && names.iter().all(|name| *name == names[0]));

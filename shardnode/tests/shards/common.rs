@@ -3,8 +3,8 @@
 use parking_lot::Mutex;
 use proto::catalog::Catalog;
 use proto::services::{
-    Access, ClusterState, Consistency, FragmentRequest, RaftMessage, RaftService, RaftTransport, RowSource,
-    SchemaRequest, SchemaStep, ShardService,
+    Access, BranchAccess, ClusterState, Consistency, FragmentRequest, RaftMessage, RaftService,
+    RaftTransport, RowSource, SchemaRequest, SchemaStep, ShardService,
 };
 use proto::topology::{Keyspace, Leaders, Shard, Sharding, Topology};
 use proto::{
@@ -216,6 +216,9 @@ pub fn with_rows<const N: usize>(
 pub fn touching(access: Access, columns: u16) -> Access {
     match access {
         Access::Write { request, settled, .. } => Access::Write { request, settled, touch: columns },
+        Access::Branch { branch, .. } => {
+            Access::Branch { branch, access: BranchAccess::Write { touch: columns } }
+        }
         Access::Read { .. } => panic!("a read touches nothing"),
     }
 }

@@ -106,6 +106,19 @@ impl ShardService for Shard {
     fn apply_schema(&self, request: SchemaRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {
         Box::pin(async move { Ok(LogIndex(request.step.job)) })
     }
+
+    fn transact(&self, request: BranchRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {
+        Box::pin(async move {
+            match request.action {
+                BranchAction::Fail(error) => Err(error),
+                _ => Ok(LogIndex(request.transaction.sequence)),
+            }
+        })
+    }
+
+    fn branches(&self, shard: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {
+        Box::pin(async move { Ok(vec![branch(shard)]) })
+    }
 }
 
 /// Replicas that answer with what they were asked.
@@ -140,6 +153,22 @@ impl ReplicaService for Replicas {
 
     fn check(&self, group: GroupId, timeout: Duration) -> BoxFuture<'_, ServiceResult<LogIndex>> {
         Box::pin(async move { Ok(LogIndex(group.0 + timeout.as_secs())) })
+    }
+}
+
+fn transaction() -> TransactionId {
+    TransactionId { router: RouterIncarnation(6), sequence: 7 }
+}
+
+fn branch(shard: ShardId) -> BranchStatus {
+    let prepared = Some(vec![shard, ShardId(9)]);
+    BranchStatus {
+        shard,
+        transaction: transaction(),
+        begun: 5,
+        prepared,
+        idle: HANG,
+        waits_for: vec![transaction()],
     }
 }
 
@@ -195,6 +224,29 @@ impl CoordinatorService for Coordinator {
 
     fn create_keyspace(&self, request: CreateKeyspace) -> BoxFuture<'_, ServiceResult<KeyspaceNumber>> {
         Box::pin(async move { Ok(KeyspaceNumber(request.shards)) })
+    }
+
+    fn decide(&self, decision: Decision) -> BoxFuture<'_, ServiceResult<Verdict>> {
+        let position = LogIndex(decision.participants[0].0);
+        Box::pin(async move { Ok(Verdict { committed: decision.commit, position }) })
+    }
+
+    fn finished(&self, transactions: Vec<TransactionId>) -> BoxFuture<'_, ServiceResult<()>> {
+        let right = transactions == [transaction()];
+        Box::pin(async move { if right { Ok(()) } else { Err(WireError::internal("others")) } })
+    }
+
+    fn transactions(
+        &self,
+        one: Option<TransactionId>,
+    ) -> BoxFuture<'_, ServiceResult<Vec<TransactionStatus>>> {
+        let status = |transaction| TransactionStatus {
+            transaction,
+            participants: vec![ShardId(3)],
+            committed: true,
+            finished: false,
+        };
+        Box::pin(async move { Ok(one.into_iter().map(status).collect()) })
     }
 
     fn status(&self) -> BoxFuture<'_, ServiceResult<ClusterStatus>> {

@@ -174,6 +174,23 @@ async fn every_other_request_crosses() {
     let request = SchemaRequest { shard: ShardId(1), step, statements: vec![], least_version, require_empty };
     assert_eq!(soon(client.apply_schema(request)).await, Ok(LogIndex(41)));
     assert_eq!(soon(client.replicas()).await, Ok(vec![status()]));
+    let finish = BranchRequest {
+        shard: ShardId(1),
+        epoch: Epoch(1),
+        transaction: transaction(),
+        action: BranchAction::Finish { commit: true },
+        timeout: HANG,
+    };
+    assert_eq!(soon(client.transact(finish)).await, Ok(LogIndex(7)));
+    assert_eq!(soon(client.branches(ShardId(4))).await, Ok(vec![branch(ShardId(4))]));
+    let participants = vec![ShardId(3), ShardId(4)];
+    let decision = Decision { transaction: transaction(), participants, commit: true };
+    let verdict = Verdict { committed: true, position: LogIndex(3) };
+    assert_eq!(soon(client.decide(decision)).await, Ok(verdict));
+    assert_eq!(soon(client.finished(vec![transaction()])).await, Ok(()));
+    let known = soon(client.transactions(Some(transaction()))).await.unwrap();
+    assert_eq!(known.iter().map(|known| known.transaction).collect::<Vec<_>>(), [transaction()]);
+    assert_eq!(soon(client.transactions(None)).await, Ok(vec![]));
     let (id, address) = (NodeId(9), "there:1".to_owned());
     let registered = soon(client.register(topology::Node { id, address, roles: Roles::ALL })).await;
     assert_eq!(registered.unwrap_err().message, "9 there:1");

@@ -1,0 +1,181 @@
+//! Transactions, as routers, shards and the coordinator speak of them.
+//!
+//! A transaction begins in its router. On each shard that it touches it has a **branch**, which the shard's leader keeps
+//! in memory until it is committed or **prepared**. A transaction with one branch is committed by that shard; one with
+//! several is prepared on all, then the coordinator's **verdict** makes it what it is, then all branches finish.
+
+use super::shard::{Access, FragmentRequest};
+use crate::error::WireError;
+use crate::ids::{Epoch, LogIndex, RequestId, ShardId, TableId, TransactionId};
+use std::time::Duration;
+
+/// Which transaction a fragment belongs to. Its branch on the shard begins with its first statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Branch {
+    /// The transaction.
+    pub transaction: TransactionId,
+    /// When it began, in microseconds since 1970 by its router's clock. Of a deadlock's parties, the youngest ends.
+    pub begun: u64,
+    /// Counts the transaction's statements on this shard, from 1. A repeated one is answered as before; one whose
+    /// predecessors the shard doesn't know is 40001: its leader has changed.
+    pub statement: u32,
+    /// How long the statement may wait for a lock; `None` for as long as it may take.
+    pub lock_timeout: Option<Duration>,
+}
+
+/// What a fragment does in its branch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BranchAccess {
+    /// Reads what is committed, and what the transaction has written.
+    Read,
+    /// Reads rows and locks them. The first `key` columns of the result are the row's primary key in `table`; they are
+    /// cut off the rows that are returned.
+    Lock {
+        /// Whose rows.
+        table: TableId,
+        /// How many columns the key has.
+        key: u16,
+        /// How strong the locks are.
+        mode: RowLock,
+        /// What happens if another has one.
+        wait: LockWait,
+    },
+    /// Writes. The first `touch` columns are as in [`Access::Write`]; rows are locked by them, too.
+    Write {
+        /// How many columns the key has.
+        touch: u16,
+    },
+}
+
+/// PostgreSQL's row locks, the weakest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs)] // PostgreSQL's names
+pub enum RowLock {
+    KeyShare,
+    Share,
+    NoKeyUpdate,
+    Update,
+}
+
+impl RowLock {
+    /// Whether two transactions can't have these on one row.
+    pub fn conflicts(self, other: RowLock) -> bool {
+        use RowLock::*;
+        match (self.min(other), self.max(other)) {
+            (KeyShare, Update) => true,
+            (KeyShare, _) | (Share, Share) => false,
+            _ => true,
+        }
+    }
+}
+
+/// What happens to who meets a lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockWait {
+    /// It waits.
+    Wait,
+    /// 55P03.
+    NoWait,
+    /// The row isn't among the result's.
+    SkipLocked,
+}
+
+/// Something for a branch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BranchRequest {
+    /// The shard.
+    pub shard: ShardId,
+    /// The topology it was routed by. What finishes a branch is never refused for an old one.
+    pub epoch: Epoch,
+    /// The transaction.
+    pub transaction: TransactionId,
+    /// What is to be done.
+    pub action: BranchAction,
+    /// How long it may take, waiting included.
+    pub timeout: Duration,
+}
+
+/// What is to be done with a branch.
+#[derive(Clone, Debug, PartialEq)]
+pub enum BranchAction {
+    /// Undoes what came after this statement: ROLLBACK TO SAVEPOINT. 0 undoes everything.
+    RollbackTo(u32),
+    /// Commits a transaction that has no other branch. Repeating it under its name is safe.
+    Commit {
+        /// Names it.
+        request: RequestId,
+        /// As in [`Access::Write`].
+        settled: u64,
+    },
+    /// Makes the branch survive its leader, and votes for the transaction by answering. Repeating it is safe.
+    Prepare {
+        /// All shards on which the transaction has a branch.
+        participants: Vec<ShardId>,
+    },
+    /// Ends a branch as the verdict says. A prepared one ends by the coordinator's verdict alone; one that isn't prepared
+    /// is rolled back by `commit: false`. A branch that has ended is answered with success.
+    Finish {
+        /// Whether the transaction is committed.
+        commit: bool,
+    },
+    /// Ends a branch that isn't prepared: its statement that waits, or else its next one, fails with this error.
+    Fail(WireError),
+}
+
+/// What a shard knows of a branch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BranchStatus {
+    /// The shard.
+    pub shard: ShardId,
+    /// The transaction.
+    pub transaction: TransactionId,
+    /// See [`Branch::begun`].
+    pub begun: u64,
+    /// If it is prepared: the transaction's participants.
+    pub prepared: Option<Vec<ShardId>>,
+    /// How long it has been as it is: since its last statement, or since it was prepared as far as this leader knows.
+    pub idle: Duration,
+    /// The transactions that its statement waits for.
+    pub waits_for: Vec<TransactionId>,
+}
+
+/// What a transaction is to become. The first that the coordinator hears of a transaction stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// The transaction.
+    pub transaction: TransactionId,
+    /// Its participants.
+    pub participants: Vec<ShardId>,
+    /// Whether all of them have voted for it, and it is to be committed.
+    pub commit: bool,
+}
+
+/// What a transaction has become, for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether it is committed.
+    pub committed: bool,
+    /// The position of the record in the coordinator's log.
+    pub position: LogIndex,
+}
+
+/// A transaction that the coordinator has a record of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TransactionStatus {
+    /// The transaction.
+    pub transaction: TransactionId,
+    /// Its participants.
+    pub participants: Vec<ShardId>,
+    /// Whether it is committed.
+    pub committed: bool,
+    /// Whether every participant has finished.
+    pub finished: bool,
+}
+
+impl FragmentRequest {
+    /// Whether it may change something, so that an answer that got lost leaves its outcome unknown. What happens in a
+    /// branch can be repeated.
+    pub fn writes(&self) -> bool {
+        matches!(self.access, Access::Write { .. })
+    }
+}
