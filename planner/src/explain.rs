@@ -1,9 +1,12 @@
 //! EXPLAIN's lines: route, fragments with their SQL, gather.
 
+use crate::bind::lock::lock_name;
 use crate::plan::{
-    Action, Fragment, Gather, Insert, InsertRows, InsertTarget, KeyFilter, MergeKey, Plan, Query, Route,
-    Scalar, ScalarId, SourceRows, Target,
+    Action, Fragment, Gather, Insert, InsertRows, InsertTarget, KeyFilter, Locking, MergeKey, Plan, Query,
+    Route, Scalar, ScalarId, SourceRows, Target,
 };
+use dialect::physical::table_name;
+use proto::services::LockWait;
 use proto::topology::Topology;
 
 /// What EXPLAIN prints of a plan. `routes` are those of its fragments, in order; what is missing is left out.
@@ -61,6 +64,17 @@ impl Lines<'_> {
                     self.push(depth + 1, format!("Table {}: {from}", source.name));
                 }
             }
+        }
+        if let Some(Locking { table, key: _, mode, wait, limit }) = &query.lock {
+            let wait = match wait {
+                LockWait::Wait => "",
+                LockWait::NoWait => " NOWAIT",
+                LockWait::SkipLocked => " SKIP LOCKED",
+            };
+            let limit = limit.map_or(String::new(), |limit| {
+                format!(", {} rows of each shard at most", self.scalar(limit))
+            });
+            self.push(depth, format!("Lock: {} of {}{wait}{limit}", lock_name(*mode), table_name(*table)));
         }
         for (i, fragment) in query.fragments.iter().enumerate() {
             self.push(depth, format!("Fragment {}", i + 1));

@@ -6,7 +6,7 @@
 //! it wants, and runs the one **gather** step over what comes back.
 
 use dialect::types::{Type, Typed};
-use proto::services::SchemaChange;
+use proto::services::{LockWait, RowLock, SchemaChange};
 use proto::{ColumnId, KeyspaceNumber, SequenceId, ShardId, TableId, Value};
 use std::sync::Arc;
 
@@ -123,6 +123,30 @@ pub struct Query {
     pub fragments: Vec<Fragment>,
     /// What the router does with the rows.
     pub gather: Gather,
+    /// The locks that its rows get. The query has one fragment then, whose SQL returns the locked rows' keys before
+    /// the fragment's columns.
+    pub lock: Option<Locking>,
+}
+
+/// FOR UPDATE or one of its kin.
+///
+/// PostgreSQL locks rows as it returns them, so rows that another has locked are skipped (SKIP LOCKED) before LIMIT
+/// counts. That's why a locking fragment's SQL has no limit: the shard takes its rows in order, locks each, and ends
+/// when it has locked `limit`. Several shards lock as many each, and the gather cuts the rest: more rows than in
+/// PostgreSQL are locked then, never fewer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Locking {
+    /// Whose rows.
+    pub table: TableId,
+    /// How many columns the table's key has. The fragment's SQL returns them first, and the shard cuts them off.
+    pub key: u16,
+    /// How strong the locks are.
+    pub mode: RowLock,
+    /// What happens where another has one.
+    pub wait: LockWait,
+    /// The most rows that a shard locks and returns (LIMIT and OFFSET together, as rows that OFFSET skips are locked,
+    /// too): a non-negative int8, or NULL for all.
+    pub limit: Option<ScalarId>,
 }
 
 /// What each of some shards runs.
@@ -318,6 +342,11 @@ pub struct Modify {
     pub table: TableId,
     /// What shards run; `columns` are those of RETURNING.
     pub fragment: Fragment,
+    /// The fragment's SQL for who must know which rows it touched, changed or not: it returns their keys before the
+    /// columns. A key that the statement changes is the new one. Its parameters are the fragment's.
+    pub locking_sql: Arc<str>,
+    /// How many columns the key has. See [`proto::services::Access::Write`].
+    pub touch: u16,
 }
 
 /// A COPY .. FROM STDIN.

@@ -59,7 +59,7 @@ fn statement(
     let mut binder = Binder::new(text, declared, context);
     match tree {
         ast::Statement::Query(query) => {
-            let mut query: Query = binder.query(query, None, None)?;
+            let mut query: Query = binder.statement_query(query)?;
             binder.settle_query(&mut query)?;
             padded(&query)?;
             let columns = query.columns.clone();

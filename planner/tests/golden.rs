@@ -9,6 +9,7 @@
 mod common;
 
 use common::World;
+use planner::plan::Action;
 use planner::{Rules, Settings, explain};
 use std::fmt::Write;
 use std::path::Path;
@@ -54,6 +55,10 @@ fn print(world: &World, sql: &str, settings: &Settings) -> String {
         }
         for line in explain(plan, &[], &world.topology) {
             writeln!(out, "{line}").unwrap();
+        }
+        if let Action::Modify(modify) = &plan.action {
+            writeln!(out, "Locking, {} columns of the key first: {}", modify.touch, modify.locking_sql)
+                .unwrap();
         }
     }
     out

@@ -146,7 +146,7 @@ mod tests {
 
     fn planned(pinned: Vec<(u32, String)>) -> Planned {
         let gather = Gather::Stream { order: vec![], offset: None, limit: None, visible: 0 };
-        let action = Action::Query(Query { fragments: vec![], gather });
+        let action = Action::Query(Query { fragments: vec![], gather, lock: None });
         let plan = Plan { parameters: vec![], columns: Some(vec![]), scalars: vec![], action };
         Planned { plan: Arc::new(plan), pinned }
     }

@@ -12,6 +12,7 @@ pub(crate) mod expression;
 pub(crate) mod from;
 pub(crate) mod grouping;
 pub(crate) mod insert;
+pub(crate) mod lock;
 pub(crate) mod modify;
 pub(crate) mod operator;
 mod order;

@@ -1,5 +1,6 @@
 //! Queries: WITH, set operations, VALUES, LIMIT, and subqueries. SELECT itself is in `select`.
 
+use super::lock::locked_with;
 use super::scope::{Clause, CteNames, NamedColumn, Names, Scope};
 use super::tree::{Body, Cte, Expr, ExprKind, Query, Select, SetOp};
 use super::types::common_storage;
@@ -17,6 +18,7 @@ struct Tail<'t> {
     limit: Option<&'t ast::Expr>,
     offset: Option<&'t ast::Expr>,
     fetch_one: bool,
+    locks: &'t [ast::LockClause],
 }
 
 fn tail(query: &ast::Query) -> Result<Tail<'_>, WireError> {
@@ -32,10 +34,6 @@ fn tail(query: &ast::Query) -> Result<Tail<'_>, WireError> {
         format_clause,
         pipe_operators,
     } = query;
-    if !locks.is_empty() {
-        return Err(WireError::unsupported("SELECT .. FOR UPDATE or SHARE")
-            .with_hint("Row locks come with transactions over several statements."));
-    }
     if for_clause.is_some() || settings.is_some() || format_clause.is_some() || !pipe_operators.is_empty() {
         return Err(WireError::unsupported("this clause of a query"));
     }
@@ -76,12 +74,30 @@ fn tail(query: &ast::Query) -> Result<Tail<'_>, WireError> {
             None => fetch_one = true,
         }
     }
-    Ok(Tail { order_by, limit, offset, fetch_one })
+    Ok(Tail { order_by, limit, offset, fetch_one, locks })
 }
 
 impl<'a> Binder<'a> {
-    /// A query. Columns of unknown type stay unknown: its context settles them.
+    /// The query that is the statement: it alone may lock rows.
+    pub(crate) fn statement_query(&mut self, query: &ast::Query) -> Result<Query, WireError> {
+        self.query_with(query, None, None)
+    }
+
+    /// A query within a statement. Columns of unknown type stay unknown: its context settles them.
     pub(crate) fn query(
+        &mut self,
+        query: &ast::Query,
+        outer: Option<&Scope<'_, 'a>>,
+        ctes: Option<&CteNames<'_>>,
+    ) -> Result<Query, WireError> {
+        if let Some(name) = locked_with(query)? {
+            return Err(WireError::unsupported(format!("{name} within a statement"))
+                .with_hint("Lock the rows with a SELECT of its own, then use their keys."));
+        }
+        self.query_with(query, outer, ctes)
+    }
+
+    fn query_with(
         &mut self,
         query: &ast::Query,
         outer: Option<&Scope<'_, 'a>>,
@@ -193,8 +209,11 @@ impl<'a> Binder<'a> {
     ) -> Result<Query, WireError> {
         let tail = tail(query)?;
         let mut bound = match &*query.body {
-            SetExpr::Select(select) => self.select(select, tail.order_by, outer, ctes)?,
+            SetExpr::Select(select) => self.select(select, tail.order_by, tail.locks, outer, ctes)?,
             body => {
+                if let Some(name) = locked_with(query)? {
+                    return Err(not_lockable(body, name));
+                }
                 let mut bound = self.set_expr(body, outer, ctes)?;
                 if !tail.order_by.is_empty() {
                     // (SELECT ..) ORDER BY ..: the inner query keeps its own order and cut.
@@ -316,6 +335,7 @@ impl<'a> Binder<'a> {
             having: None,
             projection,
             distinct: false,
+            lock: None,
         };
         Query {
             ctes: Vec::new(),
@@ -335,7 +355,7 @@ impl<'a> Binder<'a> {
         ctes: Option<&CteNames<'_>>,
     ) -> Result<Query, WireError> {
         match body {
-            SetExpr::Select(select) => self.select(select, &[], outer, ctes),
+            SetExpr::Select(select) => self.select(select, &[], &[], outer, ctes),
             SetExpr::Query(query) => self.query(query, outer, ctes),
             SetExpr::Values(values) => self.values(values, outer, ctes),
             SetExpr::Table(table) => {
@@ -392,6 +412,7 @@ impl<'a> Binder<'a> {
             having: None,
             projection,
             distinct: false,
+            lock: None,
         };
         let body = Body::Select(Box::new(select));
         Ok(Query { ctes: Vec::new(), body, order_by: Vec::new(), limit: None, offset: None, columns })
@@ -481,6 +502,19 @@ impl<'a> Binder<'a> {
         let body = Body::Values(rows);
         Ok(Query { ctes: Vec::new(), body, order_by: Vec::new(), limit: None, offset: None, columns: output })
     }
+}
+
+/// A body that isn't a SELECT's has no rows to lock.
+fn not_lockable(body: &SetExpr, name: &str) -> WireError {
+    let what = match body {
+        SetExpr::SetOperation { .. } => "is not allowed with UNION/INTERSECT/EXCEPT",
+        SetExpr::Values(_) => "cannot be applied to VALUES",
+        _ => {
+            return WireError::unsupported(format!("{name} behind this form of a query"))
+                .with_hint("Write it as SELECT .. FROM the table.");
+        }
+    };
+    error(SqlState::FEATURE_NOT_SUPPORTED, format!("{name} {what}"))
 }
 
 /// Whether a SELECT's tables have a column of this name.

@@ -18,6 +18,7 @@ impl<'a> Binder<'a> {
         &mut self,
         select: &ast::Select,
         order_by: &[ast::OrderByExpr],
+        locks: &[ast::LockClause],
         outer: Option<&Scope<'_, 'a>>,
         ctes: Option<&CteNames<'_>>,
     ) -> Result<Query, WireError> {
@@ -120,10 +121,11 @@ impl<'a> Binder<'a> {
         for (expr, column) in projection.iter_mut().zip(&mut columns) {
             column.ty = expr.ty;
         }
-        let select = Select { from, filter, grouped, group_by, having, projection, distinct };
+        let mut select = Select { from, filter, grouped, group_by, having, projection, distinct, lock: None };
         if grouped {
             check_grouping(self, &select, &names)?;
         }
+        select.lock = self.row_lock(locks, &select, &names)?;
         if distinct && columns.iter().any(|c| c.ty.ty == Type::Unknown) {
             // DISTINCT compares, so it must know as what.
             let mut query = self.finished(select, keys, columns);
@@ -342,6 +344,7 @@ pub(crate) fn all_columns(
         having: None,
         projection,
         distinct: false,
+        lock: None,
     };
     Ok(binder.finished(select, Vec::new(), columns))
 }

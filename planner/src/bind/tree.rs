@@ -9,6 +9,7 @@ use dialect::Type;
 use dialect::functions::{Cast, Resolved, ResolvedAggregate};
 use dialect::types::Typed;
 use proto::catalog::Table;
+use proto::services::{LockWait, RowLock};
 use proto::{SequenceId, Value};
 use std::sync::Arc;
 
@@ -245,6 +246,19 @@ pub struct Select {
     pub projection: Vec<Expr>,
     /// DISTINCT.
     pub distinct: bool,
+    /// The lock that its rows get. Only the SELECT that is the statement has one.
+    pub lock: Option<Lock>,
+}
+
+/// FOR UPDATE or one of its kin, about one table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lock {
+    /// The table, among those of FROM.
+    pub rel: RelId,
+    /// How strong it is.
+    pub mode: RowLock,
+    /// What happens to who meets another's.
+    pub wait: LockWait,
 }
 
 /// An item of FROM.

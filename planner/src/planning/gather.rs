@@ -90,7 +90,7 @@ impl Planner<'_, '_> {
         let mut writer = Writer::new(self.binder, &mut self.scalars, &relations);
         let sql = writer.query(query)?.into();
         let params = writer.params;
-        Ok(plan::Query { fragments, gather: Gather::Sqlite { sources, sql, params } })
+        Ok(plan::Query { fragments, gather: Gather::Sqlite { sources, sql, params }, lock: None })
     }
 
     /// What of a table has to come, by the conditions of the SELECT whose FROM it stands in.

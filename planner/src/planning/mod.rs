@@ -7,6 +7,7 @@
 
 mod gather;
 pub(crate) mod keys;
+mod lock;
 mod scatter;
 mod whole;
 pub(crate) mod write;
@@ -51,7 +52,11 @@ impl<'b, 'a> Planner<'b, 'a> {
             return Ok(plan::Query {
                 fragments: Vec::new(),
                 gather: Gather::Sqlite { sources: Vec::new(), sql, params },
+                lock: None,
             });
+        }
+        if let Some((select, lock)) = lock::of(query) {
+            return self.locked(query, select, lock);
         }
         if let Some(plan) = self.whole(query)? {
             return Ok(plan);

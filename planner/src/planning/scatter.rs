@@ -6,6 +6,7 @@
 
 use super::gather::{contains, is_certain};
 use super::keys::Facts;
+use super::lock::RowKeys;
 use super::whole::same_hash;
 use super::{Planner, key_places, key_types, on_shards, relations_of};
 use crate::Rule;
@@ -49,13 +50,26 @@ impl Planner<'_, '_> {
         if select.grouped && !self.groups_lie_together(select, &facts) {
             return self.grouped(query, select, target);
         }
+        self.merged(query, select, target, lookup, None).map(Some)
+    }
+
+    /// The plan of a SELECT that each shard runs over its own rows. A lock has rows come with their keys, in order, and
+    /// cut by the gather alone.
+    pub(super) fn merged(
+        &mut self,
+        query: &Query,
+        select: &Select,
+        target: Target,
+        lookup: bool,
+        lock: Option<&RowKeys>,
+    ) -> Result<plan::Query, WireError> {
         let width = query.columns.len();
         let mut relations = Relations::new();
         on_shards(query, &mut relations);
-        let order = self.rules.has(Rule::PushOrder) && !select.distinct;
+        let order = (self.rules.has(Rule::PushOrder) || lock.is_some()) && !select.distinct;
         let distinct = select.distinct;
         let fragment_select =
-            Select { distinct: distinct && self.rules.has(Rule::PushDistinct), ..(**select).clone() };
+            Select { distinct: distinct && self.rules.has(Rule::PushDistinct), ..select.clone() };
         let (limit, offset) = self.limits(query)?;
         // What the rows are to be ordered by: a column that is there, or one more with its key form.
         let mut keys = Vec::new();
@@ -80,7 +94,7 @@ impl Planner<'_, '_> {
             sql += "DISTINCT ";
         }
         let mut columns: Vec<Type> = Vec::with_capacity(width + extra.len());
-        let mut list = Vec::with_capacity(width + extra.len());
+        let mut list = lock.map(|keys| keys.columns.clone()).unwrap_or_default();
         for expr in &select.projection[..width] {
             list.push(writer.expr(expr)?);
             columns.push(expr.ty.ty);
@@ -95,7 +109,7 @@ impl Planner<'_, '_> {
                 columns.push(expr.ty.ty);
             }
         }
-        if list.is_empty() {
+        if columns.is_empty() {
             list.push("NULL".to_owned());
             columns.push(Type::Text);
         }
@@ -117,7 +131,10 @@ impl Planner<'_, '_> {
             }
             sql += &format!(" ORDER BY {}", by.join(", "));
         }
-        let cut = self.rules.has(Rule::PushLimit) && !distinct && (ordered || query.order_by.is_empty());
+        let cut = self.rules.has(Rule::PushLimit)
+            && lock.is_none()
+            && !distinct
+            && (ordered || query.order_by.is_empty());
         if cut && limit.is_some() {
             sql += &cut_sql(&mut writer, limit, offset);
         }
@@ -155,7 +172,8 @@ impl Planner<'_, '_> {
             let params = writer.params;
             Gather::Sqlite { sources: vec![source(columns)], sql: sql.into(), params }
         };
-        Ok(Some(plan::Query { fragments: vec![fragment], gather }))
+        let lock = lock.map(|keys| self.locking(keys, limit, offset));
+        Ok(plan::Query { fragments: vec![fragment], gather, lock })
     }
 
     fn limits(&mut self, query: &Query) -> Result<(Option<ScalarId>, Option<ScalarId>), WireError> {
@@ -247,7 +265,7 @@ impl Planner<'_, '_> {
         let sql = writer.query(&gather)?.into();
         let params = writer.params;
         let gather = Gather::Sqlite { sources: vec![source(columns)], sql, params };
-        Ok(Some(plan::Query { fragments: vec![fragment], gather }))
+        Ok(Some(plan::Query { fragments: vec![fragment], gather, lock: None }))
     }
 
     /// Whether all rows of a group are on one shard: the shard key is grouped by.
@@ -277,7 +295,11 @@ impl Planner<'_, '_> {
     }
 
     /// Where a SELECT's tables can be joined shard by shard; `None` if they can't.
-    fn together(&mut self, select: &Select, facts: &Facts<'_>) -> Result<Option<(Target, bool)>, WireError> {
+    pub(super) fn together(
+        &mut self,
+        select: &Select,
+        facts: &Facts<'_>,
+    ) -> Result<Option<(Target, bool)>, WireError> {
         let mut sides = Vec::with_capacity(select.from.len());
         for from in &select.from {
             let Some(side) = side(from) else { return Ok(None) };
@@ -287,7 +309,8 @@ impl Planner<'_, '_> {
             return Ok(None);
         }
         let relations = relations_of(select);
-        if relations.len() > 1 && !self.rules.has(Rule::PushJoin) {
+        // Rows can be locked on shards alone, whatever the rules are.
+        if relations.len() > 1 && !self.rules.has(Rule::PushJoin) && select.lock.is_none() {
             return Ok(None);
         }
         let classes = facts.classes();
@@ -361,7 +384,7 @@ fn side(from: &From) -> Option<Side> {
 }
 
 /// Whether all subqueries of a SELECT's expressions read reference tables alone.
-fn subqueries_everywhere(select: &Select) -> bool {
+pub(super) fn subqueries_everywhere(select: &Select) -> bool {
     let lists = select.filter.iter().chain(&select.group_by).chain(&select.having);
     let mut exprs: Vec<&Expr> = lists.chain(&select.projection).collect();
     select.from.iter().for_each(|from| super::conditions(from, &mut exprs));
@@ -415,6 +438,9 @@ fn source(columns: Vec<Type>) -> Source {
     Source { name: SOURCE.to_owned(), columns, rows: SourceRows::Fragment(0) }
 }
 
+/// The most of anything that is added to another.
+pub(super) const HALF: i64 = i64::MAX / 2;
+
 fn limit_sql(writer: &mut Writer<'_, '_, '_>, limit: Option<ScalarId>, offset: Option<ScalarId>) -> String {
     let mut sql = String::new();
     if limit.is_none() && offset.is_none() {
@@ -432,7 +458,6 @@ fn limit_sql(writer: &mut Writer<'_, '_, '_>, limit: Option<ScalarId>, offset: O
 
 /// The most rows of a shard that can matter: limit and offset together, without overflow.
 fn cut_sql(writer: &mut Writer<'_, '_, '_>, limit: Option<ScalarId>, offset: Option<ScalarId>) -> String {
-    const HALF: i64 = i64::MAX / 2;
     let Some(limit) = limit else { return String::new() };
     let limit = writer.param(limit);
     match offset {

@@ -86,7 +86,7 @@ impl Planner<'_, '_> {
         let fragment = Fragment { target, sql, params, columns: types_of(query), lookup };
         let gather =
             Gather::Stream { order: Vec::new(), offset: None, limit: None, visible: query.columns.len() };
-        Ok(Some(plan::Query { fragments: vec![fragment], gather }))
+        Ok(Some(plan::Query { fragments: vec![fragment], gather, lock: None }))
     }
 
     /// Where a condition's subqueries can be read together with a table, whose facts these are. `None`: not at once.

@@ -98,7 +98,7 @@ impl Planner<'_, '_> {
                     if let Some(filter) = &update.filter {
                         action += &format!(" WHERE {}", writer.expr(filter)?);
                     }
-                    touch = table.primary_key.len() as u16;
+                    touch = key_width(table)?;
                 }
             }
             for target in conflict_targets(table, &conflict.columns)? {
@@ -201,6 +201,8 @@ impl Planner<'_, '_> {
         }
         let params = std::mem::take(&mut writer.params);
         let mut columns = Vec::new();
+        let key: Vec<String> = table.primary_key.iter().map(|id| column_name(*id)).collect();
+        let mut locking_sql = format!("{sql} RETURNING {}", key.join(", "));
         let params = match returning {
             None => params,
             Some(returning) => {
@@ -213,6 +215,9 @@ impl Planner<'_, '_> {
                     list.push(writer.expr(expr)?);
                     columns.push(expr.ty.ty);
                 }
+                for shown in &list {
+                    locking_sql += &format!(", {shown}");
+                }
                 if list.is_empty() {
                     list.push("NULL".to_owned());
                 }
@@ -221,7 +226,13 @@ impl Planner<'_, '_> {
             }
         };
         let fragment = Fragment { target, sql: sql.into(), params, columns, lookup };
-        let modify = plan::Modify { delete: sets.is_none(), table: table.id, fragment };
+        let modify = plan::Modify {
+            delete: sets.is_none(),
+            table: table.id,
+            fragment,
+            locking_sql: locking_sql.into(),
+            touch: key_width(table)?,
+        };
         Ok((Action::Modify(modify), returning.as_ref().map(|r| r.columns.clone())))
     }
 
@@ -244,6 +255,7 @@ impl Planner<'_, '_> {
                 having: None,
                 projection: all.iter().map(|e| (*e).clone()).collect(),
                 distinct: false,
+                lock: None,
             };
             let spot = self.spot_with(&select)?;
             let reference = matches!(table.placement, Placement::Reference);
@@ -298,6 +310,11 @@ fn conflict_targets(table: &Table, columns: &[ColumnId]) -> Result<Vec<String>, 
         targets.push(format!(" ({})", names.join(", ")));
     }
     Ok(targets)
+}
+
+/// How many columns a table's key has.
+pub(super) fn key_width(table: &Table) -> Result<u16, WireError> {
+    u16::try_from(table.primary_key.len()).map_err(|_| WireError::internal("a key has too many columns"))
 }
 
 fn volatile_error(what: &str) -> WireError {

@@ -5,8 +5,9 @@
 
 use super::{Text, syntax_error};
 use proto::WireError;
+use sqlparser::ast;
 use sqlparser::keywords::Keyword;
-use sqlparser::tokenizer::{Token, TokenWithSpan};
+use sqlparser::tokenizer::{Token, TokenWithSpan, Word};
 
 fn keyword(token: &TokenWithSpan) -> Keyword {
     match &token.token {
@@ -26,18 +27,14 @@ fn are(tokens: &[TokenWithSpan], keywords: &[Keyword]) -> bool {
 
 /// Writes what sqlparser lacks as what it has.
 pub(super) fn mend(tokens: &mut Vec<TokenWithSpan>) {
-    use Keyword::{
-        ALL, ASYMMETRIC, BETWEEN, BOTH, BY, FOR, FROM, GROUP, KEY, LEADING, NO, SHARE, TRAILING, TRIM, UPDATE,
-    };
+    use Keyword::{ALL, ASYMMETRIC, BETWEEN, BOTH, BY, FOR, FROM, GROUP, LEADING, TRAILING, TRIM};
+    if tokens.iter().any(|token| keyword(token) == FOR) {
+        mark_locks(tokens);
+    }
     let mut extra = Vec::new();
     for at in 0..tokens.len() {
         let rest = &tokens[at..];
-        if are(rest, &[FOR, NO, KEY, UPDATE]) {
-            // The next stronger lock.
-            extra.extend([at + 1, at + 2]);
-        } else if are(rest, &[FOR, KEY, SHARE]) {
-            extra.push(at + 1);
-        } else if are(rest, &[GROUP, BY, ALL]) {
+        if are(rest, &[GROUP, BY, ALL]) {
             // It's the default; sqlparser takes it for another dialect's shorthand.
             extra.push(at + 2);
         } else if are(rest, &[BETWEEN, ASYMMETRIC]) {
@@ -55,6 +52,94 @@ pub(super) fn mend(tokens: &mut Vec<TokenWithSpan>) {
     for at in extra.into_iter().rev() {
         tokens.remove(at);
     }
+}
+
+/// sqlparser knows two of the four row locks, and one table behind OF. So every locking clause becomes `FOR UPDATE OF`
+/// one name whose parts tell the whole: the lock, and each table behind an empty part, which no name can have.
+/// [`lock_clause`] reads it.
+fn mark_locks(tokens: &mut Vec<TokenWithSpan>) {
+    use Keyword::{FOR, KEY, NO, OF, OVERLAY, SHARE, SUBSTRING, UPDATE};
+    const LOCKS: &[(&[Keyword], &str)] = &[
+        (&[FOR, UPDATE], "UPDATE"),
+        (&[FOR, NO, KEY, UPDATE], "NO KEY UPDATE"),
+        (&[FOR, SHARE], "SHARE"),
+        (&[FOR, KEY, SHARE], "KEY SHARE"),
+    ];
+    let mut marked = Vec::with_capacity(tokens.len() + 8);
+    // For each parenthesis that is open: whether FOR stands before an argument in it.
+    let mut open: Vec<bool> = Vec::new();
+    let mut at = 0;
+    while let Some(token) = tokens.get(at) {
+        match token.token {
+            Token::LParen => {
+                let before = at.checked_sub(1).map(|before| keyword(&tokens[before]));
+                open.push(matches!(before, Some(SUBSTRING | OVERLAY)));
+            }
+            Token::RParen => {
+                open.pop();
+            }
+            _ => {}
+        }
+        let argument = open.last().copied().unwrap_or_default();
+        let lock = LOCKS.iter().find(|(words, _)| !argument && are(&tokens[at..], words));
+        let Some((words, name)) = lock else {
+            marked.push(token.clone());
+            at += 1;
+            continue;
+        };
+        let span = token.span;
+        let word = |value: &str, quote_style, keyword| {
+            let value = value.to_owned();
+            TokenWithSpan::new(Token::Word(Word { value, quote_style, keyword }), span)
+        };
+        marked.extend([word("for", None, FOR), word("update", None, UPDATE), word("of", None, OF)]);
+        at += words.len();
+        let mut listed = false;
+        if tokens.get(at).map(keyword) == Some(OF) {
+            at += 1;
+            listed = true;
+            if !tokens.get(at).is_some_and(|token| matches!(token.token, Token::Word(_))) {
+                // Nothing that could be a name: sqlparser finds it behind OF.
+                continue;
+            }
+        }
+        marked.push(word(name, Some('"'), Keyword::NoKeyword));
+        let period = || TokenWithSpan::new(Token::Period, span);
+        while listed {
+            marked.extend([period(), word("", Some('"'), Keyword::NoKeyword), period()]);
+            // A name's parts. What is none ends the clause, and sqlparser finds it behind a period.
+            while let Some(part) = tokens.get(at).filter(|token| matches!(token.token, Token::Word(_))) {
+                marked.push(part.clone());
+                at += 1;
+                if tokens.get(at).is_none_or(|token| token.token != Token::Period) {
+                    break;
+                }
+                marked.push(period());
+                at += 1;
+            }
+            listed = tokens.get(at).is_some_and(|token| token.token == Token::Comma);
+            at += usize::from(listed);
+        }
+    }
+    *tokens = marked;
+}
+
+/// A locking clause: its lock by PostgreSQL's name, and the names behind OF, each with its parts.
+pub(crate) fn lock_clause(of: &ast::ObjectName) -> Option<(&str, Vec<Vec<&ast::Ident>>)> {
+    let mut parts = of.0.iter().filter_map(|part| match part {
+        ast::ObjectNamePart::Identifier(ident) => Some(ident),
+        ast::ObjectNamePart::Function(_) => None,
+    });
+    let lock = parts.next()?;
+    let mut tables: Vec<Vec<&ast::Ident>> = Vec::new();
+    for part in parts {
+        if part.value.is_empty() {
+            tables.push(Vec::new());
+        } else {
+            tables.last_mut()?.push(part);
+        }
+    }
+    Some((lock.value.as_str(), tables))
 }
 
 /// Takes out `OVERRIDING SYSTEM VALUE`, which sqlparser lacks: [`Text::overriding`] tells of it.

@@ -23,7 +23,7 @@ mod tokens;
 pub use dialect::ShoalDialect;
 pub(crate) use keywords::{Category, category};
 pub use lexer::MAX_IDENTIFIER_BYTES;
-pub(crate) use mend::check;
+pub(crate) use mend::{check, lock_clause};
 pub(crate) use tokens::{begins_statement, parse_error, syntax_error};
 
 use crate::utility;

@@ -233,6 +233,9 @@ fn set(cursor: &mut Cursor<'_>) -> Result<SessionCommand, WireError> {
     // `SET local TO x` would name a setting, and so would `SET session = ..`: PostgreSQL reads them as words, too.
     if cursor.accept_all(&["session", "characteristics"]) {
         cursor.expect_all(&["as", "transaction"])?;
+        if cursor.at_end() {
+            return Err(cursor.error());
+        }
         let (isolation, read_only) = transaction_modes(cursor)?;
         return Ok(SessionCommand::SetTransaction { isolation, read_only, session: true });
     }
@@ -248,6 +251,9 @@ fn set(cursor: &mut Cursor<'_>) -> Result<SessionCommand, WireError> {
     if cursor.accept("transaction") {
         if cursor.accept("snapshot") {
             return Err(refused("SET TRANSACTION SNAPSHOT", None));
+        }
+        if cursor.at_end() {
+            return Err(cursor.error());
         }
         let (isolation, read_only) = transaction_modes(cursor)?;
         return Ok(SessionCommand::SetTransaction { isolation, read_only, session: false });

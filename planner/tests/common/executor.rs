@@ -15,7 +15,8 @@ use planner::{Context, Rules, Settings, route, route_row, system};
 use proto::services::SchemaChange;
 use proto::{ShardId, SqlState, Value, ValueRef, WireError};
 use rusqlite::Connection;
-use std::collections::{BTreeMap, HashSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// A world whose shards have rows.
 pub struct Database {
@@ -24,6 +25,8 @@ pub struct Database {
     shards: BTreeMap<ShardId, Connection>,
     router: Connection,
     sequences: BTreeMap<u32, i64>,
+    /// The keys of the rows that queries have locked.
+    pub locked: RefCell<BTreeSet<String>>,
 }
 
 /// What a statement answered.
@@ -48,6 +51,7 @@ impl Database {
             shards: BTreeMap::new(),
             router: open(),
             sequences: BTreeMap::new(),
+            locked: RefCell::default(),
         };
         database.open_shards();
         database
@@ -89,7 +93,20 @@ impl Database {
                 let params = pick(&fragment.params, &scalars);
                 let everywhere = matches!(fragment.target, planner::plan::Target::Everywhere);
                 for (i, shard) in shards.iter().enumerate() {
-                    let (more, count) = execute(&self.shards[shard], &fragment.sql, &params)?;
+                    let connection = &self.shards[shard];
+                    // Both ways of running it do the same, and each row that is touched is told of once.
+                    connection.execute_batch("SAVEPOINT touch").unwrap();
+                    let touched = execute(connection, &modify.locking_sql, &params);
+                    connection.execute_batch("ROLLBACK TO touch; RELEASE touch").unwrap();
+                    let (more, count) = execute(connection, &fragment.sql, &params)?;
+                    let (mut touched, touched_count) = touched?;
+                    let keys: HashSet<_> =
+                        touched.iter_mut().map(|row| format!("{:?}", cut(row, modify.touch))).collect();
+                    assert_eq!((touched.len(), keys.len()), (count as usize, count as usize));
+                    assert_eq!(touched_count, count);
+                    if !fragment.columns.is_empty() {
+                        assert_eq!(touched, more);
+                    }
                     if !everywhere || i == 0 {
                         rows.extend(more);
                         affected += count;
@@ -212,8 +229,22 @@ impl Database {
     }
 
     fn query(&self, query: &Query, scalars: &[Value]) -> Result<Vec<Vec<Value>>, WireError> {
-        let fragments: Vec<_> =
+        let mut fragments: Vec<_> =
             query.fragments.iter().map(|f| self.fragment(f, scalars)).collect::<Result<_, _>>()?;
+        if let Some(lock) = &query.lock {
+            let most = match lock.limit.map(|id| &scalars[id.0 as usize]) {
+                Some(Value::Int(n)) => *n as usize,
+                _ => usize::MAX,
+            };
+            for rows in fragments.iter_mut().flatten() {
+                rows.truncate(most);
+                for row in rows {
+                    let key = cut(row, lock.key);
+                    assert!(key.iter().all(|value| !value.is_null()), "{key:?}");
+                    self.locked.borrow_mut().insert(format!("{key:?}"));
+                }
+            }
+        }
         match &query.gather {
             Gather::Stream { order, offset, limit, visible } => {
                 let mut rows: Vec<Vec<Value>> = fragments.into_iter().flatten().flatten().collect();
@@ -329,6 +360,11 @@ impl Database {
         }
         Ok((if insert.returning.is_some() { returned } else { Vec::new() }, affected))
     }
+}
+
+/// Takes the first columns, a key, off a row.
+fn cut(row: &mut Vec<Value>, key: u16) -> Vec<Value> {
+    row.drain(..usize::from(key)).collect()
 }
 
 fn compare(a: &Value, b: &Value) -> std::cmp::Ordering {

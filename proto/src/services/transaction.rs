@@ -39,6 +39,8 @@ pub enum BranchAccess {
         mode: RowLock,
         /// What happens if another has one.
         wait: LockWait,
+        /// Ends when so many rows are locked; those that were skipped don't count. The SQL has no limit of its own.
+        limit: Option<u64>,
     },
     /// Writes. The first `touch` columns are as in [`Access::Write`]; rows are locked by them, too.
     Write {

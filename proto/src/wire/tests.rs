@@ -373,6 +373,7 @@ fn fragments_come_back() {
             key: 1,
             mode: RowLock::NoKeyUpdate,
             wait: LockWait::SkipLocked,
+            limit: Some(u64::MAX),
         }),
     ] {
         let fragment = FragmentRequest {

@@ -66,7 +66,7 @@ pub(super) fn in_branch(branch: &Branch, access: &BranchAccess) -> pb::access::I
     use pb::access::in_branch::Kind;
     let kind = match *access {
         BranchAccess::Read => Kind::Read(pb::Nothing {}),
-        BranchAccess::Lock { table, key, mode, wait } => {
+        BranchAccess::Lock { table, key, mode, wait, limit } => {
             let mode = match mode {
                 RowLock::KeyShare => pb::RowLock::KeyShare,
                 RowLock::Share => pb::RowLock::Share,
@@ -79,7 +79,7 @@ pub(super) fn in_branch(branch: &Branch, access: &BranchAccess) -> pb::access::I
                 LockWait::SkipLocked => pb::LockWait::SkipLocked,
             };
             let (table, key) = (table.0, u32::from(key));
-            Kind::Lock(pb::access::Lock { table, key, mode: mode.into(), wait: wait.into() })
+            Kind::Lock(pb::access::Lock { table, key, mode: mode.into(), wait: wait.into(), limit })
         }
         BranchAccess::Write { touch } => Kind::Write(u32::from(touch)),
     };
@@ -92,7 +92,7 @@ pub(super) fn from_in_branch(message: pb::access::InBranch) -> Result<(Branch, B
     let branch = one("branch.branch", message.branch)?;
     let access = match required("branch.kind", message.kind)? {
         Kind::Read(pb::Nothing {}) => BranchAccess::Read,
-        Kind::Lock(pb::access::Lock { table, key, mode, wait }) => BranchAccess::Lock {
+        Kind::Lock(pb::access::Lock { table, key, mode, wait, limit }) => BranchAccess::Lock {
             table: TableId(id("lock.table", table)?),
             key: key_width("lock.key", key)?,
             mode: match known("lock.mode", mode)? {
@@ -108,6 +108,7 @@ pub(super) fn from_in_branch(message: pb::access::InBranch) -> Result<(Branch, B
                 pb::LockWait::NoWait => LockWait::NoWait,
                 pb::LockWait::SkipLocked => LockWait::SkipLocked,
             },
+            limit,
         },
         Kind::Write(touch) => BranchAccess::Write { touch: key_width("branch.touch", touch)? },
     };

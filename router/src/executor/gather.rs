@@ -35,6 +35,10 @@ impl Executor {
         query: &Query,
         scalars: &[Value],
     ) -> Result<RowStream, WireError> {
+        if query.lock.is_some() {
+            return Err(WireError::unsupported("SELECT .. FOR UPDATE or SHARE")
+                .with_hint("Row locks come with transactions over several statements."));
+        }
         match &query.gather {
             Gather::Stream { order, offset, limit, visible: _ } => {
                 let [fragment] = query.fragments.as_slice() else {

@@ -102,7 +102,7 @@ async fn rows_spread_and_come_back_in_order() {
     assert!(counts.iter().all(|n| *n > 10) && counts.iter().sum::<i64>() == 100, "{counts:?}");
     let ordered = fragment(KeyFilter::All, "SELECT c1 FROM t16384 ORDER BY c1 DESC", &[]);
     let key = MergeKey { column: 0, descending: true, nulls_first: true };
-    let query = Query { fragments: vec![ordered], gather: stream(vec![key]) };
+    let query = Query { fragments: vec![ordered], gather: stream(vec![key]), lock: None };
     assert_eq!(run_query(&bench, vec![], query).await.unwrap(), (1..=100).rev().collect::<Vec<_>>());
 }
 
@@ -114,7 +114,7 @@ async fn a_key_asks_one_shard() {
     bench.fake.requests.lock().clear();
     let by_key =
         fragment(KeyFilter::In(vec![vec![ScalarId(0)]]), "SELECT c1 FROM t16384 WHERE c1 = ?1", &[0]);
-    let query = Query { fragments: vec![by_key], gather: stream(vec![]) };
+    let query = Query { fragments: vec![by_key], gather: stream(vec![]), lock: None };
     assert_eq!(run_query(&bench, ints(&[7]), query).await.unwrap(), [7]);
     assert_eq!(bench.fake.requests.lock().len(), 1);
 }
@@ -135,7 +135,7 @@ async fn a_sqlite_gather_joins_what_shards_send() {
         sql: "SELECT x.a0 + y.a0 FROM x JOIN y ON y.a0 = x.a0 + ?1 ORDER BY 1 LIMIT 3".into(),
         params: vec![ScalarId(0)],
     };
-    let query = Query { fragments: vec![all(), all()], gather };
+    let query = Query { fragments: vec![all(), all()], gather, lock: None };
     assert_eq!(run_query(&bench, ints(&[5]), query).await.unwrap(), [7, 9, 11]);
 }
 
@@ -148,7 +148,7 @@ async fn reads_follow_the_leader_and_wait_out_its_absence() {
         Fault::Before(fault(Retry::NotLeader(None))),
     ]);
     let count = fragment(KeyFilter::All, "SELECT count(*) FROM t16384", &[]);
-    let query = Query { fragments: vec![count], gather: stream(vec![]) };
+    let query = Query { fragments: vec![count], gather: stream(vec![]), lock: None };
     assert_eq!(run_query(&bench, vec![], query).await.unwrap(), [0]);
     assert_eq!(bench.fake.requests.lock().len(), 4);
 }
@@ -286,6 +286,8 @@ async fn an_update_of_several_shards_is_refused_before_it_runs() {
         delete: false,
         table: TABLE,
         fragment: fragment(filter, "UPDATE t16384 SET c2 = 'x'", &[]),
+        locking_sql: "UPDATE t16384 SET c2 = 'x' RETURNING c1".into(),
+        touch: 1,
     };
     let plan = plan(ints(&[1]), Action::Session(SessionCommand::Empty));
     let run = bench.statement(&plan);
@@ -303,7 +305,7 @@ async fn a_read_is_given_up_and_a_write_is_not() {
     let bench = Bench::new(1).await;
     bench.fake.faults.lock().push_back(Fault::Hang);
     let count = fragment(KeyFilter::All, "SELECT count(*) FROM t16384", &[]);
-    let query = Query { fragments: vec![count], gather: stream(vec![]) };
+    let query = Query { fragments: vec![count], gather: stream(vec![]), lock: None };
     let read = run_query(&bench, vec![], query);
     let cancel = async {
         tokio::task::yield_now().await;

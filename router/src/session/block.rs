@@ -170,7 +170,8 @@ mod tests {
     fn update() -> Plan {
         let target = Target::Keyspace { keyspace: KeyspaceNumber(1), key: vec![], filter: KeyFilter::All };
         let fragment = Fragment { target, sql: "".into(), params: vec![], columns: vec![], lookup: false };
-        plan(Action::Modify(Modify { delete: false, table: TableId(1), fragment }))
+        let (locking_sql, touch) = ("".into(), 1);
+        plan(Action::Modify(Modify { delete: false, table: TableId(1), fragment, locking_sql, touch }))
     }
 
     fn truncate() -> Plan {
