@@ -5,8 +5,10 @@
 //! form of a recorded script. It must never be used by anything but tests.
 
 pub mod cluster;
+pub mod isolation;
 pub mod load;
 pub mod nodes;
+pub mod postgres;
 pub mod script;
 pub mod sim;
 pub mod tools;

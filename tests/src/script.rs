@@ -66,25 +66,30 @@ pub fn for_postgres(statement: &Statement) -> String {
 
 /// Runs a statement and writes down what came back.
 pub async fn answer(client: &Client, sql: &str) -> String {
-    let ordered = is_ordered(sql);
     let types = column_types(client, sql).await;
-    let messages = match client.simple_query(sql).await {
-        Ok(messages) => messages,
-        Err(error) => return error_line(&error),
-    };
+    match client.simple_query(sql).await {
+        Ok(messages) => describe(&messages, sql, |place, name| {
+            let ty = types.as_ref().and_then(|types| types.get(place)).map_or("?", String::as_str);
+            format!("{name}:{ty}")
+        }),
+        Err(error) => error_line(&error),
+    }
+}
+
+/// What a statement's messages say, each column's heading by its place and name.
+pub fn describe(
+    messages: &[SimpleQueryMessage],
+    sql: &str,
+    heading: impl Fn(usize, &str) -> String,
+) -> String {
+    let ordered = is_ordered(sql);
     let mut out = String::new();
     let mut rows = Vec::new();
     for message in messages {
         match message {
             SimpleQueryMessage::RowDescription(columns) => {
-                let names: Vec<_> = columns
-                    .iter()
-                    .enumerate()
-                    .map(|(i, column)| {
-                        let ty = types.as_ref().and_then(|types| types.get(i)).map_or("?", String::as_str);
-                        format!("{}:{ty}", column.name())
-                    })
-                    .collect();
+                let names: Vec<_> =
+                    columns.iter().enumerate().map(|(i, column)| heading(i, column.name())).collect();
                 writeln!(out, "{}", names.join("|")).expect("strings take text");
             }
             SimpleQueryMessage::Row(row) => {

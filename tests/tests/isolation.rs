@@ -1,0 +1,52 @@
+//! Isolation scripts: the recordings fit their scripts, and PostgreSQL still does as recorded.
+//!
+//! The second holds the harness to account: it plays cases by their recordings, as it does on Shoal, and must see no
+//! difference. `cargo run -p tests --bin isolation` plays them on Shoal.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::fmt::Write;
+use std::path::Path;
+use tests::isolation::run::{Guide, Kind, Target, play};
+use tests::isolation::{Found, script, scripts};
+use tests::postgres::Server;
+use tests::tools;
+
+fn all() -> Vec<Found> {
+    let found = scripts(&Path::new(env!("CARGO_MANIFEST_DIR")).join("isolation")).unwrap();
+    assert!(!found.is_empty());
+    found
+}
+
+#[test]
+fn every_hermitage_case_is_there() {
+    let found = all();
+    let hermitage = found.iter().find(|found| found.name == "hermitage").unwrap();
+    for anomaly in ["G0", "G1a", "G1b", "G1c", "OTV", "PMP", "P4", "G-single", "G2-item", "G2"] {
+        let is_it = |name: &str| name.split_whitespace().next().is_some_and(|word| word == anomaly);
+        assert!(hermitage.script.cases.iter().any(|case| is_it(&case.name)), "{anomaly} is missing");
+    }
+}
+
+#[test]
+fn postgresql_does_as_recorded() {
+    if tools::find_or_skip("initdb", "postgresql_does_as_recorded").is_none() {
+        return;
+    }
+    let server = Server::start().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let mut differences = String::new();
+    for Found { name, script, recorded, expected: _ } in all() {
+        runtime.block_on(server.create(&name)).unwrap();
+        let target = Target { config: server.config(&name), kind: Kind::PostgreSql };
+        for (case, expected) in script.cases.iter().zip(&recorded) {
+            let actual = runtime.block_on(play(&target, &script, case, Guide::Follow(expected)));
+            if actual != *expected {
+                let (expected, actual) =
+                    (script::render(&case.name, expected), script::render(&case.name, &actual));
+                writeln!(differences, "{name}: expected\n{expected}but got\n{actual}").unwrap();
+            }
+        }
+    }
+    assert!(differences.is_empty(), "{differences}");
+}
