@@ -6,6 +6,10 @@
 
 #![allow(unsafe_code)]
 
+mod rows;
+
+pub use rows::{RowChange, RowOp, changes, merge};
+
 use bytes::Bytes;
 use rusqlite::{Connection, ffi};
 use std::ffi::{CStr, c_char, c_int, c_uchar, c_void};
@@ -20,6 +24,11 @@ struct RawSession {
 
 #[repr(C)]
 struct RawIter {
+    opaque: [u8; 0],
+}
+
+#[repr(C)]
+struct RawGroup {
     opaque: [u8; 0],
 }
 
@@ -52,7 +61,13 @@ unsafe extern "C" {
         indirect: *mut c_int,
     ) -> c_int;
     fn sqlite3changeset_pk(iter: *mut RawIter, key: *mut *mut c_uchar, columns: *mut c_int) -> c_int;
+    fn sqlite3changeset_old(iter: *mut RawIter, column: c_int, value: *mut *mut ffi::sqlite3_value) -> c_int;
+    fn sqlite3changeset_new(iter: *mut RawIter, column: c_int, value: *mut *mut ffi::sqlite3_value) -> c_int;
     fn sqlite3changeset_finalize(iter: *mut RawIter) -> c_int;
+    fn sqlite3changegroup_new(group: *mut *mut RawGroup) -> c_int;
+    fn sqlite3changegroup_add(group: *mut RawGroup, len: c_int, data: *mut c_void) -> c_int;
+    fn sqlite3changegroup_output(group: *mut RawGroup, len: *mut c_int, data: *mut *mut c_void) -> c_int;
+    fn sqlite3changegroup_delete(group: *mut RawGroup);
     fn sqlite3changeset_apply_v2(
         db: *mut ffi::sqlite3,
         len: c_int,
@@ -130,6 +145,24 @@ unsafe fn text(text: *const c_char) -> String {
     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
+/// A buffer that SQLite gave out, copied and freed.
+///
+/// # Safety
+/// `data` is null, or `len` bytes that SQLite allocated and nobody else frees.
+unsafe fn take(len: c_int, data: *mut c_void) -> Bytes {
+    // SAFETY: the caller vouches for it.
+    unsafe {
+        let copied = match usize::try_from(len) {
+            Ok(len) if len > 0 && !data.is_null() => {
+                Bytes::copy_from_slice(std::slice::from_raw_parts(data.cast::<u8>(), len))
+            }
+            _ => Bytes::new(),
+        };
+        ffi::sqlite3_free(data);
+        copied
+    }
+}
+
 unsafe extern "C" fn not_own(_: *mut c_void, table: *const c_char) -> c_int {
     // SAFETY: SQLite passes the name of a table, which lives for the call.
     let name = unsafe { CStr::from_ptr(table) };
@@ -163,17 +196,10 @@ impl<'c> Session<'c> {
     /// the extension offers would hide an error that it met while capturing.)
     pub fn changeset(&self) -> rusqlite::Result<Bytes> {
         let (mut len, mut data) = (0, ptr::null_mut());
-        // SAFETY: `raw` is a live session. SQLite gives out a buffer of `len` bytes, which is copied and freed.
+        // SAFETY: `raw` is a live session. SQLite gives out a buffer of `len` bytes.
         unsafe {
             check(sqlite3session_changeset(self.raw, &mut len, &mut data))?;
-            let copied = match usize::try_from(len) {
-                Ok(len) if len > 0 && !data.is_null() => {
-                    Bytes::copy_from_slice(std::slice::from_raw_parts(data.cast::<u8>(), len))
-                }
-                _ => Bytes::new(),
-            };
-            ffi::sqlite3_free(data);
-            Ok(copied)
+            Ok(take(len, data))
         }
     }
 }
@@ -230,10 +256,32 @@ impl Deref for Capturing {
     }
 }
 
-/// What a changeset does, table by table.
-pub fn inspect(changeset: &[u8]) -> rusqlite::Result<Vec<TableChanges>> {
+/// A change that an iterator stands on.
+struct Change {
+    iter: *mut RawIter,
+    table: String,
+    op: c_int,
+}
+
+impl Change {
+    /// For each column, whether it belongs to the primary key.
+    fn key(&self) -> rusqlite::Result<Vec<bool>> {
+        let (mut key, mut count) = (ptr::null_mut(), 0);
+        // SAFETY: the iterator is live and stands on a change, whose flags live until it moves on.
+        let flags = unsafe {
+            check(sqlite3changeset_pk(self.iter, &mut key, &mut count))?;
+            match usize::try_from(count) {
+                Ok(count) if !key.is_null() => std::slice::from_raw_parts(key, count),
+                _ => &[],
+            }
+        };
+        Ok(flags.iter().map(|flag| *flag != 0).collect())
+    }
+}
+
+/// Shows each change of a changeset in turn.
+fn each(changeset: &[u8], mut visit: impl FnMut(Change) -> rusqlite::Result<()>) -> rusqlite::Result<()> {
     let len = length(changeset)?;
-    let mut found: Vec<TableChanges> = Vec::new();
     let mut iter = ptr::null_mut();
     // SAFETY: the buffer outlives the iterator, which only reads it; every pointer that the iterator gives out is
     // used before it moves on; it is finalized on every path.
@@ -246,31 +294,30 @@ pub fn inspect(changeset: &[u8]) -> rusqlite::Result<Vec<TableChanges>> {
                 code => break check(code),
             }
             let (mut name, mut columns, mut op, mut indirect) = (ptr::null(), 0, 0, 0);
-            if let Err(error) =
-                check(sqlite3changeset_op(iter, &mut name, &mut columns, &mut op, &mut indirect))
-            {
-                break Err(error);
-            }
-            let name = text(name);
-            match found.last_mut() {
-                Some(last) if last.table == name => last.changes += 1,
-                _ => {
-                    let (mut key, mut count) = (ptr::null_mut(), 0);
-                    if let Err(error) = check(sqlite3changeset_pk(iter, &mut key, &mut count)) {
-                        break Err(error);
-                    }
-                    let flags = match usize::try_from(count) {
-                        Ok(count) if !key.is_null() => std::slice::from_raw_parts(key, count),
-                        _ => &[],
-                    };
-                    let key = flags.iter().map(|flag| *flag != 0).collect();
-                    found.push(TableChanges { table: name, key, changes: 1 });
-                }
+            let visited = check(sqlite3changeset_op(iter, &mut name, &mut columns, &mut op, &mut indirect))
+                .and_then(|()| visit(Change { iter, table: text(name), op }));
+            if visited.is_err() {
+                break visited;
             }
         };
         let finalized = check(sqlite3changeset_finalize(iter));
-        outcome.and(finalized)?;
+        outcome.and(finalized)
     }
+}
+
+/// What a changeset does, table by table.
+pub fn inspect(changeset: &[u8]) -> rusqlite::Result<Vec<TableChanges>> {
+    let mut found: Vec<TableChanges> = Vec::new();
+    each(changeset, |change| {
+        match found.last_mut() {
+            Some(last) if last.table == change.table => last.changes += 1,
+            _ => {
+                let key = change.key()?;
+                found.push(TableChanges { table: change.table, key, changes: 1 });
+            }
+        }
+        Ok(())
+    })?;
     Ok(found)
 }
 
