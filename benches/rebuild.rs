@@ -7,8 +7,7 @@
 use bytes::Bytes;
 use proto::services::{Consistency, RaftMessage, RaftService, RaftTransport};
 use proto::{GroupId, NodeId};
-use replica::{Config, Host, Replica, Write};
-use rusqlite::Connection;
+use replica::{Config, Host, Replica, Stage, Write};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -180,8 +179,8 @@ async fn run_writer(
 ) {
     while !stop.load(Ordering::Relaxed) {
         let key = keys.fetch_add(7919, Ordering::Relaxed) % rows;
-        let run = Box::new(move |connection: &Connection| {
-            connection
+        let run = Box::new(move |stage: &Stage<'_>| {
+            stage
                 .prepare_cached("UPDATE t1 SET c2 = hex(randomblob(250)) WHERE c1 = ?1")
                 .and_then(|mut update| update.execute([key.cast_signed()]))
                 .map_err(dialect::sqlite::error)?;

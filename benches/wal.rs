@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use proto::services::{Consistency, RaftMessage, RaftTransport, ReplicaRole};
 use proto::{GroupId, NodeId};
-use replica::{Config, Host, Replica, Write};
+use replica::{Config, Host, Replica, Stage, Write};
 use rusqlite::Connection;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -136,9 +136,9 @@ fn run_client(client: u64, seen: &Seen, replica: &Replica, handle: &Handle) {
         drop(snapshot);
 
         let keys: Vec<u64> = (0..WRITE_ROWS).map(|_| draw(ROWS)).collect();
-        let run = Box::new(move |connection: &Connection| {
+        let run = Box::new(move |stage: &Stage<'_>| {
             let sql = "UPDATE t1 SET c2 = hex(randomblob(250)) WHERE c1 = ?1";
-            let mut update = connection.prepare_cached(sql).map_err(dialect::sqlite::error)?;
+            let mut update = stage.prepare_cached(sql).map_err(dialect::sqlite::error)?;
             for key in keys {
                 update.execute([key.cast_signed()]).map_err(dialect::sqlite::error)?;
             }

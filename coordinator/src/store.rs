@@ -13,7 +13,7 @@ use proto::wire::Wire;
 use proto::{
     Epoch, KeyspaceNumber, RequestId, SchemaVersion, SequenceId, ShardId, SqlState, TableId, WireError,
 };
-use replica::{Replica, Write};
+use replica::{Replica, Stage, Write};
 use rusqlite::{Connection, OptionalExtension, Params, Row, params};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -117,7 +117,7 @@ pub(crate) async fn write(
     run: impl FnOnce(Store<'_>) -> Result<Bytes> + Send + 'static,
 ) -> Result<Bytes> {
     let deadline = Instant::now() + patience;
-    let run = Box::new(move |connection: &Connection| run(Store(connection)));
+    let run = Box::new(move |stage: &Stage<'_>| run(Store(stage)));
     let written = replica.write(Write { request: None, settled: 0, deadline, run }).await?;
     Ok(written.output)
 }

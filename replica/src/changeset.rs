@@ -6,6 +6,7 @@
 
 use crate::session::{self, ApplyError, OWN_PREFIX};
 use rusqlite::Connection;
+use rusqlite::config::DbConfig;
 use std::collections::HashMap;
 
 /// What a table looks like to a changeset: for each of its columns, whether it is in the primary key.
@@ -22,8 +23,11 @@ pub(crate) enum ChangesetError {
     #[error("{0}")]
     Sqlite(#[from] rusqlite::Error),
     /// The rows or tables aren't those that the changeset was made on.
-    #[error("this replica differs from its leader: {0}")]
+    #[error("{0}")]
     Diverged(String),
+    /// The tables aren't those that the changeset was made on.
+    #[error("{0}")]
+    Altered(String),
 }
 
 impl Shapes {
@@ -41,11 +45,26 @@ impl Shapes {
     }
 }
 
+/// Whether it is one of the replica's tables, which no changeset is about.
+fn is_own(table: &str) -> bool {
+    table.get(..OWN_PREFIX.len()).is_some_and(|prefix| prefix.eq_ignore_ascii_case(OWN_PREFIX))
+}
+
 fn shape(connection: &Connection, table: &str) -> rusqlite::Result<Shape> {
     // Generated columns (hidden 2 and 3) aren't in changesets.
     let mut statement = connection
         .prepare_cached("SELECT pk > 0 FROM pragma_table_xinfo(?1, 'main') WHERE hidden = 0 ORDER BY cid")?;
     statement.query_map([table], |row| row.get(0))?.collect()
+}
+
+/// Lets foreign keys and triggers act, or not. They act on a leader, and their effects are in the changeset, so where
+/// it is applied they must not act again. `PRAGMA foreign_keys` would be ignored inside a transaction,
+/// `sqlite3_db_config` isn't. It makes SQLite prepare every statement again.
+pub(crate) fn let_act(connection: &Connection, act: bool) -> rusqlite::Result<()> {
+    for config in [DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER] {
+        connection.set_db_config(config, act)?;
+    }
+    Ok(())
 }
 
 /// Applies a changeset, inside the caller's transaction. Foreign keys and triggers must be off: what they did is in
@@ -58,10 +77,13 @@ pub(crate) fn apply(
     let mut expected = 0;
     for part in session::inspect(changeset)? {
         match shapes.get(connection, &part.table)? {
-            None => return Err(ChangesetError::Diverged(format!("it has no table {}", part.table))),
+            _ if is_own(&part.table) => {
+                return Err(ChangesetError::Altered(format!("{} is no table of rows", part.table)));
+            }
+            None => return Err(ChangesetError::Altered(format!("there is no table {}", part.table))),
             Some(shape) if *shape != part.key => {
-                let message = format!("its table {} has other columns or another primary key", part.table);
-                return Err(ChangesetError::Diverged(message));
+                let message = format!("table {} has other columns or another primary key", part.table);
+                return Err(ChangesetError::Altered(message));
             }
             Some(_) => expected += part.changes,
         }

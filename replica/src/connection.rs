@@ -34,6 +34,11 @@ impl Cancel {
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
+
+    /// Whether it was said.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// What a writer connection shares with its hooks.
@@ -71,7 +76,7 @@ pub(crate) fn writer(path: &Path, hooks: &Hooks) -> rusqlite::Result<Connection>
     let running = hooks.running.clone();
     connection.progress_handler(
         STEPS_BETWEEN_LOOKS,
-        Some(move || running.lock().as_ref().is_some_and(|cancel| cancel.0.load(Ordering::Relaxed))),
+        Some(move || running.lock().as_ref().is_some_and(Cancel::is_cancelled)),
     )?;
     let (wal_pages, wal_base) = (hooks.wal_pages.clone(), hooks.wal_base.clone());
     connection.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, pages: std::ffi::c_int| {

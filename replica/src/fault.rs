@@ -27,6 +27,11 @@ pub(crate) fn is_failed_sync(error: &rusqlite::Error) -> bool {
     matches!(code, Some(ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC))
 }
 
+/// Whether a request met this machine's fault. That memory ran out isn't one: a request can ask for more than there is.
+pub(crate) fn is_machines(error: &rusqlite::Error) -> bool {
+    is_local(error) && error.sqlite_error_code() != Some(ErrorCode::OutOfMemory)
+}
+
 fn is_local_code(code: ErrorCode) -> bool {
     use ErrorCode::*;
     matches!(
@@ -47,13 +52,12 @@ fn is_local_code(code: ErrorCode) -> bool {
 }
 
 /// The fault that the connection's last call met, if it met one of this machine's. To be asked right after what failed:
-/// the next call forgets it. That memory ran out isn't one: a request can ask for more than there is.
+/// the next call forgets it.
 pub(crate) fn met(connection: &Connection) -> Option<rusqlite::Error> {
     // SAFETY: the handle lives as long as the connection, which is borrowed.
     let code = unsafe { ffi::sqlite3_extended_errcode(connection.handle()) };
-    let error = ffi::Error::new(code);
-    let local = is_local_code(error.code) && error.code != ErrorCode::OutOfMemory;
-    local.then(|| explained(connection, rusqlite::Error::SqliteFailure(error, None)))
+    let error = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+    is_machines(&error).then(|| explained(connection, error))
 }
 
 /// The fault of this machine that a read met, if it met one that others' replicas can do without. To be asked as

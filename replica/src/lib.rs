@@ -12,6 +12,9 @@
 //! 4. The node's consensus loop sends it to the followers, then syncs its own log (`driver`, `log`).
 //! 5. Raft commits. The engine writes the entry's index beside the rows, commits, and the replies go out.
 //!
+//! A transaction that is still open has an [`Overlay`]: what it has changed so far. Its steps are rehearsed between
+//! batches ([`Replica::rehearse`]), and a write that applies the overlay ([`Stage::apply`]) commits it.
+//!
 //! Nothing uncommitted is ever visible to a reader, and there is no undo: a leader that lost its office rolls back, and
 //! what Raft commits after all arrives as on any follower.
 //!
@@ -35,6 +38,7 @@ mod hosted;
 mod image;
 mod log;
 mod metrics;
+mod overlay;
 mod packet;
 mod peer;
 mod readers;
@@ -45,13 +49,17 @@ mod service;
 pub mod session;
 pub mod simulation;
 mod snapshot;
+mod stage;
 mod write;
 
 pub use config::Config;
 pub use error::ReplicaError;
 pub use hash::table_hash;
 pub use host::Host;
+pub use overlay::{Overlay, Rehearsal, RehearsalFn, Rehearsed};
 pub use reading::Canceller;
 pub use replica::Replica;
+pub use session::{RowChange, RowOp};
 pub use snapshot::Snapshot;
+pub use stage::{Stage, changes};
 pub use write::{MemberTarget, SchemaEntry, Write, WriteFn, Written, note};

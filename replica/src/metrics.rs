@@ -23,6 +23,10 @@ pub(crate) struct Metrics {
     registry: Registry,
     /// Entries that this node's leaders have proposed.
     pub proposals: IntCounter,
+    /// Steps of open transactions that this node's leaders have run, and how often what such a transaction had done
+    /// before had to be applied for it first.
+    pub rehearsals: IntCounter,
+    pub overlays_applied: IntCounter,
     /// How many writes a batch had, and how many bytes its entry.
     pub batch_writes: Histogram,
     pub batch_bytes: Histogram,
@@ -58,6 +62,14 @@ impl Metrics {
         let seconds = (50e-6, 2.0, 19);
         Self {
             proposals: counter("proposals_total", "Entries that leaders on this node proposed."),
+            rehearsals: counter(
+                "rehearsals_total",
+                "Steps of open transactions that leaders on this node ran.",
+            ),
+            overlays_applied: counter(
+                "overlays_applied_total",
+                "Times that what an open transaction had done before was applied for its next step.",
+            ),
             batch_writes: histogram(
                 "batch_writes",
                 "Writes in one batch, which is one log entry.",

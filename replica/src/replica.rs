@@ -1,9 +1,11 @@
 //! The handle of one replica: what callers do with it, and how they wait.
 
 use crate::connection::Cancel;
-use crate::driver::{Inbox, Mail, PendingOrder, PendingWrite, Place, Shared, Wish, WriteState};
+use crate::driver::{Inbox, Mail, PendingOrder, PendingRehearsal, PendingWrite, Place};
+use crate::driver::{Shared, Wish, WriteState};
 use crate::entry::{Body, Check, Hold, Note, Request, Schema};
 use crate::error::ReplicaError;
+use crate::overlay::{Rehearsal, Rehearsed, Unheard};
 use crate::readers::{Unopened, too_late};
 use crate::snapshot::Snapshot;
 use crate::write::{MemberTarget, SchemaEntry, Write, Written};
@@ -33,6 +35,25 @@ impl Drop for GiveUp {
         if !self.0.give_up() {
             self.1.cancel();
         }
+    }
+}
+
+/// Why nobody will say what became of something that was begun.
+enum Lost {
+    Stopped,
+    TooLate,
+}
+
+impl Lost {
+    /// It was to be committed, and may have been.
+    fn unknown(self) -> WireError {
+        let message = match self {
+            Lost::Stopped => "the replica stopped before the outcome was known",
+            Lost::TooLate => "the deadline passed before the outcome was known",
+        };
+        WireError::new(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, message)
+            .with_retry(Retry::Unknown)
+            .with_hint("It may have been committed, or may still be.")
     }
 }
 
@@ -84,10 +105,35 @@ impl Replica {
     pub async fn write(&self, write: Write) -> Result<Written, WireError> {
         let Write { request, settled, deadline, run } = write;
         let request = request.map(|id| Request::new(id, settled));
-        self.submit(deadline, |inbox, state, cancel, reply, place| {
+        self.submit(deadline, Lost::unknown, |inbox, state, cancel, reply, place| {
             inbox.writes.push_back(PendingWrite { request, run, cancel, state, reply, _place: place });
         })
         .await
+    }
+
+    /// Runs a step of a transaction that isn't committed yet: on the leader, above what the transaction has changed
+    /// before and what is committed, and undoes it. What the step changed is one more chunk of the overlay (no chunk if
+    /// it changed nothing); whenever this fails, or its future is dropped, the overlay is what it was.
+    ///
+    /// The answer comes once it's known that this replica still leads in the term in which the step ran. No error
+    /// leaves anything: 54000 if the overlay would be bigger than [`crate::Config::max_transaction_bytes`], 40001 if a
+    /// table that it changes was altered, XX001 if it doesn't fit what was committed meanwhile. A step whose deadline
+    /// passes is interrupted.
+    pub async fn rehearse(&self, rehearsal: Rehearsal) -> Result<Rehearsed, WireError> {
+        let Rehearsal { overlay, deadline, run } = rehearsal;
+        let unheard = Unheard::new(overlay.clone());
+        let lost = |lost: Lost| match lost {
+            Lost::Stopped => self.shared().not_leader(),
+            Lost::TooLate => too_late("its end"),
+        };
+        let submitted = self.submit(deadline, lost, |inbox, state, cancel, reply, place| {
+            let pending = PendingRehearsal { overlay, run, cancel, state, reply, _place: place };
+            inbox.rehearsals.push_back(pending);
+        });
+        // The last to be dropped is `unheard`: who is cut off in here cancels the step before the overlay is cut back.
+        let rehearsed = submitted.await?;
+        unheard.heard();
+        Ok(rehearsed)
     }
 
     /// Has every replica run a schema entry, and answers once this one has. Errors as for [`Self::write`]; repeating
@@ -111,7 +157,7 @@ impl Replica {
 
     /// Has every replica execute an entry, and answers once this one has.
     async fn order(&self, body: Body, deadline: Instant) -> Result<LogIndex, WireError> {
-        self.submit(deadline, |inbox, state, _, reply, place| {
+        self.submit(deadline, Lost::unknown, |inbox, state, _, reply, place| {
             inbox.orders.push_back(PendingOrder { body, state, reply, _place: Some(place) });
         })
         .await
@@ -178,6 +224,7 @@ impl Replica {
     async fn submit<T>(
         &self,
         deadline: Instant,
+        lost: impl FnOnce(Lost) -> WireError,
         enqueue: impl FnOnce(&mut Inbox, WriteState, Cancel, oneshot::Sender<Result<T, WireError>>, Place),
     ) -> Result<T, WireError> {
         let shared = self.shared();
@@ -205,17 +252,12 @@ impl Replica {
             enqueue(&mut inbox, state, cancel, reply, place.clone());
         }
         shared.wake();
-        let unknown = |message: &str| {
-            WireError::new(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, message)
-                .with_retry(Retry::Unknown)
-                .with_hint("It may have been committed, or may still be.")
-        };
         match timeout_at(deadline.into(), answer).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) if give_up.0.give_up() => Err(shared.not_leader()),
-            Ok(Err(_)) => Err(unknown("the replica stopped before the outcome was known")),
+            Ok(Err(_)) => Err(lost(Lost::Stopped)),
             Err(_) if give_up.0.give_up() => Err(too_late("its turn")),
-            Err(_) => Err(unknown("the deadline passed before the outcome was known")),
+            Err(_) => Err(lost(Lost::TooLate)),
         }
     }
 

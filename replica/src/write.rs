@@ -1,14 +1,15 @@
 //! What callers hand to a replica: writes, schema entries, and who its group's members are to be.
 
+use crate::stage::Stage;
 use bytes::Bytes;
 use proto::{LogIndex, NodeId, RequestId, WireError};
 use rusqlite::{Connection, OptionalExtension};
 use std::time::Instant;
 
-/// What a write does with the leader's writer connection. It runs on the replica's engine thread, inside a savepoint,
-/// and gives what the caller is to be told. Its changes to rows are captured; it can't change the schema, end the
-/// transaction, or touch the replica's own tables (`replica_*`).
-pub type WriteFn = Box<dyn FnOnce(&Connection) -> Result<Bytes, WireError> + Send>;
+/// What a write does with the leader's writer connection, which the stage derefs to. It runs on the replica's engine
+/// thread, inside a savepoint, and gives what the caller is to be told. Its changes to rows are captured; it can't
+/// change the schema, end the transaction, or touch the replica's own tables (`replica_*`).
+pub type WriteFn = Box<dyn FnOnce(&Stage<'_>) -> Result<Bytes, WireError> + Send>;
 
 /// One transaction.
 pub struct Write {

@@ -18,7 +18,7 @@ use proto::services::{
 };
 use proto::topology::{Shard, Topology};
 use proto::{Epoch, GroupId, LogIndex, Retry, ShardId, SqlState, WireError};
-use replica::{Host, Replica, SchemaEntry, Write};
+use replica::{Host, Replica, SchemaEntry, Stage, Write};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -227,7 +227,7 @@ impl ShardNode {
                     schema_version: request.schema_version,
                     returning_bytes: self.config.returning_bytes,
                 };
-                let run = Box::new(move |connection: &rusqlite::Connection| write::run(connection, &job));
+                let run = Box::new(move |stage: &Stage<'_>| write::run(stage, &job));
                 let write = Write { request: Some(id), settled, deadline, run };
                 let written = self.renew(request.shard, replica.write(write).await)?;
                 write::decode(&written.output, written.index)

@@ -1,11 +1,14 @@
 //! A group's engine loop: batches on a leader, committed entries on a follower.
 //!
-//! Each step takes one thing out of the inbox and does it, in this order: apply what is committed, undo the open batch
-//! if leadership was lost, begin the next batch. Replies of a batch that lost its leader wait until what stands at the
-//! batch's index is known: the batch after all, or something else. It must never know who steps it.
+//! Each step takes one thing out of the inbox and does it, in this order: hear what became of a proposal, install an
+//! image, apply what is committed, undo what leadership that was lost has left open. Then, if nothing is open that
+//! waits for Raft, rehearse, or begin the next batch; those two take turns if both are wanted. Replies of a batch that
+//! lost its leader wait until what stands at the batch's index is known: the batch after all, or something else. A
+//! rehearsal leaves its overlay applied for the next one; whatever else is done undoes it first. It must never know who
+//! steps it.
 
 use super::hashing::{Hashing, TakeHash};
-use super::inbox::{Closing, Committed, Inbox, PendingOrder, PendingWrite};
+use super::inbox::{Callers, Closing, Committed, Inbox, PendingOrder, PendingRehearsal, PendingWrite};
 use super::mailbox::Mail;
 use super::shared::Shared;
 use crate::engine::{Answer, Engine, Outcome, Pressure, Ran};
@@ -13,6 +16,7 @@ use crate::entry::Entry;
 use crate::error::ReplicaError;
 use crate::image::install;
 use crate::log::{Cut, LogReader};
+use crate::overlay::Rehearsed;
 use crate::write::Written;
 use bytes::Bytes;
 use prost::Message as _;
@@ -27,6 +31,10 @@ use tokio::sync::oneshot;
 const APPLY_BYTES: usize = 1 << 20;
 /// A batch takes no more writes than this.
 const BATCH_WRITES: usize = 1024;
+/// No more rehearsals than this are run in one turn, and none is begun after so long. Those that are left come first in
+/// the next.
+const TURN_REHEARSALS: usize = 64;
+const TURN_TIME: Duration = Duration::from_millis(5);
 
 /// What a step of a loop did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +54,8 @@ pub(crate) struct EngineLoop {
     log: Arc<dyn LogReader>,
     open: Option<Open>,
     limbo: Vec<Limbo>,
+    /// Whether rehearsals had the last turn, so that the next batch comes before more of them.
+    rehearsed: bool,
     patience: Patience,
     hasher: TakeHash,
     /// Whether a configuration was applied of which consensus doesn't know that it is.
@@ -80,6 +90,7 @@ struct Limbo {
 enum Reply {
     Write(oneshot::Sender<Result<Written, WireError>>, Result<Ran, WireError>),
     Order(oneshot::Sender<Result<LogIndex, WireError>>),
+    Rehearsal(oneshot::Sender<Result<Rehearsed, WireError>>, Result<Bytes, WireError>),
 }
 
 enum Work {
@@ -88,10 +99,12 @@ enum Work {
     ApplyFromLog(u64),
     Proposed(Option<u64>),
     Deposed,
-    Refuse(Vec<PendingWrite>, Vec<PendingOrder>),
+    Refuse(Callers),
     /// To be executed and proposed in this term, whatever has come to pass since.
     Batch(u64, Vec<PendingWrite>),
     Order(u64, PendingOrder),
+    /// To be run in this term.
+    Rehearse(u64, Vec<PendingRehearsal>),
     Close(Closing),
 }
 
@@ -104,7 +117,8 @@ impl EngineLoop {
         hasher: TakeHash,
     ) -> Self {
         shared.set_holds(engine.holds());
-        Self { shared, engine, log, open: None, limbo: Vec::new(), patience, hasher, reconfigured: false }
+        let (open, limbo, rehearsed, reconfigured) = Default::default();
+        Self { shared, engine, log, open, limbo, rehearsed, patience, hasher, reconfigured }
     }
 
     /// Does one thing, if there is one to do. A panic stops this replica and no other.
@@ -145,12 +159,13 @@ impl EngineLoop {
             Work::ApplyFromLog(last) => self.apply_from_log(last),
             Work::Proposed(index) => self.proposed(index),
             Work::Deposed => self.deposed(),
-            Work::Refuse(writes, orders) => {
-                self.refuse(writes, orders);
+            Work::Refuse(callers) => {
+                callers.refuse(&self.shared.not_leader());
                 Ok(())
             }
             Work::Batch(term, writes) => self.batch(term, writes),
             Work::Order(term, order) => self.order(term, order),
+            Work::Rehearse(term, rehearsals) => self.rehearse(term, rehearsals),
             Work::Close(_) => Ok(()),
         }?;
         self.maintain()
@@ -205,23 +220,29 @@ impl EngineLoop {
             });
         }
         let standing = inbox.standing;
-        if let Some(open) = &self.open {
-            let leads = standing.role == StateRole::Leader && standing.term == open.term;
-            return (!leads).then_some(Work::Deposed);
+        let left_open = self.open.as_ref().map(|open| open.term).or(self.engine.resident_term());
+        if left_open.is_some_and(|term| standing.role != StateRole::Leader || standing.term != term) {
+            return Some(Work::Deposed);
         }
-        if (inbox.writes.is_empty() && inbox.orders.is_empty()) || standing.closed {
+        let to_write = !(inbox.writes.is_empty() && inbox.orders.is_empty());
+        let to_rehearse = !inbox.rehearsals.is_empty();
+        if self.open.is_some() || !(to_write || to_rehearse) || standing.closed {
             return None;
         }
         let Some(first) = standing.first else {
             // Who waits is sent on to the next leader, once that is one.
             let refuse = standing.successor.is_none();
-            return refuse
-                .then(|| Work::Refuse(inbox.writes.drain(..).collect(), inbox.orders.drain(..).collect()));
+            return refuse.then(|| Work::Refuse(inbox.take_callers()));
         };
         // What earlier leaders committed comes first, and so does an order that is under way.
         let order_under_way = self.limbo.iter().any(|limbo| limbo.term == standing.term);
         if applied < first || order_under_way {
             return None;
+        }
+        self.rehearsed = to_rehearse && !(to_write && self.rehearsed);
+        if self.rehearsed {
+            let count = inbox.rehearsals.len().min(TURN_REHEARSALS);
+            return Some(Work::Rehearse(standing.term, inbox.rehearsals.drain(..count).collect()));
         }
         if let Some(order) = inbox.orders.pop_front() {
             return Some(Work::Order(standing.term, order));
@@ -234,7 +255,7 @@ impl EngineLoop {
         let mut replies = Vec::with_capacity(writes.len());
         let mut writes = writes.into_iter();
         let office = self.shared.office();
-        self.engine.begin()?;
+        self.engine.begin(term)?;
         while !self.engine.is_full() {
             let Some(write) = writes.next() else { break };
             if !write.state.begin() {
@@ -284,6 +305,50 @@ impl EngineLoop {
         Ok(())
     }
 
+    fn rehearse(&mut self, term: u64, mut rehearsals: Vec<PendingRehearsal>) -> Result<(), ReplicaError> {
+        // Who needs nothing undone goes first, but whoever has waited longest has its turn now, however long this one
+        // takes.
+        let resident = rehearsals.iter().position(|pending| self.engine.is_resident(&pending.overlay));
+        let least = match resident {
+            Some(at) if at > 0 => {
+                rehearsals[..=at].rotate_right(1);
+                2
+            }
+            _ => 1,
+        };
+        let office = self.shared.office();
+        let until = self.shared.clock.now() + TURN_TIME;
+        let mut replies = Vec::with_capacity(rehearsals.len());
+        let mut rehearsals = rehearsals.into_iter();
+        while replies.len() < least || self.shared.clock.now() < until {
+            let Some(PendingRehearsal { overlay, run, cancel, state, reply, .. }) = rehearsals.next() else {
+                break;
+            };
+            if !state.begin() {
+                continue;
+            }
+            self.shared.metrics.rehearsals.inc();
+            if !self.engine.is_resident(&overlay) {
+                self.shared.metrics.overlays_applied.inc();
+            }
+            match self.engine.rehearse(term, &overlay, run, &cancel) {
+                Ok(result) => replies.push(Reply::Rehearsal(reply, result)),
+                Err(error) => {
+                    let refusal = self.nothing_happened(&error.to_string());
+                    drop(reply.send(Err(refusal.clone())));
+                    replies.into_iter().for_each(|reply| reply.refuse(&refusal));
+                    return Err(error);
+                }
+            }
+        }
+        if rehearsals.len() > 0 {
+            let mut inbox = self.shared.inbox();
+            rehearsals.rev().for_each(|pending| inbox.rehearsals.push_front(pending));
+        }
+        self.confirm(office, replies);
+        Ok(())
+    }
+
     fn requeue(&self, writes: impl DoubleEndedIterator<Item = PendingWrite> + ExactSizeIterator) {
         if writes.len() > 0 {
             let mut inbox = self.shared.inbox();
@@ -291,8 +356,8 @@ impl EngineLoop {
         }
     }
 
-    /// A batch that changed nothing needs no entry. Its replies say what the group's state was when it ran, so they may
-    /// only go out if this replica led then, and in the same term still does.
+    /// A batch that changed nothing needs no entry, and a rehearsal has none. The replies say what the group's state
+    /// was when it ran, so they may only go out if this replica led then, and in the same term still does.
     fn confirm(&self, office: Option<u64>, replies: Vec<Reply>) {
         let index = LogIndex(self.engine.applied());
         if office.is_some() && self.shared.holds_lease() && self.shared.office() == office {
@@ -349,7 +414,8 @@ impl EngineLoop {
         Ok(())
     }
 
-    /// Leadership was lost with a batch open: it is undone, and whoever waits for it hears when its index is committed.
+    /// Leadership was lost with a batch open, or an overlay applied: it is undone, and whoever waits for the batch
+    /// hears when its index is committed.
     fn deposed(&mut self) -> Result<(), ReplicaError> {
         self.engine.rollback()?;
         if let Some(Open { term, index: Some(index), replies }) = self.open.take() {
@@ -493,16 +559,6 @@ impl EngineLoop {
         }
     }
 
-    fn refuse(&self, writes: Vec<PendingWrite>, orders: Vec<PendingOrder>) {
-        let error = self.shared.not_leader();
-        for write in writes {
-            drop(write.reply.send(Err(error.clone())));
-        }
-        for order in orders {
-            drop(order.reply.send(Err(error.clone())));
-        }
-    }
-
     /// The WAL is the writer's to shorten, between batches.
     fn maintain(&mut self) -> Result<(), ReplicaError> {
         let pressure = self.engine.pressure();
@@ -554,16 +610,8 @@ impl EngineLoop {
         for reply in open.into_iter().chain(self.limbo.drain(..).flat_map(|limbo| limbo.replies)) {
             reply.refuse(&unknown);
         }
-        let (writes, orders) = {
-            let mut inbox = self.shared.inbox();
-            (std::mem::take(&mut inbox.writes), std::mem::take(&mut inbox.orders))
-        };
-        for write in writes {
-            drop(write.reply.send(Err(error.clone())));
-        }
-        for order in orders {
-            drop(order.reply.send(Err(error.clone())));
-        }
+        let callers = self.shared.inbox().take_callers();
+        callers.refuse(&error);
         self.shared.readers.close();
         if matches!(closing, Closing::ShutDown) {
             // A clean end leaves a short WAL; a failing disk must not be written to any more.
@@ -599,6 +647,9 @@ impl Reply {
                 // One that can't fail has no answer of its own.
                 drop(reply.send(answer.map_or(Ok(index), |answer| answer.clone().map(LogIndex))));
             }
+            Reply::Rehearsal(reply, ran) => {
+                drop(reply.send(ran.map(|output| Rehearsed { output, index })));
+            }
         }
     }
 
@@ -606,6 +657,7 @@ impl Reply {
         match self {
             Reply::Write(reply, _) => drop(reply.send(Err(error.clone()))),
             Reply::Order(reply) => drop(reply.send(Err(error.clone()))),
+            Reply::Rehearsal(reply, _) => drop(reply.send(Err(error.clone()))),
         }
     }
 }

@@ -4,6 +4,7 @@ use crate::connection::Cancel;
 use crate::consensus::{Delivered, Standing};
 use crate::entry::{Body, Request};
 use crate::log::Cut;
+use crate::overlay::{Overlay, RehearsalFn, Rehearsed};
 use crate::write::{WriteFn, Written};
 use bytes::Bytes;
 use proto::{LogIndex, WireError};
@@ -51,6 +52,16 @@ pub(crate) struct PendingWrite {
     pub _place: Place,
 }
 
+/// A rehearsal that waits for its turn.
+pub(crate) struct PendingRehearsal {
+    pub overlay: Overlay,
+    pub run: RehearsalFn,
+    pub cancel: Cancel,
+    pub state: WriteState,
+    pub reply: oneshot::Sender<Result<Rehearsed, WireError>>,
+    pub _place: Place,
+}
+
 /// An order that waits to be proposed: an entry that every replica, the leader too, executes when it is committed.
 pub(crate) struct PendingOrder {
     pub body: Body,
@@ -64,6 +75,28 @@ impl PendingOrder {
     /// One that nobody waits for.
     pub fn unasked(body: Body) -> Self {
         Self { body, state: WriteState::default(), reply: oneshot::channel().0, _place: None }
+    }
+}
+
+/// Those who wait to write or to rehearse.
+pub(crate) struct Callers {
+    writes: Vec<PendingWrite>,
+    orders: Vec<PendingOrder>,
+    rehearsals: Vec<PendingRehearsal>,
+}
+
+impl Callers {
+    /// Tells all of them that nothing was done.
+    pub fn refuse(self, error: &WireError) {
+        for write in self.writes {
+            drop(write.reply.send(Err(error.clone())));
+        }
+        for order in self.orders {
+            drop(order.reply.send(Err(error.clone())));
+        }
+        for rehearsal in self.rehearsals {
+            drop(rehearsal.reply.send(Err(error.clone())));
+        }
     }
 }
 
@@ -100,6 +133,7 @@ pub(crate) enum Closing {
 pub(crate) struct Inbox {
     pub writes: VecDeque<PendingWrite>,
     pub orders: VecDeque<PendingOrder>,
+    pub rehearsals: VecDeque<PendingRehearsal>,
     pub standing: Standing,
     /// The last committed index. Entries up to it that aren't in `entries` are in the log.
     pub committed: u64,
@@ -125,6 +159,7 @@ impl Inbox {
         Self {
             writes: VecDeque::new(),
             orders: VecDeque::new(),
+            rehearsals: VecDeque::new(),
             standing: Standing::default(),
             committed,
             entries: VecDeque::new(),
@@ -136,6 +171,15 @@ impl Inbox {
             expectant: false,
             proposal: None,
             closing: None,
+        }
+    }
+
+    /// Takes out all who wait to write or to rehearse.
+    pub fn take_callers(&mut self) -> Callers {
+        Callers {
+            writes: self.writes.drain(..).collect(),
+            orders: self.orders.drain(..).collect(),
+            rehearsals: self.rehearsals.drain(..).collect(),
         }
     }
 

@@ -19,6 +19,8 @@ mod member;
 mod queue;
 #[cfg(test)]
 mod read_tests;
+#[cfg(test)]
+mod rehearsal_tests;
 mod shared;
 mod sleep;
 #[cfg(test)]
@@ -35,7 +37,7 @@ pub(crate) use drive::Drive;
 pub(crate) use engine_loop::{EngineLoop, Patience, Step};
 pub(crate) use hashing::{Hashing, TakeHash};
 pub(crate) use image_loop::{ImageLoop, ImageMail, ImageMailbox};
-pub(crate) use inbox::{Inbox, PendingOrder, PendingWrite, Place, WriteState};
+pub(crate) use inbox::{Inbox, PendingOrder, PendingRehearsal, PendingWrite, Place, WriteState};
 pub(crate) use mailbox::{Mail, Mailbox};
 pub(crate) use shared::{Common, Shared};
 pub(crate) use threads::Threads;

@@ -3,7 +3,7 @@
 use super::world::{ELECTION, GROUP, TICK, World, later};
 use crate::packet::Packet;
 use crate::simulation::{holds_lease, is_asleep};
-use crate::{Replica, Write};
+use crate::{Replica, Stage, Write};
 use bytes::Bytes;
 use proto::services::Consistency::{Session, Strong};
 use proto::services::{RaftMessage, RaftService, ReplicaRole};
@@ -135,8 +135,8 @@ async fn a_sleeping_leader_that_is_cut_off_commits_nothing_when_it_wakes() {
     world.isolate(node);
     let lost = {
         let old = old.clone();
-        let run = Box::new(|connection: &rusqlite::Connection| {
-            let inserted = connection.execute("INSERT INTO t1 VALUES (1)", []);
+        let run = Box::new(|stage: &Stage<'_>| {
+            let inserted = stage.execute("INSERT INTO t1 VALUES (1)", []);
             inserted.map(|_| Bytes::new()).map_err(dialect::sqlite::error)
         });
         let write = Write { request: None, settled: 0, deadline: later(), run };

@@ -3,7 +3,7 @@
 use crate::clock::Clock;
 use crate::log::RaftEngineLog;
 use crate::simulation::{Loops, open};
-use crate::{Config, Host, Replica, Write};
+use crate::{Config, Host, Replica, Stage, Write};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::services::{RaftMessage, RaftService, RaftTransport};
@@ -196,8 +196,8 @@ impl World {
         execute: impl FnOnce(&rusqlite::Connection) -> rusqlite::Result<usize> + Send + 'static,
     ) -> Result<u64, proto::WireError> {
         let replica = replica.clone();
-        let run = Box::new(move |connection: &rusqlite::Connection| {
-            execute(connection).map(|_| Bytes::new()).map_err(dialect::sqlite::error)
+        let run = Box::new(move |stage: &Stage<'_>| {
+            execute(stage).map(|_| Bytes::new()).map_err(dialect::sqlite::error)
         });
         let write = Write { request: None, settled: 0, deadline: later(), run };
         let written = tokio::spawn(async move { replica.write(write).await });

@@ -33,6 +33,7 @@ impl Engine {
         if entries.is_empty() {
             return Ok(applied);
         }
+        self.lift()?;
         self.follow(true)?;
         self.execute("/*replica*/ BEGIN IMMEDIATE")?;
         let mut floor = self.floor;
@@ -88,7 +89,7 @@ impl Engine {
             let applied = changeset::apply(&self.connection, &mut self.shapes, &transaction.changeset);
             applied.map_err(|error| match error {
                 ChangesetError::Sqlite(error) => self.stop(error),
-                ChangesetError::Diverged(why) => self.damaged(why),
+                ChangesetError::Diverged(why) | ChangesetError::Altered(why) => self.damaged(why),
             })?;
         }
         match &transaction.request {

@@ -6,10 +6,11 @@ use crate::entry::{Batch, Body, Entry, Request, Transaction};
 use crate::error::ReplicaError;
 use crate::fault;
 use crate::session::Session;
+use crate::stage::{Spoiled, Stage};
 use crate::write::WriteFn;
 use bytes::Bytes;
 use prost::Message as _;
-use proto::{SqlState, WireError};
+use proto::{SqlState, Term, WireError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 
@@ -32,13 +33,14 @@ pub(crate) enum Outcome {
 }
 
 impl Engine {
-    /// Opens a batch.
-    pub fn begin(&mut self) -> Result<(), ReplicaError> {
+    /// Opens a batch in this term.
+    pub fn begin(&mut self, term: u64) -> Result<(), ReplicaError> {
         debug_assert!(self.batch.is_none(), "one batch at a time");
+        self.lift()?;
         self.follow(false)?;
         self.execute("/*replica*/ BEGIN IMMEDIATE")?;
         self.connection.begin_capture().map_err(|e| self.stop(e))?;
-        self.batch = Some(OpenBatch::default());
+        self.batch = Some(OpenBatch { term, ..OpenBatch::default() });
         Ok(())
     }
 
@@ -61,18 +63,8 @@ impl Engine {
         }
         let captured = self.captured();
         self.execute("/*replica*/ SAVEPOINT replica_write")?;
-        self.hooks.guarded.store(true, Ordering::Relaxed);
-        *self.hooks.running.lock() = Some(cancel.clone());
-        let outcome = catch_unwind(AssertUnwindSafe(|| run(&self.connection)))
-            .unwrap_or_else(|_| Err(WireError::internal("a write panicked")));
-        *self.hooks.running.lock() = None;
-        self.hooks.guarded.store(false, Ordering::Relaxed);
-        // Asked before anything else: what this machine did to the write isn't for its caller to hear.
-        if outcome.is_err()
-            && let Some(fault) = fault::met(&self.connection)
-        {
-            return Err(self.stop(fault));
-        }
+        let term = self.batch.as_ref().map_or(0, |batch| batch.term);
+        let outcome = self.stage(term, run, cancel)?;
         if self.connection.is_autocommit() {
             // It does so when a statement is interrupted, or finds no memory.
             let error = outcome.err().unwrap_or_else(|| WireError::internal("SQLite undid the transaction"));
@@ -90,6 +82,35 @@ impl Engine {
         Ok(Outcome::Done(result))
     }
 
+    /// Runs a caller's closure on the connection, so that it can do nothing but read and change rows.
+    pub(super) fn stage(
+        &mut self,
+        term: u64,
+        run: WriteFn,
+        cancel: &Cancel,
+    ) -> Result<Result<Bytes, WireError>, ReplicaError> {
+        self.hooks.guarded.store(true, Ordering::Relaxed);
+        *self.hooks.running.lock() = Some(cancel.clone());
+        let capture = if self.batch.is_some() { None } else { self.connection.capture() };
+        let stage = Stage::new(&self.connection, Term(term), &self.hooks.guarded, &mut self.shapes, capture);
+        let outcome = catch_unwind(AssertUnwindSafe(|| run(&stage)))
+            .unwrap_or_else(|_| Err(WireError::internal("a write panicked")));
+        let spoiled = stage.into_spoiled();
+        *self.hooks.running.lock() = None;
+        self.hooks.guarded.store(false, Ordering::Relaxed);
+        // Asked before anything else: what this machine did to the write isn't for its caller to hear.
+        if outcome.is_err()
+            && let Some(fault) = fault::met(&self.connection)
+        {
+            return Err(self.stop(fault));
+        }
+        match spoiled {
+            Some(Spoiled::Fault(fault)) => Err(self.stop(fault)),
+            Some(Spoiled::Applied(error)) => Ok(outcome.and(Err(error))),
+            None => Ok(outcome),
+        }
+    }
+
     /// How much the batch has changed, in bytes. It only grows.
     fn captured(&self) -> usize {
         self.connection.capture().map_or(0, Session::size)
@@ -102,11 +123,7 @@ impl Engine {
         output: Bytes,
     ) -> Result<Result<Ran, WireError>, ReplicaError> {
         let bytes = captured + output.len();
-        if bytes > self.limits.transaction_bytes {
-            let limit = self.limits.transaction_bytes;
-            let error = WireError::new(SqlState::PROGRAM_LIMIT_EXCEEDED, "transaction is too big")
-                .with_detail(format!("It changes {bytes} bytes; at most {limit} fit into one log entry."))
-                .with_hint("Split it into smaller transactions.");
+        if let Err(error) = self.check_size(bytes) {
             return Ok(Err(error));
         }
         if let Some(request) = &request {
@@ -118,6 +135,17 @@ impl Engine {
             batch.requests.push((request, output.clone()));
         }
         Ok(Ok(Ran { output, repeated: false }))
+    }
+
+    /// Refuses a transaction of so many bytes, if it is too big.
+    pub(super) fn check_size(&self, bytes: usize) -> Result<(), WireError> {
+        let limit = self.limits.transaction_bytes;
+        if bytes <= limit {
+            return Ok(());
+        }
+        Err(WireError::new(SqlState::PROGRAM_LIMIT_EXCEEDED, "transaction is too big")
+            .with_detail(format!("It changes {bytes} bytes; at most {limit} fit into one log entry."))
+            .with_hint("Split it into smaller transactions."))
     }
 
     /// Whether the open batch takes no further write.
@@ -160,8 +188,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Undoes the open batch, if there is one.
+    /// Undoes the open batch or the resident overlay, if there is one.
     pub fn rollback(&mut self) -> Result<(), ReplicaError> {
+        self.lift()?;
         if self.batch.is_some() {
             self.abandon();
             self.execute("/*replica*/ ROLLBACK")?;

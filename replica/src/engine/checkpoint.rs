@@ -80,6 +80,7 @@ impl Engine {
     /// Says whether the checkpoint did all that its kind does.
     fn run_checkpoint(&mut self, sql: &str) -> Result<bool, ReplicaError> {
         debug_assert!(self.batch.is_none(), "checkpoints come between batches");
+        self.lift()?;
         let applied = self.applied;
         let run = || -> rusqlite::Result<(bool, i64, i64)> {
             self.connection

@@ -5,7 +5,8 @@
 //! 1. A leader gathers a batch: [`Engine::begin`], [`Engine::run`] for each write, [`Engine::seal`] for the entry.
 //! 2. It is proposed. If Raft commits it: [`Engine::commit`] with its index. If leadership is lost first:
 //!    [`Engine::rollback`], and what Raft commits comes as on any follower.
-//! 3. A follower gets committed entries: [`Engine::apply`].
+//! 3. Steps of transactions that are still open are rehearsed on a leader between batches: [`Engine::rehearse`].
+//! 4. A follower gets committed entries: [`Engine::apply`].
 //!
 //! The applied index, Raft's ConfState, remembered requests and schema results are rows of the same database, written
 //! in the same transactions as what they describe. An error of an `Engine` method means that the replica must stop:
@@ -17,6 +18,9 @@ mod batch;
 mod checkpoint;
 mod holds;
 mod open;
+mod rehearsal;
+#[cfg(test)]
+mod rehearsal_tests;
 #[cfg(test)]
 mod request_tests;
 mod requests;
@@ -30,7 +34,7 @@ pub(crate) use apply::Answer;
 pub(crate) use batch::{Outcome, Ran};
 pub(crate) use checkpoint::{Checkpointed, Pressure};
 
-use crate::changeset::Shapes;
+use crate::changeset::{self, Shapes};
 use crate::connection::Hooks;
 use crate::entry::{Forget, Request};
 use crate::error::ReplicaError;
@@ -38,9 +42,9 @@ use crate::fault;
 use crate::session::Capturing;
 use bytes::Bytes;
 use raft::eraftpb::ConfState;
+use rehearsal::Resident;
 use requests::Routers;
 use rusqlite::Connection;
-use rusqlite::config::DbConfig;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -80,6 +84,8 @@ pub(crate) struct Engine {
     holds: BTreeMap<String, u64>,
     shapes: Shapes,
     batch: Option<OpenBatch>,
+    /// An overlay in an open SQLite transaction. Never beside a batch.
+    resident: Option<Resident>,
     following: bool,
     checkpointed: Checkpointed,
     routers: Routers,
@@ -89,6 +95,8 @@ pub(crate) struct Engine {
 /// A batch whose SQLite transaction is open.
 #[derive(Default)]
 struct OpenBatch {
+    /// The term in which its writes run.
+    term: u64,
     /// Its named writes, and what their callers will be told.
     requests: Vec<(Request, Bytes)>,
     bytes: usize,
@@ -116,6 +124,7 @@ impl Engine {
     /// Opens the database anew, after `swap` has put another in its place. Nobody has it open meanwhile.
     pub fn replace(&mut self, swap: impl FnOnce() -> Result<(), ReplicaError>) -> Result<(), ReplicaError> {
         debug_assert!(self.batch.is_none(), "an open batch is rolled back first");
+        self.lift()?;
         let nothing = Connection::open_in_memory().map_err(|e| self.stop(e))?;
         drop(std::mem::replace(&mut self.connection, Capturing::new(nothing)));
         swap()?;
@@ -149,14 +158,11 @@ impl Engine {
         Ok(())
     }
 
-    /// Foreign keys and triggers act on a leader, and their effects are in the changeset; a follower must not let them
-    /// act again. `PRAGMA foreign_keys` would be ignored inside a transaction, `sqlite3_db_config` isn't. It makes
-    /// SQLite prepare every statement again, so it's done only when the role changes.
+    /// Foreign keys and triggers act on a leader and not on a follower. It costs something, so it's done only when the
+    /// role changes; for the sake of an overlay's application, a leader follows its own lead.
     fn follow(&mut self, following: bool) -> Result<(), ReplicaError> {
         if self.following != following {
-            for config in [DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER] {
-                self.connection.set_db_config(config, !following).map_err(|e| self.stop(e))?;
-            }
+            changeset::let_act(&self.connection, !following).map_err(|e| self.stop(e))?;
             self.following = following;
         }
         Ok(())

@@ -134,6 +134,7 @@ impl Engine {
             holds: BTreeMap::new(),
             shapes: Shapes::default(),
             batch: None,
+            resident: None,
             following: true,
             checkpointed: Checkpointed::default(),
             routers: Routers::default(),
@@ -173,6 +174,7 @@ impl Engine {
             holds,
             shapes: Shapes::default(),
             batch: None,
+            resident: None,
             // Whatever the connection's settings are, the first call sets them.
             following: true,
             checkpointed: Checkpointed::default(),

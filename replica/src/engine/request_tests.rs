@@ -55,7 +55,7 @@ impl Pair {
             Ok(output)
         });
         let index = self.engines[0].applied() + 1;
-        self.engines[0].begin().unwrap();
+        self.engines[0].begin(1).unwrap();
         let outcome = self.engines[0].run(Some(request), write, &Cancel::default()).unwrap();
         let Outcome::Done(ran) = outcome else { panic!("{outcome:?}") };
         self.engines[0].expire(now).unwrap();
@@ -174,7 +174,7 @@ fn a_router_that_settles_nothing_is_bounded_in_rows_and_bytes() {
     let mut pair = Pair::new();
     let total = 3 * 4096;
     for sequence in 1..=total {
-        pair.engines[0].begin().unwrap();
+        pair.engines[0].begin(1).unwrap();
         let write: WriteFn = Box::new(|_| Ok(Bytes::new()));
         let outcome = pair.engines[0].run(Some(named(1, sequence)), write, &Cancel::default()).unwrap();
         assert!(matches!(outcome, Outcome::Done(Ok(_))));

@@ -9,7 +9,7 @@ use prost::Message as _;
 use std::time::Duration;
 use tempfile::TempDir;
 
-const LIMITS: Limits = Limits {
+pub(super) const LIMITS: Limits = Limits {
     transaction_bytes: 1 << 20,
     batch_bytes: 1 << 16,
     checkpoint_bytes: 1 << 16,
@@ -21,21 +21,25 @@ const LIMITS: Limits = Limits {
 };
 
 /// A leader's engine and a follower's.
-struct Pair {
-    leader: Engine,
-    follower: Engine,
-    index: u64,
+pub(super) struct Pair {
+    pub leader: Engine,
+    pub follower: Engine,
+    pub index: u64,
     directory: TempDir,
 }
 
-fn run(engine: &mut Engine, request: Option<Request>, run: WriteFn) -> Result<Ran, proto::WireError> {
+pub(super) fn run(
+    engine: &mut Engine,
+    request: Option<Request>,
+    run: WriteFn,
+) -> Result<Ran, proto::WireError> {
     match engine.run(request, run, &Cancel::default()).unwrap() {
         Outcome::Done(ran) => ran,
         Outcome::Undone(error) => panic!("SQLite undid the batch: {error}"),
     }
 }
 
-fn write(sql: &'static str) -> WriteFn {
+pub(super) fn write(sql: &'static str) -> WriteFn {
     Box::new(move |connection| {
         connection.execute_batch(sql).map_err(dialect::sqlite::error)?;
         Ok(Bytes::new())
@@ -43,7 +47,7 @@ fn write(sql: &'static str) -> WriteFn {
 }
 
 impl Pair {
-    fn new(init: &str) -> Self {
+    pub fn new(init: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let open = |name: &str| {
             Engine::create(&directory.path().join(name), &[1], &[init.to_owned()], LIMITS).unwrap()
@@ -52,8 +56,8 @@ impl Pair {
     }
 
     /// Runs writes as one batch, applies its entry on the follower, and checks that both have the same rows.
-    fn batch(&mut self, writes: &[&'static str]) -> Vec<bool> {
-        self.leader.begin().unwrap();
+    pub fn batch(&mut self, writes: &[&'static str]) -> Vec<bool> {
+        self.leader.begin(1).unwrap();
         let ran = writes.iter().map(|sql| run(&mut self.leader, None, write(sql)).is_ok()).collect();
         match self.leader.seal(0).unwrap() {
             None => self.leader.rollback().unwrap(),
@@ -67,12 +71,12 @@ impl Pair {
         ran
     }
 
-    fn assert_equal(&self) {
+    pub fn assert_equal(&self) {
         assert_eq!(dump(&self.leader), dump(&self.follower));
     }
 }
 
-fn dump(engine: &Engine) -> Vec<String> {
+pub(super) fn dump(engine: &Engine) -> Vec<String> {
     let connection = &engine.connection;
     let tables: Vec<String> = connection
         .prepare("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")
@@ -219,7 +223,7 @@ fn a_failed_write_and_its_request_leave_nothing() {
     ]);
     assert_eq!(ran, [true, false, true]);
     let request = Some(Request { router: 1, sequence: 1, settled: 0 });
-    pair.leader.begin().unwrap();
+    pair.leader.begin(1).unwrap();
     assert!(run(&mut pair.leader, request, write("INSERT INTO t1 VALUES (1)")).is_err());
     // The name is free again: nothing was done under it.
     assert!(!run(&mut pair.leader, request, write("INSERT INTO t1 VALUES (4)")).unwrap().repeated);
@@ -230,7 +234,7 @@ fn a_failed_write_and_its_request_leave_nothing() {
 #[test]
 fn a_write_that_nobody_waits_for_any_more_is_interrupted() {
     let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY)");
-    pair.leader.begin().unwrap();
+    pair.leader.begin(1).unwrap();
     run(&mut pair.leader, None, write("INSERT INTO t1 VALUES (1)")).unwrap();
     let cancel = Cancel::default();
     let canceller = cancel.clone();
@@ -244,7 +248,7 @@ fn a_write_that_nobody_waits_for_any_more_is_interrupted() {
         panic!("SQLite keeps nothing of a transaction whose statement was interrupted");
     };
     assert_eq!(error.sqlstate, proto::SqlState::QUERY_CANCELED);
-    pair.leader.begin().unwrap();
+    pair.leader.begin(1).unwrap();
     run(&mut pair.leader, None, write("INSERT INTO t1 VALUES (2)")).unwrap();
     let data = pair.leader.seal(0).unwrap().unwrap();
     pair.leader.commit(1).unwrap();
@@ -288,7 +292,7 @@ fn what_the_writes_of_a_batch_do_to_each_others_rows_is_captured_as_they_leave_i
 #[test]
 fn a_write_that_panics_fails_alone() {
     let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY)");
-    pair.leader.begin().unwrap();
+    pair.leader.begin(1).unwrap();
     run(&mut pair.leader, None, write("INSERT INTO t1 VALUES (1)")).unwrap();
     assert!(run(&mut pair.leader, None, Box::new(|_| panic!("of the test"))).is_err());
     let data = pair.leader.seal(0).unwrap().unwrap();
@@ -298,7 +302,7 @@ fn a_write_that_panics_fails_alone() {
 }
 
 fn entry_of(pair: &mut Pair, sql: &'static str) -> Bytes {
-    pair.leader.begin().unwrap();
+    pair.leader.begin(1).unwrap();
     run(&mut pair.leader, None, write(sql)).unwrap();
     let data = pair.leader.seal(0).unwrap().unwrap();
     pair.leader.rollback().unwrap();
@@ -385,7 +389,7 @@ fn schema_entries_answer_alike_everywhere_and_remember() {
 fn a_crash_between_any_two_steps_leaves_a_whole_state() {
     let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2)");
     pair.batch(&["INSERT INTO t1 VALUES (1, 'a')"]);
-    pair.leader.begin().unwrap();
+    pair.leader.begin(1).unwrap();
     run(&mut pair.leader, None, write("INSERT INTO t1 VALUES (2, 'b')")).unwrap();
     let data = pair.leader.seal(0).unwrap().unwrap();
     // The batch was proposed, then the process died.
@@ -432,7 +436,7 @@ fn a_lock_that_is_held_for_a_moment_does_not_stop_the_writer() {
             other.execute_batch("ROLLBACK").unwrap();
         });
         is_locked.recv().unwrap();
-        pair.leader.begin().unwrap();
+        pair.leader.begin(1).unwrap();
         pair.leader.rollback().unwrap();
     });
 }
@@ -443,7 +447,7 @@ fn a_write_that_meets_a_full_disk_stops_the_replica_and_is_told_of_nobody() {
     pair.batch(&["INSERT INTO t1 VALUES (1, 'a')"]);
     let pages: i64 = pair.leader.connection.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
     pair.leader.connection.pragma_update(None, "max_page_count", pages + 2).unwrap();
-    pair.leader.begin().unwrap();
+    pair.leader.begin(1).unwrap();
     run(&mut pair.leader, None, write("INSERT INTO t1 VALUES (2, 'b')")).unwrap();
     let big = write("INSERT INTO t1 VALUES (3, zeroblob(100000))");
     let error = pair.leader.run(None, big, &Cancel::default()).unwrap_err();
@@ -455,7 +459,7 @@ fn a_write_that_meets_a_full_disk_stops_the_replica_and_is_told_of_nobody() {
     drop(pair.leader);
     let mut again = Engine::open(&path, LIMITS).unwrap().unwrap();
     assert_eq!(again.applied(), 1);
-    again.begin().unwrap();
+    again.begin(1).unwrap();
     run(&mut again, None, write("INSERT INTO t1 VALUES (3, zeroblob(100000))")).unwrap();
 }
 
@@ -472,7 +476,7 @@ fn a_full_disk_stops_a_follower() {
 #[test]
 fn what_a_closure_says_of_damage_is_its_own_affair() {
     let mut pair = Pair::new("CREATE TABLE t1 (c1 INTEGER PRIMARY KEY)");
-    pair.leader.begin().unwrap();
+    pair.leader.begin(1).unwrap();
     for state in [proto::SqlState::DATA_CORRUPTED, proto::SqlState::DISK_FULL, proto::SqlState::IO_ERROR] {
         let raise: WriteFn = Box::new(move |connection| {
             write("INSERT INTO t1 VALUES (1)")(connection)?;
@@ -501,7 +505,7 @@ fn a_damaged_page_stops_the_replica_when_it_is_met() {
     bytes[page..page + 64].fill(0xee);
     std::fs::write(&file, bytes).unwrap();
     let mut damaged = Engine::open(&path, LIMITS).unwrap().unwrap();
-    damaged.begin().unwrap();
+    damaged.begin(1).unwrap();
     let error = damaged.run(None, write("UPDATE t1 SET c2 = 'b'"), &Cancel::default()).unwrap_err();
     assert!(!error.can_pass() && error.to_string().contains("malformed"), "{error}");
 }

@@ -33,7 +33,7 @@ impl Store {
     }
 
     fn write(&mut self, sql: &str) {
-        self.engine.begin().unwrap();
+        self.engine.begin(1).unwrap();
         self.engine.connection.execute(sql, []).unwrap();
         self.engine.commit(self.engine.applied() + 1).unwrap();
     }

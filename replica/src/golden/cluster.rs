@@ -10,7 +10,7 @@ use super::words;
 use crate::log::{LogReader, LogStore, RaftEngineLog};
 use crate::packet::Packet;
 use crate::simulation::{Clock, Loops, open, revive};
-use crate::{Config, Host, MemberTarget, Replica, Snapshot, Write};
+use crate::{Config, Host, MemberTarget, Replica, Snapshot, Stage, Write};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::services::{Consistency, RaftMessage, RaftService};
@@ -312,8 +312,8 @@ impl Cluster {
     pub fn write(&mut self, node: u64, sql: &str, request: Option<&str>) -> Result<(), Box<dyn Error>> {
         let request = request.map(request_id).transpose()?;
         let (replica, text) = (self.replica(node), sql.to_owned());
-        let run = Box::new(move |connection: &rusqlite::Connection| {
-            let changed = connection.execute(&text, []).map_err(dialect::sqlite::error)?;
+        let run = Box::new(move |stage: &Stage<'_>| {
+            let changed = stage.execute(&text, []).map_err(dialect::sqlite::error)?;
             Ok(Bytes::from(format!("{changed} rows changed")))
         });
         self.call(node, sql, async move {

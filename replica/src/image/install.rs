@@ -84,7 +84,7 @@ mod tests {
         log.write(batch, true).unwrap();
         let group = directory.path().join("group");
         let mut engine = database(&group, 9);
-        engine.begin().unwrap();
+        engine.begin(1).unwrap();
         insert(&mut engine, 9);
         engine.seal(0).unwrap();
         engine.commit(2).unwrap();
@@ -93,7 +93,7 @@ mod tests {
         // What an image of another replica's database would be: 500 rows at index 50.
         let other = directory.path().join("other");
         let mut engine = database(&other, 499);
-        engine.begin().unwrap();
+        engine.begin(1).unwrap();
         insert(&mut engine, 499);
         engine.seal(0).unwrap();
         engine.commit(CUT.index).unwrap();

@@ -122,7 +122,7 @@ mod tests {
             // Neither a commit nor a checkpoint waits for it, and neither makes it begin again.
             steps += 1;
             let index = engine.applied() + 1;
-            engine.begin().unwrap();
+            engine.begin(1).unwrap();
             super::super::tests::insert(&mut engine, 100_000 + steps);
             engine.seal(0).unwrap();
             engine.commit(index).unwrap();
@@ -144,7 +144,7 @@ mod tests {
         let first = make(directory.path());
         assert_eq!(make(directory.path()).id, first.id);
         let index = engine.applied() + 1;
-        engine.begin().unwrap();
+        engine.begin(1).unwrap();
         super::super::tests::insert(&mut engine, 11);
         engine.seal(0).unwrap();
         engine.commit(index).unwrap();

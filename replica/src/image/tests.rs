@@ -34,7 +34,7 @@ const SETTINGS: Settings =
 pub(super) fn database(directory: &Path, rows: i64) -> Engine {
     let table = "CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2 TEXT) STRICT".to_owned();
     let mut engine = Engine::create(directory, &[1], &[table], LIMITS).unwrap();
-    engine.begin().unwrap();
+    engine.begin(1).unwrap();
     (0..rows).for_each(|row| insert(&mut engine, row));
     engine.seal(0).unwrap().unwrap();
     engine.commit(1).unwrap();
@@ -43,7 +43,7 @@ pub(super) fn database(directory: &Path, rows: i64) -> Engine {
 
 /// Inserts a row in the open batch.
 pub(super) fn insert(engine: &mut Engine, row: i64) {
-    let run = Box::new(move |connection: &rusqlite::Connection| {
+    let run = Box::new(move |connection: &crate::Stage<'_>| {
         connection
             .prepare_cached("INSERT INTO t1 VALUES (?1, printf('%0300d', ?1))")
             .and_then(|mut statement| statement.execute([row]))
@@ -328,7 +328,7 @@ fn who_has_lost_the_image_says_so_and_another_is_taken() {
     pair.run("a part", |pair| pair.receiver.progress(GROUP).is_some_and(|(done, _)| done > 9000));
     // The sender restarts, and has made another meanwhile.
     let index = pair._engine.applied() + 1;
-    pair._engine.begin().unwrap();
+    pair._engine.begin(1).unwrap();
     insert(&mut pair._engine, 1000);
     pair._engine.seal(0).unwrap().unwrap();
     pair._engine.commit(index).unwrap();

@@ -7,7 +7,7 @@ use proto::services::{RaftMessage, RaftService};
 use proto::{GroupId, NodeId, Retry, SqlState};
 use protobuf::Message as _;
 use raft::eraftpb::{Entry, Message, MessageType};
-use replica::{Write, note};
+use replica::{Overlay, Rehearsal, Stage, Write, note};
 
 const TABLE: &str = "CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2 TEXT UNIQUE) STRICT";
 
@@ -37,6 +37,44 @@ async fn a_failed_write_undoes_itself_alone() {
     let results = futures::future::join_all(writes).await;
     assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 25);
     assert_eq!(number(&replica, Strong, "SELECT count(*) FROM t1").await, 25);
+}
+
+#[tokio::test]
+async fn open_transactions_and_writes_go_on_side_by_side() {
+    let cluster = Cluster::new(1);
+    cluster.create(&[TABLE]);
+    let replica = cluster.leader().await;
+    let transactions = (0..4).map(|transaction| {
+        let replica = replica.clone();
+        tokio::spawn(async move {
+            let overlay = Overlay::new();
+            for row in 0..50 {
+                let run = Box::new(move |stage: &Stage<'_>| {
+                    let key = transaction * 1000 + row;
+                    let count = || -> rusqlite::Result<i64> {
+                        stage.execute("INSERT INTO t1 (c1) VALUES (?1)", [key])?;
+                        let sql = "SELECT count(*) FROM t1 WHERE c1 / 1000 = ?1";
+                        stage.query_row(sql, [transaction], |row| row.get(0))
+                    };
+                    count().map(|count| count.to_string().into()).map_err(dialect::sqlite::error)
+                });
+                let rehearsal = Rehearsal { overlay: overlay.clone(), deadline: soon(), run };
+                let seen = replica.rehearse(rehearsal).await.unwrap();
+                assert_eq!(seen.output, (row + 1).to_string());
+                let key = 10_000 + transaction * 1000 + row;
+                write(&replica, &format!("INSERT INTO t1 (c1) VALUES ({key})")).await.unwrap();
+            }
+            let commit = Write {
+                run: Box::new(move |stage| stage.apply(&overlay.changeset()?).map(|()| Bytes::new())),
+                ..sql("")
+            };
+            replica.write(commit).await.unwrap();
+        })
+    });
+    for transaction in futures::future::join_all(transactions).await {
+        transaction.unwrap();
+    }
+    assert_eq!(number(&replica, Strong, "SELECT count(*) FROM t1").await, 400);
 }
 
 #[tokio::test]
@@ -276,7 +314,7 @@ async fn writes_that_were_given_up_do_not_gather() {
     let alive = std::sync::Arc::new(());
     for _ in 0..3_000 {
         let held = alive.clone();
-        let run = Box::new(move |_: &rusqlite::Connection| {
+        let run = Box::new(move |_: &Stage<'_>| {
             drop(held);
             Ok(Bytes::new())
         });

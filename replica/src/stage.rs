@@ -1,0 +1,140 @@
+//! What a caller's closure has at hand while it runs on the writer connection.
+//!
+//! It must never know whether what the closure does is proposed next, or rehearsed and undone: all that differs is
+//! whether its changes were captured for themselves.
+
+use crate::changeset::{self, ChangesetError, Shapes};
+use crate::fault;
+use crate::overlay::altered;
+use crate::session::{RowChange, Session};
+use bytes::Bytes;
+use proto::{SqlState, Term, WireError};
+use rusqlite::Connection;
+use std::cell::{Cell, RefCell};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What a closure on the writer has at hand: the connection, which it derefs to, and what that alone can't do.
+pub struct Stage<'a> {
+    connection: &'a Connection,
+    term: Term,
+    /// Whether only rows may be touched.
+    guarded: &'a AtomicBool,
+    shapes: RefCell<&'a mut Shapes>,
+    /// What has been changed since the closure began, if that is captured by itself.
+    capture: Option<&'a Session<'static>>,
+    spoiled: Cell<Option<Spoiled>>,
+}
+
+/// Why nothing of what a closure did may stay, whatever it says itself.
+#[derive(Debug)]
+pub(crate) enum Spoiled {
+    /// A fault of this machine.
+    Fault(rusqlite::Error),
+    /// A changeset was applied in part.
+    Applied(WireError),
+}
+
+impl<'a> Stage<'a> {
+    pub(crate) fn new(
+        connection: &'a Connection,
+        term: Term,
+        guarded: &'a AtomicBool,
+        shapes: &'a mut Shapes,
+        capture: Option<&'a Session<'static>>,
+    ) -> Self {
+        let shapes = RefCell::new(shapes);
+        Self { connection, term, guarded, shapes, capture, spoiled: Cell::new(None) }
+    }
+
+    /// The writer connection.
+    pub fn connection(&self) -> &Connection {
+        self.connection
+    }
+
+    /// The term in which the closure runs: its replica leads in it, and has applied its first entry.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// What a rehearsal's closure has changed since it began, as a changeset ([`changes`] lists its rows). Only in a
+    /// rehearsal: the writes of a batch are captured as one.
+    pub fn changes(&self) -> Result<Bytes, WireError> {
+        let Some(capture) = self.capture else {
+            return Err(WireError::internal("the writes of a batch aren't captured one by one"));
+        };
+        self.unguarded(|| capture.changeset()).map_err(|error| self.failed(error))
+    }
+
+    /// Makes a changeset's changes, and nothing beside them: foreign keys and triggers don't act. A row that isn't as
+    /// the changeset has it is XX001, a table that isn't 40001; the closure fails then, whatever it says itself. No
+    /// statement may be under way.
+    pub fn apply(&self, changeset: &[u8]) -> Result<(), WireError> {
+        if changeset.is_empty() {
+            return Ok(());
+        }
+        let mut shapes = self.shapes.borrow_mut();
+        let applied = self.unguarded(|| {
+            changeset::let_act(self.connection, false)?;
+            let applied = changeset::apply(self.connection, &mut shapes, changeset);
+            changeset::let_act(self.connection, true)?;
+            applied
+        });
+        applied.map_err(|error| {
+            let error = match error {
+                ChangesetError::Sqlite(error) => self.failed(error),
+                error => unfit(&error),
+            };
+            let spoiled = self.spoiled.take().unwrap_or_else(|| Spoiled::Applied(error.clone()));
+            self.spoiled.set(Some(spoiled));
+            error
+        })
+    }
+
+    /// Why nothing of it may stay.
+    pub(crate) fn into_spoiled(self) -> Option<Spoiled> {
+        self.spoiled.take()
+    }
+
+    fn failed(&self, error: rusqlite::Error) -> WireError {
+        let error = fault::explained(self.connection, error);
+        let told = WireError::new(SqlState::IO_ERROR, error.to_string());
+        if fault::is_machines(&error) {
+            self.spoiled.set(Some(Spoiled::Fault(error)));
+            return told;
+        }
+        dialect::sqlite::error(error)
+    }
+
+    /// Does what the closure itself couldn't.
+    fn unguarded<T>(&self, act: impl FnOnce() -> T) -> T {
+        let guarded = self.guarded.swap(false, Ordering::Relaxed);
+        let done = act();
+        self.guarded.store(guarded, Ordering::Relaxed);
+        done
+    }
+}
+
+impl Deref for Stage<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.connection
+    }
+}
+
+/// What a transaction hears whose changes don't fit.
+pub(crate) fn unfit(error: &ChangesetError) -> WireError {
+    match error {
+        ChangesetError::Altered(why) => altered(why),
+        error => WireError::new(
+            SqlState::DATA_CORRUPTED,
+            format!("a transaction's changes don't fit what is committed: {error}"),
+        ),
+    }
+}
+
+/// The rows that a changeset changes. Generated columns aren't among theirs.
+pub fn changes(changeset: &[u8]) -> Result<Vec<RowChange>, WireError> {
+    crate::session::changes(changeset).map_err(dialect::sqlite::error)
+}
