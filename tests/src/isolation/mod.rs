@@ -2,8 +2,8 @@
 //!
 //! `tests/isolation/NAME.txt` has cases, [`script`] tells how they are written. `NAME.expected` beside it tells what
 //! PostgreSQL 15 did, statement by statement; `cargo run -p tests --bin record` writes it. [`run`] plays a case, either
-//! to record it or to compare. Where Shoal is stronger than PostgreSQL on purpose, `NAME.stronger` has the case as
-//! Shoal plays it, written by hand, and docs/transactions.md says why.
+//! to record it or to compare. Where Shoal does otherwise on purpose, `NAME.shoal` has the case as Shoal plays it, written
+//! by hand, with the reason as a comment; docs/transactions.md tells users of it.
 
 pub mod run;
 pub mod script;
@@ -33,10 +33,10 @@ pub fn scripts(folder: &Path) -> io::Result<Vec<Found>> {
         }
         let name = path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let script = script::parse(&fs::read_to_string(&path)?);
-        let stronger = path.with_extension("stronger");
-        let stronger = if stronger.exists() { fs::read_to_string(stronger)? } else { String::new() };
+        let own = path.with_extension("shoal");
+        let own = if own.exists() { fs::read_to_string(own)? } else { String::new() };
         let recorded = fs::read_to_string(path.with_extension("expected"))?;
-        let expected = script::expectations(&script, &recorded, &stronger);
+        let expected = script::expectations(&script, &recorded, &own);
         let recorded = script::expectations(&script, &recorded, "");
         found.push(Found { name, script, recorded, expected });
     }

@@ -174,18 +174,18 @@ pub fn parse_recordings(text: &str) -> Vec<(String, Recording)> {
 
 /// What each case of a script should do: as PostgreSQL did, but for the cases that Shoal plays otherwise on purpose.
 /// Panics if the recordings are of another script.
-pub fn expectations(script: &Script, recorded: &str, stronger: &str) -> Vec<Recording> {
+pub fn expectations(script: &Script, recorded: &str, own: &str) -> Vec<Recording> {
     let recorded = parse_recordings(recorded);
     let names: Vec<_> = script.cases.iter().map(|case| case.name.as_str()).collect();
     let known: Vec<_> = recorded.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, known, "the recording is of other cases: record it again");
-    let stronger = parse_recordings(stronger);
-    for (name, _) in &stronger {
+    let own = parse_recordings(own);
+    for (name, _) in &own {
         assert!(names.contains(&name.as_str()), "there is no case {name}");
     }
     let mut all = Vec::with_capacity(names.len());
     for (case, (name, recording)) in script.cases.iter().zip(recorded) {
-        let other = stronger.iter().find(|(other, _)| *other == name);
+        let other = own.iter().find(|(other, _)| *other == name);
         let recording = other.map_or(recording, |(_, other)| other.clone());
         let steps: Vec<_> = case.steps.iter().map(Step::to_string).collect();
         let known: Vec<_> = recording.steps.iter().map(|step| step.step.clone()).collect();
