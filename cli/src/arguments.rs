@@ -2,6 +2,7 @@
 
 use crate::tuning::Tuning;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use proto::TransactionId;
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -31,6 +32,9 @@ pub enum Command {
     /// Makes keyspaces
     #[command(subcommand)]
     Keyspace(Keyspace),
+    /// Shows transactions, and ends those that nobody decides
+    #[command(subcommand)]
+    Txn(Txn),
 }
 
 /// `shoal dev`.
@@ -242,6 +246,41 @@ pub enum Keyspace {
         /// How many replicas each shard has [default: as many as in keyspace main]
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16))]
         replicas: Option<u32>,
+        /// Where to ask.
+        #[command(flatten)]
+        admin: Admin,
+    },
+}
+
+/// `shoal txn ..`.
+#[derive(Debug, Subcommand)]
+pub enum Txn {
+    /// Lists the transactions that have branches on shards, or are decided and not finished
+    List {
+        /// Lists the latest of those that are finished, too
+        #[arg(long)]
+        all: bool,
+        /// Where to ask.
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Shows what became of a transaction, and its branches
+    Show {
+        /// The transaction, as errors and the list name it
+        #[arg(value_name = "ID")]
+        transaction: TransactionId,
+        /// Where to ask.
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Ends a transaction that is prepared and undecided
+    Resolve {
+        /// The transaction, as errors and the list name it
+        #[arg(value_name = "ID")]
+        transaction: TransactionId,
+        /// By aborting it. There is no other way: only its router can know that all its shards have voted for it
+        #[arg(long, required = true)]
+        abort: bool,
         /// Where to ask.
         #[command(flatten)]
         admin: Admin,

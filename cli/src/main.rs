@@ -19,6 +19,7 @@ mod ready;
 mod replicas;
 mod serve;
 mod status;
+mod transactions;
 mod tuning;
 mod units;
 
@@ -53,5 +54,6 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Status(options) => runtime.block_on(status::run(options)),
         Command::Replica(command) => runtime.block_on(replicas::run(command)),
         Command::Keyspace(command) => runtime.block_on(admin::keyspace(command)),
+        Command::Txn(command) => runtime.block_on(transactions::run(command)),
     }
 }

@@ -36,6 +36,16 @@ pub struct Config {
     pub repairs_at_once: usize,
     /// How often it's looked whether something must be done.
     pub look_every: Duration,
+    /// How long what became of a finished transaction is remembered. Far longer than any router goes on about one.
+    pub remember_transactions: Duration,
+    /// A transaction that was decided is left to its router for so long.
+    pub finish_after: Duration,
+    /// A transaction with a branch that has been prepared for so long is aborted if nobody has decided it.
+    pub abort_after: Duration,
+    /// How often shards are asked for their branches. Less often if there are hundreds of them.
+    pub ask_every: Duration,
+    /// How often those are asked that have branches which wait for others.
+    pub ask_waiting_every: Duration,
 }
 
 impl Config {
@@ -58,6 +68,11 @@ impl Config {
             rebuild_after: Duration::from_secs(10),
             repairs_at_once: 2,
             look_every: Duration::from_millis(500),
+            remember_transactions: Duration::from_secs(3600),
+            finish_after: Duration::from_secs(2),
+            abort_after: Duration::from_secs(5),
+            ask_every: Duration::from_secs(1),
+            ask_waiting_every: Duration::from_millis(200),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! What the coordinator does on top of a replica: the cluster's shape, its catalog, and the changes of both.
+//! What the coordinator does on top of a replica: the cluster's shape, its catalog, the changes of both, and the verdicts
+//! over transactions.
 //!
 //! The life of a schema change:
 //!
@@ -20,16 +21,30 @@
 //! 3. A worker asks the group's leader for each set of voters until the group has it (`replica_work`, `reach`).
 //! 4. The topology names the new replicas, and the nodes that lost theirs remove them.
 //!
+//! The life of a distributed transaction, as far as it is told here:
+//!
+//! 1. All its participants have voted; its router asks for the verdict. The first one is recorded, and stands
+//!    (`decisions`).
+//! 2. Its router tells the participants. Whom it hasn't told soon, the leader tells (`finishing`).
+//! 3. If nobody decides, the leader finds the branches that are prepared, and aborts (`inquiry`). It ends deadlocks over
+//!    several shards, too (`deadlock`).
+//! 4. The record stays for a while for those who ask, and is forgotten.
+//!
 //! It must never know SQL beyond the statements of [`dialect::physical`], nor a row of a user's but to copy it.
 
 mod admit;
 mod alter;
 mod care;
 mod config;
+mod deadlock;
+mod decisions;
 mod divergence;
 mod explain;
+mod finishing;
+mod inquiry;
 mod job;
 mod keyspace;
+mod lingering;
 mod metrics;
 mod nodes;
 mod publish;

@@ -5,13 +5,14 @@
 
 use crate::admit::{self, Admission};
 use crate::config::Config;
+use crate::lingering::Lingering;
 use crate::metrics::Metrics;
 use crate::reach::{Pause, Reach};
 use crate::replica_work::{Obstacles, ReplicaWorker};
 use crate::state::State;
 use crate::store::{self, Store};
 use crate::worker::Worker;
-use crate::{care, nodes, replicas, sequence, watching};
+use crate::{care, decisions, finishing, inquiry, nodes, replicas, sequence, watching};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use prometheus::proto::MetricFamily;
@@ -26,7 +27,7 @@ use proto::{
     GroupId, KeyspaceNumber, NodeId, Retry, SchemaVersion, SequenceId, SqlState, TransactionId, WireError,
 };
 use replica::{Host, Replica};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
@@ -52,6 +53,10 @@ pub(crate) struct Core {
     pub(crate) metrics: Metrics,
     /// What held up each change of replicas last.
     pub(crate) obstacles: Obstacles,
+    /// Counts the calls that may have decided a transaction.
+    pub(crate) deciding: watch::Sender<u64>,
+    /// Transactions that take long to end.
+    pub(crate) lingering: Mutex<Lingering>,
     /// Counts the jobs that ended here; `None` once nobody works here any more.
     ended: watch::Sender<Option<u64>>,
 }
@@ -82,6 +87,8 @@ impl Coordinator {
             begun: Notify::new(),
             metrics: Metrics::new(),
             obstacles: Obstacles::default(),
+            deciding: watch::Sender::default(),
+            lingering: Mutex::default(),
             ended: watch::Sender::new(Some(0)),
         });
         let following = tokio::spawn(follow(Arc::clone(&core))).abort_handle();
@@ -150,7 +157,14 @@ async fn lead(core: Arc<Core>) {
             return;
         }
         let mut working = JoinSet::new();
-        let caring = working.spawn(care::care(Arc::clone(&core))).id();
+        *core.lingering.lock() = Lingering::default();
+        let standing: HashSet<_> = [
+            working.spawn(care::care(Arc::clone(&core))).id(),
+            working.spawn(finishing::finish(Arc::clone(&core))).id(),
+            working.spawn(inquiry::inquire(Arc::clone(&core))).id(),
+            working.spawn(decisions::sweep(Arc::clone(&core))).id(),
+        ]
+        .into();
         let mut jobs: HashMap<tokio::task::Id, u64> = HashMap::new();
         let mut pause = Pause::default();
         while status.borrow().role == ReplicaRole::Leader {
@@ -186,8 +200,8 @@ async fn lead(core: Arc<Core>) {
                             error.id()
                         }
                     };
-                    if id == caring {
-                        // It never ends by itself: all begins anew.
+                    if standing.contains(&id) {
+                        // None of them ends by itself: all begins anew.
                         break;
                     }
                     jobs.remove(&id);
@@ -216,7 +230,8 @@ async fn lost(status: &mut watch::Receiver<ReplicaStatus>) -> Result<(), watch::
 }
 
 impl Core {
-    fn reach(&self) -> Reach {
+    /// The way to the shards.
+    pub(crate) fn reach(&self) -> Reach {
         let (peers, config) = (Arc::clone(&self.peers), self.config.clone());
         Reach { peers, state: self.state.subscribe(), config }
     }
@@ -311,7 +326,7 @@ impl Core {
         }
     }
 
-    fn check_leader(&self) -> ServiceResult<()> {
+    pub(crate) fn check_leader(&self) -> ServiceResult<()> {
         if self.replica.is_leader() {
             return Ok(());
         }
@@ -392,16 +407,19 @@ impl CoordinatorService for Coordinator {
         })
     }
 
-    fn decide(&self, _: Decision) -> BoxFuture<'_, ServiceResult<Verdict>> {
-        Box::pin(async { Err(WireError::unsupported("a transaction over several shards")) })
+    fn decide(&self, decision: Decision) -> BoxFuture<'_, ServiceResult<Verdict>> {
+        Box::pin(self.core.decide(decision))
     }
 
-    fn finished(&self, _: Vec<TransactionId>) -> BoxFuture<'_, ServiceResult<()>> {
-        Box::pin(async { Ok(()) })
+    fn finished(&self, transactions: Vec<TransactionId>) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(async move { self.core.finished(&transactions).await })
     }
 
-    fn transactions(&self, _: Option<TransactionId>) -> BoxFuture<'_, ServiceResult<Vec<TransactionStatus>>> {
-        Box::pin(async { Ok(Vec::new()) })
+    fn transactions(
+        &self,
+        one: Option<TransactionId>,
+    ) -> BoxFuture<'_, ServiceResult<Vec<TransactionStatus>>> {
+        Box::pin(self.core.transactions(one))
     }
 
     fn status(&self) -> BoxFuture<'_, ServiceResult<ClusterStatus>> {
@@ -415,7 +433,9 @@ impl CoordinatorService for Coordinator {
             let state = self.core.state.subscribe().borrow().clone();
             let now = Instant::now();
             let heard = self.core.heard(&state.topology, now);
-            let alarms = self.core.troubles(&state.topology, now).into_iter().map(Alarm::from).collect();
+            let mut alarms: Vec<_> =
+                self.core.troubles(&state.topology, now).into_iter().map(Alarm::from).collect();
+            alarms.extend(self.core.lingering.lock().alarms(&state));
             Ok(ClusterStatus { state, replicas: self.core.state.reports(), heard, jobs, alarms })
         })
     }

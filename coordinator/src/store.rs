@@ -4,6 +4,7 @@
 //! right when is decided elsewhere. Descriptors are kept as the bytes that also cross the wire ([`proto::wire`]).
 
 use crate::config::Config;
+use crate::decisions;
 use crate::job::Job;
 use bytes::Bytes;
 use dialect::sqlite::error;
@@ -13,7 +14,7 @@ use proto::wire::Wire;
 use proto::{
     Epoch, KeyspaceNumber, RequestId, SchemaVersion, SequenceId, ShardId, SqlState, TableId, WireError,
 };
-use replica::{Replica, Stage, Write};
+use replica::{Replica, Stage, Write, Written};
 use rusqlite::{Connection, OptionalExtension, Params, Row, params};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -59,7 +60,9 @@ pub(crate) fn init(config: &Config) -> Vec<String> {
         (Counter::Job, 1),
         (Counter::Answer, 1),
         (Counter::Node, 1),
+        (Counter::Clock, 0),
     ];
+    statements.extend(decisions::TABLES.map(String::from));
     statements.push(format!("INSERT INTO shoal_cluster VALUES (x'{:032x}')", config.cluster.0));
     statements
         .extend(config.voters.iter().map(|node| format!("INSERT INTO shoal_coordinator VALUES ({node})")));
@@ -92,6 +95,8 @@ pub(crate) enum Counter {
     Answer,
     /// The least node id that was never given out.
     Node,
+    /// Milliseconds for which somebody has led while there was something to forget.
+    Clock,
 }
 
 impl Counter {
@@ -106,6 +111,7 @@ impl Counter {
             Counter::Job => "job",
             Counter::Answer => "answer",
             Counter::Node => "node",
+            Counter::Clock => "clock",
         }
     }
 }
@@ -116,10 +122,18 @@ pub(crate) async fn write(
     patience: Duration,
     run: impl FnOnce(Store<'_>) -> Result<Bytes> + Send + 'static,
 ) -> Result<Bytes> {
+    written(replica, patience, run).await.map(|written| written.output)
+}
+
+/// The same, with the position that has it.
+pub(crate) async fn written(
+    replica: &Replica,
+    patience: Duration,
+    run: impl FnOnce(Store<'_>) -> Result<Bytes> + Send + 'static,
+) -> Result<Written> {
     let deadline = Instant::now() + patience;
     let run = Box::new(move |stage: &Stage<'_>| run(Store(stage)));
-    let written = replica.write(Write { request: None, settled: 0, deadline, run }).await?;
-    Ok(written.output)
+    replica.write(Write { request: None, settled: 0, deadline, run }).await
 }
 
 /// The coordinator's tables as one transaction sees them.
@@ -187,8 +201,14 @@ impl Store<'_> {
     /// Takes the counter's value and counts up.
     pub(crate) fn take(&self, counter: Counter) -> Result<u64> {
         let value = self.counter(counter)?;
-        self.run("UPDATE shoal_counter SET value = value + 1 WHERE name = ?1", [counter.name()])?;
+        self.pass(counter, 1)?;
         Ok(value)
+    }
+
+    /// Counts up by so many.
+    pub(crate) fn pass(&self, counter: Counter, by: u64) -> Result<()> {
+        let sql = "UPDATE shoal_counter SET value = value + ?2 WHERE name = ?1";
+        self.run(sql, params![counter.name(), by as i64])
     }
 
     /// The topology's epoch.

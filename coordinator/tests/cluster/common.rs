@@ -3,15 +3,15 @@
 use coordinator::{Config, Coordinator};
 use parking_lot::Mutex;
 use proto::services::{
-    Access, BoxFuture, BranchRequest, BranchStatus, ClusterState, Consistency, CoordinatorService,
-    FragmentRequest, FragmentResponse, Members, Peers, RaftMessage, RaftService, RaftTransport,
-    ReplicaService, ReplicaStatus, RowSource, SchemaChange, SchemaChangeRequest, SchemaRequest,
-    ServiceResult, ShardService,
+    Access, BoxFuture, BranchAction, BranchRequest, BranchStatus, ClusterState, Consistency,
+    CoordinatorService, FragmentRequest, FragmentResponse, Members, Peers, RaftMessage, RaftService,
+    RaftTransport, ReplicaService, ReplicaStatus, RowSource, SchemaChange, SchemaChangeRequest,
+    SchemaRequest, ServiceResult, ShardService,
 };
 use proto::topology::{Node, Roles};
 use proto::{
     ClusterId, GroupId, KeyspaceNumber, LogIndex, NodeId, RequestId, Retry, RouterIncarnation, SchemaVersion,
-    ShardId, SqlState, TableId, Value, WireError,
+    ShardId, SqlState, TableId, TransactionId, Value, WireError,
 };
 use replica::Host;
 use shardnode::{Agent, ShardNode};
@@ -43,6 +43,40 @@ pub struct Directory {
     script: Mutex<Option<Script>>,
     /// The voters that groups were asked to have.
     asked: watch::Sender<Vec<(GroupId, Vec<NodeId>)>>,
+    /// What shards have of transactions.
+    pub branches: watch::Sender<Branches>,
+}
+
+/// What shards have of transactions, in their stead.
+#[derive(Default)]
+pub struct Branches {
+    /// Those that are there.
+    pub open: BTreeMap<(ShardId, TransactionId), BranchStatus>,
+    /// What was done with which.
+    pub told: Vec<(ShardId, TransactionId, BranchAction)>,
+    /// Shards that take nothing.
+    pub deaf: HashSet<ShardId>,
+    /// How often one of those was told something.
+    pub unheard: u64,
+}
+
+impl Branches {
+    fn transact(&mut self, request: &BranchRequest) -> ServiceResult<LogIndex> {
+        let BranchRequest { shard, transaction, action, .. } = request;
+        if self.deaf.contains(shard) {
+            self.unheard += 1;
+            return Err(WireError::new(SqlState::CANNOT_CONNECT_NOW, "deaf").with_retry(Retry::Later));
+        }
+        self.told.push((*shard, *transaction, action.clone()));
+        self.open.remove(&(*shard, *transaction));
+        Ok(LogIndex(1))
+    }
+
+    /// What was done with a transaction's branches.
+    pub fn told_of(&self, transaction: TransactionId) -> Vec<(ShardId, BranchAction)> {
+        let told = self.told.iter().filter(|(_, told, _)| *told == transaction);
+        told.map(|(shard, _, action)| (*shard, action.clone())).collect()
+    }
 }
 
 /// Answers a change of members in a group's stead.
@@ -132,6 +166,7 @@ impl Directory {
             cut: Mutex::default(),
             script: Mutex::default(),
             asked: watch::Sender::default(),
+            branches: watch::Sender::default(),
         })
     }
 
@@ -201,7 +236,7 @@ impl RaftTransport for Link {
     }
 }
 
-/// A shardnode that refuses schema steps for closed shards.
+/// A shardnode that refuses schema steps for closed shards, and whose transactions are made up.
 struct Gate {
     shards: Arc<ShardNode>,
     directory: Weak<Directory>,
@@ -213,11 +248,22 @@ impl ShardService for Gate {
     }
 
     fn transact(&self, request: BranchRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {
-        self.shards.transact(request)
+        let directory = self.directory.upgrade();
+        Box::pin(async move {
+            let Some(directory) = directory else { return Err(WireError::internal("the test is over")) };
+            let mut answer = Err(WireError::internal("nobody was told"));
+            directory.branches.send_modify(|branches| answer = branches.transact(&request));
+            answer
+        })
     }
 
     fn branches(&self, shard: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {
-        self.shards.branches(shard)
+        let directory = self.directory.upgrade();
+        Box::pin(async move {
+            let Some(directory) = directory else { return Ok(Vec::new()) };
+            let branches = directory.branches.borrow();
+            Ok(branches.open.values().filter(|branch| branch.shard == shard).cloned().collect())
+        })
     }
 
     fn apply_schema(&self, request: SchemaRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {
@@ -252,6 +298,10 @@ pub struct Shape {
     pub replace_after: Duration,
     /// After what time a lost replica is made anew.
     pub rebuild_after: Duration,
+    /// How long a decided transaction is left to its router.
+    pub finish_after: Duration,
+    /// How long a finished one is remembered.
+    pub remember_transactions: Duration,
 }
 
 impl Default for Shape {
@@ -265,6 +315,8 @@ impl Default for Shape {
             replicas: 3,
             replace_after: never,
             rebuild_after: never,
+            finish_after: Duration::from_millis(50),
+            remember_transactions: never,
         }
     }
 }
@@ -336,6 +388,10 @@ impl Cluster {
             replace_after: self.shape.replace_after,
             rebuild_after: self.shape.rebuild_after,
             look_every: Duration::from_millis(50),
+            finish_after: self.shape.finish_after,
+            remember_transactions: self.shape.remember_transactions,
+            ask_every: Duration::from_millis(50),
+            ask_waiting_every: Duration::from_millis(20),
             ..Config::new(node, (1..=self.shape.coordinators).map(NodeId).collect())
         };
         if founds {

@@ -9,3 +9,4 @@ mod replicas;
 mod resuming;
 mod schema;
 mod tables;
+mod transactions;

@@ -55,7 +55,8 @@ pub trait CoordinatorService: Send + Sync {
     /// All participants of these transactions have finished, so that nobody need drive them any more.
     fn finished(&self, transactions: Vec<TransactionId>) -> BoxFuture<'_, ServiceResult<()>>;
 
-    /// The transactions that there is a record of: one, or all.
+    /// The transactions that there is a record of: one; or those that aren't finished, the oldest first, and then the
+    /// latest of the others, as many as fit.
     fn transactions(
         &self,
         one: Option<TransactionId>,

@@ -157,7 +157,7 @@ pub struct Decision {
 pub struct Verdict {
     /// Whether it is committed.
     pub committed: bool,
-    /// The position of the record in the coordinator's log.
+    /// A position in the coordinator's log that has the record: for the decision that made it, the record's own.
     pub position: LogIndex,
 }
 

@@ -1,0 +1,164 @@
+//! What the coordinator's leader asks shards about transactions: who is prepared, and who waits for whom.
+//!
+//! In come the branches that shards' leaders have; out go aborts of transactions that nobody decides, and of one
+//! transaction of each deadlock.
+//!
+//! **Prepared and forgotten.** A branch that is prepared stays so until it hears the verdict, and its router may be gone.
+//! The design has the shard ask the coordinator then. Here it's the other way round: the leader asks all shards
+//! what they have prepared, and whoever has been so for long is told. It is as safe, since only the asking is turned round:
+//! an undecided transaction is still aborted by a record in the coordinator's log, before anybody hears of it
+//! (`decisions.rs`); if the router's verdict is there first, that stands. And it is as live: there is always a leader
+//! of the coordinator in the end, it asks every shard that the topology names, and goes on asking those that don't
+//! answer. A shard needs no way to the coordinator, and one party fewer has a clock to mind.
+//!
+//! **Deadlocks.** A shard ends the deadlocks that it sees. One over several shards is a cycle of waits that no shard sees
+//! whole. Shards don't answer at one moment, so a cycle may be put together from waits that were never there at once; what
+//! counts is one whose every wait was there in two rounds running. The youngest of its members ends.
+//!
+//! Shards that nobody waits on are asked rarely. What they answer is in their leader's memory.
+
+use crate::deadlock::{self, Deadlock, Wait};
+use crate::decisions::Prepared;
+use crate::service::Core;
+use proto::services::{BranchAction, BranchRequest, BranchStatus, ShardService};
+use proto::{ShardId, SqlState, TransactionId, WireError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+/// How many shards are asked at once.
+const AT_ONCE: usize = 64;
+/// How long one may take to answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The time between rounds grows by this for each shard.
+const FOR_EACH: Duration = Duration::from_millis(5);
+/// How long the end of a deadlock's victim may take.
+const ENDING: Duration = Duration::from_secs(2);
+
+/// Asks shards until it is dropped.
+pub(crate) async fn inquire(core: Arc<Core>) {
+    let mut before = BTreeSet::new();
+    loop {
+        let begun = Instant::now();
+        let shards: Vec<_> = core.state.subscribe().borrow().topology.shards.keys().copied().collect();
+        let every = core.config.ask_every.max(FOR_EACH * shards.len() as u32);
+        let branches = core.branches(&shards).await;
+        before = core.end_deadlocks(&branches, before).await;
+        if let Err(error) = core.end_orphans(&branches).await {
+            tracing::debug!(%error, "transactions that nobody decides can't be aborted");
+        }
+        let next = begun + every;
+        let mut waiting = with_waits(&branches);
+        while !waiting.is_empty() && Instant::now() + core.config.ask_waiting_every < next {
+            tokio::time::sleep(core.config.ask_waiting_every).await;
+            let branches = core.branches(&waiting).await;
+            before = core.end_deadlocks(&branches, before).await;
+            waiting = with_waits(&branches);
+        }
+        tokio::time::sleep_until(next.into()).await;
+    }
+}
+
+/// The shards on which somebody waits.
+fn with_waits(branches: &[BranchStatus]) -> Vec<ShardId> {
+    let waiting = branches.iter().filter(|branch| !branch.waits_for.is_empty()).map(|branch| branch.shard);
+    waiting.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+impl Core {
+    /// The branches of these shards, as far as they answer.
+    async fn branches(&self, shards: &[ShardId]) -> Vec<BranchStatus> {
+        let turns = Arc::new(Semaphore::new(AT_ONCE));
+        let mut asked = JoinSet::new();
+        for shard in shards.iter().copied() {
+            let (reach, turns) = (self.reach(), Arc::clone(&turns));
+            asked.spawn(async move {
+                let _turn = turns.acquire().await;
+                let call = |service: Arc<dyn ShardService>| async move { service.branches(shard).await };
+                (shard, tokio::time::timeout(PATIENCE, reach.leader(shard, call)).await)
+            });
+        }
+        let mut branches = Vec::new();
+        while let Some(answer) = asked.join_next().await {
+            match answer {
+                Ok((_, Ok(Ok(of_shard)))) => branches.extend(of_shard),
+                Ok((shard, Ok(Err(error)))) => {
+                    tracing::debug!(%shard, %error, "a shard doesn't tell its branches")
+                }
+                Ok((shard, Err(_))) => tracing::debug!(%shard, "a shard doesn't answer"),
+                Err(error) => tracing::error!(%error, "asking a shard has failed"),
+            }
+        }
+        branches
+    }
+
+    /// Ends one transaction of each deadlock that was there in the round before, too. Returns this round's waits.
+    async fn end_deadlocks(&self, branches: &[BranchStatus], before: BTreeSet<Wait>) -> BTreeSet<Wait> {
+        let mut waits = BTreeSet::new();
+        let mut begun = BTreeMap::new();
+        for BranchStatus { shard, transaction, begun: since, waits_for, .. } in branches {
+            begun.insert(*transaction, *since);
+            let wait = |holder: &TransactionId| Wait { waiter: *transaction, holder: *holder, shard: *shard };
+            waits.extend(waits_for.iter().map(wait));
+        }
+        let lasting: BTreeSet<_> = waits.intersection(&before).copied().collect();
+        let begun = |transaction: TransactionId| begun.get(&transaction).copied().unwrap_or_default();
+        let deadlocks = deadlock::deadlocks(&lasting, begun);
+        if deadlocks.is_empty() {
+            return waits;
+        }
+        for deadlock in &deadlocks {
+            self.end(deadlock).await;
+        }
+        // What was seen is no more: whoever goes on after a savepoint isn't to be ended for an old wait.
+        BTreeSet::new()
+    }
+
+    /// Ends a deadlock's victim where it waits in the cycle.
+    async fn end(&self, deadlock: &Deadlock) {
+        let Wait { waiter: transaction, shard, .. } = deadlock.victim();
+        let reach = self.reach();
+        let (detail, epoch) = {
+            let state = reach.state.borrow();
+            (deadlock.describe(|shard| state.topology.shard_name(shard)), state.topology.epoch)
+        };
+        tracing::info!(%transaction, detail, "a deadlock is ended");
+        let error = WireError::new(SqlState::DEADLOCK_DETECTED, "deadlock detected").with_detail(detail);
+        let action = BranchAction::Fail(error);
+        let request = BranchRequest { shard, epoch, transaction, action, timeout: ENDING };
+        let call = |service: Arc<dyn ShardService>| {
+            let request = request.clone();
+            async move { service.transact(request).await }
+        };
+        match tokio::time::timeout(ENDING, reach.leader(shard, call)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(%transaction, %shard, %error, "a deadlock can't be ended"),
+            Err(_) => {
+                tracing::warn!(%transaction, %shard, "a deadlock can't be ended: the shard doesn't answer")
+            }
+        }
+    }
+
+    /// Has an end put to what has been prepared for long.
+    async fn end_orphans(&self, branches: &[BranchStatus]) -> Result<(), WireError> {
+        let mut prepared = Vec::new();
+        let mut late = Vec::new();
+        for BranchStatus { shard, transaction, prepared: participants, idle, .. } in branches {
+            let Some(participants) = participants.clone().filter(|_| *idle >= self.config.abort_after) else {
+                continue;
+            };
+            late.push((*transaction, *shard, *idle));
+            prepared.push(Prepared { transaction: *transaction, shard: *shard, participants });
+        }
+        self.lingering.lock().prepared(late);
+        if prepared.is_empty() {
+            return Ok(());
+        }
+        for transaction in self.settle(prepared).await? {
+            tracing::warn!(%transaction, "a prepared transaction that nobody has decided is aborted");
+        }
+        Ok(())
+    }
+}
