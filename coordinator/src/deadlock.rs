@@ -1,9 +1,11 @@
 //! Which transactions must end so that others go on.
 //!
-//! In come the waits of one transaction for another, on any shards; out go the cycles among them, each with one victim, its
-//! youngest. A statement waits for *all* that it is said to wait for, so every cycle is a deadlock. It must never know
-//! where the waits come from, nor whether they still stand.
+//! In come rounds of what shards say of their branches; out go the cycles of waits that last, each with one victim, its
+//! youngest member. A statement waits for *all* that it is said to wait for, so every cycle is a deadlock. But shards don't
+//! answer at one moment, so a cycle may be put together from waits that were never there at once: what counts is
+//! one whose every wait was there in two rounds running. It must never know how shards are asked or victims end.
 
+use proto::services::BranchStatus;
 use proto::{ShardId, TransactionId};
 use std::collections::btree_map::{BTreeMap, Entry};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -41,9 +43,35 @@ impl Deadlock {
 /// For each transaction that waits: for whom, and on which shard.
 type Graph = BTreeMap<TransactionId, BTreeMap<TransactionId, ShardId>>;
 
+/// What the last round saw.
+#[derive(Debug, Default)]
+pub(crate) struct Rounds {
+    before: BTreeSet<Wait>,
+}
+
+impl Rounds {
+    /// Takes the next round, and tells the deadlocks that were there in the one before, too. Their victims are to be ended
+    /// before the next.
+    pub(crate) fn next(&mut self, branches: &[BranchStatus]) -> Vec<Deadlock> {
+        let mut waits = BTreeSet::new();
+        let mut begun = BTreeMap::new();
+        for BranchStatus { shard, transaction, begun: since, waits_for, .. } in branches {
+            begun.insert(*transaction, *since);
+            let wait = |holder: &TransactionId| Wait { waiter: *transaction, holder: *holder, shard: *shard };
+            waits.extend(waits_for.iter().map(wait));
+        }
+        let lasting: BTreeSet<_> = waits.intersection(&self.before).copied().collect();
+        let begun = |transaction: TransactionId| begun.get(&transaction).copied().unwrap_or_default();
+        let deadlocks = deadlocks(&lasting, begun);
+        // What was seen is no more: whoever goes on after a savepoint isn't to be ended for an old wait.
+        self.before = if deadlocks.is_empty() { waits } else { BTreeSet::new() };
+        deadlocks
+    }
+}
+
 /// The deadlocks, so many that none is left when the victim of each has ended. `begun` tells who is young; of two that
 /// began at once, the greater id is.
-pub(crate) fn deadlocks(waits: &BTreeSet<Wait>, begun: impl Fn(TransactionId) -> u64) -> Vec<Deadlock> {
+fn deadlocks(waits: &BTreeSet<Wait>, begun: impl Fn(TransactionId) -> u64) -> Vec<Deadlock> {
     let mut graph = Graph::new();
     for Wait { waiter, holder, shard } in waits {
         if waiter != holder
@@ -168,6 +196,39 @@ mod tests {
         let expected = "Transaction 1-a waits for transaction 1-1 on shard s8.\n\
             Transaction 1-1 waits for transaction 1-a on shard s7.";
         assert_eq!((deadlocks.len(), text.as_str()), (1, expected));
+    }
+
+    #[test]
+    fn only_a_cycle_that_lasts_costs_a_victim() {
+        let branch = |wait: Wait| BranchStatus {
+            shard: wait.shard,
+            transaction: wait.waiter,
+            begun: wait.waiter.sequence,
+            prepared: None,
+            idle: Default::default(),
+            waits_for: vec![wait.holder],
+        };
+        let (one, two) = (branch(wait(1, 2, 7)), branch(wait(2, 1, 8)));
+        let elsewhere = branch(wait(2, 1, 9));
+        let mut rounds = Rounds::default();
+        let mut victims = |branches: &[&BranchStatus]| {
+            let branches: Vec<_> = branches.iter().map(|branch| (*branch).clone()).collect();
+            rounds
+                .next(&branches)
+                .iter()
+                .map(|deadlock| deadlock.victim().waiter.sequence)
+                .collect::<Vec<_>>()
+        };
+        // Never both at once, as far as two rounds can tell.
+        assert_eq!(victims(&[&one]), []);
+        assert_eq!(victims(&[&one, &two]), []);
+        assert_eq!(victims(&[&one]), []);
+        assert_eq!(victims(&[&one, &elsewhere]), []);
+        assert_eq!(victims(&[&one, &two]), [], "the second waits for the first, but in another place");
+        assert_eq!(victims(&[&one, &two, &elsewhere]), [2]);
+        // It ends once, and what was seen before counts no more.
+        assert_eq!(victims(&[&one, &two]), []);
+        assert_eq!(victims(&[&one, &two]), [2]);
     }
 
     #[test]

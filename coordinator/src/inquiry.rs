@@ -12,17 +12,16 @@
 //! answer. A shard needs no way to the coordinator, and one party fewer has a clock to mind.
 //!
 //! **Deadlocks.** A shard ends the deadlocks that it sees. One over several shards is a cycle of waits that no shard sees
-//! whole. Shards don't answer at one moment, so a cycle may be put together from waits that were never there at once; what
-//! counts is one whose every wait was there in two rounds running. The youngest of its members ends.
+//! whole (`deadlock.rs`). Its victim is told where it waits.
 //!
 //! Shards that nobody waits on are asked rarely. What they answer is in their leader's memory.
 
-use crate::deadlock::{self, Deadlock, Wait};
+use crate::deadlock::{Deadlock, Rounds, Wait};
 use crate::decisions::Prepared;
 use crate::service::Core;
 use proto::services::{BranchAction, BranchRequest, BranchStatus, ShardService};
-use proto::{ShardId, SqlState, TransactionId, WireError};
-use std::collections::{BTreeMap, BTreeSet};
+use proto::{ShardId, SqlState, WireError};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
@@ -39,13 +38,13 @@ const ENDING: Duration = Duration::from_secs(2);
 
 /// Asks shards until it is dropped.
 pub(crate) async fn inquire(core: Arc<Core>) {
-    let mut before = BTreeSet::new();
+    let mut rounds = Rounds::default();
     loop {
         let begun = Instant::now();
         let shards: Vec<_> = core.state.subscribe().borrow().topology.shards.keys().copied().collect();
         let every = core.config.ask_every.max(FOR_EACH * shards.len() as u32);
         let branches = core.branches(&shards).await;
-        before = core.end_deadlocks(&branches, before).await;
+        core.end_deadlocks(rounds.next(&branches)).await;
         if let Err(error) = core.end_orphans(&branches).await {
             tracing::debug!(%error, "transactions that nobody decides can't be aborted");
         }
@@ -54,7 +53,7 @@ pub(crate) async fn inquire(core: Arc<Core>) {
         while !waiting.is_empty() && Instant::now() + core.config.ask_waiting_every < next {
             tokio::time::sleep(core.config.ask_waiting_every).await;
             let branches = core.branches(&waiting).await;
-            before = core.end_deadlocks(&branches, before).await;
+            core.end_deadlocks(rounds.next(&branches)).await;
             waiting = with_waits(&branches);
         }
         tokio::time::sleep_until(next.into()).await;
@@ -94,26 +93,10 @@ impl Core {
         branches
     }
 
-    /// Ends one transaction of each deadlock that was there in the round before, too. Returns this round's waits.
-    async fn end_deadlocks(&self, branches: &[BranchStatus], before: BTreeSet<Wait>) -> BTreeSet<Wait> {
-        let mut waits = BTreeSet::new();
-        let mut begun = BTreeMap::new();
-        for BranchStatus { shard, transaction, begun: since, waits_for, .. } in branches {
-            begun.insert(*transaction, *since);
-            let wait = |holder: &TransactionId| Wait { waiter: *transaction, holder: *holder, shard: *shard };
-            waits.extend(waits_for.iter().map(wait));
-        }
-        let lasting: BTreeSet<_> = waits.intersection(&before).copied().collect();
-        let begun = |transaction: TransactionId| begun.get(&transaction).copied().unwrap_or_default();
-        let deadlocks = deadlock::deadlocks(&lasting, begun);
-        if deadlocks.is_empty() {
-            return waits;
-        }
+    async fn end_deadlocks(&self, deadlocks: Vec<Deadlock>) {
         for deadlock in &deadlocks {
             self.end(deadlock).await;
         }
-        // What was seen is no more: whoever goes on after a savepoint isn't to be ended for an old wait.
-        BTreeSet::new()
     }
 
     /// Ends a deadlock's victim where it waits in the cycle.
