@@ -7,7 +7,7 @@ use proto::services::{
 };
 use proto::{GroupId, RouterIncarnation, ShardId, SqlState, TransactionId};
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 const COMMIT: BranchAction = BranchAction::Finish { commit: true };
@@ -161,8 +161,10 @@ async fn what_a_router_leaves_behind_is_finished() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_its_router_finishes_is_left_to_it() {
     let shape = Shape { nodes: 1, coordinators: 1, replicas: 1, shards: 2, ..Shape::default() };
-    let cluster = Cluster::start_as(Shape { finish_after: PATIENCE * 10, ..shape }).await;
+    let finish_after = Duration::from_millis(400);
+    let cluster = Cluster::start_as(Shape { finish_after, ..shape }).await;
     let shards = cluster.shards_of(MAIN).await;
+    let begun = Instant::now();
     for sequence in [1, 2] {
         decide(&cluster, sequence, &shards, true).await.unwrap();
     }
@@ -173,7 +175,9 @@ async fn what_its_router_finishes_is_left_to_it() {
         .map(|record| (record.transaction, record.finished))
         .collect();
     assert_eq!(finished, [(id(1), false), (id(2), true)]);
-    assert_eq!(cluster.directory.branches.borrow().told, []);
+    until(&cluster, |branches| have_heard(branches, 1, &shards, &COMMIT)).await;
+    assert!(begun.elapsed() >= finish_after, "the router had {:?}", begun.elapsed());
+    assert_eq!(cluster.directory.branches.borrow().told_of(id(2)), []);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
