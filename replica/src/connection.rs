@@ -8,8 +8,9 @@ use crate::reading::{self, Reading};
 use crate::session::OWN_PREFIX;
 use parking_lot::Mutex;
 use rusqlite::config::DbConfig;
-use rusqlite::hooks::{AuthAction, AuthContext, Authorization, TransactionOperation};
+use rusqlite::hooks::{Action, AuthAction, AuthContext, Authorization, TransactionOperation};
 use rusqlite::{Connection, OpenFlags};
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -41,9 +42,42 @@ impl Cancel {
     }
 }
 
+/// The rows that a closure updates, though it be to what they are: no changeset has those.
+#[derive(Clone, Default)]
+pub(crate) struct Updates {
+    wanted: Arc<AtomicBool>,
+    rows: Arc<Mutex<HashMap<String, Vec<i64>>>>,
+}
+
+impl Updates {
+    /// Begins to note rows, or ends.
+    pub fn want(&self, wanted: bool) {
+        self.wanted.store(wanted, Ordering::Relaxed);
+        self.rows.lock().clear();
+    }
+
+    /// The rows since then, by table and rowid.
+    pub fn rows(&self) -> HashMap<String, Vec<i64>> {
+        self.rows.lock().clone()
+    }
+
+    fn note(&self, action: Action, database: &str, table: &str, rowid: i64) {
+        if !self.wanted.load(Ordering::Relaxed) || action != Action::SQLITE_UPDATE || database != "main" {
+            return;
+        }
+        let mut rows = self.rows.lock();
+        match rows.get_mut(table) {
+            Some(rowids) => rowids.push(rowid),
+            None => drop(rows.insert(table.to_owned(), vec![rowid])),
+        }
+    }
+}
+
 /// What a writer connection shares with its hooks.
 #[derive(Clone, Default)]
 pub(crate) struct Hooks {
+    /// What the closure that runs updates.
+    pub updates: Updates,
     /// Whether a caller's closure runs, so that only rows may be touched.
     pub guarded: Arc<AtomicBool>,
     /// The write whose closure runs.
@@ -72,6 +106,10 @@ pub(crate) fn writer(path: &Path, hooks: &Hooks) -> rusqlite::Result<Connection>
     let guarded = hooks.guarded.clone();
     connection.authorizer(Some(move |context: AuthContext<'_>| {
         if guarded.load(Ordering::Relaxed) { authorize(&context) } else { Authorization::Allow }
+    }))?;
+    let updates = hooks.updates.clone();
+    connection.update_hook(Some(move |action: Action, database: &str, table: &str, rowid: i64| {
+        updates.note(action, database, table, rowid);
     }))?;
     let running = hooks.running.clone();
     connection.progress_handler(

@@ -4,6 +4,7 @@
 //! whether its changes were captured for themselves.
 
 use crate::changeset::{self, ChangesetError, Shapes};
+use crate::connection::Hooks;
 use crate::fault;
 use crate::overlay::altered;
 use crate::session::{RowChange, Session};
@@ -11,15 +12,15 @@ use bytes::Bytes;
 use proto::{SqlState, Term, WireError};
 use rusqlite::Connection;
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 /// What a closure on the writer has at hand: the connection, which it derefs to, and what that alone can't do.
 pub struct Stage<'a> {
     connection: &'a Connection,
     term: Term,
-    /// Whether only rows may be touched.
-    guarded: &'a AtomicBool,
+    hooks: &'a Hooks,
     shapes: RefCell<&'a mut Shapes>,
     /// What has been changed since the closure began, if that is captured by itself.
     capture: Option<&'a Session<'static>>,
@@ -39,12 +40,12 @@ impl<'a> Stage<'a> {
     pub(crate) fn new(
         connection: &'a Connection,
         term: Term,
-        guarded: &'a AtomicBool,
+        hooks: &'a Hooks,
         shapes: &'a mut Shapes,
         capture: Option<&'a Session<'static>>,
     ) -> Self {
         let shapes = RefCell::new(shapes);
-        Self { connection, term, guarded, shapes, capture, spoiled: Cell::new(None) }
+        Self { connection, term, hooks, shapes, capture, spoiled: Cell::new(None) }
     }
 
     /// The writer connection.
@@ -64,6 +65,12 @@ impl<'a> Stage<'a> {
             return Err(WireError::internal("the writes of a batch aren't captured one by one"));
         };
         self.unguarded(|| capture.changeset()).map_err(|error| self.failed(error))
+    }
+
+    /// The rows that a rehearsal's closure has updated since it began, by table and rowid: those, too, that it updated to
+    /// what they were, which [`Self::changes`] doesn't have. Some of them may be gone by now.
+    pub fn updated(&self) -> HashMap<String, Vec<i64>> {
+        self.hooks.updates.rows()
     }
 
     /// Makes a changeset's changes, and nothing beside them: foreign keys and triggers don't act. A row that isn't as
@@ -108,9 +115,9 @@ impl<'a> Stage<'a> {
 
     /// Does what the closure itself couldn't.
     fn unguarded<T>(&self, act: impl FnOnce() -> T) -> T {
-        let guarded = self.guarded.swap(false, Ordering::Relaxed);
+        let guarded = self.hooks.guarded.swap(false, Ordering::Relaxed);
         let done = act();
-        self.guarded.store(guarded, Ordering::Relaxed);
+        self.hooks.guarded.store(guarded, Ordering::Relaxed);
         done
     }
 }

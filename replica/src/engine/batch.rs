@@ -92,12 +92,14 @@ impl Engine {
         self.hooks.guarded.store(true, Ordering::Relaxed);
         *self.hooks.running.lock() = Some(cancel.clone());
         let capture = if self.batch.is_some() { None } else { self.connection.capture() };
-        let stage = Stage::new(&self.connection, Term(term), &self.hooks.guarded, &mut self.shapes, capture);
+        self.hooks.updates.want(capture.is_some());
+        let stage = Stage::new(&self.connection, Term(term), &self.hooks, &mut self.shapes, capture);
         let outcome = catch_unwind(AssertUnwindSafe(|| run(&stage)))
             .unwrap_or_else(|_| Err(WireError::internal("a write panicked")));
         let spoiled = stage.into_spoiled();
         *self.hooks.running.lock() = None;
         self.hooks.guarded.store(false, Ordering::Relaxed);
+        self.hooks.updates.want(false);
         // Asked before anything else: what this machine did to the write isn't for its caller to hear.
         if outcome.is_err()
             && let Some(fault) = fault::met(&self.connection)

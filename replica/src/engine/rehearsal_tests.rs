@@ -224,6 +224,34 @@ fn what_a_step_changed_is_known_to_it_and_is_its_chunk() {
 }
 
 #[test]
+fn a_step_knows_what_it_updated_to_what_it_was() {
+    let mut pair = Pair::new(TABLE);
+    pair.batch(&["INSERT INTO t1 VALUES (1, 'a'), (2, 'b'), (3, 'c')"]);
+    let overlay = Overlay::new();
+    step(&mut pair.leader, &overlay, "UPDATE t1 SET c2 = 'x' WHERE c1 = 3").unwrap();
+    let updated = |sql: &'static str| {
+        move |stage: &Stage<'_>| {
+            stage.execute_batch(sql).map_err(dialect::sqlite::error)?;
+            Ok(format!("{:?}", stage.updated().remove("t1").unwrap_or_default()).into())
+        }
+    };
+    let sql =
+        "UPDATE t1 SET c2 = 'a' WHERE c1 < 3; INSERT INTO t1 VALUES (4, 'd'); DELETE FROM t1 WHERE c1 = 2";
+    assert_eq!(rehearse(&mut pair.leader, &overlay, updated(sql)).unwrap(), "[1, 2]");
+    assert_eq!(
+        rehearse(&mut pair.leader, &overlay, updated("SELECT 1")).unwrap(),
+        "[]",
+        "not what came before"
+    );
+    pair.leader.rollback().unwrap();
+    assert_eq!(
+        rehearse(&mut pair.leader, &overlay, updated("SELECT 1")).unwrap(),
+        "[]",
+        "nor what was applied anew"
+    );
+}
+
+#[test]
 fn what_foreign_keys_and_triggers_did_is_not_done_again() {
     let mut pair = Pair::new(
         "CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2);
