@@ -16,8 +16,18 @@ pub struct Config {
     pub batch_bytes: usize,
     /// A batch of a streamed result that has this many rows is sent.
     pub batch_rows: u32,
-    /// How many bytes of rows a write may return. More is refused with 54000.
+    /// How many bytes of rows a write may return, or a query that runs within its transaction's changes. More is refused
+    /// with 54000.
     pub returning_bytes: usize,
+    /// How many transactions may be open on one shard. More are refused with 53300.
+    pub max_branches: usize,
+    /// How many statements may wait for locks on one shard. More are refused with 53200.
+    pub max_waiting: usize,
+    /// How many locks may be held on one shard. More are refused with 53200.
+    pub max_locks: usize,
+    /// A transaction of which the shard has heard nothing for so long, and that isn't prepared, is rolled back: its router
+    /// may be gone. Undoing what came after its last statement, which is nothing, counts as a sign of life.
+    pub branch_idle_timeout: Duration,
     /// How long a schema entry may wait to be applied before its caller is told to ask again.
     pub schema_timeout: Duration,
 }
@@ -33,6 +43,10 @@ impl Config {
             batch_bytes: 256 << 10,
             batch_rows: 1000,
             returning_bytes: 4 << 20,
+            max_branches: 10_000,
+            max_waiting: 10_000,
+            max_locks: 4_000_000,
+            branch_idle_timeout: Duration::from_secs(300),
             schema_timeout: Duration::from_secs(60),
         }
     }

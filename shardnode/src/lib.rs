@@ -10,16 +10,34 @@
 //! 4. A write runs once, or once for each of its rows; what it says of itself travels as the write's output, so that a
 //!    repeated request is told the same (`write`).
 //!
+//! The life of a transaction's statement:
+//!
+//! 1. Its branch is found, or made by its first statement; a repeated one is answered as before (`branch`).
+//! 2. It is rehearsed on the replica's writer, above what its transaction has changed so far (`statement`).
+//! 3. What it has touched is computed, as locks (`touched`), and they are claimed (`locks`). If another transaction has
+//!    one of them, it is undone, waits, and is run again.
+//! 4. The branch is committed, or prepared and finished, by writes like any others (`transact`, `prepared`).
+//!
+//! A write outside of any transaction runs straight in the leader's batch if nobody has a lock in its table, else as a
+//! transaction of one statement. A schema entry has its tables for itself (`altering`).
+//!
 //! An [`Agent`] makes a node part of the cluster: it registers it, has it follow the topology, and reports.
 //!
 //! It must never know a name of the catalog, plan SQL, or talk to another shard.
 
 mod agent;
+mod altering;
+mod branch;
 mod config;
 mod fence;
+mod locks;
 mod node;
+mod prepared;
 mod read;
+mod statement;
 mod stream;
+mod touched;
+mod transact;
 mod write;
 
 pub use agent::Agent;

@@ -7,20 +7,25 @@
 //! A replica is founded or removed only by a state that is the cluster's own at the time ([`ShardNode::settle`]): one
 //! that a coordinator's follower tells may be from before the shard was made, or from before it had ever served.
 
+use crate::altering::Altering;
+use crate::branch::Transactions;
 use crate::config::Config;
+use crate::statement::Work;
 use crate::stream::Readers;
+use crate::transact::{self, Desk};
 use crate::{fence, read, write};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use proto::services::{
-    Access, BoxFuture, BranchRequest, BranchStatus, ClusterState, Consistency, FragmentRequest,
-    FragmentResponse, SchemaRequest, ServiceResult, ShardService,
+    Access, BoxFuture, Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus, ClusterState,
+    Consistency, FragmentRequest, FragmentResponse, SchemaRequest, ServiceResult, ShardService,
 };
 use proto::topology::{Shard, Topology};
-use proto::{Epoch, GroupId, LogIndex, Retry, ShardId, SqlState, WireError};
+use proto::{Epoch, GroupId, LogIndex, RequestId, Retry, ShardId, SqlState, WireError};
 use replica::{Host, Replica, SchemaEntry, Stage, Write};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// No request may wait longer, whatever it says.
@@ -50,6 +55,7 @@ struct Known {
     since: Epoch,
     /// This node's replica of it, when it was last asked for.
     replica: ArcSwapOption<Replica>,
+    transactions: Arc<Transactions>,
 }
 
 /// Whether requests that were routed by one are right at the other: who holds it is no matter of routing.
@@ -111,7 +117,11 @@ impl ShardNode {
                 _ => topology.epoch,
             };
             let replica = ArcSwapOption::new(self.host.replica(shard.group).map(Arc::new));
-            (shard.id, Known { shard: shard.clone(), since, replica })
+            let transactions = match before {
+                Some(before) if before.shard.group == shard.group => Arc::clone(&before.transactions),
+                _ => Arc::new(Transactions::new(&self.config)),
+            };
+            (shard.id, Known { shard: shard.clone(), since, replica, transactions })
         });
         let by_id = by_id.collect();
         self.shards.store(Arc::new(Shards { epoch: topology.epoch, topology: Arc::clone(topology), by_id }));
@@ -185,6 +195,16 @@ impl ShardNode {
         Err(WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(Retry::NotLeader(None)))
     }
 
+    /// As [`Self::find`], with the shard's transactions.
+    fn desk(&self, id: ShardId, epoch: Option<Epoch>) -> ServiceResult<Desk> {
+        let replica = self.find(id, epoch)?;
+        let shards = self.shards.load();
+        let known = shards.by_id.get(&id);
+        let transactions = known.map(|known| Arc::clone(&known.transactions));
+        let gone = || WireError::internal(format!("shard {id} was there a moment ago"));
+        Ok(Desk { replica, transactions: transactions.ok_or_else(gone)? })
+    }
+
     /// Looks a shard's replica up again if it refused as one that doesn't lead: it may have been made anew, and then
     /// the one that was known will never lead again.
     fn renew<T>(&self, id: ShardId, answer: ServiceResult<T>) -> ServiceResult<T> {
@@ -209,36 +229,119 @@ impl ShardNode {
         read::lookup(&snapshot, &request, deadline)
     }
 
+    async fn read(
+        &self,
+        request: FragmentRequest,
+        consistency: Consistency,
+        deadline: Instant,
+    ) -> ServiceResult<FragmentResponse> {
+        let shard = request.shard;
+        let replica = self.find(shard, Some(request.epoch))?;
+        let read = self.readers.run(request, deadline, replica.snapshot(consistency, deadline));
+        self.renew(shard, read.await)
+    }
+
+    /// A write outside of any transaction: in the leader's next batch, unless it would have to look at locks.
+    async fn write(
+        &self,
+        request: FragmentRequest,
+        (id, settled, touch): (RequestId, u64, u16),
+        deadline: Instant,
+    ) -> ServiceResult<FragmentResponse> {
+        let shard = request.shard;
+        let desk = self.desk(shard, Some(request.epoch))?;
+        let job = Arc::new(self.job(request, touch));
+        let in_the_way = Arc::new(AtomicBool::new(false));
+        let (looked, transactions, fast) =
+            (Arc::clone(&in_the_way), Arc::clone(&desk.transactions), Arc::clone(&job));
+        let run = move |stage: &Stage<'_>| {
+            if transact::is_in_the_way(&transactions, stage, &fast)? {
+                looked.store(true, Ordering::Relaxed);
+                return Err(transact::in_the_way());
+            }
+            write::run(stage, &fast).map(|ran| ran.output)
+        };
+        let write = Write { request: Some(id), settled, deadline, run: Box::new(run) };
+        let written = match desk.replica.write(write).await {
+            Err(error) if in_the_way.load(Ordering::Relaxed) && error == transact::in_the_way() => {
+                desk.single(job, id, settled, deadline).await
+            }
+            written => written,
+        };
+        let written = self.renew(shard, written)?;
+        write::decode(&written.output, written.index)
+    }
+
+    fn job(&self, request: FragmentRequest, touch: u16) -> write::Job {
+        write::Job {
+            sql: request.sql,
+            params: request.params,
+            rows: request.rows,
+            touch,
+            schema_version: request.schema_version,
+            returning_bytes: self.config.returning_bytes,
+        }
+    }
+
+    /// A statement of a transaction.
+    async fn in_branch(
+        &self,
+        request: FragmentRequest,
+        branch: Branch,
+        access: BranchAccess,
+        deadline: Instant,
+    ) -> ServiceResult<FragmentResponse> {
+        let shard = request.shard;
+        let desk = self.desk(shard, Some(request.epoch))?;
+        let limit = self.config.returning_bytes;
+        let work = match access {
+            BranchAccess::Read => match desk.passage(&branch, deadline).await? {
+                Some(passage) => {
+                    let response = self.read(request, Consistency::Strong, deadline).await?;
+                    passage.done();
+                    return Ok(response);
+                }
+                None => Work::Read { request, limit },
+            },
+            BranchAccess::Lock { table, key, mode, wait, limit: rows } => {
+                Work::Lock { request, limit, table, key, mode, wait, rows }
+            }
+            BranchAccess::Write { touch } => Work::Write(Arc::new(self.job(request, touch))),
+        };
+        let answer = self.renew(shard, desk.statement(branch, work, deadline).await)?;
+        write::decode(&answer.output, answer.index)
+    }
+
     async fn run(&self, request: FragmentRequest) -> ServiceResult<FragmentResponse> {
-        let replica = self.find(request.shard, Some(request.epoch))?;
         let deadline = Instant::now() + request.timeout.min(LONGEST);
         match request.access {
-            Access::Read { consistency, lookup: _ } => {
-                let shard = request.shard;
-                let read = self.readers.run(request, deadline, replica.snapshot(consistency, deadline));
-                self.renew(shard, read.await)
-            }
+            Access::Read { consistency, lookup: _ } => self.read(request, consistency, deadline).await,
             Access::Write { request: id, settled, touch } => {
-                let job = write::Job {
-                    sql: request.sql,
-                    params: request.params,
-                    rows: request.rows,
-                    touch,
-                    schema_version: request.schema_version,
-                    returning_bytes: self.config.returning_bytes,
-                };
-                let run = Box::new(move |stage: &Stage<'_>| write::run(stage, &job));
-                let write = Write { request: Some(id), settled, deadline, run };
-                let written = self.renew(request.shard, replica.write(write).await)?;
-                write::decode(&written.output, written.index)
+                self.write(request, (id, settled, touch), deadline).await
             }
-            Access::Branch { .. } => Err(no_transactions()),
+            Access::Branch { branch, access } => self.in_branch(request, branch, access, deadline).await,
         }
+    }
+
+    async fn act(&self, request: BranchRequest) -> ServiceResult<LogIndex> {
+        let BranchRequest { shard, epoch, transaction, action, timeout } = request;
+        // What ends a transaction is never refused for an old epoch.
+        let ends = matches!(action, BranchAction::Finish { .. } | BranchAction::Fail(_));
+        let desk = self.desk(shard, (!ends).then_some(epoch))?;
+        let deadline = Instant::now() + timeout.min(LONGEST);
+        self.renew(shard, desk.act(transaction, action, deadline).await)
+    }
+
+    async fn list(&self, shard: ShardId) -> ServiceResult<Vec<BranchStatus>> {
+        let desk = self.desk(shard, None)?;
+        let listed = desk.list(shard, Instant::now() + self.config.schema_timeout).await;
+        self.renew(shard, listed)
     }
 
     async fn step(&self, request: SchemaRequest) -> ServiceResult<LogIndex> {
         let shard = request.shard;
-        let replica = self.find(shard, None)?;
+        let desk = self.desk(shard, None)?;
+        let deadline = Instant::now() + self.config.schema_timeout;
         let mut statements = request.statements;
         statements.extend(request.least_version.map(fence::raise));
         let require_empty = request.require_empty.into_iter().map(dialect::physical::table_name).collect();
@@ -247,19 +350,21 @@ impl ShardNode {
             statements,
             require_empty,
             notes: Vec::new(),
-            deadline: Instant::now() + self.config.schema_timeout,
+            deadline,
         };
-        self.renew(shard, replica.schema(entry).await)
+        // Seen through though nobody may wait any more: it may be applied as long as it is under way.
+        let step = tokio::spawn(async move {
+            let _altering = Altering::begin(&desk, &entry.statements, deadline).await?;
+            desk.replica.schema(entry).await
+        });
+        let stepped = step.await.unwrap_or_else(|_| Err(WireError::internal("a schema step was given up")));
+        self.renew(shard, stepped)
     }
 }
 
 /// Whether the replica that is here of a group is one of those that were here before.
 pub(crate) fn is_still(host: &Host, group: GroupId, before: &[Replica]) -> bool {
     host.replica(group).is_some_and(|replica| before.iter().any(|known| known.is(&replica)))
-}
-
-fn no_transactions() -> WireError {
-    WireError::unsupported("a transaction of several statements on a shard")
 }
 
 impl ShardService for ShardNode {
@@ -270,12 +375,12 @@ impl ShardService for ShardNode {
         }
     }
 
-    fn transact(&self, _: BranchRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {
-        Box::pin(async { Err(no_transactions()) })
+    fn transact(&self, request: BranchRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {
+        Box::pin(self.act(request))
     }
 
-    fn branches(&self, _: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {
-        Box::pin(async { Ok(Vec::new()) })
+    fn branches(&self, shard: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {
+        Box::pin(self.list(shard))
     }
 
     fn apply_schema(&self, request: SchemaRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {

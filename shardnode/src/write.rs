@@ -2,7 +2,7 @@
 //!
 //! In comes the leader's writer connection inside a savepoint; out come bytes that say how many rows were affected
 //! and what they returned. The bytes travel in the log beside the rows, so that a repeated request is told the same.
-//! Nothing here knows when the batch around it commits.
+//! Nothing here knows when, or whether, what is around it commits.
 
 use crate::fence;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -27,6 +27,14 @@ pub(crate) struct Job {
     pub(crate) returning_bytes: usize,
 }
 
+/// What a write did.
+pub(crate) struct Ran {
+    /// What its caller is told, as bytes.
+    pub(crate) output: Bytes,
+    /// Rows inserted, updated or deleted.
+    pub(crate) affected: u64,
+}
+
 /// What has come together over the runs of a statement.
 struct Outcome {
     affected: u64,
@@ -37,8 +45,20 @@ struct Outcome {
     limit: usize,
 }
 
+impl Job {
+    /// The table that it writes; nothing if its SQL doesn't tell.
+    pub(crate) fn table(&self) -> Option<TableId> {
+        written_table(&self.sql)
+    }
+
+    /// Whether it may leave out rows whose keys are there already.
+    pub(crate) fn may_do_nothing(&self) -> bool {
+        self.sql.contains(" DO NOTHING")
+    }
+}
+
 /// Runs the write and encodes what it has to say.
-pub(crate) fn run(connection: &Connection, job: &Job) -> Result<Bytes, WireError> {
+pub(crate) fn run(connection: &Connection, job: &Job) -> Result<Ran, WireError> {
     fence::check(connection, job.schema_version)?;
     let failed = |failure| match written_table(&job.sql) {
         Some(table) => error_on(connection, table, failure),
@@ -85,7 +105,7 @@ pub(crate) fn run(connection: &Connection, job: &Job) -> Result<Bytes, WireError
             }
         }
     }
-    Ok(encode(outcome.affected, &outcome.returned.finish()))
+    Ok(Ran { output: encode(outcome.affected, &outcome.returned.finish()), affected: outcome.affected })
 }
 
 fn bound(value: ValueRef<'_>) -> ToSqlOutput<'_> {
@@ -167,7 +187,8 @@ fn written_table(sql: &str) -> Option<TableId> {
     None
 }
 
-fn encode(affected: u64, rows: &RowBatch) -> Bytes {
+/// What a caller is told, as bytes.
+pub(crate) fn encode(affected: u64, rows: &RowBatch) -> Bytes {
     let mut bytes = BytesMut::with_capacity(14 + rows.data().len());
     bytes.put_u64_le(affected);
     bytes.put_u16_le(rows.columns());
@@ -176,7 +197,7 @@ fn encode(affected: u64, rows: &RowBatch) -> Bytes {
     bytes.freeze()
 }
 
-/// Reads what [`run`] encoded, perhaps in another process long ago.
+/// Reads what [`encode`] wrote, perhaps in another process long ago.
 pub(crate) fn decode(output: &Bytes, position: LogIndex) -> Result<FragmentResponse, WireError> {
     let damaged = || WireError::new(SqlState::DATA_CORRUPTED, "a write's recorded result is damaged");
     let (affected, rest) = output.split_first_chunk::<8>().ok_or_else(damaged)?;

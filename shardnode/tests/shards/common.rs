@@ -43,7 +43,7 @@ impl RaftTransport for Link {
 pub struct Node {
     pub shards: Arc<ShardNode>,
     pub host: Arc<Host>,
-    directory: tempfile::TempDir,
+    directory: Arc<tempfile::TempDir>,
 }
 
 impl Node {
@@ -71,7 +71,8 @@ impl Node {
         Node::open_with(id, nodes, network, |_| {})
     }
 
-    fn open_with(
+    /// One of several, with other settings.
+    pub fn open_with(
         id: NodeId,
         nodes: Vec<NodeId>,
         network: &Arc<Network>,
@@ -93,7 +94,31 @@ impl Node {
     }
 
     fn bare_with(id: NodeId, network: &Arc<Network>, change: impl FnOnce(&mut replica::Config)) -> Node {
-        let directory = tempfile::tempdir().unwrap();
+        Node::open_in(Arc::new(tempfile::tempdir().unwrap()), id, network, change)
+    }
+
+    /// The same node, started anew.
+    pub async fn restart(
+        self,
+        nodes: Vec<NodeId>,
+        network: &Arc<Network>,
+        change: impl FnOnce(&mut replica::Config),
+    ) -> Node {
+        let (host, directory) = (Arc::clone(&self.host), Arc::clone(&self.directory));
+        let id = self.host.statuses()[0].node;
+        drop(self);
+        tokio::task::spawn_blocking(move || host.shutdown()).await.unwrap();
+        let node = Node::open_in(directory, id, network, change);
+        assert!(node.settle(&state(nodes)));
+        node
+    }
+
+    fn open_in(
+        directory: Arc<tempfile::TempDir>,
+        id: NodeId,
+        network: &Arc<Network>,
+        change: impl FnOnce(&mut replica::Config),
+    ) -> Node {
         let mut config = replica::Config::new(id, directory.path());
         config.tick = Duration::from_millis(10);
         change(&mut config);

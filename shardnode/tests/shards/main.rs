@@ -6,3 +6,6 @@ mod failover;
 mod fragments;
 mod long_reads;
 mod placing;
+mod prepared;
+mod session;
+mod transactions;

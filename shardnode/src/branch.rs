@@ -1,0 +1,578 @@
+//! The open transactions of one shard, in its leader's memory.
+//!
+//! In come statements that begin, claim locks and end, and terms; out go locks, answers to what is repeated, and word for
+//! those who wait. Locks are claimed by closures on the replica's writer alone ([`Transactions::enter`]), so that looking
+//! and acting are one; the first closure of a term throws away what was of another, and takes up the locks of what is
+//! prepared, before it does anything else. It must never know what a statement does.
+
+use crate::config::Config;
+use crate::locks::{Locks, Mode, Part, Party, Resource, Settled};
+use crate::prepared;
+use crate::touched::{Shapes, Want};
+use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
+use proto::services::{Branch as BranchName, BranchStatus};
+use proto::{LogIndex, Retry, ShardId, SqlState, TableId, Term, TransactionId, WireError};
+use replica::{Overlay, Stage};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// How many transactions that have ended are remembered, so that what comes late for them begins none anew.
+const REMEMBERED: usize = 10_000;
+
+/// The transactions of one shard, as far as its leader has them in memory.
+pub(crate) struct Transactions {
+    state: Mutex<State>,
+    bounds: Bounds,
+    counter: AtomicU64,
+}
+
+/// What bounds them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    branches: usize,
+    waiting: usize,
+    locks: usize,
+    idle: Duration,
+}
+
+/// See [`Transactions`].
+#[derive(Default)]
+pub(crate) struct State {
+    /// The term that all of this is of.
+    term: Option<Term>,
+    pub locks: Locks,
+    branches: HashMap<TransactionId, Branch>,
+    waiters: HashMap<TransactionId, oneshot::Sender<Result<(), WireError>>>,
+    /// Why those ended of which someone may yet hear.
+    ended: HashMap<TransactionId, Option<WireError>>,
+    ended_in_order: VecDeque<TransactionId>,
+    pub shapes: Shapes,
+}
+
+/// What a transaction has on this shard.
+struct Branch {
+    handle: Arc<Handle>,
+    /// The term in which it locked or changed something; none if it has only read.
+    term: Option<Term>,
+    phase: Phase,
+    /// Its last statement.
+    last: u32,
+    /// What that was told, if it may be told again.
+    answer: Option<Result<Answer, WireError>>,
+    /// Whether statements were undone since: some that came after the last may never have arrived.
+    undone: bool,
+    /// The overlay's length after each statement that changed something.
+    lengths: Vec<(u32, usize)>,
+    /// What its next statement fails with.
+    fault: Option<WireError>,
+    since: Instant,
+}
+
+/// What those who do something for a branch share.
+pub(crate) struct Handle {
+    pub id: TransactionId,
+    pub begun: u64,
+    pub overlay: Overlay,
+    /// Held by whoever does something with it.
+    pub turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// How far a branch has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Statements may come.
+    Open,
+    /// Its row may be written.
+    Preparing,
+    /// Its row is written: it ends by verdict alone.
+    Prepared(Vec<ShardId>),
+}
+
+/// What a statement was told.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    pub output: Bytes,
+    pub index: LogIndex,
+}
+
+/// How a statement begins.
+pub(crate) enum Begun {
+    /// It is to be run.
+    New,
+    /// It ran before, and was told this.
+    Repeated(Result<Answer, WireError>),
+}
+
+/// What came of claiming locks.
+pub(crate) enum Claim {
+    /// It has them all.
+    Held,
+    /// It has those before one that another has, and hears when it has that.
+    Waits(oneshot::Receiver<Result<(), WireError>>),
+}
+
+impl Transactions {
+    pub fn new(config: &Config) -> Self {
+        let bounds = Bounds {
+            branches: config.max_branches,
+            waiting: config.max_waiting,
+            locks: config.max_locks,
+            idle: config.branch_idle_timeout,
+        };
+        Self { state: Mutex::default(), bounds, counter: AtomicU64::new(1) }
+    }
+
+    /// All there is, as of the stage's term. For closures on the writer, with nothing but their own changes made: what is
+    /// prepared is read from there.
+    pub fn enter(&self, stage: &Stage<'_>) -> Result<MutexGuard<'_, State>, WireError> {
+        let mut state = self.state.lock();
+        if state.term != Some(stage.term()) {
+            let prepared = prepared::load(stage)?;
+            state.begin_term(stage.term(), prepared);
+        }
+        Ok(state)
+    }
+
+    /// All there is, as of whatever term.
+    pub fn look(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// Another number each time.
+    pub fn count(&self) -> u64 {
+        self.counter.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The branch that a statement is for; its first statement makes it.
+    pub fn admit(&self, name: &BranchName) -> Result<Arc<Handle>, WireError> {
+        let mut state = self.state.lock();
+        if let Some(branch) = state.branches.get_mut(&name.transaction) {
+            branch.since = Instant::now();
+            return Ok(Arc::clone(&branch.handle));
+        }
+        if name.statement != 1 || state.ended.contains_key(&name.transaction) {
+            return Err(state.unknown(name.transaction));
+        }
+        if state.branches.len() >= self.bounds.branches {
+            state.sweep(self.bounds.idle);
+        }
+        if state.branches.len() >= self.bounds.branches {
+            let message = "too many transactions are open on the shard";
+            return Err(WireError::new(SqlState::TOO_MANY_CONNECTIONS, message)
+                .with_detail(format!("There may be {}.", self.bounds.branches)));
+        }
+        let handle = Arc::new(Handle {
+            id: name.transaction,
+            begun: name.begun,
+            overlay: Overlay::new(),
+            turn: Arc::default(),
+        });
+        state.branches.insert(name.transaction, Branch::new(Arc::clone(&handle)));
+        Ok(handle)
+    }
+
+    /// Has the branch begin a statement. Whoever calls has the branch's turn.
+    pub fn begin(&self, handle: &Arc<Handle>, statement: u32) -> Result<Begun, WireError> {
+        let mut state = self.state.lock();
+        let branch = state.branch(handle)?;
+        branch.since = Instant::now();
+        if branch.phase != Phase::Open {
+            return Err(WireError::internal(format!(
+                "transaction {} takes no statement: it is prepared",
+                handle.id
+            )));
+        }
+        // The number of what was undone may be given out again.
+        if statement == branch.last
+            && let Some(answer) = branch.answer.clone()
+        {
+            return Ok(Begun::Repeated(answer));
+        }
+        if statement < branch.last {
+            let message = format!("statement {statement} of transaction {} was answered long ago", handle.id);
+            return Err(WireError::internal(message));
+        }
+        if statement - branch.last > 1 && !branch.undone {
+            return Err(leader_changed());
+        }
+        if let Some(fault) = branch.fault.take() {
+            branch.end_statement(statement, Some(Err(fault.clone())));
+            return Err(fault);
+        }
+        Ok(Begun::New)
+    }
+
+    /// The branch's statement has come to its end, and is told this.
+    pub fn end_statement(
+        &self,
+        handle: &Arc<Handle>,
+        statement: u32,
+        result: Result<Answer, WireError>,
+    ) -> Result<Answer, WireError> {
+        let mut state = self.state.lock();
+        let branch = state.branch(handle)?;
+        branch.since = Instant::now();
+        match &result {
+            Ok(_) => {
+                let length = handle.overlay.len();
+                if length != branch.lengths.last().map_or(0, |(_, length)| *length) {
+                    branch.lengths.push((statement, length));
+                }
+                branch.end_statement(statement, Some(result.clone()));
+            }
+            // What wasn't executed may be asked for again.
+            Err(error) => {
+                if error.retry == Retry::Never {
+                    branch.end_statement(statement, Some(result.clone()));
+                }
+                state.abandon(handle, statement);
+            }
+        }
+        result
+    }
+
+    /// A statement that leaves no trace here was run elsewhere; if that failed, it may be asked for again.
+    pub fn pass(&self, handle: &Arc<Handle>, statement: u32, is_done: bool) {
+        let mut state = self.state.lock();
+        match state.branch(handle) {
+            Ok(branch) if is_done => {
+                branch.since = Instant::now();
+                branch.end_statement(statement, None);
+            }
+            _ => state.abandon(handle, statement),
+        }
+    }
+
+    /// Undoes what came after a statement. Whoever calls has the branch's turn.
+    pub fn roll_back_to(&self, id: TransactionId, statement: u32) -> Result<(), WireError> {
+        let mut state = self.state.lock();
+        let Some(branch) = state.branches.get_mut(&id) else {
+            return Err(state.unknown(id));
+        };
+        if branch.phase != Phase::Open {
+            return Err(WireError::internal(format!(
+                "nothing of transaction {id} can be undone: it is prepared"
+            )));
+        }
+        branch.since = Instant::now();
+        branch.lengths.retain(|(after, _)| *after <= statement);
+        branch.handle.overlay.truncate(branch.lengths.last().map_or(0, |(_, length)| *length));
+        branch.undone = true;
+        branch.answer = None;
+        state.undo(id, statement);
+        Ok(())
+    }
+
+    /// What has been idle for too long is rolled back.
+    pub fn sweep(&self) {
+        self.state.lock().sweep(self.bounds.idle);
+    }
+
+    /// The transactions that have something on the shard.
+    pub fn statuses(&self, shard: ShardId) -> Vec<BranchStatus> {
+        let mut state = self.state.lock();
+        state.sweep(self.bounds.idle);
+        let status = |(id, branch): (&TransactionId, &Branch)| BranchStatus {
+            shard,
+            transaction: *id,
+            begun: branch.handle.begun,
+            prepared: match &branch.phase {
+                Phase::Open | Phase::Preparing => None,
+                Phase::Prepared(participants) => Some(participants.clone()),
+            },
+            idle: branch.since.elapsed(),
+            waits_for: state.locks.waits_for(*id),
+        };
+        let mut statuses: Vec<_> = state.branches.iter().map(status).collect();
+        statuses.sort_by_key(|status| (status.begun, status.transaction));
+        statuses
+    }
+
+    /// Claims locks for a statement, in this order, as far as they are free. A branch has a lock in each table of whose
+    /// rows it locks one.
+    pub fn claim(
+        &self,
+        state: &mut State,
+        party: Party,
+        wants: &[Want],
+        no_wait: bool,
+    ) -> Result<Claim, WireError> {
+        let mut table = None;
+        for Want { resource, mode } in wants {
+            if table.replace(resource.table) != Some(resource.table)
+                && let Some(claim) =
+                    self.claim_one(state, party, &Resource::table(resource.table), Mode::Shared, no_wait)?
+            {
+                return Ok(claim);
+            }
+            if let Some(claim) = self.claim_one(state, party, resource, *mode, no_wait)? {
+                return Ok(claim);
+            }
+        }
+        Ok(Claim::Held)
+    }
+
+    /// Claims one lock; nothing if it is had.
+    pub fn claim_one(
+        &self,
+        state: &mut State,
+        party: Party,
+        resource: &Resource,
+        mode: Mode,
+        no_wait: bool,
+    ) -> Result<Option<Claim>, WireError> {
+        if state.locks.len() >= self.bounds.locks {
+            return Err(WireError::new(SqlState::OUT_OF_MEMORY, "too many locks are held on the shard")
+                .with_detail(format!("There may be {}.", self.bounds.locks))
+                .with_hint("Change or lock fewer rows in one transaction."));
+        }
+        if state.locks.take(party, resource, mode) {
+            return Ok(None);
+        }
+        if no_wait {
+            let what = if resource.part == Part::Table { "table" } else { "row" };
+            return Err(WireError::new(
+                SqlState::LOCK_NOT_AVAILABLE,
+                format!("could not obtain lock on {what}"),
+            ));
+        }
+        if state.locks.waiting() >= self.bounds.waiting {
+            return Err(WireError::new(
+                SqlState::OUT_OF_MEMORY,
+                "too many statements wait for locks on the shard",
+            )
+            .with_detail(format!("There may be {}.", self.bounds.waiting)));
+        }
+        let (sender, receiver) = oneshot::channel();
+        state.waiters.insert(party.id, sender);
+        let settled = state.locks.wait(party, resource, mode);
+        state.tell(settled);
+        Ok(Some(Claim::Waits(receiver)))
+    }
+}
+
+impl Branch {
+    fn new(handle: Arc<Handle>) -> Self {
+        Self {
+            handle,
+            term: None,
+            phase: Phase::Open,
+            last: 0,
+            answer: None,
+            undone: false,
+            lengths: Vec::new(),
+            fault: None,
+            since: Instant::now(),
+        }
+    }
+
+    fn end_statement(&mut self, statement: u32, answer: Option<Result<Answer, WireError>>) {
+        (self.last, self.answer, self.undone) = (statement, answer, false);
+    }
+}
+
+impl State {
+    fn begin_term(&mut self, term: Term, prepared: Vec<prepared::Prepared>) {
+        self.term = Some(term);
+        self.shapes.forget();
+        self.locks = Locks::default();
+        for (_, waiter) in self.waiters.drain() {
+            // Who doesn't wait any more needs no word.
+            let _ = waiter.send(Err(leader_changed()));
+        }
+        // Who has only read has lost nothing.
+        let lost: Vec<_> =
+            self.branches.iter().filter(|(_, branch)| branch.term.is_some()).map(|(id, _)| *id).collect();
+        for id in lost {
+            self.end(id, Some(leader_changed()));
+        }
+        for prepared::Prepared { id, begun, participants, locks } in prepared {
+            self.ended.remove(&id);
+            let handle = Handle { id, begun, overlay: Overlay::new(), turn: Arc::default() };
+            let mut branch = Branch::new(Arc::new(handle));
+            (branch.term, branch.phase) = (Some(term), Phase::Prepared(participants));
+            self.branches.insert(id, branch);
+            let party = Party { id, begun, statement: 1 };
+            for (resource, mode) in locks {
+                if !self.locks.take(party, &resource, mode) {
+                    tracing::error!(transaction = %id, ?resource, "two prepared transactions have one lock");
+                }
+            }
+        }
+    }
+
+    /// The branch, if it is still the one that was admitted.
+    fn branch(&mut self, handle: &Arc<Handle>) -> Result<&mut Branch, WireError> {
+        if self.branches.get(&handle.id).is_some_and(|branch| Arc::ptr_eq(&branch.handle, handle)) {
+            return Ok(self.branches.get_mut(&handle.id).expect("it was just found"));
+        }
+        Err(self.unknown(handle.id))
+    }
+
+    /// The branch's handle and how far it has come, if there is one.
+    pub fn find(&self, id: TransactionId) -> Option<(Arc<Handle>, Phase)> {
+        self.branches.get(&id).map(|branch| (Arc::clone(&branch.handle), branch.phase.clone()))
+    }
+
+    /// Whether all of it is of this term.
+    pub fn is_of(&self, term: Term) -> bool {
+        self.term == Some(term)
+    }
+
+    /// Whether statements may come for the branch in this term.
+    pub fn is_open_in(&self, id: TransactionId, term: Term) -> bool {
+        let branch = self.branches.get(&id);
+        branch.is_some_and(|branch| branch.phase == Phase::Open && branch.term.is_none_or(|own| own == term))
+    }
+
+    /// The branch is of this state's term from here on. For closures on the writer.
+    pub fn bind(&mut self, handle: &Arc<Handle>) -> Result<(), WireError> {
+        let term = self.term;
+        self.branch(handle)?.term = term;
+        Ok(())
+    }
+
+    /// Notes how far the branch has come.
+    pub fn advance(&mut self, handle: &Arc<Handle>, phase: Phase) -> Result<(), WireError> {
+        let branch = self.branch(handle)?;
+        (branch.phase, branch.since) = (phase, Instant::now());
+        Ok(())
+    }
+
+    /// Has the statement that waits fail, or else the branch's next one.
+    pub fn fail(&mut self, id: TransactionId, error: WireError) {
+        let Some(branch) = self.branches.get_mut(&id) else { return };
+        if branch.phase != Phase::Open {
+            return;
+        }
+        match self.waiters.remove(&id) {
+            Some(waiter) => {
+                let granted = self.locks.cancel(id);
+                // If nobody waits any more, its statement has failed by itself.
+                let _ = waiter.send(Err(error));
+                self.tell(Settled { granted, victims: Vec::new() });
+            }
+            None => branch.fault = Some(error),
+        }
+    }
+
+    /// Takes back the locks of the statements after this one.
+    pub fn undo(&mut self, id: TransactionId, statement: u32) {
+        let granted = self.locks.release_after(id, statement);
+        if self.locks.waits_for(id).is_empty() {
+            self.waiters.remove(&id);
+        }
+        self.tell(Settled { granted, victims: Vec::new() });
+    }
+
+    /// A statement of this branch has come to nothing.
+    pub fn abandon(&mut self, handle: &Arc<Handle>, statement: u32) {
+        if self.branch(handle).is_err() {
+            return;
+        }
+        self.undo(handle.id, statement - 1);
+        let has_nothing = handle.overlay.is_empty() && self.locks.held(handle.id).next().is_none();
+        if let Some(branch) = self.branches.get_mut(&handle.id)
+            && has_nothing
+            && branch.phase == Phase::Open
+        {
+            // Another term takes nothing from it. If it has never had an answer here, another node may be the right one.
+            branch.term = None;
+            if branch.last == 0 && branch.fault.is_none() {
+                self.branches.remove(&handle.id);
+            }
+        }
+    }
+
+    /// Ends a transaction: its locks are free. What comes for it later hears the error.
+    pub fn end(&mut self, id: TransactionId, why: Option<WireError>) {
+        if let Some(waiter) = self.waiters.remove(&id) {
+            let error = why.clone().unwrap_or_else(|| over(id));
+            // Who doesn't wait any more needs no word.
+            let _ = waiter.send(Err(error));
+        }
+        let granted = self.locks.release(id);
+        if self.branches.remove(&id).is_some() && self.ended.insert(id, why).is_none() {
+            self.ended_in_order.push_back(id);
+            if self.ended_in_order.len() > REMEMBERED
+                && let Some(oldest) = self.ended_in_order.pop_front()
+            {
+                self.ended.remove(&oldest);
+            }
+        }
+        self.tell(Settled { granted, victims: Vec::new() });
+    }
+
+    /// Rolls back what is open and has rows of these tables locked.
+    pub fn abort_in(&mut self, tables: &HashSet<TableId>, by: TransactionId) {
+        let mut found: Vec<_> = tables.iter().flat_map(|table| self.locks.others_in(*table, by)).collect();
+        found.retain(|id| self.branches.get(id).is_some_and(|branch| branch.phase == Phase::Open));
+        for id in found {
+            let error = WireError::new(
+                SqlState::SERIALIZATION_FAILURE,
+                "the transaction was aborted: a table that it has changed or locked is being altered",
+            )
+            .with_hint("Run the transaction again.");
+            self.end(id, Some(error));
+        }
+    }
+
+    fn sweep(&mut self, idle: Duration) {
+        let is_idle = |branch: &Branch| {
+            branch.phase == Phase::Open
+                && branch.since.elapsed() > idle
+                && branch.handle.turn.try_lock().is_ok()
+        };
+        let found: Vec<_> =
+            self.branches.iter().filter(|(_, branch)| is_idle(branch)).map(|(id, _)| *id).collect();
+        for id in found {
+            tracing::info!(transaction = %id, "rolled back: nothing was heard of it for too long");
+            let error = WireError::new(
+                SqlState::SERIALIZATION_FAILURE,
+                "the transaction was aborted: the shard has heard nothing of it for too long",
+            );
+            self.end(id, Some(error));
+        }
+    }
+
+    fn tell(&mut self, settled: Settled) {
+        // Who doesn't wait any more gives back what it got.
+        for id in settled.granted {
+            if let Some(waiter) = self.waiters.remove(&id) {
+                let _ = waiter.send(Ok(()));
+            }
+        }
+        for deadlock in settled.victims {
+            if let Some(waiter) = self.waiters.remove(&deadlock.victim) {
+                let error = WireError::new(SqlState::DEADLOCK_DETECTED, "deadlock detected");
+                let _ = waiter.send(Err(error.with_detail(deadlock.detail)));
+            }
+        }
+    }
+
+    /// What is heard for a transaction that isn't here.
+    pub fn unknown(&self, id: TransactionId) -> WireError {
+        match self.ended.get(&id) {
+            Some(Some(error)) => error.clone(),
+            Some(None) => over(id),
+            None => leader_changed(),
+        }
+    }
+}
+
+fn over(id: TransactionId) -> WireError {
+    WireError::new(SqlState::NO_ACTIVE_SQL_TRANSACTION, format!("transaction {id} has ended"))
+}
+
+/// What a transaction hears of which this leader knows nothing.
+pub(crate) fn leader_changed() -> WireError {
+    WireError::new(
+        SqlState::SERIALIZATION_FAILURE,
+        "the transaction was aborted: the shard's leader has changed",
+    )
+    .with_hint("Run the transaction again.")
+}

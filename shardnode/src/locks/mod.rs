@@ -1,0 +1,427 @@
+//! The lock table of one shard.
+//!
+//! In come transactions that want locks, wait for them, and end; out goes who has them, who waits for whom, and who
+//! must give up because several wait for each other in a circle. A lock is on a row, on a value of a unique key, or on a
+//! table; a transaction never waits for itself, and takes a stronger lock on what it has already without letting go.
+//!
+//! As in PostgreSQL, who finds no conflicting holder has a row's lock at once, also while others queue for a stronger one;
+//! those who queue are served in their order, and for a table everyone queues. It must never know a connection, a thread, a clock, or what the keys mean.
+
+#[cfg(test)]
+mod tests;
+
+use proto::services::RowLock;
+use proto::{TableId, TransactionId};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::fmt::{self, Write as _};
+use std::sync::Arc;
+
+/// What is locked.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Resource {
+    /// In which table.
+    pub table: TableId,
+    /// What of it.
+    pub part: Part,
+}
+
+/// A part of a table.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Part {
+    /// All of it.
+    Table,
+    /// The row with this primary key.
+    Row(Box<[u8]>),
+    /// A value of this unique key, whether or not a row has it.
+    Unique(u32, Box<[u8]>),
+}
+
+/// How strong a lock is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Mode {
+    /// On a row or a unique key.
+    Row(RowLock),
+    /// On a table: rows in it are locked.
+    Shared,
+    /// On a table: nobody else has a lock in it.
+    Exclusive,
+}
+
+impl Mode {
+    fn conflicts(self, other: Mode) -> bool {
+        match (self, other) {
+            (Mode::Row(one), Mode::Row(other)) => one.conflicts(other),
+            (Mode::Shared, Mode::Shared) => false,
+            _ => true,
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    /// PostgreSQL's clauses, where it has one.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Mode::Row(RowLock::KeyShare) => "KEY SHARE",
+            Mode::Row(RowLock::Share) => "SHARE",
+            Mode::Row(RowLock::NoKeyUpdate) => "NO KEY UPDATE",
+            Mode::Row(RowLock::Update) => "UPDATE",
+            Mode::Shared => "SHARE",
+            Mode::Exclusive => "EXCLUSIVE",
+        })
+    }
+}
+
+/// All locks of a shard.
+#[derive(Debug, Default)]
+pub(crate) struct Locks {
+    keys: HashMap<Arc<Resource>, Key>,
+    owners: BTreeMap<TransactionId, Owner>,
+    waiting: usize,
+}
+
+/// Who has one thing locked, and who would like to.
+#[derive(Debug, Default)]
+struct Key {
+    holders: Vec<(TransactionId, Mode)>,
+    queue: VecDeque<(TransactionId, Mode)>,
+}
+
+#[derive(Debug, Default)]
+struct Owner {
+    begun: u64,
+    held: HashMap<Arc<Resource>, Mode>,
+    /// How the locks came together, so that they can be taken back.
+    log: Vec<Taken>,
+    wait: Option<Wait>,
+}
+
+#[derive(Debug)]
+struct Taken {
+    statement: u32,
+    resource: Arc<Resource>,
+    /// What the transaction had of it before.
+    before: Option<Mode>,
+}
+
+#[derive(Debug)]
+struct Wait {
+    statement: u32,
+    resource: Arc<Resource>,
+    mode: Mode,
+}
+
+/// What became of others when someone began to wait, or ceased to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Settled {
+    /// They have what they waited for.
+    pub granted: Vec<TransactionId>,
+    /// They wait no more, and don't have it.
+    pub victims: Vec<Deadlock>,
+}
+
+/// A transaction that had to give up.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Deadlock {
+    /// It was the youngest of those who waited for each other.
+    pub victim: TransactionId,
+    /// Who waited for whom, a line for each.
+    pub detail: String,
+}
+
+/// Who wants a lock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Party {
+    /// The transaction.
+    pub id: TransactionId,
+    /// When it began.
+    pub begun: u64,
+    /// Its statement.
+    pub statement: u32,
+}
+
+impl Locks {
+    /// How many locks there are.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Whether nothing is locked.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// How many transactions wait.
+    pub fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Whether someone has a lock in the table.
+    pub fn is_in_use(&self, table: TableId) -> bool {
+        self.keys.get(&whole(table)).is_some_and(|key| !key.holders.is_empty())
+    }
+
+    /// The other transactions that have a lock in the table.
+    pub fn others_in(&self, table: TableId, than: TransactionId) -> Vec<TransactionId> {
+        let holders = self.keys.get(&whole(table)).map(|key| key.holders.as_slice()).unwrap_or_default();
+        holders.iter().map(|(holder, _)| *holder).filter(|holder| *holder != than).collect()
+    }
+
+    /// Rows of a table that others may be about to delete, or to give another key.
+    pub fn rows_of_others(&self, table: TableId, than: TransactionId) -> Vec<Box<[u8]>> {
+        let mut rows = Vec::new();
+        for other in self.others_in(table, than) {
+            for (resource, mode) in self.held(other) {
+                if let Part::Row(key) = &resource.part
+                    && resource.table == table
+                    && mode == Mode::Row(RowLock::Update)
+                {
+                    rows.push(key.clone());
+                }
+            }
+        }
+        rows
+    }
+
+    /// What a transaction has locked.
+    pub fn held(&self, id: TransactionId) -> impl Iterator<Item = (&Resource, Mode)> {
+        let held = self.owners.get(&id).into_iter().flat_map(|owner| &owner.held);
+        held.map(|(resource, mode)| (&**resource, *mode))
+    }
+
+    /// Takes a lock, unless another transaction has one that conflicts. Says whether it was taken.
+    pub fn take(&mut self, party: Party, resource: &Resource, mode: Mode) -> bool {
+        if let Some(held) = self.owners.get(&party.id).and_then(|owner| owner.held.get(resource))
+            && *held >= mode
+        {
+            return true;
+        }
+        if self.is_blocked(party.id, resource, mode) || self.is_awaited(party.id, resource, mode) {
+            return false;
+        }
+        let resource = match self.keys.get_key_value(resource) {
+            Some((resource, _)) => Arc::clone(resource),
+            None => Arc::new(resource.clone()),
+        };
+        self.hold(party, resource, mode);
+        true
+    }
+
+    /// Whether another transaction has a lock that conflicts.
+    pub fn is_blocked(&self, id: TransactionId, resource: &Resource, mode: Mode) -> bool {
+        let holders = self.keys.get(resource).map(|key| key.holders.as_slice()).unwrap_or_default();
+        holders.iter().any(|(holder, held)| *holder != id && mode.conflicts(*held))
+    }
+
+    /// Whether someone waits for the whole table in a mode that conflicts. Else who comes for its rows, one after the
+    /// other, could keep him waiting for ever.
+    fn is_awaited(&self, id: TransactionId, resource: &Resource, mode: Mode) -> bool {
+        let queue = self.keys.get(resource).map(|key| &key.queue).filter(|_| resource.part == Part::Table);
+        queue.into_iter().flatten().any(|(waiter, wanted)| *waiter != id && mode.conflicts(*wanted))
+    }
+
+    fn hold(&mut self, party: Party, resource: Arc<Resource>, mode: Mode) {
+        let key = self.keys.entry(Arc::clone(&resource)).or_default();
+        match key.holders.iter_mut().find(|(holder, _)| *holder == party.id) {
+            Some((_, held)) => *held = (*held).max(mode),
+            None => key.holders.push((party.id, mode)),
+        }
+        let owner = self.owners.entry(party.id).or_default();
+        owner.begun = party.begun;
+        let before = owner.held.get(&resource).copied();
+        owner.held.insert(Arc::clone(&resource), before.map_or(mode, |before| before.max(mode)));
+        owner.log.push(Taken { statement: party.statement, resource, before });
+    }
+
+    /// Queues a transaction for a lock that it couldn't take. If that closes a circle of transactions that wait for each
+    /// other, the youngest of them gives up; it may be this one.
+    pub fn wait(&mut self, party: Party, resource: &Resource, mode: Mode) -> Settled {
+        let (resource, _) =
+            self.keys.get_key_value(resource).expect("who couldn't take a lock met its holder");
+        let resource = Arc::clone(resource);
+        let key = self.keys.get_mut(&resource).expect("it was just found");
+        // Who has a weaker lock stands before those who have none: they wait for him anyway.
+        let holds = |id: TransactionId| key.holders.iter().any(|(holder, _)| *holder == id);
+        let place = match holds(party.id) {
+            true => key.queue.iter().take_while(|(id, _)| holds(*id)).count(),
+            false => key.queue.len(),
+        };
+        key.queue.insert(place, (party.id, mode));
+        let owner = self.owners.entry(party.id).or_default();
+        owner.begun = party.begun;
+        debug_assert!(owner.wait.is_none(), "a transaction waits for one thing at a time");
+        owner.wait = Some(Wait { statement: party.statement, resource, mode });
+        self.waiting += 1;
+        let mut settled = Settled::default();
+        // What waits in a circle now, waits for this one: there was no circle before.
+        while let Some(circle) = self.circle(party.id) {
+            let victim =
+                *circle.iter().max_by_key(|id| (self.owners[id].begun, **id)).expect("a circle has members");
+            settled.victims.push(Deadlock { victim, detail: self.describe(&circle) });
+            settled.granted.extend(self.cancel(victim));
+        }
+        settled
+    }
+
+    /// The transactions for which this one waits.
+    pub fn waits_for(&self, id: TransactionId) -> Vec<TransactionId> {
+        let Some(wait) = self.owners.get(&id).and_then(|owner| owner.wait.as_ref()) else {
+            return Vec::new();
+        };
+        let key = &self.keys[&wait.resource];
+        let before = key.queue.iter().take_while(|(other, _)| *other != id);
+        let mut found: Vec<TransactionId> = Vec::new();
+        for (other, mode) in key.holders.iter().chain(before) {
+            if *other != id && wait.mode.conflicts(*mode) && !found.contains(other) {
+                found.push(*other);
+            }
+        }
+        found
+    }
+
+    /// A circle of waiting transactions with this one in it, in the order in which each waits for the next.
+    fn circle(&self, start: TransactionId) -> Option<Vec<TransactionId>> {
+        let mut path = vec![start];
+        let mut open = vec![self.waits_for(start)];
+        let mut seen = HashSet::from([start]);
+        while let Some(next) = open.last_mut() {
+            match next.pop() {
+                Some(id) if id == start => return Some(path),
+                Some(id) if seen.insert(id) => {
+                    path.push(id);
+                    open.push(self.waits_for(id));
+                }
+                Some(_) => {}
+                None => {
+                    open.pop();
+                    path.pop();
+                }
+            }
+        }
+        None
+    }
+
+    fn describe(&self, circle: &[TransactionId]) -> String {
+        let mut lines = String::new();
+        for (place, id) in circle.iter().enumerate() {
+            let Some(wait) = &self.owners[id].wait else { continue };
+            let of = match &wait.resource.part {
+                Part::Table => "a table",
+                Part::Row(_) => "a row",
+                Part::Unique(..) => "a unique key",
+            };
+            let by = circle[(place + 1) % circle.len()];
+            let separator = if lines.is_empty() { "" } else { "\n" };
+            write!(
+                lines,
+                "{separator}Transaction {id} waits for {} lock on {of}; blocked by transaction {by}.",
+                wait.mode
+            )
+            .expect("writing to a string can't fail");
+        }
+        lines
+    }
+
+    /// The transaction waits no more. Gives those who have got a lock because of that.
+    pub fn cancel(&mut self, id: TransactionId) -> Vec<TransactionId> {
+        let Some(wait) = self.owners.get_mut(&id).and_then(|owner| owner.wait.take()) else {
+            return Vec::new();
+        };
+        self.waiting -= 1;
+        if let Some(key) = self.keys.get_mut(&wait.resource) {
+            key.queue.retain(|(waiter, _)| *waiter != id);
+        }
+        let mut granted = Vec::new();
+        self.serve(&wait.resource, &mut granted);
+        self.forget(id);
+        granted
+    }
+
+    /// Takes back what the transaction has locked by statements after this one, its wait included. Gives those who have
+    /// got a lock because of that.
+    pub fn release_after(&mut self, id: TransactionId, statement: u32) -> Vec<TransactionId> {
+        let waits = |owner: &Owner| owner.wait.as_ref().is_some_and(|wait| wait.statement > statement);
+        let mut granted = if self.owners.get(&id).is_some_and(waits) { self.cancel(id) } else { Vec::new() };
+        let mut freed = Vec::new();
+        let Some(owner) = self.owners.get_mut(&id) else { return granted };
+        while owner.log.last().is_some_and(|taken| taken.statement > statement) {
+            let Taken { resource, before, .. } = owner.log.pop().expect("it was just seen");
+            let key = self.keys.get_mut(&resource).expect("what is held is there");
+            match before {
+                Some(before) => {
+                    owner.held.insert(Arc::clone(&resource), before);
+                    key.holders
+                        .iter_mut()
+                        .filter(|(holder, _)| *holder == id)
+                        .for_each(|(_, held)| *held = before);
+                }
+                None => {
+                    owner.held.remove(&resource);
+                    key.holders.retain(|(holder, _)| *holder != id);
+                }
+            }
+            freed.push(resource);
+        }
+        for resource in freed {
+            self.serve(&resource, &mut granted);
+        }
+        self.forget(id);
+        granted
+    }
+
+    /// Ends the transaction. Gives those who have got a lock because of that.
+    pub fn release(&mut self, id: TransactionId) -> Vec<TransactionId> {
+        let mut granted = self.cancel(id);
+        let Some(owner) = self.owners.remove(&id) else { return granted };
+        for resource in owner.held.keys() {
+            let key = self.keys.get_mut(resource).expect("what is held is there");
+            key.holders.retain(|(holder, _)| *holder != id);
+            self.serve(resource, &mut granted);
+        }
+        granted
+    }
+
+    /// Gives the lock to those whose turn it is, and forgets what nobody wants.
+    fn serve(&mut self, resource: &Arc<Resource>, granted: &mut Vec<TransactionId>) {
+        let Some(key) = self.keys.get(resource) else { return };
+        if key.queue.is_empty() {
+            if key.holders.is_empty() {
+                self.keys.remove(resource);
+            }
+            return;
+        }
+        let mut place = 0;
+        while let Some(key) = self.keys.get_mut(resource)
+            && let Some((id, mode)) = key.queue.get(place).copied()
+        {
+            let before = key.queue.iter().take(place);
+            if key.holders.iter().chain(before).any(|(other, held)| *other != id && mode.conflicts(*held)) {
+                place += 1;
+                continue;
+            }
+            key.queue.remove(place);
+            let owner = self.owners.get_mut(&id).expect("who waits is known");
+            let wait = owner.wait.take().expect("who queues waits");
+            self.waiting -= 1;
+            let party = Party { id, begun: owner.begun, statement: wait.statement };
+            self.hold(party, Arc::clone(resource), mode);
+            granted.push(id);
+        }
+    }
+
+    fn forget(&mut self, id: TransactionId) {
+        if self.owners.get(&id).is_some_and(|owner| owner.held.is_empty() && owner.wait.is_none()) {
+            self.owners.remove(&id);
+        }
+    }
+}
+
+fn whole(table: TableId) -> Resource {
+    Resource { table, part: Part::Table }
+}
+
+impl Resource {
+    /// The table as a whole.
+    pub fn table(table: TableId) -> Self {
+        whole(table)
+    }
+}

@@ -1,0 +1,334 @@
+//! The lock table: cases that show what it promises, and chance against a naive model.
+
+use super::*;
+use RowLock::{KeyShare, NoKeyUpdate, Share, Update};
+use proto::RouterIncarnation;
+
+fn id(sequence: u64) -> TransactionId {
+    TransactionId { router: RouterIncarnation(1), sequence }
+}
+
+/// Transactions are as old as their numbers say: 1 is the oldest.
+fn party(sequence: u64, statement: u32) -> Party {
+    Party { id: id(sequence), begun: sequence, statement }
+}
+
+fn row(key: u8) -> Resource {
+    Resource { table: TableId(1), part: Part::Row([key].into()) }
+}
+
+impl Locks {
+    /// Takes the lock, or waits for it; says which.
+    fn ask(&mut self, sequence: u64, statement: u32, key: u8, mode: RowLock) -> bool {
+        let taken = self.take(party(sequence, statement), &row(key), Mode::Row(mode));
+        if !taken {
+            assert_eq!(self.wait(party(sequence, statement), &row(key), Mode::Row(mode)), Settled::default());
+        }
+        taken
+    }
+}
+
+#[test]
+fn the_four_modes_conflict_as_in_postgresql() {
+    let modes = [KeyShare, Share, NoKeyUpdate, Update];
+    let conflicts = [
+        [false, false, false, true],
+        [false, false, true, true],
+        [false, true, true, true],
+        [true, true, true, true],
+    ];
+    for (held, line) in modes.iter().zip(conflicts) {
+        for (wanted, conflict) in modes.iter().zip(line) {
+            let mut locks = Locks::default();
+            assert!(locks.take(party(1, 1), &row(1), Mode::Row(*held)));
+            assert_eq!(
+                locks.take(party(2, 1), &row(1), Mode::Row(*wanted)),
+                !conflict,
+                "{held:?} {wanted:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn waiters_are_served_in_their_order() {
+    let mut locks = Locks::default();
+    assert!(locks.ask(1, 1, 7, Update));
+    assert!(!locks.ask(2, 1, 7, Share));
+    assert!(!locks.ask(3, 1, 7, Update));
+    assert!(!locks.ask(4, 1, 7, Share));
+    assert_eq!(locks.waiting(), 3);
+    assert_eq!(locks.waits_for(id(4)), [id(1), id(3)]);
+    assert_eq!(locks.release(id(1)), [id(2)], "4 stands behind 3, who doesn't go with 2");
+    assert!(
+        locks.take(party(5, 1), &row(7), Mode::Row(Share)),
+        "who comes and meets no holder doesn't queue"
+    );
+    assert_eq!(locks.release(id(2)), []);
+    assert_eq!(locks.release(id(5)), [id(3)]);
+    assert_eq!(locks.release(id(3)), [id(4)]);
+    assert_eq!(locks.release(id(4)), []);
+    assert!(locks.is_empty());
+}
+
+#[test]
+fn a_transaction_never_waits_for_itself_and_goes_first_when_it_wants_more() {
+    let mut locks = Locks::default();
+    assert!(locks.ask(1, 1, 7, KeyShare));
+    assert!(locks.ask(2, 1, 7, KeyShare));
+    assert!(!locks.ask(3, 1, 7, Update));
+    assert!(locks.ask(1, 2, 7, NoKeyUpdate));
+    assert!(!locks.ask(1, 3, 7, Update));
+    assert_eq!(locks.release(id(2)), [id(1)], "before 3, who came earlier");
+    assert!(locks.ask(1, 4, 7, Share), "it has more than that");
+    assert_eq!(locks.release(id(1)), [id(3)]);
+}
+
+#[test]
+fn what_later_statements_locked_can_be_taken_back() {
+    let mut locks = Locks::default();
+    assert!(locks.ask(1, 1, 7, Share));
+    assert!(locks.ask(1, 2, 7, Update));
+    assert!(locks.ask(1, 3, 8, Update));
+    assert!(locks.ask(1, 3, 7, Update), "again, which is nothing new");
+    assert!(!locks.ask(2, 1, 8, Update));
+    assert!(!locks.ask(3, 1, 7, Share));
+    assert_eq!(locks.release_after(id(1), 2), [id(2)]);
+    assert_eq!(locks.release_after(id(1), 1), [id(3)]);
+    assert!(locks.is_blocked(id(3), &row(7), Mode::Row(Update)), "the first statement's is still there");
+    assert_eq!(locks.release_after(id(1), 0), []);
+    assert!(!locks.is_blocked(id(3), &row(7), Mode::Row(Update)));
+}
+
+#[test]
+fn of_a_circle_the_youngest_gives_up() {
+    for last in 1..=3 {
+        let mut locks = Locks::default();
+        for sequence in 1..=3 {
+            assert!(locks.ask(sequence, 1, sequence as u8, Update));
+        }
+        // 1 waits for 2 waits for 3 waits for 1: each of them may be the last to begin.
+        let next = |sequence: u64| sequence % 3 + 1;
+        for sequence in (1..=3).filter(|sequence| *sequence != last) {
+            assert!(!locks.ask(sequence, 2, next(sequence) as u8, NoKeyUpdate));
+        }
+        let settled = locks.wait(party(last, 2), &row(next(last) as u8), Mode::Row(NoKeyUpdate));
+        assert_eq!(settled.granted, []);
+        let [deadlock] = &settled.victims[..] else { panic!("one victim: {settled:?}") };
+        assert_eq!(deadlock.victim, id(3));
+        assert!(locks.waits_for(id(3)).is_empty());
+        let mut lines: Vec<_> = deadlock.detail.lines().collect();
+        lines.sort_unstable();
+        assert_eq!(
+            lines,
+            [
+                "Transaction 1-1 waits for NO KEY UPDATE lock on a row; blocked by transaction 1-2.",
+                "Transaction 1-2 waits for NO KEY UPDATE lock on a row; blocked by transaction 1-3.",
+                "Transaction 1-3 waits for NO KEY UPDATE lock on a row; blocked by transaction 1-1.",
+            ]
+        );
+        assert_eq!(locks.release(id(3)), [id(2)]);
+    }
+}
+
+#[test]
+fn two_who_share_and_both_want_more_are_a_circle() {
+    let mut locks = Locks::default();
+    assert!(locks.ask(1, 1, 7, Share));
+    assert!(locks.ask(2, 1, 7, Share));
+    assert!(!locks.ask(2, 2, 7, Update));
+    let settled = locks.wait(party(1, 2), &row(7), Mode::Row(Update));
+    assert_eq!(settled.victims.iter().map(|d| d.victim).collect::<Vec<_>>(), [id(2)]);
+    assert_eq!(settled.granted, [], "2 has its share until it ends");
+    assert_eq!(locks.release(id(2)), [id(1)]);
+}
+
+#[test]
+fn a_table_is_locked_against_whoever_has_rows_of_it() {
+    let mut locks = Locks::default();
+    let table = Resource::table(TableId(1));
+    assert!(!locks.is_in_use(TableId(1)));
+    assert!(locks.take(party(1, 1), &table, Mode::Shared));
+    assert!(locks.take(party(2, 1), &table, Mode::Shared));
+    assert!(locks.ask(1, 1, 7, Update));
+    assert!(locks.ask(2, 1, 8, NoKeyUpdate));
+    assert_eq!(locks.others_in(TableId(1), id(1)), [id(2)]);
+    assert_eq!(locks.rows_of_others(TableId(1), id(2)), [Box::from([7])]);
+    assert_eq!(locks.rows_of_others(TableId(1), id(1)), [], "what isn't deleted frees no key");
+    assert!(!locks.take(party(3, 1), &table, Mode::Exclusive));
+    assert_eq!(locks.wait(party(3, 1), &table, Mode::Exclusive), Settled::default());
+    assert!(!locks.take(party(4, 1), &table, Mode::Shared), "who comes later stands behind it");
+    assert!(locks.take(party(2, 2), &table, Mode::Shared), "who has it has it");
+    assert_eq!(locks.release(id(1)), []);
+    assert_eq!(locks.release(id(2)), [id(3)]);
+    assert!(!locks.take(party(1, 1), &table, Mode::Shared));
+}
+
+/// xorshift: the same numbers in every run.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+/// The same promises, by going through everything each time.
+#[derive(Default)]
+struct Model {
+    /// Who got what, by which statement.
+    held: Vec<(u64, u32, u8, RowLock)>,
+    /// Who waits, in the order of their coming.
+    waits: Vec<(u64, u32, u8, RowLock)>,
+}
+
+impl Model {
+    fn holders(&self, key: u8) -> impl Iterator<Item = (u64, RowLock)> {
+        self.held.iter().filter(move |held| held.2 == key).map(|held| (held.0, held.3))
+    }
+
+    fn is_blocked(&self, who: u64, key: u8, mode: RowLock) -> bool {
+        self.holders(key).any(|(holder, held)| holder != who && mode.conflicts(held))
+    }
+
+    /// Those who queue for a key: who has a lock on it first, then the others, each as they came.
+    fn queue(&self, key: u8) -> Vec<(u64, u32, u8, RowLock)> {
+        let queue = self.waits.iter().filter(|wait| wait.2 == key).copied();
+        let (mut first, rest): (Vec<_>, Vec<_>) =
+            queue.partition(|wait| self.holders(key).any(|(holder, _)| holder == wait.0));
+        first.extend(rest);
+        first
+    }
+
+    fn serve(&mut self) -> Vec<u64> {
+        let mut granted = Vec::new();
+        for key in 0..KEYS {
+            let mut left: Vec<(u64, RowLock)> = Vec::new();
+            for (who, statement, key, mode) in self.queue(key) {
+                let behind = left.iter().any(|(_, other)| mode.conflicts(*other));
+                if behind || self.is_blocked(who, key, mode) {
+                    left.push((who, mode));
+                } else {
+                    self.waits.retain(|wait| wait.0 != who);
+                    self.held.push((who, statement, key, mode));
+                    granted.push(who);
+                }
+            }
+        }
+        granted
+    }
+
+    fn waits_for(&self, who: u64) -> HashSet<u64> {
+        let Some((_, _, key, mode)) = self.waits.iter().find(|wait| wait.0 == who).copied() else {
+            return HashSet::new();
+        };
+        let before =
+            self.queue(key).into_iter().take_while(|wait| wait.0 != who).map(|wait| (wait.0, wait.3));
+        let others = self.holders(key).chain(before);
+        others
+            .filter(|(other, held)| *other != who && mode.conflicts(*held))
+            .map(|(other, _)| other)
+            .collect()
+    }
+
+    /// Those who wait, over however many others, for themselves.
+    fn circular(&self) -> HashSet<u64> {
+        let reaches_itself = |start: u64| {
+            let mut seen = HashSet::new();
+            let mut open: Vec<u64> = self.waits_for(start).into_iter().collect();
+            while let Some(next) = open.pop() {
+                if next == start {
+                    return true;
+                }
+                if seen.insert(next) {
+                    open.extend(self.waits_for(next));
+                }
+            }
+            false
+        };
+        (0..PARTIES).filter(|who| reaches_itself(*who)).collect()
+    }
+}
+
+const PARTIES: u64 = 6;
+const KEYS: u8 = 4;
+
+#[test]
+fn chance_finds_no_difference_to_a_naive_model() {
+    let modes = [KeyShare, Share, NoKeyUpdate, Update];
+    let (mut waited, mut deadlocked) = (0, 0);
+    for seed in 1..=400 {
+        let mut chance = Chance(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
+        let (mut locks, mut model) = (Locks::default(), Model::default());
+        let mut statements = [1_u32; PARTIES as usize];
+        for _ in 0..120 {
+            let who = chance.below(PARTIES);
+            let statement = statements[who as usize];
+            let waits = model.waits.iter().any(|wait| wait.0 == who);
+            let sorted = |mut granted: Vec<TransactionId>| {
+                granted.sort_unstable();
+                granted.into_iter().map(|id| id.sequence).collect::<Vec<_>>()
+            };
+            let served = |model: &mut Model| {
+                let mut granted = model.serve();
+                granted.sort_unstable();
+                granted
+            };
+            match chance.below(10) {
+                0 => {
+                    model.held.retain(|held| held.0 != who);
+                    model.waits.retain(|wait| wait.0 != who);
+                    assert_eq!(sorted(locks.release(id(who))), served(&mut model), "seed {seed}");
+                }
+                1 => {
+                    let to = chance.below(u64::from(statement)) as u32;
+                    model.held.retain(|held| held.0 != who || held.1 <= to);
+                    model.waits.retain(|wait| wait.0 != who || wait.1 <= to);
+                    assert_eq!(sorted(locks.release_after(id(who), to)), served(&mut model), "seed {seed}");
+                }
+                2 if waits => {
+                    model.waits.retain(|wait| wait.0 != who);
+                    assert_eq!(sorted(locks.cancel(id(who))), served(&mut model), "seed {seed}");
+                }
+                _ if waits => {}
+                3 => statements[who as usize] += 1,
+                _ => {
+                    let (key, mode) = (chance.below(u64::from(KEYS)) as u8, modes[chance.below(4) as usize]);
+                    let blocked = model.is_blocked(who, key, mode);
+                    let taken = locks.take(party(who, statement), &row(key), Mode::Row(mode));
+                    assert_eq!(taken, !blocked, "seed {seed}");
+                    if taken {
+                        model.held.push((who, statement, key, mode));
+                        continue;
+                    }
+                    waited += 1;
+                    model.waits.push((who, statement, key, mode));
+                    let settled = locks.wait(party(who, statement), &row(key), Mode::Row(mode));
+                    let mut granted = Vec::new();
+                    for Deadlock { victim, .. } in &settled.victims {
+                        deadlocked += 1;
+                        assert!(model.circular().contains(&victim.sequence), "seed {seed}");
+                        model.waits.retain(|wait| wait.0 != victim.sequence);
+                        granted.extend(model.serve());
+                    }
+                    granted.sort_unstable();
+                    assert_eq!(sorted(settled.granted), granted, "seed {seed}");
+                    assert_eq!(model.circular(), HashSet::new(), "seed {seed}");
+                }
+            }
+            for who in 0..PARTIES {
+                let found: HashSet<u64> = locks.waits_for(id(who)).iter().map(|id| id.sequence).collect();
+                assert_eq!(found, model.waits_for(who), "seed {seed}");
+            }
+            assert_eq!(locks.waiting(), model.waits.len(), "seed {seed}");
+        }
+        for who in 0..PARTIES {
+            locks.release(id(who));
+        }
+        assert!(locks.is_empty() && locks.owners.is_empty(), "seed {seed}");
+    }
+    assert!(waited > 1000 && deadlocked > 100, "it has met what it is about: {waited}, {deadlocked}");
+}

@@ -1,0 +1,201 @@
+//! Prepared transactions, as rows of the shard's own database.
+//!
+//! In comes a transaction with all that it has changed and locked; it lies in a table that is captured and replicated as
+//! every other, until the transaction ends. So the votes of a shard survive its leader, a restart, and an image. It must
+//! never know what the changes are, nor who decides.
+
+use crate::locks::{Mode, Part, Resource};
+use bytes::Bytes;
+use dialect::sqlite::error;
+use proto::services::RowLock;
+use proto::{
+    RouterIncarnation, RowBatch, RowBatchBuilder, ShardId, SqlState, TableId, TransactionId, ValueRef,
+    WireError,
+};
+use rusqlite::{Connection, OptionalExtension, Row};
+
+/// What every replica of a shard runs before its first log entry.
+pub(crate) fn init() -> String {
+    "CREATE TABLE shoal_prepared (router INTEGER NOT NULL, sequence INTEGER NOT NULL, begun INTEGER NOT NULL,
+                                  participants BLOB NOT NULL, locks BLOB NOT NULL, changes BLOB NOT NULL,
+                                  PRIMARY KEY (router, sequence)) STRICT"
+        .into()
+}
+
+/// A prepared transaction, but for what it changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Prepared {
+    pub id: TransactionId,
+    pub begun: u64,
+    pub participants: Vec<ShardId>,
+    pub locks: Vec<(Resource, Mode)>,
+}
+
+/// Writes a transaction down with its changes, one changeset.
+pub(crate) fn insert(connection: &Connection, prepared: &Prepared, changes: &[u8]) -> Result<(), WireError> {
+    let mut participants = RowBatchBuilder::new(1);
+    prepared.participants.iter().for_each(|shard| participants.push(ValueRef::Int(shard.0.cast_signed())));
+    let mut locks = RowBatchBuilder::new(LOCK_COLUMNS);
+    for (resource, mode) in &prepared.locks {
+        let (kind, number, key) = match &resource.part {
+            Part::Table => (WHOLE, 0, ValueRef::Null),
+            Part::Row(key) => (ROW, 0, ValueRef::Blob(key)),
+            Part::Unique(number, key) => (UNIQUE, i64::from(*number), ValueRef::Blob(key)),
+        };
+        let int = |number| ValueRef::Int(number);
+        locks.push_row([int(resource.table.0.into()), int(kind), int(number), key, int(mode_number(*mode))]);
+    }
+    let mut statement = connection
+        .prepare_cached("INSERT INTO shoal_prepared VALUES (?1, ?2, ?3, ?4, ?5, ?6)")
+        .map_err(error)?;
+    let (router, sequence) = key(prepared.id);
+    let values = (
+        router,
+        sequence,
+        prepared.begun.cast_signed(),
+        pack(&participants.finish()),
+        pack(&locks.finish()),
+        changes,
+    );
+    statement.execute(values).map_err(error)?;
+    Ok(())
+}
+
+/// What a prepared transaction changes; nothing if it isn't prepared.
+pub(crate) fn changes(connection: &Connection, id: TransactionId) -> Result<Option<Bytes>, WireError> {
+    let sql = "SELECT changes FROM shoal_prepared WHERE router = ?1 AND sequence = ?2";
+    let mut statement = connection.prepare_cached(sql).map_err(error)?;
+    let changes = statement.query_row(key(id), |row| row.get::<_, Vec<u8>>(0)).optional().map_err(error)?;
+    Ok(changes.map(Bytes::from))
+}
+
+/// Strikes a transaction out.
+pub(crate) fn delete(connection: &Connection, id: TransactionId) -> Result<(), WireError> {
+    let sql = "DELETE FROM shoal_prepared WHERE router = ?1 AND sequence = ?2";
+    connection.prepare_cached(sql).map_err(error)?.execute(key(id)).map_err(error)?;
+    Ok(())
+}
+
+/// All of them.
+pub(crate) fn load(connection: &Connection) -> Result<Vec<Prepared>, WireError> {
+    let sql =
+        "SELECT router, sequence, begun, participants, locks FROM shoal_prepared ORDER BY router, sequence";
+    let mut statement = connection.prepare_cached(sql).map_err(error)?;
+    let mut rows = statement.query([]).map_err(error)?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next().map_err(error)? {
+        found.push(read(row)?);
+    }
+    Ok(found)
+}
+
+const LOCK_COLUMNS: u16 = 5;
+const WHOLE: i64 = 0;
+const ROW: i64 = 1;
+const UNIQUE: i64 = 2;
+const MODES: [Mode; 6] = [
+    Mode::Row(RowLock::KeyShare),
+    Mode::Row(RowLock::Share),
+    Mode::Row(RowLock::NoKeyUpdate),
+    Mode::Row(RowLock::Update),
+    Mode::Shared,
+    Mode::Exclusive,
+];
+
+fn mode_number(mode: Mode) -> i64 {
+    MODES.iter().position(|known| *known == mode).expect("they are all there") as i64
+}
+
+fn key(id: TransactionId) -> (i64, i64) {
+    (id.router.0.cast_signed(), id.sequence.cast_signed())
+}
+
+fn damaged() -> WireError {
+    WireError::new(SqlState::DATA_CORRUPTED, "what is written of a prepared transaction is damaged")
+}
+
+fn read(row: &Row<'_>) -> Result<Prepared, WireError> {
+    let number = |column| row.get::<_, i64>(column).map(i64::cast_unsigned).map_err(error);
+    let batch = |column, width| {
+        let bytes: Vec<u8> = row.get(column).map_err(error)?;
+        let (count, data) = bytes.split_first_chunk::<4>().ok_or_else(damaged)?;
+        let data = Bytes::copy_from_slice(data);
+        RowBatch::decode(width, u32::from_le_bytes(*count), data).map_err(|_| damaged())
+    };
+    let participants = batch(3, 1)?;
+    let shard = |value| match value {
+        ValueRef::Int(shard) => Ok(ShardId(shard.cast_unsigned())),
+        _ => Err(damaged()),
+    };
+    let mut locks = Vec::new();
+    for row in batch(4, LOCK_COLUMNS)?.rows() {
+        let values: Vec<ValueRef<'_>> = row.collect();
+        let [ValueRef::Int(table), ValueRef::Int(kind), ValueRef::Int(index), key, ValueRef::Int(mode)] =
+            values[..]
+        else {
+            return Err(damaged());
+        };
+        let short = |number: i64| u32::try_from(number).map_err(|_| damaged());
+        let part = match (kind, key) {
+            (WHOLE, ValueRef::Null) => Part::Table,
+            (ROW, ValueRef::Blob(key)) => Part::Row(key.into()),
+            (UNIQUE, ValueRef::Blob(key)) => Part::Unique(short(index)?, key.into()),
+            _ => return Err(damaged()),
+        };
+        let mode = usize::try_from(mode).ok().and_then(|mode| MODES.get(mode)).ok_or_else(damaged)?;
+        locks.push((Resource { table: TableId(short(table)?), part }, *mode));
+    }
+    Ok(Prepared {
+        id: TransactionId { router: RouterIncarnation(number(0)?), sequence: number(1)? },
+        begun: number(2)?,
+        participants: participants.rows().flatten().map(shard).collect::<Result<_, _>>()?,
+        locks,
+    })
+}
+
+fn pack(rows: &RowBatch) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(4 + rows.data().len());
+    bytes.extend_from_slice(&(rows.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(rows.data());
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_down_is_read_back() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(&init()).unwrap();
+        let id = |sequence| TransactionId { router: RouterIncarnation(u64::MAX - 1), sequence };
+        let resource = |part| Resource { table: TableId(16384), part };
+        let locks = MODES.iter().enumerate().map(|(place, mode)| {
+            let key: Box<[u8]> = vec![place as u8; place].into();
+            let part = match place % 3 {
+                0 => Part::Table,
+                1 => Part::Row(key),
+                _ => Part::Unique(u32::MAX - place as u32, key),
+            };
+            (resource(part), *mode)
+        });
+        let one = Prepared {
+            id: id(1),
+            begun: u64::MAX,
+            participants: vec![ShardId(3), ShardId(u64::MAX)],
+            locks: locks.collect(),
+        };
+        let other = Prepared { id: id(2), begun: 0, participants: Vec::new(), locks: Vec::new() };
+        insert(&connection, &one, b"changes").unwrap();
+        insert(&connection, &other, b"").unwrap();
+        assert!(insert(&connection, &one, b"again").is_err());
+        assert_eq!(load(&connection).unwrap(), [one, other.clone()]);
+        assert_eq!(changes(&connection, id(1)).unwrap().as_deref(), Some(b"changes".as_slice()));
+        delete(&connection, id(1)).unwrap();
+        delete(&connection, id(1)).unwrap();
+        assert_eq!(changes(&connection, id(1)).unwrap(), None);
+        assert_eq!(load(&connection).unwrap(), [other]);
+        connection.execute("UPDATE shoal_prepared SET locks = x'01000000'", []).unwrap();
+        assert_eq!(load(&connection).unwrap_err().sqlstate, SqlState::DATA_CORRUPTED);
+    }
+}

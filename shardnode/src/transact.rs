@@ -1,0 +1,378 @@
+//! What routers and the coordinator do with a transaction on one shard: its statements, and its end.
+//!
+//! In come requests that name a transaction, out go positions. What commits, prepares or finishes is a write of the
+//! replica's like any other, and is repeated safely: a commit by its request id, a prepare and a finish by the row that is
+//! there or not. Its locks are free once the write is committed; until then nobody knows that it will be. Once begun, such
+//! a write is seen through, whether or not anyone waits: else nobody would learn that the locks are free.
+//!
+//! A transaction of one statement that finds its table unlocked needs none of this: it runs in the leader's next batch
+//! ([`is_in_the_way`]). It must never know what a statement does, or what other shards do.
+
+use crate::branch::{Answer, Begun, Handle, Phase, Transactions};
+use crate::prepared::{self, Prepared};
+use crate::statement::{Attempt, Work};
+use crate::{stream, write};
+use bytes::Bytes;
+use proto::services::{Branch, BranchAction, BranchStatus};
+use proto::{LogIndex, RequestId, Retry, ShardId, SqlState, TransactionId, WireError};
+use replica::{Overlay, Rehearsal, Replica, Stage, Write, Written};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::OwnedMutexGuard;
+
+/// How long a write may take that is seen through: until its outcome is known.
+const AS_LONG_AS_IT_TAKES: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Sequences of transactions that no router has named are above this.
+const OWN: u64 = 1 << 63;
+
+/// A shard's transactions, and the replica that makes them last.
+#[derive(Clone)]
+pub(crate) struct Desk {
+    pub replica: Replica,
+    pub transactions: Arc<Transactions>,
+}
+
+/// What a write or a rehearsal hears within that is to be done in another way.
+pub(crate) fn in_the_way() -> WireError {
+    WireError::new(SqlState::LOCK_NOT_AVAILABLE, "locks are in the way").with_retry(Retry::Later)
+}
+
+/// Whether someone has locks in a table, so that a write of it must look at each row's. For closures on the writer.
+pub(crate) fn is_in_the_way(
+    transactions: &Transactions,
+    stage: &Stage<'_>,
+    job: &write::Job,
+) -> Result<bool, WireError> {
+    let state = transactions.enter(stage)?;
+    Ok(!state.locks.is_empty() && job.table().is_none_or(|table| state.locks.is_in_use(table)))
+}
+
+impl Desk {
+    /// Runs a statement of a transaction, and locks what it touches.
+    pub async fn statement(&self, name: Branch, work: Work, deadline: Instant) -> Result<Answer, WireError> {
+        let handle = self.transactions.admit(&name)?;
+        let _turn = turn(&handle, deadline).await?;
+        match self.transactions.begin(&handle, name.statement)? {
+            Begun::Repeated(answer) => answer,
+            Begun::New => {
+                let attempt = Attempt::new(&self.transactions, &handle, name.statement);
+                attempt.run(&self.replica, Arc::new(work), name.lock_timeout, deadline).await
+            }
+        }
+    }
+
+    /// Lets a read of a transaction that has written nothing run wherever others' do; nothing if it must see what the
+    /// transaction has written.
+    pub async fn passage(&self, name: &Branch, deadline: Instant) -> Result<Option<Passage>, WireError> {
+        let handle = self.transactions.admit(name)?;
+        let turn = turn(&handle, deadline).await?;
+        let is_new = matches!(self.transactions.begin(&handle, name.statement)?, Begun::New);
+        let passes = is_new && handle.overlay.is_empty();
+        let (transactions, statement) = (Arc::clone(&self.transactions), name.statement);
+        Ok(passes.then(|| Passage { transactions, handle, statement, is_done: false, _turn: turn }))
+    }
+
+    /// Does something with a branch.
+    pub async fn act(
+        &self,
+        id: TransactionId,
+        action: BranchAction,
+        deadline: Instant,
+    ) -> Result<LogIndex, WireError> {
+        match action {
+            BranchAction::RollbackTo(statement) => {
+                let _turn = self.turn_of(id, deadline).await?;
+                self.transactions.roll_back_to(id, statement)?;
+                Ok(self.applied())
+            }
+            BranchAction::Commit { request, settled } => {
+                let written = self.commit(id, request, settled, Bytes::new(), deadline).await?;
+                Ok(written.index)
+            }
+            BranchAction::Prepare { participants } => self.prepare(id, participants, deadline).await,
+            BranchAction::Finish { commit } => self.finish(id, commit, deadline).await,
+            BranchAction::Fail(error) => {
+                self.transactions.look().fail(id, error);
+                Ok(self.applied())
+            }
+        }
+    }
+
+    /// Runs a write as a transaction of its own.
+    pub async fn single(
+        &self,
+        job: Arc<write::Job>,
+        request: RequestId,
+        settled: u64,
+        deadline: Instant,
+    ) -> Result<Written, WireError> {
+        let begun = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+        let name = Branch {
+            transaction: own_id(request, self.transactions.count()),
+            begun: u64::try_from(begun).unwrap_or(u64::MAX),
+            statement: 1,
+            lock_timeout: None,
+        };
+        let mut single = Single { transactions: &self.transactions, id: name.transaction, is_over: false };
+        let answer = self.statement(name, Work::Write(job), deadline).await?;
+        let written = self.commit(name.transaction, request, settled, answer.output, deadline).await;
+        // What may yet commit ends by itself.
+        single.is_over = written.as_ref().is_err_and(|error| error.retry == Retry::Unknown);
+        written
+    }
+
+    async fn turn_of(
+        &self,
+        id: TransactionId,
+        deadline: Instant,
+    ) -> Result<Option<OwnedMutexGuard<()>>, WireError> {
+        let found = self.transactions.look().find(id);
+        match found {
+            Some((handle, _)) => turn(&handle, deadline).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn commit(
+        &self,
+        id: TransactionId,
+        request: RequestId,
+        settled: u64,
+        output: Bytes,
+        deadline: Instant,
+    ) -> Result<Written, WireError> {
+        let turn = self.turn_of(id, deadline).await?;
+        let found = self.transactions.look().find(id);
+        let handle = match found {
+            Some((handle, Phase::Open)) => Some(handle),
+            Some(_) => {
+                return Err(WireError::internal(format!(
+                    "transaction {id} is prepared: its verdict ends it"
+                )));
+            }
+            None => None,
+        };
+        if let Some(handle) = &handle
+            && handle.overlay.is_empty()
+        {
+            self.transactions.look().end(id, None);
+            return Ok(Written { output, index: self.applied(), repeated: false });
+        }
+        // Of one that isn't known, the request may be: then it is committed.
+        let changes = handle.as_ref().map(|handle| handle.overlay.changeset()).transpose();
+        let transactions = Arc::clone(&self.transactions);
+        let run = move |stage: &Stage<'_>| {
+            let handle = handle.ok_or_else(|| transactions.look().unknown(id))?;
+            transactions.enter(stage)?.bind(&handle)?;
+            stage.apply(&changes?.unwrap_or_default())?;
+            Ok(output)
+        };
+        let transactions = Arc::clone(&self.transactions);
+        let ended = move |written: &Result<Written, WireError>| match written {
+            Ok(_) => transactions.look().end(id, None),
+            Err(error) if error.retry == Retry::Never => transactions.look().end(id, Some(error.clone())),
+            // It may be repeated.
+            Err(_) => {}
+        };
+        self.see_through(Some((request, settled)), turn, deadline, run, ended).await
+    }
+
+    async fn prepare(
+        &self,
+        id: TransactionId,
+        participants: Vec<ShardId>,
+        deadline: Instant,
+    ) -> Result<LogIndex, WireError> {
+        let turn = self.turn_of(id, deadline).await?;
+        let handle = self.transactions.look().find(id).map(|(handle, _)| handle);
+        let changes = handle.as_ref().map(|handle| handle.overlay.changeset()).transpose();
+        let (transactions, known) = (Arc::clone(&self.transactions), handle.clone());
+        let shards = participants.clone();
+        let run = move |stage: &Stage<'_>| {
+            let mut state = transactions.enter(stage)?;
+            if prepared::changes(stage, id)?.is_some() {
+                return Ok(Bytes::new());
+            }
+            let handle = known.ok_or_else(|| state.unknown(id))?;
+            state.bind(&handle)?;
+            state.advance(&handle, Phase::Preparing)?;
+            let locks = state.locks.held(id).map(|(resource, mode)| (resource.clone(), mode)).collect();
+            drop(state);
+            let changes = changes?.unwrap_or_default();
+            // What can't be applied now must not be voted for.
+            let savepoint = |sql: &str| {
+                let mut statement = stage.prepare_cached(sql).map_err(dialect::sqlite::error)?;
+                statement.execute([]).map_err(dialect::sqlite::error)
+            };
+            savepoint("SAVEPOINT shoal_prepare")?;
+            stage.apply(&changes)?;
+            savepoint("ROLLBACK TO shoal_prepare")?;
+            savepoint("RELEASE shoal_prepare")?;
+            let prepared = Prepared { id, begun: handle.begun, participants: shards, locks };
+            prepared::insert(stage, &prepared, &changes)?;
+            Ok(Bytes::new())
+        };
+        let transactions = Arc::clone(&self.transactions);
+        let ended = move |written: &Result<Written, WireError>| {
+            let mut state = transactions.look();
+            // If another term has begun, it has found the row itself, or ended the branch.
+            match (written, handle) {
+                (Ok(_), Some(handle)) => drop(state.advance(&handle, Phase::Prepared(participants))),
+                (Err(error), _) if error.retry == Retry::Never => state.end(id, Some(error.clone())),
+                (Err(error), Some(handle)) if error.retry != Retry::Unknown => {
+                    drop(state.advance(&handle, Phase::Open));
+                }
+                _ => {}
+            }
+        };
+        self.see_through(None, turn, deadline, run, ended).await.map(|written| written.index)
+    }
+
+    async fn finish(
+        &self,
+        id: TransactionId,
+        commit: bool,
+        deadline: Instant,
+    ) -> Result<LogIndex, WireError> {
+        // Who has it open and leads in the same term knows that nothing of it is written down.
+        if !commit && self.is_open_here(id) {
+            self.transactions.look().end(id, None);
+            return Ok(self.applied());
+        }
+        let turn = self.turn_of(id, deadline).await?;
+        let transactions = Arc::clone(&self.transactions);
+        let run = move |stage: &Stage<'_>| {
+            let known = transactions.enter(stage)?.find(id);
+            let Some(changes) = prepared::changes(stage, id)? else {
+                return match known {
+                    Some((_, Phase::Open)) if commit => Err(WireError::internal(format!(
+                        "transaction {id} is to be committed and isn't prepared"
+                    ))),
+                    _ => Ok(Bytes::new()),
+                };
+            };
+            if commit {
+                stage.apply(&changes)?;
+            }
+            prepared::delete(stage, id)?;
+            Ok(Bytes::new())
+        };
+        let transactions = Arc::clone(&self.transactions);
+        let ended = move |written: &Result<Written, WireError>| {
+            if written.is_ok() {
+                transactions.look().end(id, None);
+            }
+        };
+        self.see_through(None, turn, deadline, run, ended).await.map(|written| written.index)
+    }
+
+    fn is_open_here(&self, id: TransactionId) -> bool {
+        let term = self.replica.watch().borrow().term;
+        let is_open = self.transactions.look().is_open_in(id, term);
+        is_open && self.replica.is_leader()
+    }
+
+    fn applied(&self) -> LogIndex {
+        self.replica.watch().borrow().applied
+    }
+
+    /// Has the replica write, and sees to what follows from that even if nobody waits any more.
+    async fn see_through(
+        &self,
+        request: Option<(RequestId, u64)>,
+        turn: Option<OwnedMutexGuard<()>>,
+        deadline: Instant,
+        run: impl FnOnce(&Stage<'_>) -> Result<Bytes, WireError> + Send + 'static,
+        ended: impl FnOnce(&Result<Written, WireError>) + Send + 'static,
+    ) -> Result<Written, WireError> {
+        let write = Write {
+            request: request.map(|(request, _)| request),
+            settled: request.map_or(0, |(_, settled)| settled),
+            deadline: Instant::now() + AS_LONG_AS_IT_TAKES,
+            run: Box::new(run),
+        };
+        let replica = self.replica.clone();
+        let seen_through = tokio::spawn(async move {
+            let written = replica.write(write).await;
+            ended(&written);
+            drop(turn);
+            written
+        });
+        match tokio::time::timeout_at(deadline.into(), seen_through).await {
+            Ok(Ok(written)) => written,
+            Ok(Err(_)) => Err(WireError::internal("a transaction's end was given up")),
+            Err(_) => {
+                let message = "the deadline passed before the outcome was known";
+                Err(WireError::new(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, message)
+                    .with_retry(Retry::Unknown)
+                    .with_hint("It may have been committed, or may still be."))
+            }
+        }
+    }
+
+    /// The transactions that have something on the shard.
+    pub async fn list(&self, shard: ShardId, deadline: Instant) -> Result<Vec<BranchStatus>, WireError> {
+        let term = self.replica.watch().borrow().term;
+        if !self.replica.is_leader() || !self.transactions.look().is_of(term) {
+            self.take_up(deadline).await?;
+        }
+        Ok(self.transactions.statuses(shard))
+    }
+
+    /// Has a term begun: then what is prepared is known.
+    async fn take_up(&self, deadline: Instant) -> Result<(), WireError> {
+        let transactions = Arc::clone(&self.transactions);
+        let run = move |stage: &Stage<'_>| transactions.enter(stage).map(|_| Bytes::new());
+        let rehearsal = Rehearsal { overlay: Overlay::new(), deadline, run: Box::new(run) };
+        self.replica.rehearse(rehearsal).await.map(|_| ())
+    }
+}
+
+/// A read that is done elsewhere. Dropped before it is done, it was never asked for.
+pub(crate) struct Passage {
+    transactions: Arc<Transactions>,
+    handle: Arc<Handle>,
+    statement: u32,
+    is_done: bool,
+    _turn: OwnedMutexGuard<()>,
+}
+
+impl Passage {
+    /// The read has been answered.
+    pub fn done(mut self) {
+        self.is_done = true;
+    }
+}
+
+impl Drop for Passage {
+    fn drop(&mut self) {
+        self.transactions.pass(&self.handle, self.statement, self.is_done);
+    }
+}
+
+/// A write that is a transaction of its own. Dropped, it is rolled back.
+struct Single<'a> {
+    transactions: &'a Transactions,
+    id: TransactionId,
+    is_over: bool,
+}
+
+impl Drop for Single<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.transactions.look().end(self.id, None);
+        }
+    }
+}
+
+/// A name for what a request does, unlike any that a router gives, and another one each time.
+fn own_id(request: RequestId, run: u64) -> TransactionId {
+    let sequence = OWN | (request.sequence << 8 & (OWN - 1)) | (run & 0xff);
+    TransactionId { router: request.router, sequence }
+}
+
+async fn turn(handle: &Handle, deadline: Instant) -> Result<OwnedMutexGuard<()>, WireError> {
+    let turn = Arc::clone(&handle.turn).lock_owned();
+    tokio::time::timeout_at(deadline.into(), turn).await.map_err(|_| stream::timed_out())
+}

@@ -1,0 +1,148 @@
+//! What a router does in one transaction on the only shard.
+
+use crate::common::{Node, SHARD, rows};
+use proto::services::{
+    Access, Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus, FragmentRequest, LockWait,
+    RowLock, ShardService,
+};
+use proto::{
+    Epoch, LogIndex, RequestId, RouterIncarnation, ShardId, TableId, TransactionId, Value, WireError,
+};
+use std::cell::Cell;
+use std::time::Duration;
+
+use crate::common::PATIENCE;
+
+/// A transaction. Those of higher numbers are younger.
+pub struct Session<'a> {
+    pub node: &'a Node,
+    number: u64,
+    statement: Cell<u32>,
+    pub lock_timeout: Option<Duration>,
+    pub timeout: Duration,
+}
+
+impl<'a> Session<'a> {
+    pub fn new(node: &'a Node, number: u64) -> Self {
+        Session { node, number, statement: Cell::new(0), lock_timeout: None, timeout: PATIENCE }
+    }
+
+    /// The same transaction, at another node.
+    pub fn at<'b>(&self, node: &'b Node) -> Session<'b> {
+        Session {
+            node,
+            number: self.number,
+            statement: self.statement.clone(),
+            ..Session::new(node, self.number)
+        }
+    }
+
+    pub fn id(&self) -> TransactionId {
+        TransactionId { router: RouterIncarnation(5), sequence: self.number }
+    }
+
+    /// The number of its last statement.
+    pub fn last(&self) -> u32 {
+        self.statement.get()
+    }
+
+    fn branch(&self, statement: u32) -> Branch {
+        Branch { transaction: self.id(), begun: self.number, statement, lock_timeout: self.lock_timeout }
+    }
+
+    /// The request of its next statement.
+    pub fn next(&self, sql: &str, access: BranchAccess) -> FragmentRequest {
+        self.statement.set(self.statement.get() + 1);
+        let branch = self.branch(self.statement.get());
+        let read = self.node.read(sql, false);
+        FragmentRequest { access: Access::Branch { branch, access }, timeout: self.timeout, ..read }
+    }
+
+    /// Writes; gives how many rows it changed.
+    pub async fn write(&self, sql: &str) -> Result<u64, WireError> {
+        self.node
+            .shards
+            .execute(self.next(sql, BranchAccess::Write { touch: 0 }))
+            .await
+            .map(|done| done.affected)
+    }
+
+    pub async fn read(&self, sql: &str) -> Result<Vec<Vec<Value>>, WireError> {
+        rows(self.node.shards.execute(self.next(sql, BranchAccess::Read)).await?.rows).await
+    }
+
+    /// Reads rows of table 1, and locks them by their first column.
+    pub async fn lock(&self, sql: &str, mode: RowLock, wait: LockWait) -> Result<Vec<Vec<Value>>, WireError> {
+        self.lock_some(sql, mode, wait, None).await
+    }
+
+    /// The same, so many of them at most.
+    pub async fn lock_some(
+        &self,
+        sql: &str,
+        mode: RowLock,
+        wait: LockWait,
+        limit: Option<u64>,
+    ) -> Result<Vec<Vec<Value>>, WireError> {
+        let access = BranchAccess::Lock { table: TableId(1), key: 1, mode, wait, limit };
+        rows(self.node.shards.execute(self.next(sql, access)).await?.rows).await
+    }
+
+    pub async fn act(&self, action: BranchAction) -> Result<LogIndex, WireError> {
+        let (transaction, timeout) = (self.id(), self.timeout);
+        let request = BranchRequest { shard: SHARD, epoch: Epoch(1), transaction, action, timeout };
+        self.node.shards.transact(request).await
+    }
+
+    pub async fn roll_back_to(&self, statement: u32) -> Result<LogIndex, WireError> {
+        self.act(BranchAction::RollbackTo(statement)).await
+    }
+
+    pub async fn commit(&self) -> Result<LogIndex, WireError> {
+        let request = RequestId { router: RouterIncarnation(5), sequence: self.number };
+        self.act(BranchAction::Commit { request, settled: 0 }).await
+    }
+
+    pub async fn prepare(&self) -> Result<LogIndex, WireError> {
+        self.act(BranchAction::Prepare { participants: vec![SHARD, ShardId(9)] }).await
+    }
+
+    pub async fn finish(&self, commit: bool) -> Result<LogIndex, WireError> {
+        self.act(BranchAction::Finish { commit }).await
+    }
+
+    pub async fn roll_back(&self) {
+        self.finish(false).await.unwrap();
+    }
+
+    /// Commits, or rolls back.
+    pub async fn end(&self, commit: bool) {
+        if commit { self.commit().await } else { self.finish(false).await }.unwrap();
+    }
+
+    /// What the shard says of it.
+    pub async fn status(&self) -> Option<BranchStatus> {
+        let all = self.node.shards.branches(SHARD).await.unwrap();
+        all.into_iter().find(|status| status.transaction == self.id())
+    }
+
+    /// Waits until its statement waits for these.
+    pub async fn waits_for(&self, others: &[&Session<'_>]) {
+        let others: Vec<_> = others.iter().map(|session| session.id()).collect();
+        let mut pause = tokio::time::interval(Duration::from_millis(2));
+        let waits = async {
+            while self.status().await.is_none_or(|status| status.waits_for != others) {
+                pause.tick().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waits).await.expect("it waits for them");
+    }
+}
+
+/// The error's SQLSTATE and message.
+pub fn told<T>(result: Result<T, WireError>) -> String {
+    match result {
+        Ok(_) => "no error".into(),
+        Err(error) => error.to_string(),
+    }
+}
