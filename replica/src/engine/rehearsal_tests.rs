@@ -113,7 +113,8 @@ fn an_overlay_stays_applied_for_its_next_step_alone() {
 fn everything_else_undoes_it_first() {
     let schema = Schema { job: 1, step: 1, statements: vec!["SELECT 1".into()], ..Schema::default() };
     let entry = Bytes::from(Entry::new(0, Body::Schema(schema)).encode_to_vec());
-    let others: [(&str, Box<dyn Fn(&mut Engine)>); 6] = [
+    type Act = Box<dyn Fn(&mut Engine)>;
+    let others: [(&str, Act); 6] = [
         ("a batch", Box::new(|engine| engine.begin(TERM).unwrap())),
         ("an entry", Box::new(move |engine| drop(engine.apply(&[(2, entry.clone())]).unwrap()))),
         ("a rollback", Box::new(|engine| engine.rollback().unwrap())),
