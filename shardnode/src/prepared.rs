@@ -41,6 +41,7 @@ pub(crate) fn insert(connection: &Connection, prepared: &Prepared, changes: &[u8
             Part::Table => (WHOLE, 0, ValueRef::Null),
             Part::Row(key) => (ROW, 0, ValueRef::Blob(key)),
             Part::Unique(number, key) => (UNIQUE, i64::from(*number), ValueRef::Blob(key)),
+            Part::Keys(key) => (KEYS, 0, ValueRef::Blob(key)),
         };
         let int = |number| ValueRef::Int(number);
         locks.push_row([int(resource.table.0.into()), int(kind), int(number), key, int(mode_number(*mode))]);
@@ -93,6 +94,7 @@ const LOCK_COLUMNS: u16 = 5;
 const WHOLE: i64 = 0;
 const ROW: i64 = 1;
 const UNIQUE: i64 = 2;
+const KEYS: i64 = 3;
 const MODES: [Mode; 6] = [
     Mode::Row(RowLock::KeyShare),
     Mode::Row(RowLock::Share),
@@ -139,6 +141,7 @@ fn read(row: &Row<'_>) -> Result<Prepared, WireError> {
         let part = match (kind, key) {
             (WHOLE, ValueRef::Null) => Part::Table,
             (ROW, ValueRef::Blob(key)) => Part::Row(key.into()),
+            (KEYS, ValueRef::Blob(key)) => Part::Keys(key.into()),
             (UNIQUE, ValueRef::Blob(key)) => Part::Unique(short(index)?, key.into()),
             _ => return Err(damaged()),
         };
@@ -172,9 +175,10 @@ mod tests {
         let resource = |part| Resource { table: TableId(16384), part };
         let locks = MODES.iter().enumerate().map(|(place, mode)| {
             let key: Box<[u8]> = vec![place as u8; place].into();
-            let part = match place % 3 {
+            let part = match place % 4 {
                 0 => Part::Table,
                 1 => Part::Row(key),
+                2 => Part::Keys(key),
                 _ => Part::Unique(u32::MAX - place as u32, key),
             };
             (resource(part), *mode)

@@ -77,7 +77,7 @@ enum Met {
 enum Manner {
     /// As it is.
     Plain,
-    /// As if the rows were gone that others may be about to delete: the keys that it needs then are those that it would
+    /// As if the rows were gone that others are about to delete: the keys that it needs then are those that it would
     /// have to wait for. It is undone in any case.
     Without(Option<WireError>),
     /// As it is, and what it leaves out is rightly left out.
@@ -260,7 +260,7 @@ impl Step {
         if matches!(self.manner, Manner::Without(_))
             && let Some(table) = table
         {
-            gone.extend(self.enter(stage)?.locks.rows_of_others(table, self.party.id));
+            gone.extend(self.enter(stage)?.locks.freed_by_others(table, self.party.id));
             let shape = self.shape(stage, table)?;
             for key in &gone {
                 shape.delete(stage, key)?;
@@ -269,7 +269,7 @@ impl Step {
         let doubtful = |step: &Self| -> Result<bool, WireError> {
             let Some(table) = table else { return Ok(false) };
             Ok(step.manner == Manner::Plain
-                && !step.enter(stage)?.locks.rows_of_others(table, step.party.id).is_empty())
+                && !step.enter(stage)?.locks.freed_by_others(table, step.party.id).is_empty())
         };
         let ran = match write::run(stage, job) {
             Ok(ran) => ran,

@@ -42,7 +42,8 @@ pub(crate) fn sort(wants: &mut [Want]) {
         let (rank, key) = match &want.resource.part {
             Part::Table => (0, None),
             Part::Row(key) => (1, Some(key)),
-            Part::Unique(number, key) => (2 + u64::from(*number), Some(key)),
+            Part::Keys(key) => (2, Some(key)),
+            Part::Unique(number, key) => (3 + u64::from(*number), Some(key)),
         };
         let place = key.map(|key| KeyspaceId::range(values(key).iter().map(Value::as_ref)));
         (want.resource.table, rank, place)
@@ -249,6 +250,10 @@ impl Shape {
                 }
             }
         }
+        if change.op != RowOp::Insert && mode == RowLock::Update {
+            let resource = Resource { table: self.table, part: Part::Keys(key.clone()) };
+            wants.push(Want { resource, mode: Mode::Row(mode) });
+        }
         wants.push(Want::row(self.table, key, mode));
         Ok(())
     }
@@ -377,6 +382,9 @@ mod tests {
         Value::Text(text.to_owned())
     }
 
+    /// What a row is marked with whose keys may be had by others.
+    const FREED: u32 = u32::MAX;
+
     /// The locks of what a statement changes, as (unique key or 0, its values, mode).
     fn wants(connection: &Connection, sql: &str) -> Vec<(u32, Vec<Value>, RowLock)> {
         let session = replica::session::Session::new(connection).unwrap();
@@ -392,6 +400,7 @@ mod tests {
             match want.resource.part {
                 Part::Row(key) => (0, values(&key), mode),
                 Part::Unique(number, key) => (number, values(&key), mode),
+                Part::Keys(key) => (FREED, values(&key), mode),
                 Part::Table => panic!("no row needs it by itself"),
             }
         };
@@ -403,6 +412,7 @@ mod tests {
         let connection = open();
         let int = Value::Int;
         let row = |key: i64, name: &str, mode| (0, vec![int(key), text(name)], mode);
+        let freed = |key: i64, name: &str| (FREED, vec![int(key), text(name)], RowLock::Update);
         let (key, other) = (RowLock::Update, RowLock::NoKeyUpdate);
         assert_eq!(
             wants(&connection, "INSERT INTO t5 VALUES ('b', 1, 'x', -4, 0), ('a', 2, NULL, 5, 0)"),
@@ -418,13 +428,19 @@ mod tests {
         assert_eq!(wants(&connection, "UPDATE t5 SET c5 = 7"), [], "what isn't changed isn't in a changeset");
         assert_eq!(
             wants(&connection, "UPDATE t5 SET c3 = 'y' WHERE c1 = 'b'"),
-            [row(1, "b", key), (6, vec![text("x"), int(-4)], key), (6, vec![text("y"), int(-4)], key)],
+            [
+                row(1, "b", key),
+                freed(1, "b"),
+                (6, vec![text("x"), int(-4)], key),
+                (6, vec![text("y"), int(-4)], key)
+            ],
             "the half of it that was not changed is read back"
         );
         assert_eq!(
             wants(&connection, "UPDATE t5 SET c4 = 4 WHERE c1 = 'b'"),
             [
                 row(1, "b", key),
+                freed(1, "b"),
                 (6, vec![text("y"), int(-4)], key),
                 (6, vec![text("y"), int(4)], key),
                 (7, vec![int(4), text("b")], key),
@@ -437,6 +453,8 @@ mod tests {
                 row(1, "b", key),
                 row(2, "a", key),
                 row(3, "b", key),
+                freed(1, "b"),
+                freed(2, "a"),
                 (6, vec![text("y"), int(4)], key),
                 (6, vec![text("y"), int(4)], key),
                 (7, vec![int(4), text("b")], key),

@@ -34,6 +34,9 @@ pub(crate) enum Part {
     Row(Box<[u8]>),
     /// A value of this unique key, whether or not a row has it.
     Unique(u32, Box<[u8]>),
+    /// The keys of the row with this primary key: its transaction deletes it, or gives it others. It has the row locked,
+    /// so nobody ever waits for this.
+    Keys(Box<[u8]>),
 }
 
 /// How strong a lock is.
@@ -166,15 +169,12 @@ impl Locks {
         holders.iter().map(|(holder, _)| *holder).filter(|holder| *holder != than).collect()
     }
 
-    /// Rows of a table that others may be about to delete, or to give another key.
-    pub fn rows_of_others(&self, table: TableId, than: TransactionId) -> Vec<Box<[u8]>> {
+    /// Rows of a table that others are about to delete, or to give another key.
+    pub fn freed_by_others(&self, table: TableId, than: TransactionId) -> Vec<Box<[u8]>> {
         let mut rows = Vec::new();
         for other in self.others_in(table, than) {
-            for (resource, mode) in self.held(other) {
-                if let Part::Row(key) = &resource.part
-                    && resource.table == table
-                    && mode == Mode::Row(RowLock::Update)
-                {
+            for (resource, _) in self.held(other).filter(|(resource, _)| resource.table == table) {
+                if let Part::Keys(key) = &resource.part {
                     rows.push(key.clone());
                 }
             }
@@ -306,7 +306,7 @@ impl Locks {
             let Some(wait) = &self.owners[id].wait else { continue };
             let of = match &wait.resource.part {
                 Part::Table => "a table",
-                Part::Row(_) => "a row",
+                Part::Row(_) | Part::Keys(_) => "a row",
                 Part::Unique(..) => "a unique key",
             };
             let by = circle[(place + 1) % circle.len()];

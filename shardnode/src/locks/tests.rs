@@ -153,8 +153,11 @@ fn a_table_is_locked_against_whoever_has_rows_of_it() {
     assert!(locks.ask(1, 1, 7, Update));
     assert!(locks.ask(2, 1, 8, NoKeyUpdate));
     assert_eq!(locks.others_in(TableId(1), id(1)), [id(2)]);
-    assert_eq!(locks.rows_of_others(TableId(1), id(2)), [Box::from([7])]);
-    assert_eq!(locks.rows_of_others(TableId(1), id(1)), [], "what isn't deleted frees no key");
+    assert_eq!(locks.freed_by_others(TableId(1), id(2)), [], "what isn't deleted frees no key");
+    let keys = Resource { table: TableId(1), part: Part::Keys([7].into()) };
+    assert!(locks.take(party(1, 1), &keys, Mode::Row(Update)));
+    assert_eq!(locks.freed_by_others(TableId(1), id(2)), [Box::from([7])]);
+    assert_eq!(locks.freed_by_others(TableId(1), id(1)), []);
     assert!(!locks.take(party(3, 1), &table, Mode::Exclusive));
     assert_eq!(locks.wait(party(3, 1), &table, Mode::Exclusive), Settled::default());
     assert!(!locks.take(party(4, 1), &table, Mode::Shared), "who comes later stands behind it");

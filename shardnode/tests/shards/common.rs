@@ -97,6 +97,13 @@ impl Node {
         Node::open_in(Arc::new(tempfile::tempdir().unwrap()), id, network, change)
     }
 
+    /// The same node, with its shards as these settings have them.
+    pub fn with_shards(mut self, config: Config) -> Node {
+        self.shards = ShardNode::new(Arc::clone(&self.host), config);
+        assert!(self.shards.follow(&state(vec![NodeId(1)])));
+        self
+    }
+
     /// The same node, started anew.
     pub async fn restart(
         self,

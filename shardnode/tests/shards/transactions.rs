@@ -3,7 +3,7 @@
 use crate::common::{Node, PATIENCE, SHARD, rows, text, values};
 use crate::session::{Session, told};
 use proto::services::{BranchAccess, BranchAction, LockWait, RowLock, ShardService};
-use proto::{Retry, SqlState, Value, WireError};
+use proto::{NodeId, Retry, SqlState, Value, WireError};
 use std::time::Duration;
 use tokio::join;
 
@@ -248,7 +248,38 @@ async fn a_unique_key_is_waited_for_and_then_taken_or_refused() {
         two.write("INSERT INTO t1 VALUES (1, 'y', 0)").await.unwrap_err().sqlstate,
         SqlState::UNIQUE_VIOLATION
     );
-    assert!(two.status().await.unwrap().waits_for.is_empty());
+    let three = Session::new(&node, 3);
+    three.lock("SELECT c1, c1 FROM t1 WHERE c1 = 2", RowLock::Update, LockWait::Wait).await.unwrap();
+    three.write("UPDATE t1 SET c2 = 'B' WHERE c1 = 2").await.unwrap();
+    for sql in ["INSERT INTO t1 VALUES (2, 'y', 0)", "INSERT INTO t1 VALUES (7, 'y', 20)"] {
+        assert_eq!(
+            two.write(sql).await.unwrap_err().sqlstate,
+            SqlState::UNIQUE_VIOLATION,
+            "a lock frees no key"
+        );
+    }
+    assert_eq!(two.write("INSERT INTO t1 VALUES (2, 'y', 0) ON CONFLICT DO NOTHING").await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_silent_for_too_long_is_rolled_back() {
+    let node = start().await;
+    let mut config = shardnode::Config::new(NodeId(1));
+    config.branch_idle_timeout = Duration::from_millis(300);
+    config.max_branches = 2;
+    let node = node.with_shards(config);
+    let (one, two, three) = (Session::new(&node, 1), Session::new(&node, 2), Session::new(&node, 3));
+    one.write("UPDATE t1 SET c2 = 'A' WHERE c1 = 1").await.unwrap();
+    // Whoever waits for it has it looked after.
+    assert_eq!(two.write("UPDATE t1 SET c2 = 'B' WHERE c1 = 1").await.unwrap(), 1);
+    let silent = "40001: the transaction was aborted: the shard has heard nothing of it for too long";
+    assert_eq!(told(one.commit().await), silent);
+    assert_eq!(told(one.write("DELETE FROM t1").await), silent);
+    three.read("SELECT 1").await.unwrap();
+    let many = Session::new(&node, 4).read("SELECT 1").await.unwrap_err();
+    assert_eq!(many.sqlstate, SqlState::TOO_MANY_CONNECTIONS);
+    two.commit().await.unwrap();
+    assert_eq!(texts(&node).await, "Bbcd");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
