@@ -118,7 +118,8 @@ impl<'a> Binder<'a> {
                     });
                 }
                 if let Some(what) = refused {
-                    return Err(WireError::unsupported(format!("{name} of {what}")).with_hint(ONE_TABLE));
+                    return Err(WireError::unsupported(format!("{name} of {what}"))
+                        .with_hint("Name with OF whose rows should be locked."));
                 }
             }
             for table in &of {

@@ -58,13 +58,15 @@ pub(super) fn mend(tokens: &mut Vec<TokenWithSpan>) {
 /// one name whose parts tell the whole: the lock, and each table behind an empty part, which no name can have.
 /// [`lock_clause`] reads it.
 fn mark_locks(tokens: &mut Vec<TokenWithSpan>) {
-    use Keyword::{FOR, KEY, NO, OF, OVERLAY, SHARE, SUBSTRING, UPDATE};
+    use Keyword::{FOR, KEY, LOCKED, NO, OF, OVERLAY, SHARE, SKIP, SUBSTRING, UPDATE};
     const LOCKS: &[(&[Keyword], &str)] = &[
         (&[FOR, UPDATE], "UPDATE"),
         (&[FOR, NO, KEY, UPDATE], "NO KEY UPDATE"),
         (&[FOR, SHARE], "SHARE"),
         (&[FOR, KEY, SHARE], "KEY SHARE"),
     ];
+    // What no clause has, in the place of a token that is to be found wrong.
+    let wrong = |token: &TokenWithSpan| TokenWithSpan::new(Token::Period, token.span);
     let mut marked = Vec::with_capacity(tokens.len() + 8);
     // For each parenthesis that is open: whether FOR stands before an argument in it.
     let mut open: Vec<bool> = Vec::new();
@@ -83,6 +85,15 @@ fn mark_locks(tokens: &mut Vec<TokenWithSpan>) {
         let argument = open.last().copied().unwrap_or_default();
         let lock = LOCKS.iter().find(|(words, _)| !argument && are(&tokens[at..], words));
         let Some((words, name)) = lock else {
+            // What begins as a lock and is none is an error where it ends to be one.
+            let begun = [&[FOR, NO, KEY][..], &[FOR, NO], &[FOR, KEY]];
+            let begun = begun.iter().find(|words| !argument && are(&tokens[at..], words));
+            if let Some(begun) = begun {
+                marked.push(token.clone());
+                at += begun.len();
+                marked.extend(tokens.get(at).map(wrong));
+                continue;
+            }
             marked.push(token.clone());
             at += 1;
             continue;
@@ -119,6 +130,15 @@ fn mark_locks(tokens: &mut Vec<TokenWithSpan>) {
             }
             listed = tokens.get(at).is_some_and(|token| token.token == Token::Comma);
             at += usize::from(listed);
+        }
+        if tokens.get(at).map(keyword) == Some(SKIP) && tokens.get(at + 1).map(keyword) != Some(LOCKED) {
+            at += 1;
+            match tokens.get(at) {
+                Some(next) => {
+                    marked.extend([word("skip", None, SKIP), word("locked", None, LOCKED), wrong(next)])
+                }
+                None => marked.push(period()),
+            }
         }
     }
     *tokens = marked;
@@ -183,6 +203,7 @@ pub(crate) fn check<'t>(
     }
     let modifies = matches!(get(0).map(keyword), Some(Keyword::UPDATE | Keyword::DELETE));
     let mut depth = 0u32;
+    let mut locked = None;
     let mut at = 0;
     while let Some(token) = get(at) {
         let refuse = |what: &str, hint: &str| {
@@ -197,6 +218,18 @@ pub(crate) fn check<'t>(
             Token::RParen => depth = depth.saturating_sub(1),
             Token::Word(word) if word.quote_style.is_none() => match word.keyword {
                 Keyword::LIMIT | Keyword::ORDER if modifies && depth == 0 => return wrong(at),
+                Keyword::FOR if get(at + 1).map(keyword) == Some(Keyword::UPDATE) => {
+                    if get(0).map(keyword) == Some(Keyword::TABLE) {
+                        return refuse("a locking clause behind TABLE", "Write SELECT * FROM the table.");
+                    }
+                    locked = Some(depth);
+                }
+                Keyword::FOR if get(at + 1).is_some_and(|next| is_word(next, "read")) => {
+                    return refuse("FOR READ ONLY", "Leave it out: it says nothing.");
+                }
+                Keyword::FETCH if locked == Some(depth) => {
+                    return refuse("FETCH behind a locking clause", "Write it before FOR, or LIMIT.");
+                }
                 Keyword::BETWEEN if get(at + 1).map(keyword) == Some(Keyword::SYMMETRIC) => {
                     return refuse("BETWEEN SYMMETRIC", "Write the lesser value first.");
                 }

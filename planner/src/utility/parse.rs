@@ -57,8 +57,7 @@ fn command(cursor: &mut Cursor<'_>) -> Result<Option<Kind>, WireError> {
         }
         cursor.accept_one(&["work", "transaction"]);
         if word == "rollback" && cursor.accept("to") {
-            cursor.accept("savepoint");
-            return session(SessionCommand::RollbackTo(cursor.name()?.value));
+            return session(SessionCommand::RollbackTo(savepoint(cursor)?));
         }
         no_chain(cursor)?;
         return session(SessionCommand::Rollback);
@@ -67,8 +66,7 @@ fn command(cursor: &mut Cursor<'_>) -> Result<Option<Kind>, WireError> {
         return session(SessionCommand::Savepoint(cursor.name()?.value));
     }
     if cursor.accept("release") {
-        cursor.accept("savepoint");
-        return session(SessionCommand::Release(cursor.name()?.value));
+        return session(SessionCommand::Release(savepoint(cursor)?));
     }
     if cursor.accept("set") {
         return set(cursor).map(|command| Some(Kind::Session(command)));
@@ -173,6 +171,14 @@ fn no_chain(cursor: &mut Cursor<'_>) -> Result<(), WireError> {
         cursor.expect_all(&["no", "chain"])?;
     }
     Ok(())
+}
+
+/// `[SAVEPOINT] name`, where the name may be `savepoint`.
+fn savepoint(cursor: &mut Cursor<'_>) -> Result<String, WireError> {
+    if !cursor.is_nth_symbol(1, &Token::EOF) {
+        cursor.accept("savepoint");
+    }
+    Ok(cursor.name()?.value)
 }
 
 fn transaction_modes(cursor: &mut Cursor<'_>) -> Result<(Option<Isolation>, Option<bool>), WireError> {

@@ -17,12 +17,15 @@ struct Arguments {
     /// How many shards the cluster has; may be said more than once
     #[arg(long, default_values_t = [1, 4])]
     shards: Vec<u32>,
+    /// Prints the whole of a case that differs, not its first difference alone
+    #[arg(long)]
+    whole: bool,
     /// The scripts
     names: Vec<String>,
 }
 
 fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
-    let Arguments { shards, names } = Arguments::parse();
+    let Arguments { shards, whole, names } = Arguments::parse();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("isolation");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let (mut played, mut wrong) = (0, 0);
@@ -37,14 +40,16 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
             for (case, expected) in found.script.cases.iter().zip(&found.expected) {
                 let actual = runtime.block_on(play(&target, &found.script, case, Guide::Follow(expected)));
                 played += 1;
-                if actual != *expected {
-                    wrong += 1;
-                    println!("{} on {shards} shards: expected", found.name);
-                    println!(
-                        "{}but got\n{}",
-                        script::render(&case.name, expected),
-                        script::render(&case.name, &actual)
-                    );
+                if actual == *expected {
+                    continue;
+                }
+                wrong += 1;
+                println!("{} on {shards} shards: {}", found.name, case.name);
+                if whole {
+                    println!("expected\n{}", script::render(&case.name, expected));
+                    println!("but got\n{}", script::render(&case.name, &actual));
+                } else if let Some((expected, actual)) = script::first_difference(expected, &actual) {
+                    println!("expected\n{expected}but got\n{actual}");
                 }
             }
         }

@@ -137,14 +137,28 @@ pub fn parse(text: &str) -> Script {
 
 /// The form that [`parse_recordings`] reads.
 pub fn render(name: &str, recording: &Recording) -> String {
-    let mut out = format!("case {name}\n");
-    for Recorded { step, answer, ended } in &recording.steps {
-        write!(out, "> {step}\n{answer}").expect("strings take text");
-        for (step, answer) in ended {
+    let steps: Vec<_> = recording.steps.iter().map(Recorded::render).collect();
+    format!("case {name}\n{}", steps.concat())
+}
+
+impl Recorded {
+    fn render(&self) -> String {
+        let mut out = format!("> {}\n{}", self.step, self.answer);
+        for (step, answer) in &self.ended {
             write!(out, "< {step}\n{answer}").expect("strings take text");
         }
+        out
     }
-    out
+}
+
+/// The first step that two recordings tell differently, as each tells it.
+pub fn first_difference(expected: &Recording, actual: &Recording) -> Option<(String, String)> {
+    let steps = expected.steps.len().max(actual.steps.len());
+    let place = (0..steps).find(|place| expected.steps.get(*place) != actual.steps.get(*place))?;
+    let tell = |recording: &Recording| {
+        recording.steps.get(place).map_or("nothing more\n".to_owned(), Recorded::render)
+    };
+    Some((tell(expected), tell(actual)))
 }
 
 /// Reads recordings, each with its case's name.
@@ -225,6 +239,14 @@ mod tests {
             sent("await c", "", &[("c: SELECT 1 AS x", "x\n1\n(1)\n")]),
         ];
         let recording = Recording { steps };
+        let mut other = recording.clone();
+        assert_eq!(first_difference(&recording, &other), None);
+        other.steps.pop();
+        let (expected, actual) = first_difference(&recording, &other).expect("one step is missing");
+        assert_eq!(
+            (expected.as_str(), actual.as_str()),
+            ("> await c\n< c: SELECT 1 AS x\nx\n1\n(1)\n", "nothing more\n")
+        );
         let text = render("two words", &recording);
         assert_eq!(parse_recordings(&text), [("two words".to_owned(), recording)]);
     }
