@@ -50,6 +50,8 @@ pub struct Directory {
 /// What shards have of transactions, in their stead.
 #[derive(Default)]
 pub struct Branches {
+    /// It's the shards themselves that have them.
+    pub real: bool,
     /// Those that are there.
     pub open: BTreeMap<(ShardId, TransactionId), BranchStatus>,
     /// What was done with which.
@@ -249,6 +251,9 @@ impl ShardService for Gate {
 
     fn transact(&self, request: BranchRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {
         let directory = self.directory.upgrade();
+        if directory.as_ref().is_some_and(|directory| directory.branches.borrow().real) {
+            return self.shards.transact(request);
+        }
         Box::pin(async move {
             let Some(directory) = directory else { return Err(WireError::internal("the test is over")) };
             let mut answer = Err(WireError::internal("nobody was told"));
@@ -259,6 +264,9 @@ impl ShardService for Gate {
 
     fn branches(&self, shard: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {
         let directory = self.directory.upgrade();
+        if directory.as_ref().is_some_and(|directory| directory.branches.borrow().real) {
+            return self.shards.branches(shard);
+        }
         Box::pin(async move {
             let Some(directory) = directory else { return Ok(Vec::new()) };
             let branches = directory.branches.borrow();
@@ -300,6 +308,8 @@ pub struct Shape {
     pub rebuild_after: Duration,
     /// How long a decided transaction is left to its router.
     pub finish_after: Duration,
+    /// How long a prepared one is.
+    pub abort_after: Duration,
     /// How long a finished one is remembered.
     pub remember_transactions: Duration,
 }
@@ -316,6 +326,7 @@ impl Default for Shape {
             replace_after: never,
             rebuild_after: never,
             finish_after: Duration::from_millis(50),
+            abort_after: Duration::from_secs(5),
             remember_transactions: never,
         }
     }
@@ -389,6 +400,7 @@ impl Cluster {
             rebuild_after: self.shape.rebuild_after,
             look_every: Duration::from_millis(50),
             finish_after: self.shape.finish_after,
+            abort_after: self.shape.abort_after,
             remember_transactions: self.shape.remember_transactions,
             ask_every: Duration::from_millis(50),
             ask_waiting_every: Duration::from_millis(20),
@@ -555,12 +567,31 @@ impl Cluster {
             },
             timeout: PATIENCE,
         };
+        let execute = |service: Arc<dyn ShardService>| {
+            let fragment = fragment.clone();
+            async move { service.execute(fragment).await }
+        };
+        let response = self.ask_shard(shard, execute).await?;
+        let RowSource::Whole(batch) = response.rows else { panic!("a small result comes whole") };
+        Ok(batch.rows().map(|row| row.map(|value| value.to_owned()).collect()).collect())
+    }
+
+    /// Asks a shard's leader.
+    pub async fn ask_shard<T, F>(
+        &self,
+        shard: ShardId,
+        call: impl Fn(Arc<dyn ShardService>) -> F,
+    ) -> ServiceResult<T>
+    where
+        F: Future<Output = ServiceResult<T>>,
+    {
+        let replicas = self.state().await.topology.shards[&shard].replicas.clone();
         let mut pause = tokio::time::interval(Duration::from_millis(10));
         let asked = async {
             loop {
-                for node in state.topology.shards[&shard].replicas.clone() {
-                    let Some(service) = self.directory.shard_service(node) else { continue };
-                    match service.execute(fragment.clone()).await {
+                for node in &replicas {
+                    let Some(service) = self.directory.shard_service(*node) else { continue };
+                    match call(service).await {
                         Err(error) if is_passing(&error) => {}
                         answer => return answer,
                     }
@@ -568,9 +599,7 @@ impl Cluster {
                 pause.tick().await;
             }
         };
-        let response = tokio::time::timeout(PATIENCE, asked).await.expect("the shard answers")?;
-        let RowSource::Whole(batch) = response.rows else { panic!("a small result comes whole") };
-        Ok(batch.rows().map(|row| row.map(|value| value.to_owned()).collect()).collect())
+        tokio::time::timeout(PATIENCE, asked).await.expect("the shard answers")
     }
 
     /// Runs SQL on one shard.

@@ -1,6 +1,7 @@
 //! Coordinators over real replicas and shardnodes, in one process.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod branches;
 mod common;
 mod forming;
 mod members;
