@@ -1,4 +1,8 @@
-//! A cluster for tests: shards that are SQLite databases in memory, and a coordinator that only says how things are.
+//! A cluster for tests: shards that are SQLite databases in memory, and a coordinator that says how things are and
+//! decides transactions.
+//!
+//! A branch is the list of its statements: each new one runs after all of them were run again, and all are undone. There
+//! are no locks. Whoever ends a prepared branch otherwise than was decided panics.
 //!
 //! Answers can be put in the way: each queued fault ends one request, before or after it was executed.
 
@@ -19,7 +23,7 @@ use proto::services::*;
 use proto::topology::{Keyspace, Leaders, Node, Sharding, Topology};
 use proto::*;
 use rusqlite::Connection;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
@@ -42,9 +46,27 @@ pub struct Fake {
     done: Mutex<HashMap<RequestId, u64>>,
     /// What befalls the next requests, in order.
     pub faults: Mutex<VecDeque<Fault>>,
+    /// What befalls the next actions of a kind, in order.
+    pub action_faults: Mutex<Vec<(&'static str, Fault)>>,
     /// Every request so far.
     pub requests: Mutex<Vec<FragmentRequest>>,
+    /// Every action on a branch or transaction so far: its kind, and the shard's number.
+    pub actions: Mutex<Vec<(&'static str, u64)>>,
+    branches: Mutex<BTreeMap<(ShardId, TransactionId), FakeBranch>>,
+    /// What was decided.
+    pub verdicts: Mutex<HashMap<TransactionId, bool>>,
+    /// What the coordinator was told has finished.
+    pub finished: Mutex<Vec<TransactionId>>,
     next: AtomicI64,
+}
+
+/// A branch: its statements that stand, with what they were told.
+#[derive(Default)]
+struct FakeBranch {
+    statements: Vec<(u32, FragmentRequest, (RowBatch, u64))>,
+    last: u32,
+    undone: bool,
+    prepared: bool,
 }
 
 pub const TABLE: TableId = TableId(16384);
@@ -140,7 +162,12 @@ impl Fake {
             shards,
             done: Mutex::default(),
             faults: Mutex::default(),
+            action_faults: Mutex::default(),
             requests: Mutex::default(),
+            actions: Mutex::default(),
+            branches: Mutex::default(),
+            verdicts: Mutex::default(),
+            finished: Mutex::default(),
             next: AtomicI64::new(1),
         })
     }
@@ -213,50 +240,180 @@ impl Fake {
                 let rows = RowSource::Whole(RowBatch::default());
                 return Ok(FragmentResponse { rows, affected: *affected, position: LogIndex(1) });
             }
-            let response = self.execute_sql(request)?;
-            self.done.lock().insert(id, response.affected);
-            return Ok(response);
+            let (rows, affected) = self.execute_sql(request.shard, [], Some(request), true)?;
+            self.done.lock().insert(id, affected);
+            return Ok(response_of(rows, affected));
         }
-        self.execute_sql(request)
+        if let Access::Branch { branch, .. } = request.access {
+            return self.run_in_branch(request, branch);
+        }
+        let (rows, affected) = self.execute_sql(request.shard, [], Some(request), true)?;
+        Ok(response_of(rows, affected))
     }
 
-    fn execute_sql(&self, request: &FragmentRequest) -> ServiceResult<FragmentResponse> {
-        let mut connection = self.shards[&request.shard].lock();
-        let transaction = connection.transaction().map_err(functions::error)?;
-        let (mut affected, mut out) = (0, None);
-        {
-            let mut statement = transaction.prepare(&request.sql).map_err(functions::error)?;
-            let columns = statement.column_count() as u16;
-            let mut builder = RowBatchBuilder::new(columns);
-            let no_rows = [vec![]];
-            let rows: Vec<Vec<Value>> = match &request.rows {
-                Some(rows) => rows.rows().map(|row| row.map(ValueRef::to_owned).collect()).collect(),
-                None => no_rows.into(),
-            };
-            for row in rows {
-                for (i, value) in row.iter().chain(&request.params).enumerate() {
-                    statement
-                        .raw_bind_parameter(i + 1, functions::parameter(value))
-                        .map_err(functions::error)?;
-                }
-                if columns == 0 {
-                    affected += statement.raw_execute().map_err(functions::error)? as u64;
-                    continue;
-                }
-                let mut rows = statement.raw_query();
-                while let Some(row) = rows.next().map_err(functions::error)? {
-                    affected += 1;
-                    for column in 0..columns as usize {
-                        builder.push(functions::value_ref(row.get_ref(column).map_err(functions::error)?)?);
-                    }
-                }
-            }
-            out.replace(builder.finish());
+    fn run_in_branch(&self, request: &FragmentRequest, branch: Branch) -> ServiceResult<FragmentResponse> {
+        let mut branches = self.branches.lock();
+        let key = (request.shard, branch.transaction);
+        if branch.statement == 1 {
+            branches.entry(key).or_default();
         }
-        transaction.commit().map_err(functions::error)?;
-        let rows = RowSource::Whole(out.unwrap_or_default());
-        Ok(FragmentResponse { rows, affected, position: LogIndex(1) })
+        let Some(found) = branches.get_mut(&key) else { return Err(unknown_branch()) };
+        assert!(!found.prepared, "a statement after the vote");
+        if let Some((_, _, answer)) = found.statements.iter().find(|(number, ..)| *number == branch.statement)
+        {
+            return Ok(response_of(answer.0.clone(), answer.1));
+        }
+        assert!(branch.statement >= found.last, "a number for the second time");
+        if branch.statement > found.last + 1 && !found.undone {
+            return Err(unknown_branch());
+        }
+        (found.last, found.undone) = (branch.statement, false);
+        let before = found.statements.iter().map(|(_, request, _)| request);
+        let answer = self.execute_sql(request.shard, before, Some(request), false)?;
+        found.statements.push((branch.statement, request.clone(), answer.clone()));
+        Ok(response_of(answer.0, answer.1))
     }
+
+    fn act(&self, request: &BranchRequest) -> ServiceResult<LogIndex> {
+        let mut branches = self.branches.lock();
+        let key = (request.shard, request.transaction);
+        let found = branches.get_mut(&key);
+        match (&request.action, found) {
+            (BranchAction::RollbackTo(statement), Some(branch)) => {
+                branch.statements.retain(|(number, ..)| number <= statement);
+                branch.undone |= *statement < branch.last;
+            }
+            (BranchAction::Commit { request: id, .. }, None) if self.done.lock().contains_key(id) => {}
+            (BranchAction::Commit { request: id, .. }, Some(branch)) => {
+                self.execute_sql(request.shard, branch.statements.iter().map(|(_, r, _)| r), None, true)?;
+                self.done.lock().insert(*id, 0);
+                branches.remove(&key);
+            }
+            (BranchAction::Prepare { .. }, Some(branch)) => branch.prepared = true,
+            (BranchAction::Finish { commit }, Some(branch)) => {
+                let verdict = self.verdicts.lock().get(&request.transaction).copied();
+                assert!(
+                    verdict == Some(*commit) || (!branch.prepared && !commit && verdict != Some(true)),
+                    "{request:?} against {verdict:?}"
+                );
+                if *commit {
+                    self.execute_sql(request.shard, branch.statements.iter().map(|(_, r, _)| r), None, true)?;
+                }
+                branches.remove(&key);
+            }
+            (BranchAction::Finish { .. }, None) => {}
+            (BranchAction::Fail(_), _) => {
+                branches.remove(&key);
+            }
+            _ => return Err(unknown_branch()),
+        }
+        Ok(LogIndex(1))
+    }
+
+    /// Notes an action, and says what befalls it.
+    fn note(&self, kind: &'static str, shard: u64) -> Option<Fault> {
+        self.actions.lock().push((kind, shard));
+        let mut faults = self.action_faults.lock();
+        let place = faults.iter().position(|(of, _)| *of == kind)?;
+        Some(faults.remove(place).1)
+    }
+
+    /// How many branches there are, on all shards together.
+    pub fn open_branches(&self) -> usize {
+        self.branches.lock().len()
+    }
+
+    /// A new leader: the branches that aren't prepared are lost.
+    pub fn lose_branches(&self) {
+        self.branches.lock().retain(|_, branch| branch.prepared);
+    }
+
+    /// The actions of a kind so far, by the shards' numbers, sorted.
+    pub fn acted(&self, kind: &str) -> Vec<u64> {
+        let mut shards: Vec<_> =
+            self.actions.lock().iter().filter(|(of, _)| *of == kind).map(|(_, shard)| *shard).collect();
+        shards.sort_unstable();
+        shards
+    }
+
+    /// Runs statements in a transaction of the shard's SQLite. What the last one gave.
+    fn execute_sql<'a>(
+        &self,
+        shard: ShardId,
+        before: impl IntoIterator<Item = &'a FragmentRequest>,
+        last: Option<&FragmentRequest>,
+        commit: bool,
+    ) -> ServiceResult<(RowBatch, u64)> {
+        let mut connection = self.shards[&shard].lock();
+        let transaction = connection.transaction().map_err(functions::error)?;
+        for request in before {
+            run_sql(&transaction, request)?;
+        }
+        let answer = match last {
+            Some(request) => run_sql(&transaction, request)?,
+            None => Default::default(),
+        };
+        let ended = if commit { transaction.commit() } else { transaction.rollback() };
+        ended.map_err(functions::error)?;
+        Ok(answer)
+    }
+}
+
+fn unknown_branch() -> WireError {
+    WireError::new(
+        SqlState::SERIALIZATION_FAILURE,
+        "the transaction was aborted: the shard's leader has changed",
+    )
+}
+
+fn response_of(rows: RowBatch, affected: u64) -> FragmentResponse {
+    FragmentResponse { rows: RowSource::Whole(rows), affected, position: LogIndex(1) }
+}
+
+/// The leading columns of a statement's result that are cut off, and how many rows it may return.
+fn cut_of(access: &Access) -> (usize, u64) {
+    match access {
+        Access::Write { touch, .. } => (usize::from(*touch), u64::MAX),
+        Access::Branch { access: BranchAccess::Write { touch }, .. } => (usize::from(*touch), u64::MAX),
+        Access::Branch { access: BranchAccess::Lock { key, limit, .. }, .. } => {
+            (usize::from(*key), limit.unwrap_or(u64::MAX))
+        }
+        Access::Read { .. } | Access::Branch { access: BranchAccess::Read, .. } => (0, u64::MAX),
+    }
+}
+
+fn run_sql(connection: &Connection, request: &FragmentRequest) -> ServiceResult<(RowBatch, u64)> {
+    let (cut, limit) = cut_of(&request.access);
+    let mut affected = 0;
+    let mut statement = connection.prepare(&request.sql).map_err(functions::error)?;
+    let columns = statement.column_count();
+    let mut builder = RowBatchBuilder::new((columns - cut.min(columns)) as u16);
+    let no_rows = [vec![]];
+    let rows: Vec<Vec<Value>> = match &request.rows {
+        Some(rows) => rows.rows().map(|row| row.map(ValueRef::to_owned).collect()).collect(),
+        None => no_rows.into(),
+    };
+    for row in rows {
+        for (i, value) in row.iter().chain(&request.params).enumerate() {
+            statement.raw_bind_parameter(i + 1, functions::parameter(value)).map_err(functions::error)?;
+        }
+        if columns == 0 {
+            affected += statement.raw_execute().map_err(functions::error)? as u64;
+            continue;
+        }
+        let mut rows = statement.raw_query();
+        while affected < limit
+            && let Some(row) = rows.next().map_err(functions::error)?
+        {
+            affected += 1;
+            let mut values = Vec::new();
+            for column in cut..columns {
+                values.push(functions::value_ref(row.get_ref(column).map_err(functions::error)?)?);
+            }
+            builder.push_row(values);
+        }
+    }
+    Ok((builder.finish(), affected))
 }
 
 impl ShardService for Fake {
@@ -280,8 +437,26 @@ impl ShardService for Fake {
         Box::pin(async { Ok(LogIndex(1)) })
     }
 
-    fn transact(&self, _: BranchRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {
-        Box::pin(async { Err(WireError::unsupported("a transaction on a fake shard")) })
+    fn transact(&self, request: BranchRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {
+        Box::pin(async move {
+            let kind = match request.action {
+                BranchAction::RollbackTo(_) => "rollback to",
+                BranchAction::Commit { .. } => "commit",
+                BranchAction::Prepare { .. } => "prepare",
+                BranchAction::Finish { commit: true } => "finish",
+                BranchAction::Finish { commit: false } => "let go",
+                BranchAction::Fail(_) => "fail",
+            };
+            match self.note(kind, request.shard.0) {
+                Some(Fault::Before(error)) => Err(error),
+                Some(Fault::After(error)) => {
+                    self.act(&request)?;
+                    Err(error)
+                }
+                Some(Fault::Hang) => std::future::pending().await,
+                None => self.act(&request),
+            }
+        })
     }
 
     fn branches(&self, _: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {
@@ -339,11 +514,26 @@ impl CoordinatorService for Fake {
         Box::pin(async { Err(WireError::unsupported("replicas of a fake cluster")) })
     }
 
-    fn decide(&self, _: Decision) -> BoxFuture<'_, ServiceResult<Verdict>> {
-        Box::pin(async { Err(WireError::unsupported("a transaction of a fake cluster")) })
+    fn decide(&self, decision: Decision) -> BoxFuture<'_, ServiceResult<Verdict>> {
+        Box::pin(async move {
+            let decide = || {
+                let committed = *self.verdicts.lock().entry(decision.transaction).or_insert(decision.commit);
+                Verdict { committed, position: LogIndex(1) }
+            };
+            match self.note(if decision.commit { "decide" } else { "abort" }, 0) {
+                Some(Fault::Before(error)) => Err(error),
+                Some(Fault::After(error)) => {
+                    decide();
+                    Err(error)
+                }
+                Some(Fault::Hang) => std::future::pending().await,
+                None => Ok(decide()),
+            }
+        })
     }
 
-    fn finished(&self, _: Vec<TransactionId>) -> BoxFuture<'_, ServiceResult<()>> {
+    fn finished(&self, transactions: Vec<TransactionId>) -> BoxFuture<'_, ServiceResult<()>> {
+        self.finished.lock().extend(transactions);
         Box::pin(async { Ok(()) })
     }
 
@@ -432,6 +622,8 @@ impl Bench {
             interrupt: &self.interrupt,
             deadline,
             retry_for: self.timeout,
+            transaction: None,
+            lock_timeout: None,
         }
     }
 }

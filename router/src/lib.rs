@@ -10,6 +10,7 @@
 //! A router keeps no data and no promise beyond a session: any router of a cluster can take any client. It must never
 //! know how a shard stores rows, or what consensus is.
 
+mod asking;
 mod cancel;
 mod cluster;
 mod config;
@@ -26,6 +27,7 @@ mod sequences;
 mod server;
 mod session;
 mod statements;
+mod transaction;
 
 pub use config::Config;
 pub use server::{Router, decline};

@@ -1,19 +1,22 @@
-//! Names for writes, and what the shards may forget of them.
+//! Names for writes and transactions, and what the shards may forget of them.
 //!
 //! Each write gets an id that no other ever has: this start of the router, and a number. The shards remember a
 //! write's outcome by its id until every write before it has been answered; that mark travels with each write.
 
 use parking_lot::Mutex;
-use proto::{RequestId, RouterIncarnation};
+use proto::{RequestId, RouterIncarnation, TransactionId};
 use rand::Rng;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Gives out request ids.
 #[derive(Debug)]
 pub struct Requests {
     router: RouterIncarnation,
     open: Mutex<Open>,
+    /// The sequence of the last transaction.
+    transactions: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -36,7 +39,14 @@ impl Requests {
     /// A router's request ids, from this start on.
     pub fn new() -> Arc<Self> {
         let router = RouterIncarnation(rand::rng().random());
-        Arc::new(Self { router, open: Mutex::new(Open { settled: 1, answered: VecDeque::new() }) })
+        let open = Mutex::new(Open { settled: 1, answered: VecDeque::new() });
+        Arc::new(Self { router, open, transactions: AtomicU64::new(0) })
+    }
+
+    /// Names a transaction.
+    pub fn begin_transaction(&self) -> TransactionId {
+        let sequence = self.transactions.fetch_add(1, Ordering::Relaxed) + 1;
+        TransactionId { router: self.router, sequence }
     }
 
     /// Begins a write.

@@ -1,19 +1,19 @@
 //! COPY .. FROM STDIN: input to rows to shards, in bounded memory.
 //!
 //! Input comes in pieces and may end anywhere in a line. Rows that are complete go into batches; when these are big
-//! enough they are sent, and the client waits meanwhile. A COPY that fits the batches is written at its end, so
-//! nothing of it stays if it fails before; of a bigger one, what was sent stays, and the error says so.
+//! enough they are sent, and the client waits meanwhile. A COPY that fits one batch for one shard is written at its
+//! end; any other is a transaction, its session's or one of its own, which ends with it.
 
 use super::Executor;
 use super::insert::Placed;
 use super::statement::Statement;
-use super::writes::partly;
 use crate::copy::read::{LineError, Reader, shown};
 use crate::error::Report;
+use crate::transaction::{Ending, Transaction};
 use dialect::io;
 use planner::plan::{Action, CopyIn, Plan};
 use proto::services::ClusterState;
-use proto::{Value, WireError};
+use proto::{Retry, Value, WireError};
 use std::sync::Arc;
 
 /// A COPY that is under way.
@@ -27,6 +27,8 @@ pub struct Copying {
     placed: Placed,
     table: String,
     sent: u64,
+    /// The transaction that it has for itself.
+    own: Option<Transaction>,
 }
 
 impl Copying {
@@ -42,13 +44,19 @@ impl Copying {
         Self::copy(&self.plan).map_or(0, |copy| copy.columns.len())
     }
 
+    /// Gives up what it has written as a transaction of its own.
+    pub fn abandon(&mut self) -> Option<Ending> {
+        self.own.take().map(Transaction::rollback)
+    }
+
     fn context(&self, rest: &str) -> String {
         format!("COPY {}, line {}{rest}", self.table, self.reader.line_number())
     }
 
-    /// The error with the place in the input, and with what was written before it.
-    fn report(&self, error: WireError, context: Option<String>, state: &ClusterState) -> Box<Report> {
-        let error = if self.sent > 0 { partly(error, "some shards") } else { error };
+    /// The error with the place in the input.
+    fn report(&self, mut error: WireError, context: Option<String>, state: &ClusterState) -> Box<Report> {
+        // The input is gone.
+        error.retry = Retry::Never;
         let mut report = Report::named(error, &state.catalog);
         report.context = context;
         report
@@ -71,6 +79,7 @@ impl Executor {
             placed: Placed::new(false),
             table,
             sent: 0,
+            own: None,
         })
     }
 
@@ -89,6 +98,9 @@ impl Executor {
     pub async fn copy_end(&self, run: &Statement<'_>, copying: &mut Copying) -> Result<u64, Box<Report>> {
         self.copy_rows(run, copying, true).await?;
         self.copy_send(run, copying).await?;
+        let own = copying.own.take();
+        let done = self.conclude(run, own, Ok(())).await;
+        done.map_err(|error| copying.report(error, None, &run.state))?;
         Ok(copying.sent)
     }
 
@@ -135,6 +147,9 @@ impl Executor {
                 return Err(copying.report(error, Some(context), &run.state));
             }
             if copying.placed.is_full(self.config.batch_bytes) {
+                if run.transaction.is_none() && copying.own.is_none() {
+                    copying.own = Some(self.begin(run));
+                }
                 self.copy_send(run, copying).await?;
                 run.interrupt.check().map_err(|error| copying.report(error, None, &run.state))?;
             }
@@ -145,7 +160,8 @@ impl Executor {
         let plan = copying.plan.clone();
         let insert = &Copying::copy(&plan)?.insert;
         let placed = std::mem::replace(&mut copying.placed, Placed::new(false));
-        match self.send(run, insert, &copying.scalars, placed).await {
+        let sent = self.send(&run.within(copying.own.as_ref()), insert, &copying.scalars, placed).await;
+        match sent {
             Ok(written) => {
                 copying.sent += written.affected;
                 Ok(())

@@ -15,16 +15,7 @@ impl Executor {
         analyze: bool,
         plan: &Arc<Plan>,
     ) -> Result<RowBatch, WireError> {
-        let run = &Statement {
-            plan,
-            text: run.text,
-            parameters: run.parameters,
-            state: run.state.clone(),
-            facts: run.facts,
-            interrupt: run.interrupt,
-            deadline: run.deadline,
-            retry_for: run.retry_for,
-        };
+        let run = &Statement { plan, state: run.state.clone(), ..*run };
         let scalars = self.scalars(plan, run).await?;
         let routes = match &plan.action {
             Action::Query(query) => self.routes(run, query, &scalars)?,
@@ -39,8 +30,8 @@ impl Executor {
         };
         let mut lines = planner::explain(plan, &routes, &run.state.topology);
         if analyze {
-            let Action::Query(query) = &plan.action else {
-                return Err(WireError::unsupported("EXPLAIN ANALYZE of a statement that writes"));
+            let Action::Query(query @ Query { lock: None, .. }) = &plan.action else {
+                return Err(WireError::unsupported("EXPLAIN ANALYZE of a statement that writes or locks"));
             };
             lines.extend(self.analyze(run, query, &routes, &scalars).await?);
         }

@@ -4,25 +4,26 @@
 //! request id), it's sent again, to the leader that the answer named or after a pause. A catalog or topology that is
 //! newer than the plan ends the fragment with that error: the session plans again.
 //!
-//! A read is given up as soon as nobody wants it. A write that was sent is waited for.
+//! In a transaction a fragment goes to the transaction's branch on the shard: a write always, a read where there is one.
+//!
+//! A read is given up as soon as nobody wants it, and so is what a branch does, for it can be undone. A write that is a
+//! transaction by itself is waited for once it was sent.
 
 use super::Executor;
 use super::statement::Statement;
+use super::writes::collect;
+use crate::asking::{Asked, is_unexecuted, no_answer, no_leader};
 use crate::requests::Request;
-use crate::retry::Backoff;
+use crate::transaction::{Transaction, lost};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use planner::plan::Fragment;
-use proto::services::{Access, ClusterState, Consistency, FragmentRequest, FragmentResponse, ShardService};
-use proto::{
-    GroupId, NodeId, Retry, RowBatch, SchemaVersion, ShardId, SqlState, TableId, Term, Value, WireError,
+use proto::services::{
+    Access, BranchAccess, ClusterState, Consistency, FragmentRequest, FragmentResponse, RowSource,
 };
+use proto::{Retry, RowBatch, SchemaVersion, ShardId, SqlState, TableId, Value, WireError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
-
-/// How long a node that doesn't lead any more may take to answer what it was asked while it did.
-const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// One write for one shard.
 pub struct ShardWrite {
@@ -38,21 +39,26 @@ pub struct ShardWrite {
     pub rows: Option<RowBatch>,
     /// See [`Access::Write`].
     pub touch: u16,
-    /// Its name.
-    pub request: Request,
     /// The one table that its statement names, if it names but one.
     pub alone_in: Option<TableId>,
-    /// Whether it is the first of a write to every shard: a shard that joins meanwhile must get it too, so it goes only
-    /// as long as the shards are those that it was planned for.
+    /// Whether it is part of a write to every shard: a shard that joins meanwhile must get it too, so it goes only as
+    /// long as the shards are those that it was planned for.
     pub everywhere: bool,
 }
 
-/// Whom to ask next.
-enum Next {
-    /// At once, this node.
-    Node(NodeId),
-    /// After a pause, this node, or whoever leads then.
-    Pause(Option<NodeId>),
+impl ShardWrite {
+    fn request(&self, asked: &Asked<'_>, access: Access, timeout: Duration) -> FragmentRequest {
+        FragmentRequest {
+            shard: self.shard,
+            epoch: asked.epoch,
+            schema_version: self.schema_version,
+            sql: self.sql.clone(),
+            params: self.params.clone(),
+            rows: self.rows.clone(),
+            access,
+            timeout,
+        }
+    }
 }
 
 impl Executor {
@@ -64,7 +70,66 @@ impl Executor {
         fragment: &Fragment,
         scalars: &[Value],
     ) -> Result<FragmentResponse, WireError> {
-        let mut asked = Asked::new(self, run, shard);
+        let Some(transaction) = run.transaction.filter(|transaction| transaction.has(shard)) else {
+            let access = Access::Read { consistency: Consistency::Strong, lookup: fragment.lookup };
+            return self.ask(run, shard, fragment, scalars, access, &mut false).await;
+        };
+        let branch = transaction.statement(shard, false, run.lock_timeout);
+        let access = Access::Branch { branch, access: BranchAccess::Read };
+        let mut unknown = false;
+        let answer = self.ask(run, shard, fragment, scalars, access, &mut unknown).await;
+        settle(transaction, shard, answer, unknown)
+    }
+
+    /// Reads and locks rows of several shards, in the transaction's branches there. The rows come in the shards' order.
+    pub async fn lock_all(
+        &self,
+        run: &Statement<'_>,
+        shards: &[ShardId],
+        fragment: &Fragment,
+        scalars: &[Value],
+        access: BranchAccess,
+    ) -> Result<Vec<RowSource>, WireError> {
+        let Some(transaction) = run.transaction else {
+            return Err(WireError::internal("locks without a transaction"));
+        };
+        let locks: Vec<BoxFuture<'_, _>> = shards
+            .iter()
+            .map(|shard| self.lock(run, transaction, *shard, fragment, scalars, access).boxed())
+            .collect();
+        stream::iter(locks).buffered(self.config.shards_at_once).try_collect().await
+    }
+
+    async fn lock(
+        &self,
+        run: &Statement<'_>,
+        transaction: &Transaction,
+        shard: ShardId,
+        fragment: &Fragment,
+        scalars: &[Value],
+        access: BranchAccess,
+    ) -> Result<RowSource, WireError> {
+        let branch = transaction.statement(shard, true, run.lock_timeout);
+        let access = Access::Branch { branch, access };
+        let mut unknown = false;
+        let answer = self.ask(run, shard, fragment, scalars, access, &mut unknown).await;
+        let rows = collect(settle(transaction, shard, answer, unknown)?).await?.rows;
+        if rows.iter().all(RowBatch::is_empty) {
+            transaction.unbind(shard, branch);
+        }
+        Ok(RowSource::Stream(Box::pin(stream::iter(rows.into_iter().map(Ok)))))
+    }
+
+    async fn ask(
+        &self,
+        run: &Statement<'_>,
+        shard: ShardId,
+        fragment: &Fragment,
+        scalars: &[Value],
+        access: Access,
+        unknown: &mut bool,
+    ) -> Result<FragmentResponse, WireError> {
+        let mut asked = Asked::new(&self.cluster, &run.state.topology, shard, run.retry_until());
         loop {
             let request = FragmentRequest {
                 shard,
@@ -73,7 +138,7 @@ impl Executor {
                 sql: fragment.sql.clone(),
                 params: pick(&fragment.params, scalars)?,
                 rows: None,
-                access: Access::Read { consistency: Consistency::Strong, lookup: fragment.lookup },
+                access,
                 timeout: run.time_left(),
             };
             let Some(service) = asked.service()? else {
@@ -84,12 +149,15 @@ impl Executor {
                 tokio::select! {
                     biased;
                     answer = service.execute(request) => answer,
-                    () = asked.superseded() => Err(no_answer().with_retry(Retry::Later)),
+                    () = asked.superseded() => Err(no_answer()),
                 }
             };
             match run.attend(answer).await {
                 Ok(response) => return Ok(response),
-                Err(error) => run.attend(asked.again(error)).await?,
+                Err(error) => {
+                    *unknown |= error.retry == Retry::Unknown;
+                    run.attend(asked.again(error)).await?;
+                }
             }
         }
     }
@@ -161,33 +229,27 @@ impl Executor {
         true
     }
 
-    /// Writes to one shard. Returns when the outcome is known, or when it couldn't be learned in time (08007).
+    /// Writes to one shard, as a transaction of its own. Returns when the outcome is known, or when it couldn't be
+    /// learned in time (08007).
     pub async fn write(
         &self,
         run: &Statement<'_>,
         mut write: ShardWrite,
     ) -> Result<FragmentResponse, WireError> {
-        let mut asked = Asked::new(self, run, write.shard);
+        let name: Request = self.requests.begin();
+        let mut asked = Asked::new(&self.cluster, &run.state.topology, write.shard, run.retry_until());
         // Set once an attempt may have executed: from then on only that same request may be asked for.
         let mut unknown = false;
         loop {
             if !unknown {
                 run.interrupt.check()?;
             }
-            let request = FragmentRequest {
-                shard: write.shard,
-                epoch: asked.epoch,
-                schema_version: write.schema_version,
-                sql: write.sql.clone(),
-                params: write.params.clone(),
-                rows: write.rows.clone(),
-                access: Access::Write {
-                    request: write.request.id,
-                    settled: self.requests.settled(),
-                    touch: write.touch,
-                },
-                timeout: asked.write_timeout(unknown),
-            };
+            let access =
+                Access::Write { request: name.id, settled: self.requests.settled(), touch: write.touch };
+            // One that may have executed is asked for beyond the statement's deadline.
+            let end = if unknown { asked.backoff.deadline() } else { run.deadline };
+            let timeout = end.saturating_duration_since(Instant::now());
+            let request = write.request(&asked, access, timeout);
             let error = match asked.service()? {
                 Some(service) => {
                     let answer = tokio::select! {
@@ -212,6 +274,79 @@ impl Executor {
             }
         }
     }
+
+    /// Writes to one shard, in the transaction's branch there.
+    pub async fn write_within(
+        &self,
+        run: &Statement<'_>,
+        transaction: &Transaction,
+        write: ShardWrite,
+    ) -> Result<FragmentResponse, WireError> {
+        let (shard, touch) = (write.shard, write.touch);
+        let branch = transaction.statement(shard, true, run.lock_timeout);
+        let access = Access::Branch { branch, access: BranchAccess::Write { touch } };
+        let mut unknown = false;
+        let answer = self.ask_branch(run, write, access, &mut unknown).await;
+        let written = settle(transaction, shard, answer, unknown)?;
+        if written.affected == 0 && touch == 0 {
+            transaction.unbind(shard, branch);
+        }
+        Ok(written)
+    }
+
+    async fn ask_branch(
+        &self,
+        run: &Statement<'_>,
+        mut write: ShardWrite,
+        access: Access,
+        unknown: &mut bool,
+    ) -> Result<FragmentResponse, WireError> {
+        let mut asked = Asked::new(&self.cluster, &run.state.topology, write.shard, run.retry_until());
+        loop {
+            run.interrupt.check()?;
+            let request = write.request(&asked, access, run.time_left());
+            let error = match asked.service()? {
+                Some(service) => {
+                    let answer = async {
+                        tokio::select! {
+                            biased;
+                            answer = service.execute(request) => answer,
+                            () = asked.superseded() => Err(no_answer()),
+                        }
+                    };
+                    match run.attend(answer).await {
+                        Ok(response) => return Ok(response),
+                        Err(error) => error,
+                    }
+                }
+                None => no_leader(),
+            };
+            *unknown |= error.retry == Retry::Unknown;
+            if run.attend(async { Ok(self.restamp(run, &mut write, &mut asked, &error).await) }).await? {
+                continue;
+            }
+            run.attend(asked.again(error)).await?;
+        }
+    }
+}
+
+/// What a branch's statement has come to, for the transaction as for who sent it. `unknown`: an attempt may have been
+/// executed.
+fn settle(
+    transaction: &Transaction,
+    shard: ShardId,
+    answer: Result<FragmentResponse, WireError>,
+    unknown: bool,
+) -> Result<FragmentResponse, WireError> {
+    answer.map_err(|error| match error.retry {
+        _ if is_unexecuted(&error) && !unknown => {
+            transaction.take_back(shard);
+            error
+        }
+        // It is undone before it's planned again.
+        Retry::StaleEpoch(_) | Retry::StaleSchema(_) => error,
+        _ => lost(error),
+    })
 }
 
 /// The scalars at these places.
@@ -219,15 +354,6 @@ pub fn pick(places: &[planner::plan::ScalarId], scalars: &[Value]) -> Result<Vec
     let value = |id: &planner::plan::ScalarId| scalars.get(id.0 as usize).cloned();
     let values: Option<Vec<Value>> = places.iter().map(value).collect();
     values.ok_or_else(|| WireError::internal("a plan names a scalar that it hasn't"))
-}
-
-fn no_leader() -> WireError {
-    let message = "the shard has no leader that this router can reach";
-    WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(Retry::Later)
-}
-
-fn no_answer() -> WireError {
-    WireError::internal("the shard did not answer").with_retry(Retry::Unknown)
 }
 
 fn outcome_unknown(error: WireError) -> WireError {
@@ -238,121 +364,4 @@ fn outcome_unknown(error: WireError) -> WireError {
     WireError::new(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, message)
         .with_detail(error.to_string())
         .with_retry(Retry::Unknown)
-}
-
-/// The attempts of one request.
-struct Asked<'a> {
-    executor: &'a Executor,
-    run: &'a Statement<'a>,
-    shard: ShardId,
-    epoch: proto::Epoch,
-    hint: Option<NodeId>,
-    /// Who was asked last, in which group, and the term of its leader as it was known then.
-    asked: Option<NodeId>,
-    group: GroupId,
-    term: Term,
-    attempts: usize,
-    backoff: Backoff,
-    news: Option<watch::Receiver<u64>>,
-}
-
-impl<'a> Asked<'a> {
-    fn new(executor: &'a Executor, run: &'a Statement<'a>, shard: ShardId) -> Self {
-        Self {
-            executor,
-            run,
-            shard,
-            epoch: run.state.topology.epoch,
-            hint: None,
-            asked: None,
-            group: GroupId(0),
-            term: Term(0),
-            attempts: 0,
-            backoff: Backoff::until(run.retry_until()),
-            news: None,
-        }
-    }
-
-    /// How long a write may take. One that may have executed is asked for beyond the statement's deadline.
-    fn write_timeout(&self, unknown: bool) -> Duration {
-        let end = if unknown { self.backoff.deadline() } else { self.run.deadline };
-        end.saturating_duration_since(Instant::now())
-    }
-
-    /// The service of the node that is asked now.
-    fn service(&mut self) -> Result<Option<Arc<dyn ShardService>>, WireError> {
-        let cluster = &self.executor.cluster;
-        // Leaders change more often than plans: the newest are asked, the plan's own topology says of which group.
-        let newest = cluster.load();
-        let shard = self
-            .run
-            .state
-            .topology
-            .shards
-            .get(&self.shard)
-            .or_else(|| newest.topology.shards.get(&self.shard));
-        let shard = shard.ok_or_else(|| WireError::internal(format!("there is no shard {}", self.shard)))?;
-        let again = |node: &NodeId| self.asked == Some(*node);
-        let known = || {
-            let leader = cluster.leader(&newest, shard.group);
-            leader.filter(|node| !again(node) || self.attempts.is_multiple_of(2))
-        };
-        // Nobody is known to lead, or the one that was known doesn't: the replicas are asked in turn, one will know.
-        let turn = self.attempts / 2 % shard.replicas.len().max(1);
-        let node = self.hint.or_else(known).or_else(|| shard.replicas.get(turn).copied());
-        self.asked = node;
-        self.term = newest.leaders.term(shard.group);
-        self.group = shard.group;
-        Ok(node.and_then(|node| cluster.peers().shard_service(node)))
-    }
-
-    /// Resolves when another node than the one that was asked has come to lead: a node that is paused or cut off may
-    /// never answer. One that just hands over does, and gets a moment for it.
-    async fn superseded(&self) {
-        let cluster = &self.executor.cluster;
-        let mut news = cluster.news();
-        loop {
-            let leaders = &cluster.load().leaders.clone();
-            if leaders.term(self.group) > self.term && leaders.get(self.group) != self.asked {
-                return tokio::time::sleep(LAST_WORDS).await;
-            }
-            if news.changed().await.is_err() {
-                return std::future::pending().await;
-            }
-        }
-    }
-
-    /// Prepares for asking again after this error; the error itself if that can't help.
-    async fn again(&mut self, error: WireError) -> Result<(), WireError> {
-        self.attempts += 1;
-        match self.next(&error) {
-            None => return Err(error),
-            Some(Next::Node(node)) => self.hint = Some(node),
-            Some(Next::Pause(hint)) => {
-                self.hint = hint;
-                let cluster = &self.executor.cluster;
-                let news = self.news.get_or_insert_with(|| cluster.news());
-                tokio::select! {
-                    more = self.backoff.pause() => if !more { return Err(error) },
-                    // Perhaps of who leads now.
-                    _ = news.changed() => {}
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn next(&self, error: &WireError) -> Option<Next> {
-        match error.retry {
-            Retry::NotLeader(Some(node)) if self.hint != Some(node) && self.attempts <= 2 => {
-                if let Some(shard) = self.run.state.topology.shards.get(&self.shard) {
-                    self.executor.cluster.correct_leader(shard.group, node);
-                }
-                Some(Next::Node(node))
-            }
-            Retry::NotLeader(Some(node)) if self.hint != Some(node) => Some(Next::Pause(Some(node))),
-            Retry::NotLeader(_) | Retry::Later | Retry::Unknown => Some(Next::Pause(None)),
-            Retry::Never | Retry::StaleEpoch(_) | Retry::StaleSchema(_) => None,
-        }
-    }
 }

@@ -12,9 +12,9 @@ use super::sqlite::{self, Pooled};
 use super::statement::Statement;
 use crate::cancel::Interrupt;
 use dialect::sqlite as functions;
-use planner::plan::{Gather, Query, Route, ScalarId, Source, SourceRows};
+use planner::plan::{Fragment, Gather, Locking, MergeKey, Query, Route, ScalarId, Source, SourceRows};
 use planner::system::{self, SessionFacts};
-use proto::services::{FragmentResponse, RowSource, ServiceResult};
+use proto::services::{BranchAccess, FragmentResponse, LockWait, RowSource, ServiceResult};
 use proto::{RowBatch, RowBatchBuilder, ShardId, SqlState, Value, WireError};
 use std::fmt::Write;
 use std::sync::Arc;
@@ -35,9 +35,8 @@ impl Executor {
         query: &Query,
         scalars: &[Value],
     ) -> Result<RowStream, WireError> {
-        if query.lock.is_some() {
-            return Err(WireError::unsupported("SELECT .. FOR UPDATE or SHARE")
-                .with_hint("Row locks come with transactions over several statements."));
+        if let Some(lock) = &query.lock {
+            return self.query_locked(run, query, lock, scalars).await;
         }
         match &query.gather {
             Gather::Stream { order, offset, limit, visible: _ } => {
@@ -55,14 +54,7 @@ impl Executor {
                         answers.into_iter().map(|answer| answer.rows).collect()
                     }
                 };
-                let feed = if order.is_empty() || sources.len() < 2 {
-                    Feed::Sources(sources.into())
-                } else {
-                    let columns = u16::try_from(fragment.columns.len());
-                    let columns =
-                        columns.map_err(|_| WireError::internal("a fragment has too many columns"))?;
-                    Feed::Merge(Box::new(Merge::new(sources, order.clone(), columns)))
-                };
+                let feed = feed(sources, order, fragment)?;
                 Ok(RowStream::new(feed, skip, limit, run.interrupt.clone(), run.deadline))
             }
             Gather::Sqlite { sources, sql, params } => {
@@ -72,6 +64,53 @@ impl Executor {
         }
     }
 
+    /// Opens a query whose rows are locked. Without a transaction it gets one for itself, and the locks end with it.
+    async fn query_locked(
+        &self,
+        run: &Statement<'_>,
+        query: &Query,
+        lock: &Locking,
+        scalars: &[Value],
+    ) -> Result<RowStream, WireError> {
+        let (Gather::Stream { order, offset, limit, visible: _ }, [fragment]) =
+            (&query.gather, query.fragments.as_slice())
+        else {
+            return Err(WireError::internal(
+                "a query that locks its rows has one fragment and a stream gather",
+            ));
+        };
+        let skip = row_count(*offset, scalars, 0)?;
+        let limit = row_count(*limit, scalars, u64::MAX)?;
+        let most = row_count(lock.limit, scalars, u64::MAX)?;
+        let access = BranchAccess::Lock {
+            table: lock.table,
+            key: lock.key,
+            mode: lock.mode,
+            wait: lock.wait,
+            limit: (most < u64::MAX).then_some(most),
+        };
+        let shards = shards_of(planner::route(&fragment.target, scalars, &run.state.topology)?);
+        let own = run.transaction.is_none().then(|| self.begin(run));
+        let within = run.within(own.as_ref());
+        let locked = self.lock_all(&within, &shards, fragment, scalars, access).await;
+        if let Some(own) = own {
+            // Nothing was written.
+            own.rollback().settle().await;
+        }
+        let locked = locked.map_err(|mut error| {
+            // The shard knows no names.
+            if error.sqlstate == SqlState::LOCK_NOT_AVAILABLE
+                && lock.wait == LockWait::NoWait
+                && let Some(table) = run.state.catalog.table(lock.table)
+            {
+                error.message = format!("could not obtain lock on row in relation \"{}\"", table.name);
+            }
+            error
+        })?;
+        let feed = feed(locked, order, fragment)?;
+        Ok(RowStream::new(feed, skip, limit, run.interrupt.clone(), run.deadline))
+    }
+
     /// The shards that each fragment of a query goes to.
     pub fn routes(
         &self,
@@ -79,9 +118,7 @@ impl Executor {
         query: &Query,
         scalars: &[Value],
     ) -> Result<Vec<Route>, WireError> {
-        let route = |fragment: &planner::plan::Fragment| {
-            planner::route(&fragment.target, scalars, &run.state.topology)
-        };
+        let route = |fragment: &Fragment| planner::route(&fragment.target, scalars, &run.state.topology);
         query.fragments.iter().map(route).collect()
     }
 
@@ -188,6 +225,16 @@ impl Executor {
         }
         Ok(())
     }
+}
+
+/// What several shards send, as it is or merged in order.
+fn feed(sources: Vec<RowSource>, order: &[MergeKey], fragment: &Fragment) -> Result<Feed, WireError> {
+    if order.is_empty() || sources.len() < 2 {
+        return Ok(Feed::Sources(sources.into()));
+    }
+    let columns = u16::try_from(fragment.columns.len());
+    let columns = columns.map_err(|_| WireError::internal("a fragment has too many columns"))?;
+    Ok(Feed::Merge(Box::new(Merge::new(sources, order.to_vec(), columns))))
 }
 
 /// The shards of a route.

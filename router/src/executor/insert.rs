@@ -1,7 +1,7 @@
 //! INSERT, and the batches that COPY fills: rows to the shards that their keys name.
 //!
 //! In come rows in storage form; each is placed by its shard key, and each shard gets its rows as one batch, or as
-//! several where they are too many to hold. What is more than one batch is best effort.
+//! several where they are too many to hold. What is more than one batch is one transaction all the same.
 
 use super::Executor;
 use super::fragments::{ShardWrite, pick};
@@ -9,7 +9,8 @@ use super::rows::RowStream;
 use super::scalars::environment;
 use super::sqlite;
 use super::statement::Statement;
-use super::writes::{Written, collect, partly, together};
+use super::writes::{Written, collect, first_of, sum_of};
+use crate::transaction::Transaction;
 use planner::plan::{Insert, InsertRows, InsertTarget, Route, RowValue, ScalarId};
 use proto::error::Violation;
 use proto::{RowBatch, RowBatchBuilder, ShardId, SqlState, Value, WireError};
@@ -109,17 +110,31 @@ impl Executor {
         insert: &Insert,
         scalars: &[Value],
         row: &[RowValue],
+        rows: RowStream,
+    ) -> Result<Written, WireError> {
+        let mut own = None;
+        let done = self.insert_each(run, insert, scalars, row, rows, &mut own).await;
+        self.conclude(run, own, done).await
+    }
+
+    /// What is more than one batch gets a transaction, unless there is one: `own`.
+    async fn insert_each(
+        &self,
+        run: &Statement<'_>,
+        insert: &Insert,
+        scalars: &[Value],
+        row: &[RowValue],
         mut rows: RowStream,
+        own: &mut Option<Transaction>,
     ) -> Result<Written, WireError> {
         let ordered = insert.returning.is_some();
         let mut placed = Placed::new(ordered);
-        let mut done = Written::default();
-        while let Some(chunk) = rows.next().await.map_err(|error| after(error, &done))? {
+        let mut parts = Vec::new();
+        while let Some(chunk) = rows.next().await? {
             for input in chunk.rows() {
                 let input: Vec<Value> = input.map(|value| value.to_owned()).collect();
-                let made =
-                    self.make_row(run, row, scalars, input).await.map_err(|error| after(error, &done))?;
-                placed.push(run, insert, &made).map_err(|error| after(error, &done))?;
+                let made = self.make_row(run, row, scalars, input).await?;
+                placed.push(run, insert, &made)?;
             }
             if placed.is_full(self.config.batch_bytes * 4) {
                 if insert.touch > 0 {
@@ -128,16 +143,14 @@ impl Executor {
                     return Err(WireError::unsupported(what).with_hint("Insert them in parts."));
                 }
                 let full = std::mem::replace(&mut placed, Placed::new(ordered));
-                let part =
-                    self.send(run, insert, scalars, full).await.map_err(|error| after(error, &done))?;
-                done.affected += part.affected;
-                done.rows.extend(part.rows);
+                if run.transaction.is_none() && own.is_none() {
+                    *own = Some(self.begin(run));
+                }
+                parts.push(self.send(&run.within(own.as_ref()), insert, scalars, full).await?);
             }
         }
-        let part = self.send(run, insert, scalars, placed).await.map_err(|error| after(error, &done))?;
-        done.affected += part.affected;
-        done.rows.extend(part.rows);
-        Ok(done)
+        parts.push(self.send(&run.within(own.as_ref()), insert, scalars, placed).await?);
+        Ok(sum_of(parts))
     }
 
     /// A row of the statement's width, made of one of the input's.
@@ -191,28 +204,21 @@ impl Executor {
             params: params.clone(),
             rows: Some(rows),
             touch: insert.touch,
-            request: self.requests.begin(),
             alone_in: Some(insert.table),
-            everywhere: false,
+            everywhere: matches!(insert.target, InsertTarget::Everywhere),
         };
         if matches!(insert.target, InsertTarget::Everywhere) {
             let Some((_, rows)) = batches.pop() else { return Ok(Written::default()) };
-            let everywhere: Vec<_> =
-                run.state.topology.keyspaces.values().flat_map(|k| k.shards.clone()).collect();
-            return self
-                .write_everywhere(run, insert.table, &everywhere, |shard| Ok(write(shard, rows.clone())))
-                .await;
+            let everywhere = run.state.topology.keyspaces.values().flat_map(|k| &k.shards);
+            let writes = everywhere.map(|shard| write(*shard, rows.clone())).collect();
+            return self.write_all(run, writes).await.map(first_of);
         }
-        if batches.len() < 2 {
+        if batches.len() < 2 && self.is_alone(run) {
             let Some((shard, rows)) = batches.pop() else { return Ok(Written::default()) };
             return collect(self.write(run, write(shard, rows)).await?).await;
         }
         let writes = batches.into_iter().map(|(shard, rows)| write(shard, rows)).collect();
-        let responses = together(self.write_each(run, writes).await)?;
-        let mut parts = Vec::with_capacity(responses.len());
-        for response in responses {
-            parts.push(collect(response).await?);
-        }
+        let parts = self.write_all(run, writes).await?;
         let affected = parts.iter().map(|part| part.affected).sum();
         let rows = match order {
             // Each row returned one: they can be put in the order of the statement.
@@ -223,10 +229,6 @@ impl Executor {
         };
         Ok(Written { affected, rows })
     }
-}
-
-fn after(error: WireError, done: &Written) -> WireError {
-    if done.affected == 0 { error } else { partly(error, "some shards") }
 }
 
 fn count(batches: &[RowBatch]) -> usize {

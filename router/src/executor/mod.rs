@@ -25,36 +25,37 @@ use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::requests::Requests;
 use crate::sequences::Sequences;
-use dashmap::DashMap;
-use proto::TableId;
+use crate::transaction::Transactions;
 use std::sync::Arc;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Semaphore;
 
 /// What runs plans, shared by all sessions.
 pub struct Executor {
     pub(crate) config: Config,
     pub(crate) cluster: Arc<Cluster>,
     requests: Arc<Requests>,
+    pub(crate) transactions: Arc<Transactions>,
     pub(crate) sequences: Sequences,
     expressions: sqlite::Pool,
     gathers: Arc<sqlite::Pool>,
     gather_slots: Arc<Semaphore>,
-    reference_locks: DashMap<TableId, Arc<Mutex<()>>>,
 }
 
 impl Executor {
     /// An executor over this cluster.
     pub fn new(config: Config, cluster: Arc<Cluster>) -> Self {
         let gather_slots = Arc::new(Semaphore::new(config.gathers_at_once));
+        let requests = Requests::new();
+        let transactions = Transactions::new(cluster.clone(), requests.clone(), config.retry_timeout);
         Self {
             config,
             cluster,
-            requests: Requests::new(),
+            requests,
+            transactions,
             sequences: Sequences::default(),
             expressions: sqlite::Pool::in_memory(),
             gathers: Arc::new(sqlite::Pool::spilling()),
             gather_slots,
-            reference_locks: DashMap::new(),
         }
     }
 }

@@ -32,6 +32,13 @@ pub struct Facts {
     pub settings: Vec<(String, String, String)>,
 }
 
+impl Facts {
+    /// When the transaction began, in microseconds since 1970.
+    pub fn begun(&self) -> u64 {
+        (self.transaction_time + EPOCH_SECONDS * 1_000_000).try_into().unwrap_or(0)
+    }
+}
+
 /// The user that every session has until there are others.
 pub const USER: &str = "shoal";
 /// The database.

@@ -2,6 +2,7 @@
 
 use super::scalars::Facts;
 use crate::cancel::{Interrupt, Reason};
+use crate::transaction::Transaction;
 use planner::plan::Plan;
 use planner::text::Text;
 use proto::services::ClusterState;
@@ -27,6 +28,10 @@ pub struct Statement<'a> {
     pub deadline: Instant,
     /// How long one request of it is repeated where that may help.
     pub retry_for: Duration,
+    /// The transaction that it's part of. Without one it is a transaction of its own.
+    pub transaction: Option<&'a Transaction>,
+    /// How long it may wait for a lock, if less than it may take.
+    pub lock_timeout: Option<Duration>,
 }
 
 impl Statement<'_> {
@@ -38,6 +43,11 @@ impl Statement<'_> {
     /// Until when a request that begins now is repeated. A long statement's last request has as much time as its first.
     pub fn retry_until(&self) -> Instant {
         self.deadline.min(Instant::now() + self.retry_for)
+    }
+
+    /// The same run, within this transaction unless it is in one already.
+    pub fn within<'b>(&'b self, transaction: Option<&'b Transaction>) -> Statement<'b> {
+        Statement { state: self.state.clone(), transaction: self.transaction.or(transaction), ..*self }
     }
 
     /// Waits for something that may be given up: an interrupt or the deadline ends it.

@@ -234,30 +234,54 @@ async fn a_newer_catalog_is_taken_in_by_inserts_and_returned_by_reads() {
 }
 
 #[tokio::test]
-async fn a_part_that_fails_is_told_of_as_a_part() {
+async fn a_part_that_fails_undoes_the_others() {
     let bench = Bench::new(4).await;
     bench.fake.run_on_each(
         "CREATE TRIGGER x BEFORE INSERT ON t16384 WHEN new.c1 = 1 BEGIN SELECT raise(ABORT, 'no'); END",
     );
     let (scalars, insert) = insert_rows(20);
     let error = run_insert(&bench, scalars, insert).await.unwrap_err();
-    assert!(error.detail.unwrap().contains("3 of 4 shards"));
-    assert_eq!(error.retry, Retry::Never);
+    assert_eq!((error.retry, error.detail), (Retry::Never, None));
+    assert_eq!(bench.fake.on_each("SELECT count(*) FROM t16384"), [0; 4]);
+    assert_eq!((bench.fake.open_branches(), bench.fake.verdicts.lock().len()), (0, 0));
 }
 
 #[tokio::test]
 async fn a_reference_write_fails_on_one_shard_before_it_reaches_the_others() {
     let bench = Bench::new(3).await;
     let row = || insert(InsertTarget::Everywhere, REFERENCE, vec![vec![0, 1]]);
-    assert_eq!(
-        run_insert(&bench, ints(&[1, 2]).into_iter().take(1).chain(text("x")).collect(), row()).await,
-        Ok(1)
-    );
+    let values = |text_of: &str| ints(&[1]).into_iter().chain(text(text_of)).collect();
+    assert_eq!(run_insert(&bench, values("x"), row()).await, Ok(1));
     assert_eq!(bench.fake.on_each("SELECT count(*) FROM t16385"), [1, 1, 1]);
+    assert_eq!(bench.fake.acted("prepare"), [1, 2, 3]);
     bench.fake.requests.lock().clear();
-    let again = ints(&[1]).into_iter().chain(text("y")).collect();
-    assert!(run_insert(&bench, again, row()).await.is_err());
+    assert!(run_insert(&bench, values("y"), row()).await.is_err());
     assert_eq!(bench.fake.requests.lock().len(), 1);
+    // Where there is but one copy it's a write like any other.
+    let bench = Bench::new(1).await;
+    assert_eq!(run_insert(&bench, values("x"), row()).await, Ok(1));
+    assert!(bench.fake.actions.lock().is_empty());
+}
+
+#[tokio::test]
+async fn copies_that_differ_are_not_written() {
+    let bench = Bench::new(2).await;
+    bench.fake.run_on_each(
+        "CREATE TRIGGER x BEFORE INSERT ON t16384 BEGIN INSERT INTO t16385 VALUES (1, 'x'); END",
+    );
+    let (scalars, one) = insert_rows(1);
+    assert_eq!(run_insert(&bench, scalars, one).await, Ok(1));
+    let update = Modify {
+        delete: false,
+        table: REFERENCE,
+        fragment: Fragment { target: Target::Everywhere, ..fragment(KeyFilter::All, "", &[]) },
+        locking_sql: "UPDATE t16385 SET c2 = 'y' RETURNING c1".into(),
+        touch: 1,
+    };
+    let plan = plan(vec![], Action::Session(SessionCommand::Empty));
+    let error = bench.executor.modify(&bench.statement(&plan), &update, &[]).await.unwrap_err();
+    assert_eq!(error.sqlstate.as_str(), "XX001");
+    assert_eq!(bench.fake.on_each("SELECT count(*) FROM t16385 WHERE c2 = 'y'"), [0, 0]);
 }
 
 #[tokio::test]
@@ -280,24 +304,46 @@ fn text(value: &str) -> Vec<Scalar> {
 }
 
 #[tokio::test]
-async fn an_update_of_several_shards_is_refused_before_it_runs() {
+async fn an_update_takes_as_many_shards_as_its_rows() {
     let bench = Bench::new(2).await;
+    let (scalars, rows) = insert_rows(10);
+    run_insert(&bench, scalars, rows).await.unwrap();
+    bench.fake.requests.lock().clear();
+    bench.fake.actions.lock().clear();
     let update = |filter| Modify {
         delete: false,
         table: TABLE,
-        fragment: fragment(filter, "UPDATE t16384 SET c2 = 'x'", &[]),
-        locking_sql: "UPDATE t16384 SET c2 = 'x' RETURNING c1".into(),
+        fragment: fragment(filter, "UPDATE t16384 SET c2 = 'x' WHERE c1 = 1", &[]),
+        locking_sql: "UPDATE t16384 SET c2 = 'y' RETURNING c1".into(),
         touch: 1,
     };
     let plan = plan(ints(&[1]), Action::Session(SessionCommand::Empty));
     let run = bench.statement(&plan);
-    let error = bench.executor.modify(&run, &update(KeyFilter::All), &[Value::Int(1)]).await.unwrap_err();
-    assert_eq!((error.sqlstate.as_str(), error.hint.is_some()), ("0A000", true));
-    assert!(bench.fake.requests.lock().is_empty());
     let one = update(KeyFilter::In(vec![vec![ScalarId(0)]]));
-    assert_eq!(bench.executor.modify(&run, &one, &[Value::Int(1)]).await.unwrap().affected, 0);
+    assert_eq!(bench.executor.modify(&run, &one, &[Value::Int(1)]).await.unwrap().affected, 1);
     let none = bench.executor.modify(&run, &update(KeyFilter::Nothing), &[]).await.unwrap();
     assert_eq!((none.affected, bench.fake.requests.lock().len()), (0, 1));
+    assert!(bench.fake.actions.lock().is_empty(), "one shard's write is no transaction over shards");
+    let all = bench.executor.modify(&run, &update(KeyFilter::All), &[Value::Int(1)]).await.unwrap();
+    assert_eq!(all.affected, 10);
+    assert_eq!(bench.fake.on_each("SELECT count(*) FROM t16384 WHERE c2 = 'y'").iter().sum::<i64>(), 10);
+    assert_eq!((bench.fake.acted("prepare"), bench.fake.acted("finish")), (vec![1, 2], vec![1, 2]));
+}
+
+#[tokio::test]
+async fn a_bound_on_waiting_travels_with_a_branch() {
+    let bench = Bench::new(2).await;
+    let (scalars, one) = insert_rows(1);
+    let plan = plan(scalars, Action::Insert(one));
+    let mut run = bench.statement(&plan);
+    run.lock_timeout = Some(Duration::from_secs(1));
+    let values = bench.executor.scalars(&plan, &run).await.unwrap();
+    let Action::Insert(insert) = &plan.action else { panic!() };
+    assert_eq!(bench.executor.insert(&run, insert, &values).await.unwrap().affected, 1);
+    assert_eq!(bench.fake.acted("commit").len(), 1);
+    let requests = bench.fake.requests.lock();
+    let Access::Branch { branch, .. } = &requests[0].access else { panic!() };
+    assert_eq!((branch.statement, branch.lock_timeout), (1, run.lock_timeout));
 }
 
 #[tokio::test]
@@ -392,6 +438,23 @@ async fn copy_tells_line_and_column_of_what_is_wrong() {
     let report = copy(&bench, &[b"1\tx\n2\n"]).await.unwrap_err();
     assert_eq!(report.error.sqlstate.as_str(), "22P04");
     assert_eq!(report.context.as_deref(), Some("COPY t, line 2: \"2\""));
-    // Nothing of a COPY that fails before its batches are full is written.
     assert_eq!(bench.fake.on_each("SELECT count(*) FROM t16384"), [0, 0]);
+}
+
+#[tokio::test]
+async fn copy_is_all_or_nothing_however_many_batches_it_takes() {
+    let mut bench = Bench::new(2).await;
+    bench.executor.config.batch_bytes = 100;
+    let rows: String = (1..=200).map(|n| format!("{n}\tsome text\n")).collect();
+    let bad = format!("{rows}x\ty\n");
+    assert_eq!(copy(&bench, &[bad.as_bytes()]).await.unwrap_err().error.sqlstate.as_str(), "22P02");
+    // What was sent is let go in the background.
+    while bench.fake.open_branches() > 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(bench.fake.on_each("SELECT count(*) FROM t16384"), [0, 0]);
+    assert!(bench.fake.requests.lock().len() > 4, "one batch proves nothing");
+    assert_eq!(copy(&bench, &[rows.as_bytes()]).await.unwrap(), 200);
+    assert_eq!(bench.fake.on_each("SELECT count(*) FROM t16384").iter().sum::<i64>(), 200);
+    assert_eq!(bench.fake.verdicts.lock().len(), 1);
 }

@@ -1,19 +1,21 @@
-//! Writes that go to one shard, and those few that may go to several.
+//! Writes: on one shard as they are, on several as one transaction.
 //!
-//! Until there are distributed transactions, only INSERT, COPY and writes to reference tables write on more than one
-//! shard, as best effort: when a shard refuses its part, what the others did stays, and the error says so. UPDATE and
-//! DELETE of sharded rows run on one shard or are refused before they begin.
+//! A statement that is a transaction by itself and writes on one shard is sent there, and that's all. One that writes on
+//! several shards, or has a bound on waiting for locks, gets a transaction of its own around it; one in a session's
+//! transaction becomes part of that. Either way all of it is done or nothing.
 
 use super::Executor;
 use super::fragments::{ShardWrite, pick};
+use super::gather::shards_of;
 use super::rows::next_of;
 use super::statement::Statement;
-use futures::future::BoxFuture;
-use futures::{FutureExt, StreamExt, stream};
-use planner::plan::{Modify, Route, Target};
+use crate::transaction::Transaction;
+use dialect::physical::table_name;
+use futures::{StreamExt, stream};
+use planner::plan::{Modify, Target};
+use proto::catalog::Placement;
 use proto::services::{FragmentResponse, RowSource};
 use proto::{Retry, RowBatch, ShardId, SqlState, TableId, Value, WireError};
-use std::sync::Arc;
 
 /// What a write did.
 #[derive(Debug, Default)]
@@ -25,6 +27,39 @@ pub struct Written {
 }
 
 impl Executor {
+    /// Begins a transaction.
+    pub fn begin(&self, run: &Statement<'_>) -> Transaction {
+        self.transactions.begin(run.facts.begun())
+    }
+
+    /// Whether a write on one shard needs no transaction around it.
+    pub(super) fn is_alone(&self, run: &Statement<'_>) -> bool {
+        // What bounds the wait for a lock travels with branches alone.
+        run.transaction.is_none() && run.lock_timeout.is_none()
+    }
+
+    /// Ends the transaction that a statement got for itself, by what the statement came to.
+    pub(super) async fn conclude<T>(
+        &self,
+        run: &Statement<'_>,
+        own: Option<Transaction>,
+        result: Result<T, WireError>,
+    ) -> Result<T, WireError> {
+        let Some(own) = own else { return result };
+        let result = match result {
+            Ok(done) => own.commit(run.deadline).await.map(|()| done),
+            Err(error) => {
+                own.rollback().settle().await;
+                Err(error)
+            }
+        };
+        result.map_err(|error| match (error.sqlstate, &error.retry) {
+            // Nobody has seen anything of it, so it can run again.
+            (SqlState::SERIALIZATION_FAILURE, Retry::Never) => error.with_retry(Retry::Later),
+            _ => error,
+        })
+    }
+
     /// Runs an UPDATE or DELETE.
     pub async fn modify(
         &self,
@@ -33,81 +68,136 @@ impl Executor {
         scalars: &[Value],
     ) -> Result<Written, WireError> {
         let fragment = &modify.fragment;
-        let shards = match planner::route(&fragment.target, scalars, &run.state.topology)? {
-            Route::None => return Ok(Written::default()),
-            Route::One(shard) => vec![shard],
-            Route::Some(shards) | Route::All(shards) if matches!(fragment.target, Target::Everywhere) => {
-                shards
-            }
-            Route::Some(shards) | Route::All(shards) => {
-                return Err(too_many_shards(modify.delete, shards.len()));
-            }
-        };
+        let shards = shards_of(planner::route(&fragment.target, scalars, &run.state.topology)?);
+        let everywhere = matches!(fragment.target, Target::Everywhere);
+        let is_alone = shards.len() == 1 && self.is_alone(run);
+        // A branch locks what it touches, so it must know that.
+        let (sql, touch) = if is_alone { (&fragment.sql, 0) } else { (&modify.locking_sql, modify.touch) };
         let write = |shard| {
             Ok(ShardWrite {
                 shard,
                 schema_version: run.state.catalog.version(),
-                sql: fragment.sql.clone(),
+                sql: sql.clone(),
                 params: pick(&fragment.params, scalars)?,
                 rows: None,
-                touch: 0,
-                request: self.requests.begin(),
+                touch,
                 // Its conditions may name other tables, so it is planned again when the catalog changes.
                 alone_in: None,
-                everywhere: false,
+                everywhere,
             })
         };
-        if let [shard] = shards[..] {
-            let response = self.write(run, write(shard)?).await?;
-            return collect(response).await;
+        if is_alone && let [shard] = shards[..] {
+            return collect(self.write(run, write(shard)?).await?).await;
         }
-        self.write_everywhere(run, modify.table, &shards, write).await
+        let writes = shards.into_iter().map(write).collect::<Result<_, WireError>>()?;
+        let parts = self.write_all(run, writes).await?;
+        Ok(if everywhere { first_of(parts) } else { sum_of(parts) })
     }
 
-    /// Writes the same on every shard: a reference table. One shard goes first, so that what fails everywhere fails
-    /// there, before anything is done.
-    pub(super) async fn write_everywhere(
+    /// TRUNCATE in a transaction: all rows are deleted.
+    pub async fn truncate(&self, run: &Statement<'_>, tables: &[TableId]) -> Result<(), WireError> {
+        for id in tables {
+            let table = run.state.catalog.table(*id);
+            let table = table.ok_or_else(|| WireError::internal("a plan names a table that isn't there"))?;
+            let keyspaces = &run.state.topology.keyspaces;
+            let (shards, everywhere): (Vec<ShardId>, _) = match &table.placement {
+                Placement::Reference => (keyspaces.values().flat_map(|k| k.shards.clone()).collect(), true),
+                Placement::Sharded { keyspace, .. } | Placement::Single { keyspace } => {
+                    (keyspaces.get(keyspace).map(|k| k.shards.clone()).unwrap_or_default(), false)
+                }
+            };
+            let write = |shard| ShardWrite {
+                shard,
+                schema_version: run.state.catalog.version(),
+                sql: format!("DELETE FROM {}", table_name(*id)).into(),
+                params: Vec::new(),
+                rows: None,
+                touch: 0,
+                alone_in: Some(*id),
+                everywhere,
+            };
+            self.write_all(run, shards.into_iter().map(write).collect()).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs a statement's writes, in a transaction of its own if there is none. What each did comes in their order.
+    pub(super) async fn write_all(
         &self,
         run: &Statement<'_>,
-        table: TableId,
-        shards: &[ShardId],
-        write: impl Fn(ShardId) -> Result<ShardWrite, WireError>,
-    ) -> Result<Written, WireError> {
-        let Some((first, others)) = shards.split_first() else {
-            return Err(WireError::internal("the cluster has no shard"));
+        mut writes: Vec<ShardWrite>,
+    ) -> Result<Vec<Written>, WireError> {
+        if writes.is_empty() {
+            return Ok(Vec::new());
+        }
+        if writes.len() == 1 && self.is_alone(run) {
+            let write = writes.remove(0);
+            return Ok(vec![collect(self.write(run, write).await?).await?]);
+        }
+        let own = run.transaction.is_none().then(|| self.begin(run));
+        let within = run.within(own.as_ref());
+        let result = self.write_each(&within, writes).await;
+        self.conclude(run, own, result).await
+    }
+
+    async fn write_each(
+        &self,
+        run: &Statement<'_>,
+        mut writes: Vec<ShardWrite>,
+    ) -> Result<Vec<Written>, WireError> {
+        let Some(transaction) = run.transaction else {
+            return Err(WireError::internal("writes on several shards without a transaction"));
         };
-        // Two writes of this router reach every shard in the same order.
-        let lock: Arc<tokio::sync::Mutex<()>> = self.reference_locks.entry(table).or_default().clone();
-        let _held = run.attend(async { Ok(lock.lock().await) }).await?;
-        let first = ShardWrite { everywhere: true, ..write(*first)? };
-        let done = collect(self.write(run, first).await?).await?;
-        let rest = others.iter().map(|shard| {
-            let mut write = write(*shard)?;
-            // The first shard has it, so the others must get it though the catalog changes meanwhile.
-            write.alone_in = Some(table);
-            Ok(write)
+        let mut done: Vec<Option<Written>> = std::iter::repeat_with(|| None).take(writes.len()).collect();
+        let everywhere = writes.iter().any(|write| write.everywhere);
+        if everywhere {
+            // The first shard goes first: whoever writes the same row waits for its lock there, and holds none elsewhere.
+            let first = writes.remove(0);
+            done[0] = Some(collect(self.write_within(run, transaction, first).await?).await?);
+        }
+        let rest = done.len() - writes.len();
+        let writes = writes.into_iter().enumerate().map(|(place, write)| async move {
+            let written = match self.write_within(run, transaction, write).await {
+                Ok(response) => collect(response).await,
+                Err(error) => Err(error),
+            };
+            (rest + place, written)
         });
-        let rest = rest.collect::<Result<Vec<_>, WireError>>()?;
-        for outcome in self.write_each(run, rest).await {
-            let others = outcome.map_err(|error| partly(error, "the other copies of a reference table"))?;
-            if others.affected != done.affected {
-                let message = "the copies of a reference table differ: a write changed more rows on one than on another";
-                return Err(WireError::new(SqlState::DATA_CORRUPTED, message));
+        let mut answers = stream::iter(writes).buffer_unordered(self.config.shards_at_once);
+        let mut failed: Option<WireError> = None;
+        while let Some((place, written)) = answers.next().await {
+            match written {
+                Ok(written) => done[place] = Some(written),
+                // Nothing can mend it, so the others needn't be waited for: they may wait for locks.
+                Err(error) if error.retry == Retry::Never => return Err(error),
+                Err(error) => failed = failed.or(Some(error)),
             }
         }
-        Ok(done)
+        let done: Vec<_> = done.into_iter().flatten().collect();
+        match failed {
+            Some(error) => Err(error),
+            None if everywhere && done.iter().any(|copy| copy.affected != done[0].affected) => {
+                let message = "the copies of a reference table differ: a write would change more rows on one than on another";
+                Err(WireError::new(SqlState::DATA_CORRUPTED, message))
+            }
+            None => Ok(done),
+        }
     }
+}
 
-    /// Sends writes to their shards, and waits for every outcome. They come in the order of the writes.
-    pub(super) async fn write_each(
-        &self,
-        run: &Statement<'_>,
-        writes: Vec<ShardWrite>,
-    ) -> Vec<Result<FragmentResponse, WireError>> {
-        let writes: Vec<BoxFuture<'_, _>> =
-            writes.into_iter().map(|write| self.write(run, write).boxed()).collect();
-        stream::iter(writes).buffered(self.config.shards_at_once).collect().await
+/// What a write to every copy of a reference table did: the same to each.
+pub(super) fn first_of(parts: Vec<Written>) -> Written {
+    parts.into_iter().next().unwrap_or_default()
+}
+
+/// What a statement did whose parts ran on several shards.
+pub(super) fn sum_of(parts: Vec<Written>) -> Written {
+    let mut sum = Written::default();
+    for part in parts {
+        sum.affected += part.affected;
+        sum.rows.extend(part.rows);
     }
+    sum
 }
 
 /// All that a write's answer has.
@@ -123,72 +213,4 @@ pub(super) async fn collect(response: FragmentResponse) -> Result<Written, WireE
         }
     }
     Ok(Written { affected: response.affected, rows })
-}
-
-/// The outcomes of one statement's parts on several shards, as one: the first error, if there is one, saying whether
-/// other parts were done.
-pub(super) fn together(
-    outcomes: Vec<Result<FragmentResponse, WireError>>,
-) -> Result<Vec<FragmentResponse>, WireError> {
-    let all = outcomes.len();
-    let (done, errors): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_ok);
-    let done: Vec<_> = done.into_iter().flatten().collect();
-    let mut errors: Vec<_> = errors.into_iter().filter_map(Result::err).collect();
-    if errors.is_empty() {
-        return Ok(done);
-    }
-    // An error that nothing can mend says more than one that another plan could.
-    let worst = errors.iter().position(|error| error.retry == Retry::Never).unwrap_or(0);
-    let error = errors.swap_remove(worst);
-    let unknown = errors.iter().any(|error| error.retry == Retry::Unknown);
-    if done.is_empty() && !unknown {
-        return Err(error);
-    }
-    Err(partly(error, &format!("{} of {all} shards", done.len())))
-}
-
-/// The error of a statement that was done in part.
-pub(super) fn partly(mut error: WireError, place: &str) -> WireError {
-    // Planning and running it again would do the done parts twice.
-    error.retry = Retry::Never;
-    let note = format!("The statement's rows on {place} were written before it failed, and stay.");
-    error.detail = Some(match error.detail.take() {
-        Some(detail) => format!("{detail} {note}"),
-        None => note,
-    });
-    error
-}
-
-fn too_many_shards(delete: bool, shards: usize) -> WireError {
-    let what = if delete { "DELETE" } else { "UPDATE" };
-    WireError::unsupported(format_args!("{what} of rows on several shards ({shards})"))
-        .with_hint("Give the shard key's value in WHERE, so that one shard has all the rows.")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proto::{LogIndex, SchemaVersion};
-
-    fn ok() -> Result<FragmentResponse, WireError> {
-        let rows = RowSource::Whole(RowBatch::default());
-        Ok(FragmentResponse { rows, affected: 1, position: LogIndex(1) })
-    }
-
-    fn error(retry: Retry) -> Result<FragmentResponse, WireError> {
-        Err(WireError::new(SqlState::UNIQUE_VIOLATION, "x").with_retry(retry))
-    }
-
-    #[test]
-    fn a_statement_that_was_done_in_part_says_so_and_is_not_repeated() {
-        assert_eq!(together(vec![ok(), ok()]).unwrap().len(), 2);
-        let stale = || error(Retry::StaleSchema(SchemaVersion(9)));
-        let none_done = together(vec![stale(), stale()]).err().unwrap();
-        assert_eq!(none_done.retry, Retry::StaleSchema(SchemaVersion(9)));
-        let some_done = together(vec![stale(), ok()]).err().unwrap();
-        assert_eq!(some_done.retry, Retry::Never);
-        assert!(some_done.detail.unwrap().contains("1 of 2 shards"));
-        let unknown = together(vec![stale(), error(Retry::Unknown)]).err().unwrap();
-        assert_eq!(unknown.retry, Retry::Never);
-    }
 }

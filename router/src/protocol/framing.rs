@@ -62,6 +62,22 @@ impl<R: AsyncRead + Unpin> Frames<R> {
         Ok(Some((tag, self.buffer.split_to(len - 4).freeze())))
     }
 
+    /// Whether the pipeline is known to end next: a Sync has arrived, and nothing before it runs anything.
+    pub fn ends_next(&self) -> bool {
+        let mut rest = &self.buffer[..];
+        loop {
+            match rest.first() {
+                Some(b'S') => return true,
+                // Close and Flush.
+                Some(b'C' | b'H') => {}
+                _ => return false,
+            }
+            let Some(len) = rest[1..].first_chunk::<4>() else { return false };
+            let Some(next) = rest.get(1 + u32::from_be_bytes(*len) as usize..) else { return false };
+            rest = next;
+        }
+    }
+
     /// The next message. Cancel safe: what was read stays.
     pub async fn next(&mut self) -> Result<(u8, Bytes), FrameError> {
         loop {
@@ -124,6 +140,24 @@ mod tests {
         assert_eq!(frames.next().await.unwrap(), (b'Q', Bytes::from_static(b"a\0")));
         assert_eq!(frames.next().await.unwrap(), (b'S', Bytes::new()));
         assert!(matches!(frames.next().await, Err(FrameError::Closed)));
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_pipeline_is_seen_ahead() {
+        for (bytes, ends) in [
+            (&b"S\0\0\0\x04"[..], true),
+            (b"H\0\0\0\x04C\0\0\0\x06S\0S\0\0\0\x04", true),
+            (b"C\0\0\0\x06S\0", false),
+            (b"C\0\0\0\x06S", false),
+            (b"C\0\0", false),
+            (b"E\0\0\0\x09\0\0\0\0\0S\0\0\0\x04", false),
+            (b"C\xff\xff\xff\xff", false),
+            (b"", false),
+        ] {
+            let mut frames = Frames::new(bytes, 100);
+            let _ = frames.fill().await;
+            assert_eq!(frames.ends_next(), ends, "{bytes:?}");
+        }
     }
 
     #[tokio::test]

@@ -37,14 +37,21 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 }
                 done(if *start { "START TRANSACTION" } else { "BEGIN" })
             }
-            SessionCommand::Commit => self.end_block(true),
-            SessionCommand::Rollback => self.end_block(false),
-            SessionCommand::Savepoint(_) | SessionCommand::Release(_) | SessionCommand::RollbackTo(_) => {
-                if !self.block.is_open() {
-                    let message = "SAVEPOINT can only be used in transaction blocks";
-                    return Err(WireError::new(SqlState::NO_ACTIVE_SQL_TRANSACTION, message));
-                }
-                Err(WireError::unsupported("SAVEPOINT"))
+            SessionCommand::Commit => self.end_block(true).await,
+            SessionCommand::Rollback => self.end_block(false).await,
+            SessionCommand::Savepoint(name) => {
+                let mark = self.transaction.as_ref().map(|transaction| transaction.mark());
+                let (mark, settings) = (mark.unwrap_or_default(), self.settings.clone());
+                self.block.save(name, mark, settings, self.undo.clone(), self.portals_made)?;
+                done("SAVEPOINT")
+            }
+            SessionCommand::Release(name) => {
+                self.block.release(name)?;
+                done("RELEASE")
+            }
+            SessionCommand::RollbackTo(name) => {
+                self.roll_back_to(name, deadline).await?;
+                done("ROLLBACK")
             }
             SessionCommand::SetTransaction { read_only, isolation, session: true } => {
                 check_isolation(*isolation)?;
@@ -135,16 +142,25 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         }
     }
 
-    fn end_block(&mut self, commit: bool) -> Result<Started, WireError> {
+    async fn end_block(&mut self, commit: bool) -> Result<Started, WireError> {
         if !self.block.is_open() {
             let code = SqlState::NO_ACTIVE_SQL_TRANSACTION;
             self.notice(&warning(code, "there is no transaction in progress"));
         }
-        let (committed, notice) = self.block.end(commit);
+        let (commit, notice) = self.block.end(commit);
         if let Some(notice) = notice {
             self.notice(&notice);
         }
         self.portals.clear();
+        let ended = match self.transaction.take() {
+            Some(transaction) if commit => transaction.commit(self.deadline()).await,
+            Some(transaction) => {
+                transaction.rollback().settle().await;
+                Ok(())
+            }
+            None => Ok(()),
+        };
+        let committed = commit && ended.is_ok();
         if let Some(undo) = self.undo.take() {
             let before = self.settings.clone();
             if committed {
@@ -156,7 +172,25 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             }
             self.report_changes(&before);
         }
+        ended?;
         Ok(Started::Done(Tag::Plain(if committed { "COMMIT" } else { "ROLLBACK" })))
+    }
+
+    /// ROLLBACK TO SAVEPOINT: rows, settings and portals are what they were.
+    async fn roll_back_to(&mut self, name: &str, deadline: Instant) -> Result<(), WireError> {
+        let savepoint = self.block.rewind(name)?;
+        if let Some(transaction) = &self.transaction {
+            transaction.undo(&savepoint.mark, deadline).await?;
+        }
+        let portals = savepoint.portals;
+        self.undo = savepoint.undo.clone();
+        let before = std::mem::replace(&mut self.settings, savepoint.settings.clone());
+        self.portals.retain(|_, portal| portal.made <= portals);
+        if let Some(notice) = self.block.resume() {
+            self.notice(&notice);
+        }
+        self.report_changes(&before);
+        Ok(())
     }
 
     /// SET. In a block it's undone by ROLLBACK, and SET LOCAL by the block's end.

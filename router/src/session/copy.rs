@@ -56,10 +56,17 @@ impl<W: AsyncWrite + Unpin> Session<W> {
 
     /// Tells how a COPY has ended, and goes on with the string that it was part of.
     pub(super) async fn end_copy(&mut self, state: CopyState, result: Result<u64, Box<Report>>) {
-        let CopyState { copying, text: _, rest } = state;
+        let CopyState { mut copying, text: _, rest } = state;
+        let mut result = result;
+        if result.is_err() {
+            self.ending = copying.abandon();
+        } else if rest.as_ref().is_some_and(VecDeque::is_empty)
+            && let Err(report) = self.commit_implicit().await
+        {
+            result = Err(report);
+        }
         match (result, rest) {
             (Ok(rows), rest) => {
-                self.block.wrote(&copying.plan);
                 super::run::Tag::Count("COPY", rows).write(&mut self.output.buffer, 0);
                 if let Some(rest) = rest {
                     self.run_string(rest).await;

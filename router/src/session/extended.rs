@@ -42,6 +42,8 @@ pub struct Portal {
     plan: Option<Arc<Plan>>,
     parameters: Vec<Value>,
     formats: Vec<Format>,
+    /// Which of the session's portals it is, counted from 1.
+    pub(super) made: u64,
     state: PortalState,
 }
 
@@ -70,6 +72,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             Message::Describe(Object::Portal, name) => self.describe_portal(&name),
             Message::Execute { portal, max_rows } => {
                 self.interrupt.rearm();
+                self.begin_statement(self.ends_next);
                 self.execute(portal, max_rows).await
             }
             Message::Close(object, name) => {
@@ -220,8 +223,10 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 }
             });
         }
-        let made = Portal { prepared, plan, parameters: values, formats: results, state: PortalState::Ready };
-        self.portals.insert(portal, made);
+        self.portals_made += 1;
+        let (made, state) = (self.portals_made, PortalState::Ready);
+        let bound = Portal { prepared, plan, parameters: values, formats: results, made, state };
+        self.portals.insert(portal, bound);
         backend::bind_complete(&mut self.output.buffer);
         Ok(())
     }
@@ -253,6 +258,9 @@ impl<W: AsyncWrite + Unpin> Session<W> {
     async fn execute(&mut self, name: String, max_rows: u32) -> Result<(), Box<Report>> {
         let mut portal = self.portals.remove(&name).ok_or_else(|| no_portal(&name))?;
         let limit = if max_rows == 0 { u64::MAX } else { u64::from(max_rows) };
+        if let Some(plan) = &portal.plan {
+            self.check_failed(plan)?;
+        }
         let state = std::mem::replace(&mut portal.state, PortalState::Ended { returned_rows: false });
         let (mut rows, formats) = match state {
             PortalState::Open(rows, formats) => {
@@ -279,7 +287,6 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                     self.portals.insert(name, portal);
                     return Ok(());
                 };
-                self.check_failed(&plan)?;
                 let state = self.shared.executor.cluster.snapshot();
                 let parameters = std::mem::take(&mut portal.parameters);
                 let started = self.start(text, &parameters, plan, state, &prepared.declared, true).await;

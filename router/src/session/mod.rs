@@ -26,15 +26,17 @@ use crate::protocol::backend::{self, Severity};
 use crate::protocol::framing::{FrameError, Frames};
 use crate::protocol::frontend::{self, Message};
 use crate::server::Shared;
+use crate::transaction::{Ending, ROLLBACK_PATIENCE, Transaction};
 use block::Block;
 use copy::CopyState;
 use extended::{Portal, Prepared};
 use output::Output;
 use planner::plan::Notice;
-use proto::WireError;
+use proto::{SqlState, WireError};
 use settings::Settings;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// A session.
@@ -47,16 +49,27 @@ pub struct Session<W> {
     /// The settings to go back to when the block is rolled back, and those that SET LOCAL hides.
     undo: Option<Box<Undo>>,
     block: Block,
+    /// What the block, string or pipeline has written, from its first write on.
+    transaction: Option<Box<Transaction>>,
+    /// The transaction before, which is still being rolled back.
+    ending: Option<Ending>,
+    /// The statement that runs is a transaction by itself.
+    alone: bool,
+    /// The pipeline is known to end after the message that is handled.
+    ends_next: bool,
     facts: Facts,
     /// The implicit transaction has begun: its time stays.
     in_pipeline: bool,
     prepared: HashMap<String, Arc<Prepared>>,
     portals: HashMap<String, Portal>,
+    /// How many portals there have been.
+    portals_made: u64,
     mode: Mode,
 }
 
 /// Settings as they were before the block changed them.
-struct Undo {
+#[derive(Clone, Debug)]
+pub struct Undo {
     /// At its begin.
     before: Settings,
     /// Those that were set LOCAL, with what they are again after the block.
@@ -103,10 +116,15 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             settings,
             undo: None,
             block: Block::default(),
+            transaction: None,
+            ending: None,
+            alone: false,
+            ends_next: false,
             facts,
             in_pipeline: false,
             prepared: HashMap::new(),
             portals: HashMap::new(),
+            portals_made: 0,
             mode: Mode::Ready,
         }
     }
@@ -130,6 +148,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 Err(FrameError::Closed) => return,
                 Err(FrameError::Invalid(error)) => return self.end(error).await,
             };
+            self.ends_next = frames.ends_next();
             let interrupt = self.interrupt.clone();
             let flow = attended(frames, &interrupt, self.handle(tag, frontend::decode(tag, body))).await;
             if flow == Flow::End {
@@ -143,6 +162,14 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         &mut self,
         frames: &mut Frames<R>,
     ) -> Option<Result<(u8, bytes::Bytes), FrameError>> {
+        let limit = self.settings.idle_in_transaction.filter(|_| self.is_idle_in_transaction());
+        let too_long = async move {
+            match limit {
+                Some(limit) => tokio::time::sleep(limit).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(too_long);
         loop {
             // A cancel request that finds nothing to cancel is forgotten.
             self.interrupt.rearm();
@@ -150,6 +177,11 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 biased;
                 frame = frames.next() => return Some(frame),
                 reason = self.interrupt.wait() => reason,
+                () = &mut too_long => {
+                    let message = "terminating connection due to idle-in-transaction timeout";
+                    self.end(WireError::new(SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT, message)).await;
+                    return None;
+                }
                 () = self.interrupt.closing(), if self.is_between() => Reason::Shutdown,
             };
             match reason {
@@ -166,6 +198,11 @@ impl<W: AsyncWrite + Unpin> Session<W> {
     /// Whether nothing is under way that would end with the session.
     fn is_between(&self) -> bool {
         !self.in_pipeline && !self.block.is_open() && matches!(self.mode, Mode::Ready)
+    }
+
+    /// Whether a block is open and its client was told that it may go on.
+    fn is_idle_in_transaction(&self) -> bool {
+        self.block.is_open() && !self.in_pipeline && matches!(self.mode, Mode::Ready)
     }
 
     async fn handle(&mut self, tag: u8, message: Result<Message, WireError>) -> Flow {
@@ -230,13 +267,13 @@ impl<W: AsyncWrite + Unpin> Session<W> {
 
     /// The first message of an implicit transaction.
     fn begin_pipeline(&mut self) {
+        let now = clock_time();
         if !self.in_pipeline {
             self.in_pipeline = true;
             self.interrupt.rearm();
-        }
-        let now = clock_time();
-        if !self.block.is_open() {
-            self.facts.transaction_time = now;
+            if !self.block.is_open() {
+                self.facts.transaction_time = now;
+            }
         }
         self.facts.statement_time = now;
     }
@@ -244,22 +281,50 @@ impl<W: AsyncWrite + Unpin> Session<W> {
     /// Sync: the implicit transaction ends, and with it portals that no block holds.
     async fn sync(&mut self) {
         self.in_pipeline = false;
+        self.end_implicit().await;
+    }
+
+    /// The end of a string or pipeline. Outside a block that is the end of its transaction.
+    async fn end_implicit(&mut self) {
+        if let Err(report) = self.commit_implicit().await {
+            self.fail(report);
+        }
         self.block.end_implicit();
         if !self.block.is_open() {
             self.portals.clear();
         }
-        self.ready();
+        // Who hears that its transaction has ended, or failed, may count on the locks being free.
+        if let Some(ending) = self.ending.take() {
+            ending.settle().await;
+        }
+        if let (Some(transaction), Some(mark)) = (&self.transaction, self.block.stands()) {
+            // If it can't be undone now, it is tried again when the savepoint is gone back to.
+            let _ = transaction.undo(mark, Instant::now() + ROLLBACK_PATIENCE).await;
+        }
+        backend::ready(&mut self.output.buffer, self.block.status());
         self.flush().await;
     }
 
-    fn ready(&mut self) {
-        backend::ready(&mut self.output.buffer, self.block.status());
+    /// Commits what a string or pipeline has written, unless it's in a block.
+    async fn commit_implicit(&mut self) -> Result<(), Box<Report>> {
+        if self.block.is_open() {
+            return Ok(());
+        }
+        let Some(transaction) = self.transaction.take() else { return Ok(()) };
+        let committed = Box::pin(transaction.commit(self.deadline())).await;
+        committed.map_err(|error| Report::named(error, &self.shared.executor.cluster.load().catalog))
     }
 
     async fn flush(&mut self) {
         if self.output.flush().await.is_err() {
             self.interrupt.raise(Reason::Lost);
         }
+    }
+
+    /// A statement begins: it is a transaction by itself if nothing came before it and, as `last` says, nothing will come
+    /// after it.
+    fn begin_statement(&mut self, last: bool) {
+        self.alone = last && !self.block.is_open() && self.transaction.is_none();
     }
 
     /// Tells of an error; in a block, the block fails.
@@ -269,8 +334,12 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             report = Report::named(report.error, &self.shared.executor.cluster.load().catalog);
             report.context = context;
         }
-        if let Some(notice) = self.block.fail() {
+        let (over, notice) = self.block.fail(&report.error);
+        if let Some(notice) = notice {
             self.notice(&notice);
+        }
+        if over && let Some(transaction) = self.transaction.take() {
+            self.ending = Some(transaction.rollback());
         }
         if !self.block.is_open() {
             self.portals.clear();

@@ -1,6 +1,7 @@
 //! What both protocols do with a statement: plan it, start it, tell what it did.
 
-use super::{Session, block::writes};
+use super::Session;
+use super::block::{Effect, effect, truncated};
 use crate::error::Report;
 use crate::executor::copy_in::Copying;
 use crate::executor::rows::{Chunk, RowStream};
@@ -175,6 +176,17 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             interrupt: &self.interrupt,
             deadline,
             retry_for: self.shared.executor.config.retry_timeout,
+            transaction: self.transaction.as_deref(),
+            lock_timeout: self.settings.lock_timeout,
+        }
+    }
+
+    /// A statement is about to run: what writes or locks, and isn't alone in its transaction, needs one.
+    fn join_transaction(&mut self, plan: &Plan) {
+        let takes_part = matches!(effect(plan), Effect::Locks | Effect::Writes | Effect::Truncates);
+        if takes_part && !self.alone && self.transaction.is_none() {
+            let transaction = self.shared.executor.transactions.begin(self.facts.begun());
+            self.transaction = Some(Box::new(transaction));
         }
     }
 
@@ -193,7 +205,10 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         let mut backoff =
             Backoff::until(deadline.min(Instant::now() + self.shared.executor.config.retry_timeout));
         loop {
-            self.block.check(&plan, self.settings.read_only && !self.block.is_open())?;
+            let read_only = self.settings.read_only && !self.block.is_open();
+            self.block.check(&plan, read_only, self.alone, self.transaction.is_some())?;
+            self.join_transaction(&plan);
+            let mark = self.transaction.as_ref().map(|transaction| transaction.mark());
             let error = match self.start_once(text, parameters, &plan, state.clone(), deadline).await {
                 Ok(started) => return Ok(started),
                 Err(error) => error,
@@ -201,9 +216,21 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             let (version, epoch) = match error.retry {
                 Retry::StaleSchema(version) => (version, Epoch(0)),
                 Retry::StaleEpoch(epoch) => (state.catalog.version(), epoch),
+                // Its own transaction met another one, and nothing of it is left.
+                Retry::Later if error.sqlstate == SqlState::SERIALIZATION_FAILURE => {
+                    self.interrupt.check()?;
+                    if self.transaction.is_none() && backoff.pause().await {
+                        continue;
+                    }
+                    return Err(error.into());
+                }
                 _ => return Err(Report::named(error, &state.catalog)),
             };
             self.interrupt.check()?;
+            // Some shards may have run it.
+            if let (Some(transaction), Some(mark)) = (&self.transaction, &mark) {
+                transaction.undo(mark, deadline).await?;
+            }
             let cluster = &self.shared.executor.cluster;
             let newer = match cluster.wait_for(version, epoch, backoff.deadline()).await {
                 Ok(newer) => newer,
@@ -278,8 +305,13 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 self.written(plan, !modify.fragment.columns.is_empty(), tag, written, deadline)
             }
             Action::Schema(action) => {
-                let scalars = executor.scalars(plan, &run).await?;
-                Box::pin(executor.change_schema(&run, action, &scalars)).await?;
+                match truncated(&action.changes).filter(|_| !self.alone) {
+                    Some(tables) => Box::pin(executor.truncate(&run, &tables)).await?,
+                    None => {
+                        let scalars = executor.scalars(plan, &run).await?;
+                        Box::pin(executor.change_schema(&run, action, &scalars)).await?;
+                    }
+                }
                 drop(run);
                 for notice in &action.notices {
                     self.notice(notice);
@@ -297,8 +329,8 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             }
             Action::Session(_) => return Err(WireError::internal("the session runs its own commands")),
         };
-        if writes(plan).is_some() {
-            self.block.wrote(plan);
+        if !self.alone {
+            self.block.ran(plan);
         }
         Ok(started)
     }

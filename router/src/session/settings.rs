@@ -106,7 +106,12 @@ const DEFINITIONS: &[Definition] = &[
         "1",
         "Floats are shown with as many digits as tell them apart.",
     ),
-    of("idle_in_transaction_session_timeout", Kind::NoTime, "0", "Idle transactions aren't ended."),
+    of(
+        "idle_in_transaction_session_timeout",
+        Kind::Time,
+        "0",
+        "How long a client may leave a transaction idle before its session is ended.",
+    ),
     of("idle_session_timeout", Kind::NoTime, "0", "Idle sessions aren't ended."),
     told("in_hot_standby", Kind::Fact, "off", "Every router takes writes."),
     told("integer_datetimes", Kind::Fact, "on", "Times are whole microseconds."),
@@ -120,7 +125,7 @@ const DEFINITIONS: &[Definition] = &[
         "C",
         "The messages' language.",
     ),
-    of("lock_timeout", Kind::NoTime, "0", "Statements don't wait for each other's locks."),
+    of("lock_timeout", Kind::Time, "0", "How long a statement may wait for a lock."),
     of("max_identifier_length", Kind::Fact, "63", "Bytes of a name."),
     of("max_index_keys", Kind::Fact, "32", "Columns of an index."),
     of("role", Kind::Unsupported, "none", "There is one role."),
@@ -154,6 +159,10 @@ pub struct Settings {
     pub output: OutputSettings,
     /// `statement_timeout`; `None` for no bound.
     pub statement_timeout: Option<Duration>,
+    /// `lock_timeout`; `None` for no bound.
+    pub lock_timeout: Option<Duration>,
+    /// `idle_in_transaction_session_timeout`; `None` for no bound.
+    pub idle_in_transaction: Option<Duration>,
     /// `default_transaction_read_only`.
     pub read_only: bool,
     /// The place of `client_min_messages` among the levels that matter: notice 0, warning 1, error 2.
@@ -227,10 +236,9 @@ impl Settings {
         match definition.name {
             "shoal.rules" => self.planner.rules = Rules::parse(value)?,
             "TimeZone" => self.output.zone = TimeZone::parse(value)?,
-            "statement_timeout" => {
-                let millis = parse_millis(value).unwrap_or(0);
-                self.statement_timeout = (millis > 0).then(|| Duration::from_millis(millis));
-            }
+            "statement_timeout" => self.statement_timeout = timeout(value),
+            "lock_timeout" => self.lock_timeout = timeout(value),
+            "idle_in_transaction_session_timeout" => self.idle_in_transaction = timeout(value),
             "default_transaction_read_only" => self.read_only = value == "on",
             "client_min_messages" => {
                 self.least_notice = match value {
@@ -243,6 +251,11 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+/// A time that bounds something; 0 is no bound.
+fn timeout(value: &str) -> Option<Duration> {
+    parse_millis(value).filter(|millis| *millis > 0).map(Duration::from_millis)
 }
 
 fn find(name: &str) -> Result<&'static Definition, WireError> {
@@ -381,6 +394,8 @@ mod tests {
         assert_eq!(set("search_path", "\"$user\", public").unwrap(), "\"$user\", public");
         assert_eq!(set("statement_timeout", "5000").unwrap(), "5s");
         assert_eq!(set("statement_timeout", "1.5min").unwrap(), "90s");
+        assert_eq!(set("lock_timeout", "250").unwrap(), "250ms");
+        assert_eq!(set("idle_in_transaction_session_timeout", "60000").unwrap(), "1min");
         assert_eq!(set("application_name", "caf\u{e9}").unwrap(), "caf?");
         assert_eq!(set("transaction_isolation", "READ COMMITTED").unwrap(), "read committed");
     }
@@ -393,7 +408,8 @@ mod tests {
             ("extra_float_digits", "0", "22023"),
             ("standard_conforming_strings", "off", "22023"),
             ("search_path", "other", "0A000"),
-            ("lock_timeout", "10s", "0A000"),
+            ("idle_session_timeout", "10s", "0A000"),
+            ("lock_timeout", "-1", "22023"),
             ("transaction_isolation", "serializable", "22023"),
             ("server_version", "16", "55P02"),
             ("nonsense", "1", "42704"),

@@ -3,6 +3,8 @@
 use crate::config::Config;
 use crate::fake::{Fake, FakePeers};
 use crate::server::Router;
+use proto::WireError;
+use proto::services::{Access, Branch, BranchAccess, FragmentRequest, LockWait};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -264,8 +266,7 @@ async fn a_failed_block_waits_for_its_end() {
     client.batch_execute("COMMIT").await.unwrap();
     shown(&client, "application_name").await;
     assert_eq!(rows(&client, "BEGIN ISOLATION LEVEL SERIALIZABLE").await, Err("0A000".into()));
-    assert_eq!(rows(&client, "BEGIN; SAVEPOINT x").await, Err("0A000".into()));
-    client.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(rows(&client, "SAVEPOINT x").await, Err("25P01".into()));
     assert_eq!(rows(&client, "SHOW server_version; SELEC").await, Err("42601".into()));
 }
 
@@ -286,14 +287,13 @@ async fn queries_over_both_protocols() {
     let error = client.execute("INSERT INTO t VALUES (1, 'again')", &[]).await.unwrap_err();
     let error = error.as_db_error().unwrap();
     assert_eq!((error.code().code(), error.constraint()), ("23505", Some("t_pkey")));
-    assert_eq!(rows(&client, "UPDATE t SET b = 'x'").await, Err("0A000".into()));
     assert_eq!(client.execute("UPDATE t SET b = 'x' WHERE a = 1", &[]).await.unwrap(), 1);
+    assert!(server.fake.acted("commit").is_empty(), "one shard's write is no transaction over shards");
+    assert_eq!(client.execute("UPDATE t SET b = 'y'", &[]).await.unwrap(), 3);
     assert_eq!(
-        rows(&client, "BEGIN; DELETE FROM t WHERE a = 1; DELETE FROM t WHERE a = 2").await,
-        Err("0A000".into())
+        rows(&client, "SELECT count(*) FROM t WHERE b = 'y'").await.unwrap(),
+        [[Some("3".to_owned())]]
     );
-    client.batch_execute("ROLLBACK").await.unwrap();
-    assert_eq!(rows(&client, "SELECT count(*) FROM t").await.unwrap(), [[Some("2".to_owned())]]);
 }
 
 #[tokio::test]
@@ -388,4 +388,233 @@ async fn a_cancel_request_ends_a_query_and_not_the_session() {
     client.batch_execute("SET statement_timeout = 20").await.unwrap();
     server.fake.faults.lock().push_back(crate::fake::Fault::Hang);
     assert_eq!(rows(&client, "SELECT a FROM t").await, Err("57014".into()));
+}
+
+async fn count(client: &Client) -> String {
+    rows(client, "SELECT count(*) FROM t").await.unwrap()[0][0].clone().unwrap()
+}
+
+#[tokio::test]
+async fn a_block_is_all_or_nothing_and_sees_itself() {
+    let server = Server::start(Config::default()).await;
+    let (client, other) = (server.client().await, server.client().await);
+    client.batch_execute("BEGIN").await.unwrap();
+    client.batch_execute("INSERT INTO t VALUES (1), (2), (3), (4), (5)").await.unwrap();
+    client.batch_execute("UPDATE t SET b = 'x' WHERE a < 4").await.unwrap();
+    client.batch_execute("DELETE FROM t WHERE a = 1").await.unwrap();
+    assert_eq!((count(&client).await.as_str(), count(&other).await.as_str()), ("4", "0"));
+    client.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(count(&other).await, "4");
+    client.batch_execute("BEGIN; DELETE FROM t; ROLLBACK").await.unwrap();
+    assert_eq!(count(&other).await, "4");
+    client.batch_execute("BEGIN; DELETE FROM t").await.unwrap();
+    assert_eq!(rows(&client, "SELECT nonsense").await, Err("42703".into()));
+    assert_eq!(rows(&client, "SELECT 1").await, Err("25P02".into()));
+    assert_eq!(server.fake.open_branches(), 0, "a failed block holds nothing any more");
+    client.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(count(&client).await, "4");
+}
+
+#[tokio::test]
+async fn savepoints_are_gone_back_to() {
+    let server = Server::start(Config::default()).await;
+    let client = server.client().await;
+    client.batch_execute("BEGIN; INSERT INTO t VALUES (1); SAVEPOINT a").await.unwrap();
+    client.batch_execute("SET application_name = 'inner'; INSERT INTO t VALUES (2), (3)").await.unwrap();
+    assert_eq!(rows(&client, "INSERT INTO t VALUES (4), (5), (6), (1)").await, Err("23505".into()));
+    assert_eq!(
+        server.fake.acted("rollback to"),
+        [1, 2],
+        "what came after the savepoint is lost, and let go at once"
+    );
+    assert_eq!(rows(&client, "SAVEPOINT b").await, Err("25P02".into()));
+    assert_eq!(rows(&client, "ROLLBACK TO b").await, Err("3B001".into()));
+    client.batch_execute("ROLLBACK TO a").await.unwrap();
+    assert_eq!((count(&client).await.as_str(), shown(&client, "application_name").await.as_str()), ("1", ""));
+    client.batch_execute("INSERT INTO t VALUES (2); SAVEPOINT b; INSERT INTO t VALUES (7)").await.unwrap();
+    client.batch_execute("ROLLBACK TO SAVEPOINT b; RELEASE a").await.unwrap();
+    assert_eq!(rows(&client, "ROLLBACK TO b").await, Err("3B001".into()));
+    client.batch_execute("ROLLBACK; BEGIN; SAVEPOINT a; INSERT INTO t VALUES (1), (2), (3)").await.unwrap();
+    client.batch_execute("ROLLBACK TO a; INSERT INTO t VALUES (9); COMMIT").await.unwrap();
+    assert_eq!(rows(&client, "SELECT a FROM t").await.unwrap(), [[Some("9".to_owned())]]);
+}
+
+#[tokio::test]
+async fn a_lost_branch_ends_its_block_for_good() {
+    let server = Server::start(Config::default()).await;
+    let client = server.client().await;
+    client.batch_execute("BEGIN; SAVEPOINT a; INSERT INTO t VALUES (1)").await.unwrap();
+    server.fake.lose_branches();
+    assert_eq!(rows(&client, "DELETE FROM t WHERE a = 1").await, Err("40001".into()));
+    assert_eq!(rows(&client, "ROLLBACK TO a").await, Err("40001".into()));
+    client.batch_execute("ROLLBACK; BEGIN; INSERT INTO t VALUES (1)").await.unwrap();
+    server.fake.lose_branches();
+    assert_eq!(rows(&client, "COMMIT").await, Err("40001".into()));
+    assert_eq!(count(&client).await, "0");
+}
+
+#[tokio::test]
+async fn a_string_is_one_transaction() {
+    let server = Server::start(Config::default()).await;
+    let client = server.client().await;
+    let twice = "INSERT INTO t VALUES (1); INSERT INTO t VALUES (2); INSERT INTO t VALUES (1)";
+    assert_eq!(rows(&client, twice).await, Err("23505".into()));
+    assert_eq!((count(&client).await.as_str(), server.fake.open_branches()), ("0", 0));
+    client.batch_execute("INSERT INTO t VALUES (1); SELECT 1; INSERT INTO t VALUES (2)").await.unwrap();
+    // A COMMIT in it is a commit, and what comes after it another transaction.
+    let halves = "INSERT INTO t VALUES (3); COMMIT; INSERT INTO t VALUES (4); SELECT 1 / 0";
+    assert_eq!(rows(&client, halves).await, Err("22012".into()));
+    assert_eq!(count(&client).await, "3");
+    // A BEGIN in it takes in what came before.
+    client.batch_execute("INSERT INTO t VALUES (4); BEGIN; INSERT INTO t VALUES (5)").await.unwrap();
+    client.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(count(&client).await, "3");
+    server.fake.actions.lock().clear();
+    client.batch_execute("SELECT 1; INSERT INTO t VALUES (6)").await.unwrap();
+    assert!(server.fake.actions.lock().is_empty(), "its only write is alone in it");
+}
+
+#[tokio::test]
+async fn a_commit_that_fails_is_told_instead_of_the_last_statements_end() {
+    let server = Server::start(Config::default()).await;
+    let mut socket = server.session().await;
+    let lost = WireError::new(proto::SqlState::SERIALIZATION_FAILURE, "lost");
+    server.fake.action_faults.lock().push(("commit", crate::fake::Fault::Before(lost)));
+    let sql = b"INSERT INTO t VALUES (1); UPDATE t SET b = 'x' WHERE a = 1; SELECT 1\0";
+    socket.write_all(&message(b'Q', sql)).await.unwrap();
+    let answers = until_ready(&mut socket).await;
+    assert_eq!(answers.iter().map(|m| m.0).collect::<Vec<_>>(), b"CCTDEZ");
+    assert_eq!((field(&answers[4].1, b'C').as_str(), answers[5].1[0]), ("40001", b'I'));
+}
+
+/// Bind and Execute of a statement without parameters.
+fn execute(statement: &str) -> Vec<u8> {
+    let mut bytes = message(b'P', format!("\0{statement}\0\0\0").as_bytes());
+    bytes.extend(message(b'B', b"\0\0\0\0\0\0\0\0"));
+    bytes.extend(message(b'E', b"\0\0\0\0\0"));
+    bytes
+}
+
+#[tokio::test]
+async fn a_pipeline_is_one_transaction_up_to_its_sync() {
+    let server = Server::start(Config::default()).await;
+    let client = server.client().await;
+    let mut socket = server.session().await;
+    let mut send = async |statements: &[&str]| {
+        let mut bytes: Vec<u8> = statements.iter().flat_map(|sql| execute(sql)).collect();
+        bytes.extend(message(b'S', b""));
+        socket.write_all(&bytes).await.unwrap();
+        let answers = until_ready(&mut socket).await;
+        let errors = answers.iter().filter(|m| m.0 == b'E').map(|m| field(&m.1, b'C'));
+        (errors.collect::<Vec<_>>(), answers.last().unwrap().1[0])
+    };
+    let (one, two) = ("INSERT INTO t VALUES (1)", "INSERT INTO t VALUES (2)");
+    assert_eq!(send(&[one, two, one]).await, (vec!["23505".to_owned()], b'I'));
+    assert_eq!((count(&client).await.as_str(), server.fake.open_branches()), ("0", 0));
+    assert_eq!(send(&[one, two]).await, (vec![], b'I'));
+    assert_eq!(count(&client).await, "2");
+    server.fake.actions.lock().clear();
+    assert_eq!(send(&["INSERT INTO t VALUES (3)"]).await, (vec![], b'I'));
+    assert!(
+        server.fake.actions.lock().is_empty(),
+        "a statement alone before its Sync is a transaction by itself"
+    );
+    assert_eq!(send(&["BEGIN", "INSERT INTO t VALUES (4)"]).await, (vec![], b'T'));
+    assert_eq!(count(&client).await, "3");
+    assert_eq!(send(&["DELETE FROM t", one, one]).await, (vec!["23505".to_owned()], b'E'));
+    assert_eq!(send(&["COMMIT"]).await, (vec![], b'I'));
+    assert_eq!(count(&client).await, "3");
+    let lost = WireError::new(proto::SqlState::SERIALIZATION_FAILURE, "lost");
+    server.fake.action_faults.lock().push(("commit", crate::fake::Fault::Before(lost)));
+    assert_eq!(send(&["DELETE FROM t WHERE a = 1", "SELECT 1"]).await, (vec!["40001".to_owned()], b'I'));
+}
+
+#[tokio::test]
+async fn who_leaves_lets_go() {
+    let server = Server::start(Config::default()).await;
+    let client = server.client().await;
+    client.batch_execute("BEGIN; INSERT INTO t VALUES (1), (2), (3)").await.unwrap();
+    assert!(server.fake.open_branches() > 0);
+    drop(client);
+    let gone = async {
+        while server.fake.open_branches() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), gone).await.unwrap();
+    let mut socket = server.session().await;
+    let sql = b"SET idle_in_transaction_session_timeout = 20; BEGIN; INSERT INTO t VALUES (1)\0";
+    socket.write_all(&message(b'Q', sql)).await.unwrap();
+    until_ready(&mut socket).await;
+    assert_eq!(last_words(&mut socket).await, "25P03");
+}
+
+#[tokio::test]
+async fn schema_changes_keep_out_of_transactions() {
+    let server = Server::start(Config::default()).await;
+    let client = server.client().await;
+    client.batch_execute("INSERT INTO t VALUES (1), (2), (3)").await.unwrap();
+    assert_eq!(rows(&client, "BEGIN; INSERT INTO t VALUES (4); DROP TABLE r").await, Err("0A000".into()));
+    client.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(rows(&client, "BEGIN; DROP TABLE r; INSERT INTO t VALUES (4)").await, Err("0A000".into()));
+    client.batch_execute("ROLLBACK; BEGIN; DROP TABLE r; SELECT 1; COMMIT").await.unwrap();
+    // TRUNCATE is part of the transaction.
+    client.batch_execute("BEGIN; TRUNCATE t").await.unwrap();
+    assert_eq!(count(&client).await, "0");
+    client.batch_execute("INSERT INTO t VALUES (1); ROLLBACK").await.unwrap();
+    assert_eq!(count(&client).await, "3");
+    client.batch_execute("BEGIN; TRUNCATE t, r; INSERT INTO t VALUES (9); COMMIT").await.unwrap();
+    assert_eq!(count(&client).await, "1");
+}
+
+#[tokio::test]
+async fn rows_are_locked_in_branches() {
+    let server = Server::start(Config::default()).await;
+    let client = server.client().await;
+    client.batch_execute("INSERT INTO t VALUES (1, 'one'), (2, 'two'), (3, 'three')").await.unwrap();
+    server.fake.actions.lock().clear();
+    // By itself it locks and lets go.
+    let one = "SELECT b FROM t WHERE a = 1 FOR UPDATE";
+    assert_eq!(rows(&client, one).await.unwrap(), [[Some("one".to_owned())]]);
+    assert_eq!((server.fake.acted("let go").len(), server.fake.open_branches()), (1, 0));
+    client.batch_execute("BEGIN").await.unwrap();
+    assert_eq!(rows(&client, one).await.unwrap(), [[Some("one".to_owned())]]);
+    assert_eq!(server.fake.open_branches(), 1);
+    client.batch_execute("COMMIT").await.unwrap();
+    assert_eq!((server.fake.acted("commit").len(), server.fake.open_branches()), (1, 0));
+    client.batch_execute("BEGIN; SELECT b FROM t WHERE a = 9 FOR SHARE; COMMIT").await.unwrap();
+    assert_eq!(server.fake.acted("commit").len(), 1, "no row, no lock, no commit");
+    client.batch_execute("BEGIN").await.unwrap();
+    let all = rows(&client, "SELECT a FROM t ORDER BY a DESC LIMIT 2 FOR NO KEY UPDATE SKIP LOCKED").await;
+    assert_eq!(all.unwrap().concat(), [Some("3".to_owned()), Some("2".to_owned())]);
+    let is_lock = |request: &FragmentRequest| {
+        matches!(
+            request.access,
+            Access::Branch {
+                access: BranchAccess::Lock { limit: Some(2), wait: LockWait::SkipLocked, .. },
+                branch: Branch { statement: 1, .. },
+            }
+        )
+    };
+    assert_eq!(server.fake.requests.lock().iter().filter(|request| is_lock(request)).count(), 2);
+    client.batch_execute("ROLLBACK; BEGIN READ ONLY").await.unwrap();
+    assert_eq!(rows(&client, one).await, Err("25006".into()));
+}
+
+#[tokio::test]
+async fn a_plan_that_is_old_on_one_shard_is_made_again_for_all() {
+    let server = Server::start(Config::default()).await;
+    let client = server.client().await;
+    client.batch_execute("BEGIN; INSERT INTO t VALUES (1), (2), (3), (4)").await.unwrap();
+    let stale = WireError::internal("stale").with_retry(proto::Retry::StaleSchema(proto::SchemaVersion(7)));
+    // The update has run on the first shard when the second refuses it.
+    server.fake.faults.lock().extend([
+        crate::fake::Fault::After(WireError::internal("x").with_retry(proto::Retry::Unknown)),
+        crate::fake::Fault::Before(stale),
+    ]);
+    server.fake.set_version(7);
+    client.batch_execute("UPDATE t SET b = coalesce(b, '') || 'x'").await.unwrap();
+    client.batch_execute("COMMIT").await.unwrap();
+    let once = "SELECT count(*) FROM t WHERE b = 'x'";
+    assert_eq!(rows(&client, once).await.unwrap(), [[Some("4".to_owned())]]);
 }

@@ -1,0 +1,151 @@
+//! One shard's leader, asked until it answers.
+//!
+//! Whoever asks a shard for something keeps an [`Asked`]: it names the node to ask now, notices when another has come to
+//! lead meanwhile, and says after an error whether and when to ask again. What may be repeated is the caller's
+//! knowledge.
+
+use crate::cluster::Cluster;
+use crate::retry::Backoff;
+use proto::services::ShardService;
+use proto::topology::Topology;
+use proto::{Epoch, GroupId, NodeId, Retry, ShardId, SqlState, Term, WireError};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// How long a node that doesn't lead any more may take to answer what it was asked while it did.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// Nobody to ask.
+pub fn no_leader() -> WireError {
+    let message = "the shard has no leader that this router can reach";
+    WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(Retry::Later)
+}
+
+/// No word from whoever was asked.
+pub fn no_answer() -> WireError {
+    WireError::internal("the shard did not answer").with_retry(Retry::Unknown)
+}
+
+/// Whether an error says that nothing was executed.
+pub fn is_unexecuted(error: &WireError) -> bool {
+    match error.retry {
+        Retry::NotLeader(_) | Retry::StaleEpoch(_) | Retry::StaleSchema(_) | Retry::Later => true,
+        Retry::Never | Retry::Unknown => false,
+    }
+}
+
+/// Whom to ask next.
+enum Next {
+    /// At once, this node.
+    Node(NodeId),
+    /// After a pause, this node, or whoever leads then.
+    Pause(Option<NodeId>),
+}
+
+/// The attempts of one request.
+pub struct Asked<'a> {
+    cluster: &'a Cluster,
+    topology: &'a Topology,
+    shard: ShardId,
+    /// What the next request says that it was routed by.
+    pub epoch: Epoch,
+    /// The pauses between attempts, and their end.
+    pub backoff: Backoff,
+    hint: Option<NodeId>,
+    /// Who was asked last, in which group, and the term of its leader as it was known then.
+    asked: Option<NodeId>,
+    group: GroupId,
+    term: Term,
+    attempts: usize,
+    news: Option<watch::Receiver<u64>>,
+}
+
+impl<'a> Asked<'a> {
+    /// Nobody has been asked yet. `topology` has the shard, unless the cluster has a newer one.
+    pub fn new(cluster: &'a Cluster, topology: &'a Topology, shard: ShardId, until: Instant) -> Self {
+        Self {
+            cluster,
+            topology,
+            shard,
+            epoch: topology.epoch,
+            backoff: Backoff::until(until),
+            hint: None,
+            asked: None,
+            group: GroupId(0),
+            term: Term(0),
+            attempts: 0,
+            news: None,
+        }
+    }
+
+    /// The service of the node that is asked now.
+    pub fn service(&mut self) -> Result<Option<Arc<dyn ShardService>>, WireError> {
+        let cluster = self.cluster;
+        // Leaders change more often than plans: the newest are asked, the plan's own topology says of which group.
+        let newest = cluster.load();
+        let shard = self.topology.shards.get(&self.shard).or_else(|| newest.topology.shards.get(&self.shard));
+        let shard = shard.ok_or_else(|| WireError::internal(format!("there is no shard {}", self.shard)))?;
+        let again = |node: &NodeId| self.asked == Some(*node);
+        let known = || {
+            let leader = cluster.leader(&newest, shard.group);
+            leader.filter(|node| !again(node) || self.attempts.is_multiple_of(2))
+        };
+        // Nobody is known to lead, or the one that was known doesn't: the replicas are asked in turn, one will know.
+        let turn = self.attempts / 2 % shard.replicas.len().max(1);
+        let node = self.hint.or_else(known).or_else(|| shard.replicas.get(turn).copied());
+        self.asked = node;
+        self.term = newest.leaders.term(shard.group);
+        self.group = shard.group;
+        Ok(node.and_then(|node| cluster.peers().shard_service(node)))
+    }
+
+    /// Resolves when another node than the one that was asked has come to lead: a node that is paused or cut off may
+    /// never answer. One that just hands over does, and gets a moment for it.
+    pub async fn superseded(&self) {
+        let mut news = self.cluster.news();
+        loop {
+            let leaders = &self.cluster.load().leaders.clone();
+            if leaders.term(self.group) > self.term && leaders.get(self.group) != self.asked {
+                return tokio::time::sleep(LAST_WORDS).await;
+            }
+            if news.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Prepares for asking again after this error; the error itself if that can't help.
+    pub async fn again(&mut self, error: WireError) -> Result<(), WireError> {
+        self.attempts += 1;
+        match self.next(&error) {
+            None => return Err(error),
+            Some(Next::Node(node)) => self.hint = Some(node),
+            Some(Next::Pause(hint)) => {
+                self.hint = hint;
+                let cluster = self.cluster;
+                let news = self.news.get_or_insert_with(|| cluster.news());
+                tokio::select! {
+                    more = self.backoff.pause() => if !more { return Err(error) },
+                    // Perhaps of who leads now.
+                    _ = news.changed() => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn next(&self, error: &WireError) -> Option<Next> {
+        match error.retry {
+            Retry::NotLeader(Some(node)) if self.hint != Some(node) && self.attempts <= 2 => {
+                if let Some(shard) = self.topology.shards.get(&self.shard) {
+                    self.cluster.correct_leader(shard.group, node);
+                }
+                Some(Next::Node(node))
+            }
+            Retry::NotLeader(Some(node)) if self.hint != Some(node) => Some(Next::Pause(Some(node))),
+            Retry::NotLeader(_) | Retry::Later | Retry::Unknown => Some(Next::Pause(None)),
+            Retry::Never | Retry::StaleEpoch(_) | Retry::StaleSchema(_) => None,
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! How a transaction ends.
+//!
+//! COMMIT, by how many branches are bound:
+//! - None: nothing happens. The branches are let go.
+//! - One: its shard commits it, under a request id, so that asking again is safe.
+//! - Several: all are **prepared**, at once; each answer is a vote. With all votes the coordinator **decides**: that
+//!   record is the commit. Then all **finish**, and when they have, the coordinator is told so.
+//!
+//! A shard that doesn't vote in time ends the transaction, whatever else it may have done: as only this router asks
+//! for a commit, what it hasn't asked for can't happen. What it did ask for and has no answer to is unknown (08007);
+//! the coordinator and the shards see to the rest.
+
+use super::{Transaction, Transactions, lost};
+use futures::future::{join_all, try_join_all};
+use proto::services::{BranchAction, CoordinatorService, Decision, Verdict};
+use proto::{Retry, ShardId, SqlState, TransactionId, WireError};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+
+/// How long one coordinator is waited for before another is asked: one that is paused may never answer.
+const DECISION_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long who rolled back waits for its locks to be free.
+pub const ROLLBACK_PATIENCE: Duration = Duration::from_millis(500);
+
+/// A rollback that is under way.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Ending(Option<JoinHandle<()>>);
+
+impl Ending {
+    /// Waits until it is done, but not for long: it goes on by itself.
+    pub async fn settle(self) {
+        if let Some(ending) = self.0 {
+            // One that takes longer, or has failed, is left to the shards.
+            let _ = tokio::time::timeout(ROLLBACK_PATIENCE, ending).await;
+        }
+    }
+}
+
+impl Transaction {
+    /// Commits it. After any error but 08007 it is rolled back.
+    pub async fn commit(self, deadline: Instant) -> Result<(), WireError> {
+        let all = self.all.clone();
+        // From here on dropping it does nothing: it may be on its way to a commit.
+        let (bound, loose) = std::mem::take(&mut *self.branches.lock()).parts();
+        drop(all.let_go(self.id, loose));
+        match bound[..] {
+            [] => Ok(()),
+            [shard] => all.commit_one(self.id, shard).await,
+            _ => all.commit_all(self.id, bound, deadline).await,
+        }
+    }
+
+    /// Rolls it back, in the background.
+    pub fn rollback(self) -> Ending {
+        self.abandon()
+    }
+
+    fn abandon(&self) -> Ending {
+        let shards = std::mem::take(&mut *self.branches.lock()).shards();
+        self.all.let_go(self.id, shards)
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        drop(self.abandon());
+    }
+}
+
+impl Transactions {
+    /// Rolls back branches that aren't prepared, in the background.
+    fn let_go(self: &Arc<Self>, transaction: TransactionId, shards: Vec<ShardId>) -> Ending {
+        if shards.is_empty() {
+            return Ending::default();
+        }
+        // Without a runtime everything ends, and the shards find out by themselves.
+        let Ok(runtime) = Handle::try_current() else { return Ending::default() };
+        let all = self.clone();
+        Ending(Some(runtime.spawn(async move {
+            all.finish(transaction, shards, false).await;
+        })))
+    }
+
+    /// Ends branches as it was decided. Says whether all have.
+    async fn finish(&self, transaction: TransactionId, shards: Vec<ShardId>, commit: bool) -> bool {
+        let until = self.patience();
+        let finish = shards.into_iter().map(async |shard| {
+            let finished = self.ask(transaction, shard, BranchAction::Finish { commit }, until).await;
+            if let Err(error) = &finished {
+                // The shard, or the coordinator, will see to it.
+                tracing::debug!(%transaction, %shard, commit, %error, "a branch was left to its shard");
+            }
+            finished.is_ok()
+        });
+        join_all(finish).await.into_iter().all(|finished| finished)
+    }
+
+    async fn commit_one(self: &Arc<Self>, id: TransactionId, shard: ShardId) -> Result<(), WireError> {
+        let request = self.requests.begin();
+        let action = BranchAction::Commit { request: request.id, settled: self.requests.settled() };
+        let error = match self.ask(id, shard, action, self.patience()).await {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        if error.retry == Retry::Unknown {
+            let name = self.cluster.load().topology.shard_name(shard);
+            return Err(unknown().with_detail(format!("It was on shard {name} alone: {error}")));
+        }
+        self.let_go(id, vec![shard]).settle().await;
+        Err(lost(error))
+    }
+
+    async fn commit_all(
+        self: &Arc<Self>,
+        id: TransactionId,
+        shards: Vec<ShardId>,
+        deadline: Instant,
+    ) -> Result<(), WireError> {
+        if let Err(error) = self.prepare(id, &shards, deadline.min(self.patience())).await {
+            // Whatever else was prepared ends by the coordinator's word alone.
+            let all = self.clone();
+            let ending = tokio::spawn(async move {
+                let decision = Decision { transaction: id, participants: shards.clone(), commit: false };
+                match all.decide(decision).await {
+                    Ok(verdict) => {
+                        all.finish(id, shards, verdict.committed).await;
+                    }
+                    Err(error) => tracing::warn!(transaction = %id, %error, "an abort could not be recorded"),
+                }
+            });
+            Ending(Some(ending)).settle().await;
+            return Err(lost(error));
+        }
+        let decision = Decision { transaction: id, participants: shards.clone(), commit: true };
+        let verdict = self.decide(decision).await.map_err(|error| {
+            let hint = format!("\"shoal txn show {id}\" tells what has become of it.");
+            unknown().with_detail(format!("Its id is {id}: {error}")).with_hint(hint)
+        })?;
+        let all = self.clone();
+        let finishing = tokio::spawn(async move {
+            if all.finish(id, shards, verdict.committed).await {
+                all.tell_finished(id);
+            }
+        });
+        // It is what it is, whoever waits for it: who does sees its effects everywhere, unless a shard is away for long.
+        let _ = tokio::time::timeout(self.retry_timeout, finishing).await;
+        if verdict.committed {
+            return Ok(());
+        }
+        let message = "the transaction was aborted before its commit was decided";
+        Err(WireError::new(SqlState::SERIALIZATION_FAILURE, message)
+            .with_detail("A shard waited too long for the decision, or somebody resolved it.")
+            .with_hint("Run the transaction again."))
+    }
+
+    /// Has every shard vote. The first that doesn't ends it.
+    async fn prepare(&self, id: TransactionId, shards: &[ShardId], until: Instant) -> Result<(), WireError> {
+        let vote = shards.iter().map(|shard| {
+            self.ask(id, *shard, BranchAction::Prepare { participants: shards.to_vec() }, until)
+        });
+        try_join_all(vote).await.map(drop)
+    }
+
+    /// Has the coordinator decide. An error leaves it unknown.
+    async fn decide(&self, decision: Decision) -> Result<Verdict, WireError> {
+        let until = self.patience();
+        loop {
+            let decision = decision.clone();
+            let ask = |coordinator: Arc<dyn CoordinatorService>| {
+                let decision = decision.clone();
+                async move { coordinator.decide(decision).await }
+            };
+            let attempt = until.min(Instant::now() + DECISION_PATIENCE);
+            match self.cluster.ask_coordinator(attempt, attempt, ask).await {
+                Err(error) if error.retry != Retry::Never && Instant::now() < until => {
+                    tracing::debug!(transaction = %decision.transaction, %error, "asking for a decision again");
+                }
+                answer => return answer,
+            }
+        }
+    }
+}
+
+fn unknown() -> WireError {
+    let message = "the outcome of the transaction could not be learned; it may have been committed";
+    WireError::new(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, message)
+}

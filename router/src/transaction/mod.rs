@@ -1,0 +1,171 @@
+//! Transactions, as their router has them.
+//!
+//! The life of a transaction:
+//! 1. [`Transactions::begin`] gives it its id. Nobody else hears of it.
+//! 2. Statements that write or lock are numbered for each shard ([`Transaction::statement`]) and sent there; the first
+//!    one makes the **branch** on that shard. Reads of a shard that has a branch go there, too.
+//! 3. A part of it is undone ([`Transaction::undo`]): ROLLBACK TO, or a statement that is planned anew.
+//! 4. It is committed or rolled back ([`end`]). One that is dropped is rolled back in the background: whatever becomes
+//!    of its session, its locks are given up.
+//!
+//! It must never know SQL, nor what its session tells its client.
+
+mod branches;
+mod end;
+mod finished;
+
+#[cfg(test)]
+mod tests;
+
+use crate::asking::{Asked, no_answer, no_leader};
+use crate::cluster::Cluster;
+use crate::requests::Requests;
+use branches::Branches;
+pub use branches::Mark;
+pub use end::{Ending, ROLLBACK_PATIENCE};
+use finished::Finished;
+use futures::future::try_join_all;
+use parking_lot::Mutex;
+use proto::services::{Branch, BranchAction, BranchRequest};
+use proto::{LogIndex, Retry, SchemaVersion, ShardId, SqlState, TransactionId, WireError};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What a router's transactions have in common.
+pub struct Transactions {
+    cluster: Arc<Cluster>,
+    requests: Arc<Requests>,
+    /// How long a shard or the coordinator is asked again where that may help.
+    retry_timeout: Duration,
+    finished: Finished,
+}
+
+/// A transaction that is open.
+pub struct Transaction {
+    all: Arc<Transactions>,
+    id: TransactionId,
+    begun: u64,
+    branches: Mutex<Branches>,
+}
+
+impl Transactions {
+    /// The transactions of a router over this cluster.
+    pub fn new(cluster: Arc<Cluster>, requests: Arc<Requests>, retry_timeout: Duration) -> Arc<Self> {
+        Arc::new(Self { cluster, requests, retry_timeout, finished: Finished::default() })
+    }
+
+    /// Begins one. `begun` is in microseconds since 1970.
+    pub fn begin(self: &Arc<Self>, begun: u64) -> Transaction {
+        let id = self.requests.begin_transaction();
+        Transaction { all: self.clone(), id, begun, branches: Mutex::default() }
+    }
+
+    /// Asks a shard to do something with a branch. Every action can be repeated, so it is, until there is an answer. An
+    /// error says [`Retry::Unknown`] if the shard may have done it all the same.
+    async fn ask(
+        &self,
+        transaction: TransactionId,
+        shard: ShardId,
+        action: BranchAction,
+        until: Instant,
+    ) -> Result<LogIndex, WireError> {
+        let state = self.cluster.snapshot();
+        let mut asked = Asked::new(&self.cluster, &state.topology, shard, until);
+        let mut unknown = false;
+        let error = loop {
+            let error = match asked.service()? {
+                Some(service) => {
+                    let timeout = until.saturating_duration_since(Instant::now());
+                    let action = action.clone();
+                    let request = BranchRequest { shard, epoch: asked.epoch, transaction, action, timeout };
+                    let answer = tokio::select! {
+                        biased;
+                        answer = service.transact(request) => answer,
+                        () = asked.superseded() => Err(no_answer()),
+                        () = tokio::time::sleep_until(until.into()) => return Err(no_answer()),
+                    };
+                    match answer {
+                        Ok(position) => return Ok(position),
+                        Err(error) => error,
+                    }
+                }
+                None => no_leader(),
+            };
+            unknown |= error.retry == Retry::Unknown;
+            if let Retry::StaleEpoch(epoch) = error.retry
+                && epoch > asked.epoch
+                && let Ok(state) = self.cluster.wait_for(SchemaVersion(0), epoch, until).await
+            {
+                asked.epoch = state.topology.epoch;
+                continue;
+            }
+            if let Err(error) = asked.again(error).await {
+                break error;
+            }
+        };
+        // A refusal for good is what the shard says now, whatever became of the attempts before it.
+        Err(if unknown && error.retry != Retry::Never { error.with_retry(Retry::Unknown) } else { error })
+    }
+
+    /// Until when something that is asked now is asked again.
+    fn patience(&self) -> Instant {
+        Instant::now() + self.retry_timeout
+    }
+}
+
+impl Transaction {
+    /// Whether it has statements on this shard.
+    pub fn has(&self, shard: ShardId) -> bool {
+        self.branches.lock().has(shard)
+    }
+
+    /// Numbers the next statement on a shard. `binds`: it may change or lock something.
+    pub fn statement(&self, shard: ShardId, binds: bool, lock_timeout: Option<Duration>) -> Branch {
+        let statement = self.branches.lock().number(shard, binds);
+        Branch { transaction: self.id, begun: self.begun, statement, lock_timeout }
+    }
+
+    /// A statement has changed and locked nothing.
+    pub fn unbind(&self, shard: ShardId, branch: Branch) {
+        self.branches.lock().unbind(shard, branch.statement);
+    }
+
+    /// The last statement on a shard wasn't executed, for certain.
+    pub fn take_back(&self, shard: ShardId) {
+        self.branches.lock().take_back(shard);
+    }
+
+    /// How far it is.
+    pub fn mark(&self) -> Mark {
+        self.branches.lock().mark()
+    }
+
+    /// Undoes what came after a mark. After an error nothing but a rollback is left.
+    pub async fn undo(&self, mark: &Mark, deadline: Instant) -> Result<(), WireError> {
+        let beyond = self.branches.lock().beyond(mark);
+        let until = deadline.min(self.all.patience());
+        let undo = beyond.into_iter().map(async |(shard, statement)| {
+            let undone = self.all.ask(self.id, shard, BranchAction::RollbackTo(statement), until).await;
+            match undone {
+                Ok(_) => {}
+                // Nothing of it is there, not even the branch.
+                Err(error) if statement == 0 && error.retry == Retry::Never => {}
+                Err(error) => return Err(lost(error)),
+            }
+            self.branches.lock().cut(shard, statement);
+            Ok(())
+        });
+        try_join_all(undo).await.map(drop)
+    }
+}
+
+/// What a statement of a transaction ends with when a shard's answer can't be learned: nothing was committed, and
+/// nothing will be.
+pub fn lost(error: WireError) -> WireError {
+    if error.retry == Retry::Never {
+        return error;
+    }
+    WireError::new(SqlState::SERIALIZATION_FAILURE, "a shard has lost touch with the transaction")
+        .with_detail(error.to_string())
+        .with_hint("Run the transaction again.")
+}
