@@ -40,7 +40,8 @@ pub struct Config {
     pub remember_transactions: Duration,
     /// A transaction that was decided is left to its router for so long.
     pub finish_after: Duration,
-    /// A transaction with a branch that has been prepared for so long is aborted if nobody has decided it.
+    /// A transaction with a branch that has been prepared for so long is aborted if nobody has decided it. Longer than it
+    /// takes to prepare a big one on its other shards.
     pub abort_after: Duration,
     /// How often shards are asked for their branches. Less often if there are hundreds of them.
     pub ask_every: Duration,
@@ -70,7 +71,7 @@ impl Config {
             look_every: Duration::from_millis(500),
             remember_transactions: Duration::from_secs(3600),
             finish_after: Duration::from_secs(2),
-            abort_after: Duration::from_secs(5),
+            abort_after: Duration::from_secs(10),
             ask_every: Duration::from_secs(1),
             ask_waiting_every: Duration::from_millis(200),
         }

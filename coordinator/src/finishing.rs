@@ -12,7 +12,7 @@ use crate::service::Core;
 use crate::store::Store;
 use proto::services::{BranchAction, BranchRequest, Consistency, Decision, ShardService};
 use proto::{ShardId, SqlState, TransactionId, WireError};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
@@ -21,9 +21,9 @@ use tokio::task::JoinSet;
 const MOST: usize = 100_000;
 /// How many transactions a shard is told of at once.
 const AT_ONCE: usize = 64;
-/// How long a lane goes on with a shard that doesn't answer.
-const LANE: Duration = Duration::from_secs(5);
-/// How long a shard is left alone that didn't take all verdicts.
+/// How long one may take until the shard counts as one that doesn't answer. To finish a big transaction takes its time.
+const TELLING: Duration = Duration::from_secs(60);
+/// How long a shard is left alone that didn't take a verdict.
 const REST: Duration = Duration::from_secs(1);
 /// After so long a shard is told again, since it may have heard of the transaction again from a router.
 const SURE: Duration = Duration::from_secs(30);
@@ -35,21 +35,26 @@ struct Seen {
     done: BTreeMap<ShardId, Instant>,
 }
 
-/// What a lane has achieved.
+/// What a shard is to be told, and is being told.
+#[derive(Default)]
 struct Lane {
+    waiting: VecDeque<(TransactionId, bool)>,
+    asked: HashSet<TransactionId>,
+    rests_until: Option<Instant>,
+}
+
+/// What came of telling a shard.
+struct Told {
     shard: ShardId,
-    done: Vec<TransactionId>,
-    failed: usize,
-    error: Option<WireError>,
+    transaction: TransactionId,
+    answer: Result<(), WireError>,
 }
 
 #[derive(Default)]
 struct Driver {
     seen: HashMap<TransactionId, Seen>,
-    lanes: JoinSet<Lane>,
-    /// Shards with a lane, and those that rest.
-    busy: HashSet<ShardId>,
-    resting: HashMap<ShardId, Instant>,
+    lanes: HashMap<ShardId, Lane>,
+    telling: JoinSet<Told>,
 }
 
 /// Finishes transactions until it is dropped.
@@ -80,31 +85,36 @@ pub(crate) async fn finish(core: Arc<Core>) {
             }
             until = Instant::now() + lag;
         }
-        tokio::select! {
-            _ = ticks.tick() => {}
-            Some(lane) = driver.lanes.join_next() => match lane {
-                Ok(lane) => driver.take(lane),
-                Err(error) => {
-                    tracing::error!(%error, "telling a shard what became of transactions has failed");
-                    // Nobody knows which it was.
-                    driver.lanes.shutdown().await;
-                    driver.busy.clear();
-                }
-            },
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => break,
+                Some(told) = driver.telling.join_next() => match told {
+                    // What is finished now is noted at once.
+                    Ok(told) => if driver.hear(&core, told) { break },
+                    Err(error) => {
+                        tracing::error!(%error, "telling a shard what became of a transaction has failed");
+                        // Nobody knows which it was: all begin anew.
+                        driver.telling.shutdown().await;
+                        driver.lanes.clear();
+                        break;
+                    }
+                },
+            }
         }
     }
 }
 
 impl Driver {
-    /// Notes what is finished, and opens lanes for what isn't. Says whether there is nothing.
+    /// Notes what is finished, and has shards told of what isn't. Says whether there is nothing.
     async fn turn(&mut self, core: &Core) -> Result<bool, WireError> {
         let (unfinished, shards) = core.unfinished().await?;
         let now = Instant::now();
         let listed: HashSet<_> = unfinished.iter().map(|decision| decision.transaction).collect();
         self.seen.retain(|transaction, _| listed.contains(transaction));
-        self.resting.retain(|_, until| *until > now);
+        for lane in self.lanes.values_mut() {
+            lane.waiting.clear();
+        }
         let mut finished = Vec::new();
-        let mut work: BTreeMap<ShardId, Vec<(TransactionId, bool)>> = BTreeMap::new();
         let mut late = Vec::new();
         for Decision { transaction, participants, commit } in unfinished {
             let seen =
@@ -122,16 +132,16 @@ impl Driver {
             }
             for shard in left {
                 late.push((transaction, shard, age));
-                if !self.busy.contains(&shard) && !self.resting.contains_key(&shard) {
-                    work.entry(shard).or_default().push((transaction, commit));
+                let lane = self.lanes.entry(shard).or_default();
+                if !lane.asked.contains(&transaction) {
+                    lane.waiting.push_back((transaction, commit));
                 }
             }
         }
         core.lingering.lock().unfinished(late);
-        for (shard, work) in work {
-            self.busy.insert(shard);
-            self.lanes.spawn(run(core.reach(), shard, work));
-        }
+        self.lanes.retain(|_, lane| !lane.waiting.is_empty() || !lane.asked.is_empty());
+        let shards: Vec<_> = self.lanes.keys().copied().collect();
+        shards.into_iter().for_each(|shard| self.ask(core, shard));
         if !finished.is_empty() {
             core.finished(&finished).await?;
             // If one is taken up once more, all of it is.
@@ -140,50 +150,47 @@ impl Driver {
         Ok(listed.is_empty())
     }
 
-    /// Takes note of what a lane has achieved.
-    fn take(&mut self, lane: Lane) {
-        let Lane { shard, done, failed, error } = lane;
-        let now = Instant::now();
-        self.busy.remove(&shard);
-        for transaction in done {
-            if let Some(seen) = self.seen.get_mut(&transaction) {
-                seen.done.insert(shard, now);
-            }
+    /// Tells a shard what waits for it, as much as it may be told at once.
+    fn ask(&mut self, core: &Core, shard: ShardId) {
+        let Some(lane) = self.lanes.get_mut(&shard) else { return };
+        if lane.rests_until.is_some_and(|until| Instant::now() < until) {
+            return;
         }
-        if let Some(error) = error {
-            tracing::warn!(%shard, failed, %error, "a shard hasn't heard what became of transactions");
-            self.resting.insert(shard, now + REST);
-        }
-    }
-}
-
-/// Tells one shard's leader what became of transactions.
-async fn run(reach: Reach, shard: ShardId, work: Vec<(TransactionId, bool)>) -> Lane {
-    let until = tokio::time::Instant::now() + LANE;
-    let mut lane = Lane { shard, done: Vec::new(), failed: 0, error: None };
-    let mut work = work.into_iter();
-    let mut asked = JoinSet::new();
-    loop {
-        while asked.len() < AT_ONCE && tokio::time::Instant::now() < until {
-            let Some((transaction, commit)) = work.next() else { break };
-            let reach = reach.clone();
-            asked.spawn(async move {
-                let told = tokio::time::timeout_at(until, tell(&reach, shard, transaction, commit)).await;
-                let late = |_| Err(WireError::new(SqlState::CONNECTION_FAILURE, "it doesn't answer"));
-                (transaction, told.unwrap_or_else(late))
+        while lane.asked.len() < AT_ONCE {
+            let Some((transaction, commit)) = lane.waiting.pop_front() else { return };
+            lane.asked.insert(transaction);
+            let reach = core.reach();
+            self.telling.spawn(async move {
+                let told = tell(&reach, shard, transaction, commit);
+                let answer = tokio::time::timeout(TELLING, told).await.unwrap_or_else(|_| {
+                    Err(WireError::new(SqlState::CONNECTION_FAILURE, "the shard doesn't answer"))
+                });
+                Told { shard, transaction, answer }
             });
         }
-        let error = match asked.join_next().await {
-            None => return lane,
-            Some(Ok((transaction, Ok(())))) => {
-                lane.done.push(transaction);
-                continue;
+    }
+
+    /// Takes note of what came of it. Says whether that was all for this shard.
+    fn hear(&mut self, core: &Core, told: Told) -> bool {
+        let Told { shard, transaction, answer } = told;
+        let now = Instant::now();
+        let Some(lane) = self.lanes.get_mut(&shard) else { return true };
+        lane.asked.remove(&transaction);
+        match answer {
+            Ok(()) => {
+                if let Some(seen) = self.seen.get_mut(&transaction) {
+                    seen.done.insert(shard, now);
+                }
             }
-            Some(Ok((_, Err(error)))) => error,
-            Some(Err(error)) => WireError::internal(format!("telling a shard: {error}")),
-        };
-        lane.failed += 1;
-        lane.error.get_or_insert(error);
+            Err(error) => {
+                tracing::warn!(%shard, %transaction, %error, "a shard hasn't heard what became of a transaction");
+                lane.rests_until = Some(now + REST);
+                return false;
+            }
+        }
+        let is_all = lane.waiting.is_empty() && lane.asked.is_empty();
+        self.ask(core, shard);
+        is_all
     }
 }
 
@@ -196,7 +203,7 @@ async fn tell(
     let action = BranchAction::Finish { commit };
     let call = |service: Arc<dyn ShardService>| {
         let epoch = reach.state.borrow().topology.epoch;
-        let request = BranchRequest { shard, epoch, transaction, action: action.clone(), timeout: LANE };
+        let request = BranchRequest { shard, epoch, transaction, action: action.clone(), timeout: TELLING };
         async move { service.transact(request).await }
     };
     reach.leader(shard, call).await.map(drop)

@@ -137,6 +137,17 @@ async fn verdicts_that_come_together_share_a_round() {
     assert!(positions.len() < 50, "200 verdicts took {} entries", positions.len());
     let again = decide(&cluster, 1, &shards, true).await.unwrap();
     assert!(again.position >= *positions.first().unwrap());
+    // They are finished all, a few at a time.
+    recorded(&cluster, 200, |record| record.is_some_and(|record| record.finished)).await;
+    let told = |branches: &Branches| (1..=200).all(|n| have_heard(branches, n, &shards, &COMMIT));
+    until(&cluster, told).await;
+    let mut pause = tokio::time::interval(Duration::from_millis(10));
+    let finished = async {
+        while !records(&cluster, None).await.iter().all(|record| record.finished) {
+            pause.tick().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, finished).await.expect("all are finished");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
