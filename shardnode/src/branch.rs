@@ -463,7 +463,7 @@ impl State {
     /// Takes back the locks of the statements after this one.
     pub fn undo(&mut self, id: TransactionId, statement: u32) {
         let granted = self.locks.release_after(id, statement);
-        if self.locks.waits_for(id).is_empty() {
+        if !self.locks.is_waiting(id) {
             self.waiters.remove(&id);
         }
         self.tell(Settled { granted, victims: Vec::new() });

@@ -4,8 +4,10 @@
 //! must give up because several wait for each other in a circle. A lock is on a row, on a value of a unique key, or on a
 //! table; a transaction never waits for itself, and takes a stronger lock on what it has already without letting go.
 //!
-//! As in PostgreSQL, who finds no conflicting holder has a row's lock at once, also while others queue for a stronger one;
-//! those who queue are served in their order, and for a table everyone queues. It must never know a connection, a thread, a clock, or what the keys mean.
+//! Who finds no conflicting holder has a row's lock at once, also while others queue for a stronger one, as in PostgreSQL;
+//! those who queue are served in their order. So who waits for a row waits for its holders alone, and nobody is in a
+//! circle who has nothing that another wants. For a table everyone queues. It must never know a connection, a thread, a
+//! clock, or what the keys mean.
 
 #[cfg(test)]
 mod tests;
@@ -142,6 +144,13 @@ pub(crate) struct Party {
     pub statement: u32,
 }
 
+impl Key {
+    /// Those for whom who stands at this place of the queue must wait, too.
+    fn before(&self, resource: &Resource, place: usize) -> impl Iterator<Item = &(TransactionId, Mode)> {
+        self.queue.iter().take(if resource.part == Part::Table { place } else { 0 })
+    }
+}
+
 impl Locks {
     /// How many locks there are.
     pub fn len(&self) -> usize {
@@ -239,13 +248,7 @@ impl Locks {
             self.keys.get_key_value(resource).expect("who couldn't take a lock met its holder");
         let resource = Arc::clone(resource);
         let key = self.keys.get_mut(&resource).expect("it was just found");
-        // Who has a weaker lock stands before those who have none: they wait for him anyway.
-        let holds = |id: TransactionId| key.holders.iter().any(|(holder, _)| *holder == id);
-        let place = match holds(party.id) {
-            true => key.queue.iter().take_while(|(id, _)| holds(*id)).count(),
-            false => key.queue.len(),
-        };
-        key.queue.insert(place, (party.id, mode));
+        key.queue.push_back((party.id, mode));
         let owner = self.owners.entry(party.id).or_default();
         owner.begun = party.begun;
         debug_assert!(owner.wait.is_none(), "a transaction waits for one thing at a time");
@@ -262,15 +265,20 @@ impl Locks {
         settled
     }
 
+    /// Whether the transaction waits.
+    pub fn is_waiting(&self, id: TransactionId) -> bool {
+        self.owners.get(&id).is_some_and(|owner| owner.wait.is_some())
+    }
+
     /// The transactions for which this one waits.
     pub fn waits_for(&self, id: TransactionId) -> Vec<TransactionId> {
         let Some(wait) = self.owners.get(&id).and_then(|owner| owner.wait.as_ref()) else {
             return Vec::new();
         };
         let key = &self.keys[&wait.resource];
-        let before = key.queue.iter().take_while(|(other, _)| *other != id);
+        let place = key.queue.iter().position(|(other, _)| *other == id).unwrap_or(0);
         let mut found: Vec<TransactionId> = Vec::new();
-        for (other, mode) in key.holders.iter().chain(before) {
+        for (other, mode) in key.holders.iter().chain(key.before(&wait.resource, place)) {
             if *other != id && wait.mode.conflicts(*mode) && !found.contains(other) {
                 found.push(*other);
             }
@@ -393,8 +401,8 @@ impl Locks {
         while let Some(key) = self.keys.get_mut(resource)
             && let Some((id, mode)) = key.queue.get(place).copied()
         {
-            let before = key.queue.iter().take(place);
-            if key.holders.iter().chain(before).any(|(other, held)| *other != id && mode.conflicts(*held)) {
+            let conflicts = |(other, held): &(TransactionId, Mode)| *other != id && mode.conflicts(*held);
+            if key.holders.iter().chain(key.before(resource, place)).any(conflicts) {
                 place += 1;
                 continue;
             }

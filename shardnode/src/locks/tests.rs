@@ -57,17 +57,16 @@ fn waiters_are_served_in_their_order() {
     assert!(!locks.ask(2, 1, 7, Share));
     assert!(!locks.ask(3, 1, 7, Update));
     assert!(!locks.ask(4, 1, 7, Share));
-    assert_eq!(locks.waiting(), 3);
-    assert_eq!(locks.waits_for(id(4)), [id(1), id(3)]);
-    assert_eq!(locks.release(id(1)), [id(2)], "4 stands behind 3, who doesn't go with 2");
-    assert!(
-        locks.take(party(5, 1), &row(7), Mode::Row(Share)),
-        "who comes and meets no holder doesn't queue"
-    );
+    assert!(!locks.ask(5, 1, 7, Update));
+    assert_eq!(locks.waiting(), 4);
+    assert_eq!(locks.waits_for(id(4)), [id(1)], "whoever has it, not those who stand before it");
+    assert_eq!(locks.release(id(1)), [id(2), id(4)], "3 doesn't go with 2");
+    assert!(locks.take(party(6, 1), &row(7), Mode::Row(Share)), "who meets no holder doesn't queue");
     assert_eq!(locks.release(id(2)), []);
-    assert_eq!(locks.release(id(5)), [id(3)]);
-    assert_eq!(locks.release(id(3)), [id(4)]);
-    assert_eq!(locks.release(id(4)), []);
+    assert_eq!(locks.release(id(6)), []);
+    assert_eq!(locks.release(id(4)), [id(3)]);
+    assert_eq!(locks.release(id(3)), [id(5)]);
+    assert_eq!(locks.release(id(5)), []);
     assert!(locks.is_empty());
 }
 
@@ -161,10 +160,13 @@ fn a_table_is_locked_against_whoever_has_rows_of_it() {
     assert!(!locks.take(party(3, 1), &table, Mode::Exclusive));
     assert_eq!(locks.wait(party(3, 1), &table, Mode::Exclusive), Settled::default());
     assert!(!locks.take(party(4, 1), &table, Mode::Shared), "who comes later stands behind it");
+    assert_eq!(locks.wait(party(4, 1), &table, Mode::Shared), Settled::default());
+    assert_eq!(locks.waits_for(id(4)), [id(3)]);
     assert!(locks.take(party(2, 2), &table, Mode::Shared), "who has it has it");
     assert_eq!(locks.release(id(1)), []);
     assert_eq!(locks.release(id(2)), [id(3)]);
     assert!(!locks.take(party(1, 1), &table, Mode::Shared));
+    assert_eq!(locks.release(id(3)), [id(4)]);
 }
 
 /// xorshift: the same numbers in every run.
@@ -197,28 +199,13 @@ impl Model {
         self.holders(key).any(|(holder, held)| holder != who && mode.conflicts(held))
     }
 
-    /// Those who queue for a key: who has a lock on it first, then the others, each as they came.
-    fn queue(&self, key: u8) -> Vec<(u64, u32, u8, RowLock)> {
-        let queue = self.waits.iter().filter(|wait| wait.2 == key).copied();
-        let (mut first, rest): (Vec<_>, Vec<_>) =
-            queue.partition(|wait| self.holders(key).any(|(holder, _)| holder == wait.0));
-        first.extend(rest);
-        first
-    }
-
     fn serve(&mut self) -> Vec<u64> {
         let mut granted = Vec::new();
-        for key in 0..KEYS {
-            let mut left: Vec<(u64, RowLock)> = Vec::new();
-            for (who, statement, key, mode) in self.queue(key) {
-                let behind = left.iter().any(|(_, other)| mode.conflicts(*other));
-                if behind || self.is_blocked(who, key, mode) {
-                    left.push((who, mode));
-                } else {
-                    self.waits.retain(|wait| wait.0 != who);
-                    self.held.push((who, statement, key, mode));
-                    granted.push(who);
-                }
+        for (who, statement, key, mode) in self.waits.clone() {
+            if !self.is_blocked(who, key, mode) {
+                self.waits.retain(|wait| wait.0 != who);
+                self.held.push((who, statement, key, mode));
+                granted.push(who);
             }
         }
         granted
@@ -228,13 +215,8 @@ impl Model {
         let Some((_, _, key, mode)) = self.waits.iter().find(|wait| wait.0 == who).copied() else {
             return HashSet::new();
         };
-        let before =
-            self.queue(key).into_iter().take_while(|wait| wait.0 != who).map(|wait| (wait.0, wait.3));
-        let others = self.holders(key).chain(before);
-        others
-            .filter(|(other, held)| *other != who && mode.conflicts(*held))
-            .map(|(other, _)| other)
-            .collect()
+        let others = self.holders(key).filter(|(other, held)| *other != who && mode.conflicts(*held));
+        others.map(|(other, _)| other).collect()
     }
 
     /// Those who wait, over however many others, for themselves.

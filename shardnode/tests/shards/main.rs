@@ -5,6 +5,7 @@ mod common;
 mod failover;
 mod fragments;
 mod long_reads;
+mod many;
 mod placing;
 mod prepared;
 mod session;

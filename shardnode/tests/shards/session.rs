@@ -8,7 +8,7 @@ use proto::services::{
 use proto::{
     Epoch, LogIndex, RequestId, RouterIncarnation, ShardId, TableId, TransactionId, Value, WireError,
 };
-use std::cell::Cell;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::common::PATIENCE;
@@ -17,14 +17,14 @@ use crate::common::PATIENCE;
 pub struct Session<'a> {
     pub node: &'a Node,
     number: u64,
-    statement: Cell<u32>,
+    statement: AtomicU32,
     pub lock_timeout: Option<Duration>,
     pub timeout: Duration,
 }
 
 impl<'a> Session<'a> {
     pub fn new(node: &'a Node, number: u64) -> Self {
-        Session { node, number, statement: Cell::new(0), lock_timeout: None, timeout: PATIENCE }
+        Session { node, number, statement: AtomicU32::new(0), lock_timeout: None, timeout: PATIENCE }
     }
 
     /// The same transaction, at another node.
@@ -32,7 +32,7 @@ impl<'a> Session<'a> {
         Session {
             node,
             number: self.number,
-            statement: self.statement.clone(),
+            statement: AtomicU32::new(self.last()),
             ..Session::new(node, self.number)
         }
     }
@@ -43,7 +43,7 @@ impl<'a> Session<'a> {
 
     /// The number of its last statement.
     pub fn last(&self) -> u32 {
-        self.statement.get()
+        self.statement.load(Ordering::Relaxed)
     }
 
     fn branch(&self, statement: u32) -> Branch {
@@ -52,8 +52,7 @@ impl<'a> Session<'a> {
 
     /// The request of its next statement.
     pub fn next(&self, sql: &str, access: BranchAccess) -> FragmentRequest {
-        self.statement.set(self.statement.get() + 1);
-        let branch = self.branch(self.statement.get());
+        let branch = self.branch(self.statement.fetch_add(1, Ordering::Relaxed) + 1);
         let read = self.node.read(sql, false);
         FragmentRequest { access: Access::Branch { branch, access }, timeout: self.timeout, ..read }
     }

@@ -108,7 +108,7 @@ async fn who_changes_a_row_that_another_has_changed_waits_for_it() {
                 third
             },
             async {
-                three.waits_for(&[&one, &two]).await;
+                three.waits_for(&[&one]).await;
                 one.end(commit).await;
                 three.waits_for(&[&two]).await;
                 two.commit().await.unwrap();
