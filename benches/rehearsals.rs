@@ -58,8 +58,13 @@ fn insert(key: i64) -> WriteFn {
 }
 
 async fn step(replica: &Replica, overlay: &Overlay, key: i64) -> Result<(), WireError> {
-    let rehearsal =
-        Rehearsal { overlay: overlay.clone(), deadline: Instant::now() + PATIENCE, run: insert(key) };
+    let insert = insert(key);
+    // Whoever locks rows asks what it has changed.
+    let run = Box::new(move |stage: &Stage<'_>| {
+        insert(stage)?;
+        stage.changes()
+    });
+    let rehearsal = Rehearsal { overlay: overlay.clone(), deadline: Instant::now() + PATIENCE, run };
     replica.rehearse(rehearsal).await.map(drop)
 }
 

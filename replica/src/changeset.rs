@@ -9,12 +9,20 @@ use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 use std::collections::HashMap;
 
-/// What a table looks like to a changeset: for each of its columns, whether it is in the primary key.
-type Shape = Vec<bool>;
+/// What a table looks like to a changeset.
+struct Shape {
+    /// For each of its columns, whether it is in the primary key.
+    key: Vec<bool>,
+    /// And what it is called.
+    columns: Vec<String>,
+}
 
 /// The tables' shapes, as far as they were asked for. To be forgotten whenever the schema may have changed.
 #[derive(Default)]
-pub(crate) struct Shapes(HashMap<String, Option<Shape>>);
+pub(crate) struct Shapes {
+    tables: HashMap<String, Option<Shape>>,
+    inert: Option<bool>,
+}
 
 /// A changeset that doesn't fit the database it is for.
 #[derive(Debug, thiserror::Error)]
@@ -33,15 +41,42 @@ pub(crate) enum ChangesetError {
 impl Shapes {
     /// Forgets all.
     pub fn forget(&mut self) {
-        self.0.clear();
+        *self = Self::default();
+    }
+
+    /// Whether no table has foreign keys or triggers that could act.
+    pub fn are_inert(&mut self, connection: &Connection) -> rusqlite::Result<bool> {
+        if let Some(inert) = self.inert {
+            return Ok(inert);
+        }
+        let acting = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'trigger')
+                          OR EXISTS (SELECT 1 FROM sqlite_schema AS t, pragma_foreign_key_list(t.name, 'main')
+                                     WHERE t.type = 'table')";
+        let inert = !connection.query_row(acting, [], |row| row.get::<_, bool>(0))?;
+        self.inert = Some(inert);
+        Ok(inert)
+    }
+
+    /// What a table's columns are called, if it is one whose rows a changeset with such a key may change.
+    pub fn columns(
+        &mut self,
+        connection: &Connection,
+        table: &str,
+        key: &[bool],
+    ) -> rusqlite::Result<Option<&[String]>> {
+        if is_own(table) {
+            return Ok(None);
+        }
+        let shape = self.get(connection, table)?;
+        Ok(shape.filter(|shape| shape.key == key).map(|shape| shape.columns.as_slice()))
     }
 
     fn get(&mut self, connection: &Connection, table: &str) -> rusqlite::Result<Option<&Shape>> {
-        if !self.0.contains_key(table) {
+        if !self.tables.contains_key(table) {
             let shape = shape(connection, table)?;
-            self.0.insert(table.to_owned(), (!shape.is_empty()).then_some(shape));
+            self.tables.insert(table.to_owned(), (!shape.key.is_empty()).then_some(shape));
         }
-        Ok(self.0.get(table).and_then(Option::as_ref))
+        Ok(self.tables.get(table).and_then(Option::as_ref))
     }
 }
 
@@ -52,9 +87,12 @@ fn is_own(table: &str) -> bool {
 
 fn shape(connection: &Connection, table: &str) -> rusqlite::Result<Shape> {
     // Generated columns (hidden 2 and 3) aren't in changesets.
-    let mut statement = connection
-        .prepare_cached("SELECT pk > 0 FROM pragma_table_xinfo(?1, 'main') WHERE hidden = 0 ORDER BY cid")?;
-    statement.query_map([table], |row| row.get(0))?.collect()
+    let mut statement = connection.prepare_cached(
+        "SELECT pk > 0, name FROM pragma_table_xinfo(?1, 'main') WHERE hidden = 0 ORDER BY cid",
+    )?;
+    let columns = statement.query_map([table], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (key, columns) = columns.collect::<rusqlite::Result<Vec<(bool, String)>>>()?.into_iter().unzip();
+    Ok(Shape { key, columns })
 }
 
 /// Lets foreign keys and triggers act, or not. They act on a leader, and their effects are in the changeset, so where
@@ -81,7 +119,7 @@ pub(crate) fn apply(
                 return Err(ChangesetError::Altered(format!("{} is no table of rows", part.table)));
             }
             None => return Err(ChangesetError::Altered(format!("there is no table {}", part.table))),
-            Some(shape) if *shape != part.key => {
+            Some(shape) if shape.key != part.key => {
                 let message = format!("table {} has other columns or another primary key", part.table);
                 return Err(ChangesetError::Altered(message));
             }

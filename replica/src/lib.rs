@@ -43,6 +43,7 @@ mod packet;
 mod peer;
 mod readers;
 mod reading;
+mod replay;
 mod replica;
 mod revive;
 mod service;

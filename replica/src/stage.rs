@@ -3,10 +3,11 @@
 //! It must never know whether what the closure does is proposed next, or rehearsed and undone: all that differs is
 //! whether its changes were captured for themselves.
 
-use crate::changeset::{self, ChangesetError, Shapes};
+use crate::changeset::{ChangesetError, Shapes};
 use crate::connection::Hooks;
 use crate::fault;
 use crate::overlay::altered;
+use crate::replay::replay;
 use crate::session::{RowChange, Session};
 use bytes::Bytes;
 use proto::{SqlState, Term, WireError};
@@ -81,12 +82,7 @@ impl<'a> Stage<'a> {
             return Ok(());
         }
         let mut shapes = self.shapes.borrow_mut();
-        let applied = self.unguarded(|| {
-            changeset::let_act(self.connection, false)?;
-            let applied = changeset::apply(self.connection, &mut shapes, changeset);
-            changeset::let_act(self.connection, true)?;
-            applied
-        });
+        let applied = self.unguarded(|| replay(self.connection, &mut shapes, changeset));
         applied.map_err(|error| {
             let error = match error {
                 ChangesetError::Sqlite(error) => self.failed(error),

@@ -159,7 +159,7 @@ impl Engine {
     }
 
     /// Foreign keys and triggers act on a leader and not on a follower. It costs something, so it's done only when the
-    /// role changes; for the sake of an overlay's application, a leader follows its own lead.
+    /// role changes.
     fn follow(&mut self, following: bool) -> Result<(), ReplicaError> {
         if self.following != following {
             changeset::let_act(&self.connection, !following).map_err(|e| self.stop(e))?;

@@ -5,11 +5,12 @@
 //! overlay's, it is **resident**, and only the closure is run. Everything else that the engine does undoes it first.
 
 use super::Engine;
-use crate::changeset::{self, ChangesetError};
+use crate::changeset::ChangesetError;
 use crate::connection::Cancel;
 use crate::error::ReplicaError;
 use crate::fault;
 use crate::overlay::{self, Applied, Overlay, RehearsalFn};
+use crate::replay::replay;
 use crate::stage::unfit;
 use bytes::Bytes;
 use proto::{SqlState, WireError};
@@ -99,11 +100,9 @@ impl Engine {
         if changeset.is_empty() {
             return Ok(Ok(()));
         }
-        self.follow(true)?;
         *self.hooks.running.lock() = Some(cancel.clone());
-        let applied = changeset::apply(&self.connection, &mut self.shapes, &changeset);
+        let applied = replay(&self.connection, &mut self.shapes, &changeset);
         *self.hooks.running.lock() = None;
-        self.follow(false)?;
         let Err(error) = applied else { return Ok(Ok(())) };
         let error = match error {
             ChangesetError::Sqlite(error) if fault::is_machines(&error) => return Err(self.stop(error)),
