@@ -7,11 +7,11 @@
 //!
 //! A record of a transaction that all its participants have finished is forgotten once it has been there for
 //! [`Config::remember_transactions`], so that who lost an answer can still ask. After that nobody may decide the
-//! transaction again: a late verdict would find no record, and would stand. Routers see to it. A router decides
-//! once, within its statement's time; a request that got lost dies with its connection a few seconds later; and what has
-//! arrived here is written within `write_timeout` or never. All of that is minutes at most. Commits and aborts are kept
-//! alike: a router that is answered "aborted", because the coordinator was faster, must be so whenever its own verdict
-//! comes. What isn't finished is never forgotten.
+//! transaction again: a late verdict would find no record, and would stand. Routers see to it. A router asks for its
+//! verdict until its patience ends, a matter of seconds; a request that got lost dies with its connection a few seconds
+//! later; and what has arrived here is written within `write_timeout` or never. All of that is minutes at most. Commits and
+//! aborts are kept alike: a router that is answered "aborted", because the coordinator was faster, must be so whenever its
+//! own verdict comes. What isn't finished is never forgotten.
 //!
 //! The time that a record has been there is counted by the coordinator's own clock, a row of its tables
 //! ([`Counter::Clock`]): it goes on in steps while somebody leads, and only while there is something to forget. So
