@@ -6,8 +6,8 @@
 
 use crate::branch::{Claim, Transactions};
 use crate::locks::{Mode, Party, Resource};
-use crate::stream;
 use crate::transact::Desk;
+use crate::{statement, stream};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::{Retry, RouterIncarnation, TableId, TransactionId, WireError};
@@ -62,10 +62,8 @@ impl Altering {
             let rehearsal = Rehearsal { overlay: Overlay::new(), deadline, run: Box::new(run) };
             desk.replica.rehearse(rehearsal).await?;
             let Some(granted) = met.lock().take() else { return Ok(altering) };
-            let granted = tokio::time::timeout_at(deadline.into(), granted).await;
-            let granted = granted.map_err(|_| stream::timed_out())?;
-            granted
-                .map_err(|_| WireError::internal("a schema entry that waits for a lock was forgotten"))??;
+            let waited = statement::wait(&desk.replica, &desk.transactions, granted, deadline).await;
+            waited.unwrap_or_else(|| Err(stream::timed_out()))?;
         }
     }
 }

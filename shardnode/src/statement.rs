@@ -23,8 +23,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// How often those who wait look whether a transaction that is idle for too long is in their way.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// How often those who wait look whether they do so in vain.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// How often a statement is run again though nothing was in its way any more when it looked.
 const SURPRISES: u32 = 3;
@@ -144,7 +144,7 @@ impl Attempt {
             manner = match why {
                 Some(why) if failure == undone() => match why {
                     Met::Locked(granted) => {
-                        self.wait(granted, lock_timeout, deadline).await?;
+                        self.wait(replica, granted, lock_timeout, deadline).await?;
                         Manner::Plain
                     }
                     Met::Doubt(failure) => Manner::Without(failure),
@@ -172,28 +172,51 @@ impl Attempt {
 
     async fn wait(
         &self,
-        mut granted: oneshot::Receiver<Result<(), WireError>>,
+        replica: &Replica,
+        granted: oneshot::Receiver<Result<(), WireError>>,
         lock_timeout: Option<Duration>,
         deadline: Instant,
     ) -> Result<(), WireError> {
         let lock_deadline =
             lock_timeout.map(|timeout| Instant::now() + timeout).filter(|end| *end < deadline);
         let end = lock_deadline.unwrap_or(deadline);
-        loop {
-            let look = Instant::now() + SWEEP_EVERY;
-            match tokio::time::timeout_at(look.min(end).into(), &mut granted).await {
-                Ok(Ok(answer)) => return answer,
-                Ok(Err(_)) => {
-                    return Err(WireError::internal("a statement that waits for a lock was forgotten"));
-                }
-                Err(_) if Instant::now() < end => self.transactions.sweep(),
-                Err(_) if lock_deadline.is_some() => {
-                    let message = "canceling statement due to lock timeout";
-                    return Err(WireError::new(SqlState::LOCK_NOT_AVAILABLE, message));
-                }
-                Err(_) => return Err(stream::timed_out()),
+        match wait(replica, &self.transactions, granted, end).await {
+            Some(answer) => answer,
+            None if lock_deadline.is_some() => {
+                let message = "canceling statement due to lock timeout";
+                Err(WireError::new(SqlState::LOCK_NOT_AVAILABLE, message))
             }
+            None => Err(stream::timed_out()),
         }
+    }
+}
+
+/// Waits for a lock until then. Whoever has it may be silent for too long; and who leads no more never hears.
+pub(crate) async fn wait(
+    replica: &Replica,
+    transactions: &Transactions,
+    mut granted: oneshot::Receiver<Result<(), WireError>>,
+    end: Instant,
+) -> Option<Result<(), WireError>> {
+    let status = replica.watch();
+    let begun_in = status.borrow().term;
+    loop {
+        let look = Instant::now() + LOOK_EVERY;
+        match tokio::time::timeout_at(look.min(end).into(), &mut granted).await {
+            Ok(Ok(answer)) => return Some(answer),
+            Ok(Err(_)) => {
+                return Some(Err(WireError::internal("somebody who waits for a lock was forgotten")));
+            }
+            Err(_) if Instant::now() >= end => return None,
+            Err(_) => {}
+        }
+        let (term, leader) = (status.borrow().term, status.borrow().leader);
+        if !replica.is_leader() || term != begun_in {
+            let message = "the shard's leader has changed while a lock was waited for";
+            let error = WireError::new(SqlState::CANNOT_CONNECT_NOW, message);
+            return Some(Err(error.with_retry(Retry::NotLeader(leader))));
+        }
+        transactions.sweep();
     }
 }
 

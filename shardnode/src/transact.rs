@@ -114,12 +114,17 @@ impl Desk {
             statement: 1,
             lock_timeout: None,
         };
+        // Nothing of it is executed before it commits: it may be run again, by whoever asks.
+        let again = |error: WireError| match error.sqlstate {
+            SqlState::SERIALIZATION_FAILURE if error.retry == Retry::Never => error.with_retry(Retry::Later),
+            _ => error,
+        };
         let mut single = Single { transactions: &self.transactions, id: name.transaction, is_over: false };
-        let answer = self.statement(name, Work::Write(job), deadline).await?;
+        let answer = self.statement(name, Work::Write(job), deadline).await.map_err(again)?;
         let written = self.commit(name.transaction, request, settled, answer.output, deadline).await;
         // What may yet commit ends by itself.
         single.is_over = written.as_ref().is_err_and(|error| error.retry == Retry::Unknown);
-        written
+        written.map_err(again)
     }
 
     async fn turn_of(

@@ -21,7 +21,7 @@ async fn texts(node: &Node) -> Value {
 }
 
 /// Waits until this node's replica leads, and serves.
-async fn leads(node: &Node) {
+pub async fn leads(node: &Node) {
     let replica = node.host.replica(GROUP).unwrap();
     let ready = async {
         let mut pause = tokio::time::interval(Duration::from_millis(5));
@@ -39,8 +39,8 @@ async fn hand_over(from: &Node, to: &Node) {
     leads(to).await;
 }
 
-/// The nodes of a shard with three replicas; the first leads.
-async fn three(change: fn(&mut replica::Config)) -> (Vec<Node>, Arc<Network>) {
+/// The nodes of a shard with three replicas; the first leads. Table 1 has the rows 1 to 3.
+pub async fn three(change: fn(&mut replica::Config)) -> (Vec<Node>, Arc<Network>) {
     let network = Arc::<Network>::default();
     let ids: Vec<_> = (1..=3).map(NodeId).collect();
     let nodes: Vec<_> = ids.iter().map(|id| Node::open_with(*id, ids.clone(), &network, change)).collect();

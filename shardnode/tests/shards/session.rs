@@ -6,7 +6,7 @@ use proto::services::{
     RowLock, ShardService,
 };
 use proto::{
-    Epoch, LogIndex, RequestId, RouterIncarnation, ShardId, TableId, TransactionId, Value, WireError,
+    Epoch, LogIndex, RequestId, Retry, RouterIncarnation, ShardId, TableId, TransactionId, Value, WireError,
 };
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -93,13 +93,35 @@ impl<'a> Session<'a> {
         self.node.shards.transact(request).await
     }
 
+    /// Does something at whichever node leads, until it is known to be done or refused.
+    pub async fn act_anywhere(&self, nodes: &[Node], action: BranchAction) -> Result<LogIndex, WireError> {
+        let mut pause = tokio::time::interval(Duration::from_millis(2));
+        let done = async {
+            loop {
+                for node in nodes {
+                    match self.at(node).act(action.clone()).await {
+                        Err(error) if error.retry != Retry::Never => {}
+                        answer => return answer,
+                    }
+                }
+                pause.tick().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, done).await.expect("a node leads")
+    }
+
+    /// What commits it.
+    pub fn commitment(&self) -> BranchAction {
+        let request = RequestId { router: RouterIncarnation(5), sequence: self.number };
+        BranchAction::Commit { request, settled: 0 }
+    }
+
     pub async fn roll_back_to(&self, statement: u32) -> Result<LogIndex, WireError> {
         self.act(BranchAction::RollbackTo(statement)).await
     }
 
     pub async fn commit(&self) -> Result<LogIndex, WireError> {
-        let request = RequestId { router: RouterIncarnation(5), sequence: self.number };
-        self.act(BranchAction::Commit { request, settled: 0 }).await
+        self.act(self.commitment()).await
     }
 
     pub async fn prepare(&self) -> Result<LogIndex, WireError> {
