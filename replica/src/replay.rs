@@ -145,9 +145,19 @@ mod tests {
     /// Whether it could be done by hand.
     fn replayed(connection: &Connection, changeset: &[u8]) -> bool {
         let mut shapes = Shapes::default();
-        connection.execute_batch("BEGIN").unwrap();
-        let made = by_hand(connection, &mut shapes, &session::changes(changeset).unwrap()).unwrap();
-        connection.execute_batch("ROLLBACK").unwrap();
+        let mut rows = session::changes(changeset).unwrap();
+        let before = dump(connection);
+        let mut replayed = |rows: &[RowChange]| {
+            connection.execute_batch("BEGIN").unwrap();
+            let made = by_hand(connection, &mut shapes, rows).unwrap();
+            assert_eq!(dump(connection) == before, !made, "all or nothing");
+            connection.execute_batch("ROLLBACK").unwrap();
+            made
+        };
+        let made = replayed(&rows);
+        // Whichever row is not as expected, another comes before it.
+        rows.reverse();
+        replayed(&rows);
         made
     }
 
