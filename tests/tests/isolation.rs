@@ -1,14 +1,15 @@
-//! Isolation scripts: the recordings fit their scripts, and PostgreSQL still does as recorded.
+//! Isolation scripts: Shoal does as PostgreSQL 15 did, on one shard and on four; and PostgreSQL still does so.
 //!
-//! The second holds the harness to account: it plays cases by their recordings, as it does on Shoal, and must see no
-//! difference. `cargo run -p tests --bin isolation` plays them on Shoal.
+//! The latter holds the harness to account: it plays cases by their recordings, as it does on Shoal, and must see no
+//! difference. `cargo run -p tests --bin isolation` plays some of them, and tells more of what differs.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::fmt::Write;
 use std::path::Path;
-use tests::isolation::run::{Guide, Kind, Target, play};
-use tests::isolation::{Found, script, scripts};
+use tests::cluster::Cluster;
+use tests::isolation::run::{self, Guide, Kind, Target};
+use tests::isolation::{Found, play_on_shoal, script, scripts};
 use tests::postgres::Server;
 use tests::tools;
 
@@ -29,6 +30,29 @@ fn every_hermitage_case_is_there() {
 }
 
 #[test]
+fn one_shard_does_as_recorded() {
+    play(1);
+}
+
+#[test]
+fn four_shards_do_as_recorded() {
+    play(4);
+}
+
+fn play(shards: u32) {
+    let count = shards.to_string();
+    let cluster = Cluster::start(&["--nodes", "1", "--replicas", "1", "--shards", &count]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (_, otherwise) = runtime.block_on(play_on_shoal(&cluster.config(), shards, &all(), &[]));
+    let mut differences = String::new();
+    for (name, case, expected, actual) in otherwise {
+        let (expected, actual) = (script::render(&case, &expected), script::render(&case, &actual));
+        writeln!(differences, "{name}: expected\n{expected}but got\n{actual}").unwrap();
+    }
+    assert!(differences.is_empty(), "{differences}");
+}
+
+#[test]
 fn postgresql_does_as_recorded() {
     if tools::find_or_skip("initdb", "postgresql_does_as_recorded").is_none() {
         return;
@@ -36,11 +60,11 @@ fn postgresql_does_as_recorded() {
     let server = Server::start().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let mut differences = String::new();
-    for Found { name, script, recorded, expected: _ } in all() {
+    for Found { name, script, recorded, .. } in all() {
         runtime.block_on(server.create(&name)).unwrap();
         let target = Target { config: server.config(&name), kind: Kind::PostgreSql };
         for (case, expected) in script.cases.iter().zip(&recorded) {
-            let actual = runtime.block_on(play(&target, &script, case, Guide::Follow(expected)));
+            let actual = runtime.block_on(run::play(&target, &script, case, Guide::Follow(expected)));
             if actual != *expected {
                 let (expected, actual) =
                     (script::render(&case.name, expected), script::render(&case.name, &actual));

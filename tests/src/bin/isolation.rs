@@ -7,9 +7,7 @@ use clap::Parser;
 use std::path::Path;
 use std::process::ExitCode;
 use tests::cluster::Cluster;
-use tests::isolation::run::{Guide, Kind, Target, play};
-use tests::isolation::script;
-use tests::isolation::scripts;
+use tests::isolation::{play_on_shoal, script, scripts};
 
 /// Plays isolation scripts on Shoal.
 #[derive(Parser)]
@@ -17,6 +15,9 @@ struct Arguments {
     /// How many shards the cluster has; may be said more than once
     #[arg(long, default_values_t = [1, 4])]
     shards: Vec<u32>,
+    /// How many nodes, each with a replica of everything
+    #[arg(long, default_value_t = 1)]
+    nodes: u32,
     /// Prints the whole of a case that differs, not its first difference alone
     #[arg(long)]
     whole: bool,
@@ -25,35 +26,27 @@ struct Arguments {
 }
 
 fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
-    let Arguments { shards, whole, names } = Arguments::parse();
+    let Arguments { shards, nodes, whole, names } = Arguments::parse();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("isolation");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let (mut played, mut wrong) = (0, 0);
+    let scripts = scripts(&folder)?;
+    let mut wrong = 0;
     for shards in shards {
-        let count = shards.to_string();
-        let cluster = Cluster::start(&["--nodes", "1", "--replicas", "1", "--shards", &count]);
-        let target = Target { config: cluster.config(), kind: Kind::Shoal(shards) };
-        for found in scripts(&folder)? {
-            if !names.is_empty() && !names.contains(&found.name) {
-                continue;
-            }
-            for (case, expected) in found.script.cases.iter().zip(&found.expected) {
-                let actual = runtime.block_on(play(&target, &found.script, case, Guide::Follow(expected)));
-                played += 1;
-                if actual == *expected {
-                    continue;
-                }
-                wrong += 1;
-                println!("{} on {shards} shards: {}", found.name, case.name);
-                if whole {
-                    println!("expected\n{}", script::render(&case.name, expected));
-                    println!("but got\n{}", script::render(&case.name, &actual));
-                } else if let Some((expected, actual)) = script::first_difference(expected, &actual) {
-                    println!("expected\n{expected}but got\n{actual}");
-                }
+        let (count, nodes) = (shards.to_string(), nodes.to_string());
+        let cluster = Cluster::start(&["--nodes", &nodes, "--replicas", &nodes, "--shards", &count]);
+        let (played, otherwise) =
+            runtime.block_on(play_on_shoal(&cluster.config(), shards, &scripts, &names));
+        for (name, case, expected, actual) in &otherwise {
+            println!("{name} on {shards} shards: {case}");
+            if whole {
+                println!("expected\n{}", script::render(case, expected));
+                println!("but got\n{}", script::render(case, actual));
+            } else if let Some((expected, actual)) = script::first_difference(expected, actual) {
+                println!("expected\n{expected}but got\n{actual}");
             }
         }
+        println!("{played} cases on {shards} shards, {} otherwise than expected", otherwise.len());
+        wrong += otherwise.len();
     }
-    println!("{played} cases, {wrong} otherwise than expected");
     Ok(if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

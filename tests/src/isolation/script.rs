@@ -186,27 +186,42 @@ pub fn parse_recordings(text: &str) -> Vec<(String, Recording)> {
     cases
 }
 
-/// What each case of a script should do: as PostgreSQL did, but for the cases that Shoal plays otherwise on purpose.
-/// Panics if the recordings are of another script.
-pub fn expectations(script: &Script, recorded: &str, own: &str) -> Vec<Recording> {
+/// What each case of a script did, in the script's order. Panics if the recordings are of another script.
+pub fn recordings(script: &Script, recorded: &str) -> Vec<Recording> {
     let recorded = parse_recordings(recorded);
     let names: Vec<_> = script.cases.iter().map(|case| case.name.as_str()).collect();
     let known: Vec<_> = recorded.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, known, "the recording is of other cases: record it again");
+    let each = script.cases.iter().zip(recorded);
+    each.map(|(case, (_, recording))| {
+        check_steps(case, &recording);
+        recording
+    })
+    .collect()
+}
+
+/// The cases that a server plays in its own way, by the names that they have in the script. Panics if they are of
+/// another script.
+pub fn own_recordings(script: &Script, own: &str) -> Vec<(String, Recording)> {
     let own = parse_recordings(own);
-    for (name, _) in &own {
-        assert!(names.contains(&name.as_str()), "there is no case {name}");
+    for (name, recording) in &own {
+        let plain = [ONE_SHARD, SEVERAL_SHARDS].iter().find_map(|suffix| name.strip_suffix(suffix));
+        let case = script.cases.iter().find(|case| case.name == plain.unwrap_or(name));
+        check_steps(case.unwrap_or_else(|| panic!("there is no case {name}")), recording);
     }
-    let mut all = Vec::with_capacity(names.len());
-    for (case, (name, recording)) in script.cases.iter().zip(recorded) {
-        let other = own.iter().find(|(other, _)| *other == name);
-        let recording = other.map_or(recording, |(_, other)| other.clone());
-        let steps: Vec<_> = case.steps.iter().map(Step::to_string).collect();
-        let known: Vec<_> = recording.steps.iter().map(|step| step.step.clone()).collect();
-        assert_eq!(steps, known, "the recording of {name} has other steps: record it again");
-        all.push(recording);
-    }
-    all
+    own
+}
+
+/// Behind a case's name: it is so on clusters of one shard.
+pub const ONE_SHARD: &str = " (one shard)";
+
+/// Behind a case's name: it is so on clusters of several shards.
+pub const SEVERAL_SHARDS: &str = " (several shards)";
+
+fn check_steps(case: &Case, recording: &Recording) {
+    let steps: Vec<_> = case.steps.iter().map(Step::to_string).collect();
+    let known: Vec<_> = recording.steps.iter().map(|step| step.step.clone()).collect();
+    assert_eq!(steps, known, "the recording of {} has other steps: record it again", case.name);
 }
 
 #[cfg(test)]
