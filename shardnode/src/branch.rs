@@ -86,6 +86,8 @@ pub(crate) struct Handle {
 pub(crate) enum Phase {
     /// Statements may come.
     Open,
+    /// It was committed in a batch that may not be committed yet. It has no locks any more.
+    Committing,
     /// Its row may be written.
     Preparing,
     /// Its row is written: it ends by verdict alone.
@@ -281,7 +283,7 @@ impl Transactions {
             transaction: *id,
             begun: branch.handle.begun,
             prepared: match &branch.phase {
-                Phase::Open | Phase::Preparing => None,
+                Phase::Open | Phase::Committing | Phase::Preparing => None,
                 Phase::Prepared(participants) => Some(participants.clone()),
             },
             idle: branch.since.elapsed(),
@@ -441,6 +443,19 @@ impl State {
         let branch = self.branch(handle)?;
         (branch.phase, branch.since) = (phase, Instant::now());
         Ok(())
+    }
+
+    /// Gives the branch's locks to those who wait for them: its commit has run.
+    pub fn hand_over(&mut self, handle: &Arc<Handle>) -> Result<(), WireError> {
+        self.advance(handle, Phase::Committing)?;
+        let granted = self.locks.release(handle.id);
+        self.tell(Settled { granted, victims: Vec::new() });
+        Ok(())
+    }
+
+    /// Whether the branch's commit has run.
+    pub fn has_handed_over(&self, id: TransactionId) -> bool {
+        self.branches.get(&id).is_some_and(|branch| branch.phase == Phase::Committing)
     }
 
     /// Has the statement that waits fail, or else the branch's next one.

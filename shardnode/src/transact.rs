@@ -2,8 +2,9 @@
 //!
 //! In come requests that name a transaction, out go positions. What commits, prepares or finishes is a write of the
 //! replica's like any other, and is repeated safely: a commit by its request id, a prepare and a finish by the row that is
-//! there or not. Its locks are free once the write is committed; until then nobody knows that it will be. Once begun, such
-//! a write is seen through, whether or not anyone waits: else nobody would learn that the locks are free.
+//! there or not. A commit's locks are free once it has run in a batch: who gets them runs later, and if the batch comes to
+//! nothing, so does the transaction. What is prepared may never lose its locks: they are free once its end is committed.
+//! Once begun, such a write is seen through, whether or not anyone waits: else nobody would learn that the locks are free.
 //!
 //! A transaction of one statement that finds its table unlocked needs none of this: it runs in the leader's next batch
 //! ([`is_in_the_way`]). It must never know what a statement does, or what other shards do.
@@ -147,16 +148,18 @@ impl Desk {
         output: Bytes,
         deadline: Instant,
     ) -> Result<Written, WireError> {
-        let turn = self.turn_of(id, deadline).await?;
+        // Its end may be under way already.
+        let turn = self.turn_of(id, deadline).await.map_err(|_| unknown())?;
         let found = self.transactions.look().find(id);
         let handle = match found {
             Some((handle, Phase::Open)) => Some(handle),
+            // Of one whose leader was lost with it under way, as of one that isn't known, the request may be known.
+            Some((_, Phase::Committing)) | None => None,
             Some(_) => {
                 return Err(WireError::internal(format!(
                     "transaction {id} is prepared: its verdict ends it"
                 )));
             }
-            None => None,
         };
         if let Some(handle) = &handle
             && handle.overlay.is_empty()
@@ -171,14 +174,32 @@ impl Desk {
             let handle = handle.ok_or_else(|| transactions.look().unknown(id))?;
             transactions.enter(stage)?.bind(&handle)?;
             stage.apply(&changes?.unwrap_or_default())?;
+            // Whoever gets its locks now runs after this in the log, or not at all.
+            transactions.enter(stage)?.hand_over(&handle)?;
             Ok(output)
         };
         let transactions = Arc::clone(&self.transactions);
-        let ended = move |written: &Result<Written, WireError>| match written {
-            Ok(_) => transactions.look().end(id, None),
-            Err(error) if error.retry == Retry::Never => transactions.look().end(id, Some(error.clone())),
-            // It may be repeated.
-            Err(_) => {}
+        let ended = move |written: Result<Written, WireError>| {
+            let mut state = transactions.look();
+            match written {
+                Ok(written) => {
+                    state.end(id, None);
+                    Ok(written)
+                }
+                // It ran, and was undone with its batch. Others may have had its locks since.
+                Err(error) if state.has_handed_over(id) && error.retry != Retry::Unknown => {
+                    let undone = undone(&error);
+                    state.end(id, Some(undone.clone()));
+                    Err(if error.retry == Retry::Later { undone } else { error })
+                }
+                Err(error) => {
+                    // Otherwise it may be repeated.
+                    if error.retry == Retry::Never {
+                        state.end(id, Some(error.clone()));
+                    }
+                    Err(error)
+                }
+            }
         };
         self.see_through(Some((request, settled)), turn, deadline, run, ended).await
     }
@@ -189,7 +210,8 @@ impl Desk {
         participants: Vec<ShardId>,
         deadline: Instant,
     ) -> Result<LogIndex, WireError> {
-        let turn = self.turn_of(id, deadline).await?;
+        // Its end may be under way already.
+        let turn = self.turn_of(id, deadline).await.map_err(|_| unknown())?;
         let handle = self.transactions.look().find(id).map(|(handle, _)| handle);
         let changes = handle.as_ref().map(|handle| handle.overlay.changeset()).transpose();
         let (transactions, known) = (Arc::clone(&self.transactions), handle.clone());
@@ -201,6 +223,9 @@ impl Desk {
             }
             let handle = known.ok_or_else(|| state.unknown(id))?;
             state.bind(&handle)?;
+            if state.has_handed_over(id) {
+                return Err(WireError::internal(format!("transaction {id} is being committed")));
+            }
             state.advance(&handle, Phase::Preparing)?;
             let locks = state.locks.held(id).map(|(resource, mode)| (resource.clone(), mode)).collect();
             drop(state);
@@ -219,10 +244,10 @@ impl Desk {
             Ok(Bytes::new())
         };
         let transactions = Arc::clone(&self.transactions);
-        let ended = move |written: &Result<Written, WireError>| {
+        let ended = move |written: Result<Written, WireError>| {
             let mut state = transactions.look();
             // If another term has begun, it has found the row itself, or ended the branch.
-            match (written, handle) {
+            match (&written, handle) {
                 (Ok(_), Some(handle)) => drop(state.advance(&handle, Phase::Prepared(participants))),
                 (Err(error), _) if error.retry == Retry::Never => state.end(id, Some(error.clone())),
                 (Err(error), Some(handle)) if error.retry != Retry::Unknown => {
@@ -230,6 +255,7 @@ impl Desk {
                 }
                 _ => {}
             }
+            written
         };
         self.see_through(None, turn, deadline, run, ended).await.map(|written| written.index)
     }
@@ -245,7 +271,8 @@ impl Desk {
             self.transactions.look().end(id, None);
             return Ok(self.applied());
         }
-        let turn = self.turn_of(id, deadline).await?;
+        // Its end may be under way already.
+        let turn = self.turn_of(id, deadline).await.map_err(|_| unknown())?;
         let transactions = Arc::clone(&self.transactions);
         let run = move |stage: &Stage<'_>| {
             let known = transactions.enter(stage)?.find(id);
@@ -264,10 +291,11 @@ impl Desk {
             Ok(Bytes::new())
         };
         let transactions = Arc::clone(&self.transactions);
-        let ended = move |written: &Result<Written, WireError>| {
+        let ended = move |written: Result<Written, WireError>| {
             if written.is_ok() {
                 transactions.look().end(id, None);
             }
+            written
         };
         self.see_through(None, turn, deadline, run, ended).await.map(|written| written.index)
     }
@@ -289,7 +317,7 @@ impl Desk {
         turn: Option<OwnedMutexGuard<()>>,
         deadline: Instant,
         run: impl FnOnce(&Stage<'_>) -> Result<Bytes, WireError> + Send + 'static,
-        ended: impl FnOnce(&Result<Written, WireError>) + Send + 'static,
+        ended: impl FnOnce(Result<Written, WireError>) -> Result<Written, WireError> + Send + 'static,
     ) -> Result<Written, WireError> {
         let write = Write {
             request: request.map(|(request, _)| request),
@@ -299,20 +327,14 @@ impl Desk {
         };
         let replica = self.replica.clone();
         let seen_through = tokio::spawn(async move {
-            let written = replica.write(write).await;
-            ended(&written);
+            let written = ended(replica.write(write).await);
             drop(turn);
             written
         });
         match tokio::time::timeout_at(deadline.into(), seen_through).await {
             Ok(Ok(written)) => written,
             Ok(Err(_)) => Err(WireError::internal("a transaction's end was given up")),
-            Err(_) => {
-                let message = "the deadline passed before the outcome was known";
-                Err(WireError::new(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, message)
-                    .with_retry(Retry::Unknown)
-                    .with_hint("It may have been committed, or may still be."))
-            }
+            Err(_) => Err(unknown()),
         }
     }
 
@@ -332,6 +354,22 @@ impl Desk {
         let rehearsal = Rehearsal { overlay: Overlay::new(), deadline, run: Box::new(run) };
         self.replica.rehearse(rehearsal).await.map(|_| ())
     }
+}
+
+/// What is heard of an end that may have come, or may come yet.
+fn unknown() -> WireError {
+    let message = "the deadline passed before the outcome was known";
+    WireError::new(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, message)
+        .with_retry(Retry::Unknown)
+        .with_hint("It may have been committed, or may still be.")
+}
+
+/// What a transaction hears whose commit was undone with its batch.
+fn undone(why: &WireError) -> WireError {
+    let message = "the transaction was aborted: its commit was undone with another's";
+    WireError::new(SqlState::SERIALIZATION_FAILURE, message)
+        .with_detail(why.message.clone())
+        .with_hint("Run the transaction again.")
 }
 
 /// A read that is done elsewhere. Dropped before it is done, it was never asked for.
