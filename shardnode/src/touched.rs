@@ -1,8 +1,8 @@
 //! What a statement has touched, as locks.
 //!
 //! In come the rows that a statement changed (its changeset) and those that it updated to what they were; out come the
-//! locks that it needs: on each row, and on each old and new value of a unique key. Which keys a table has is asked of SQLite's schema,
-//! and remembered until that changes. It must never know who has which lock.
+//! locks that it needs: on each row, and on each old and new value of a unique key. Which keys a table has is asked of
+//! SQLite's schema, and remembered until that changes. It must never know who has which lock.
 //!
 //! A row is locked by its primary key as it is stored. Where a key's form for comparing differs from that (numeric), the
 //! table has a unique index over those forms, and two rows meet there.
