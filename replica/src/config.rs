@@ -25,7 +25,8 @@ pub struct Config {
     pub max_snapshots: usize,
     /// How many writes to one replica may be under way at once; more wait.
     pub max_writes: usize,
-    /// How many bytes one transaction may put into the log. More is refused with 54000.
+    /// How many bytes one transaction may put into the log. More is refused with 54000. Less than the longest message that
+    /// travels between nodes (64 MiB), else its entry would never arrive.
     pub max_transaction_bytes: usize,
     /// A batch that has this many bytes takes no further transaction.
     pub max_batch_bytes: usize,
@@ -65,7 +66,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// The defaults: elections after one to two seconds of silence, 32 MiB per transaction.
+    /// The defaults: elections after one to two seconds of silence, 48 MiB per transaction.
     pub fn new(node: NodeId, data_dir: impl Into<PathBuf>) -> Self {
         Self {
             node,
@@ -77,7 +78,7 @@ impl Config {
             seed: node.0,
             max_snapshots: 256,
             max_writes: 1024,
-            max_transaction_bytes: 32 << 20,
+            max_transaction_bytes: 48 << 20,
             max_batch_bytes: 1 << 20,
             checkpoint_bytes: 8 << 20,
             hold_bytes: 16 << 20,

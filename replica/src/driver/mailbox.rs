@@ -88,7 +88,7 @@ impl Mail {
 }
 
 impl Item for Mail {
-    const MOST_BYTES: usize = 64 << 20;
+    const MOST_BYTES: usize = 128 << 20;
 
     /// Raft sends again, and so does who asks or lets groups sleep.
     fn foreign_bytes(&self) -> Option<usize> {
