@@ -12,3 +12,4 @@ pub mod postgres;
 pub mod script;
 pub mod sim;
 pub mod tools;
+pub mod wait;

@@ -5,6 +5,7 @@
 //! over another router with the next number: nobody knows what became of the last one.
 
 use crate::cluster::connect;
+use crate::wait::until;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -77,15 +78,10 @@ impl Load {
 
     /// Waits until every writer has been told of so many more rows than now. Says whether that came to pass in time.
     pub fn wait_for_each(&self, more: u64, patience: Duration) -> bool {
-        let until: Vec<u64> = self.acknowledged.iter().map(|c| c.load(Ordering::Relaxed) + more).collect();
-        let end = Instant::now() + patience;
-        while self.acknowledged.iter().zip(&until).any(|(c, until)| c.load(Ordering::Relaxed) < *until) {
-            if Instant::now() > end {
-                return false;
-            }
-            std::thread::sleep(PAUSE);
-        }
-        true
+        let goals: Vec<u64> = self.acknowledged.iter().map(|c| c.load(Ordering::Relaxed) + more).collect();
+        let is_there =
+            || self.acknowledged.iter().zip(&goals).all(|(c, goal)| c.load(Ordering::Relaxed) >= *goal);
+        until(patience, PAUSE, || if is_there() { Ok(()) } else { Err(()) }).is_ok()
     }
 
     /// Ends the writers once each has its answer.

@@ -2,18 +2,13 @@
 //! stay, and everything that can befall a process. All are killed at the end.
 
 use crate::cluster::{binary, config_for, connect};
+use crate::wait::{LOOK, PATIENCE, until};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
 use tempfile::TempDir;
-
-/// How long something may take that a test waits for, on a machine that is busy with other tests.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// How often it's looked for.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// A cluster of processes. Nodes are numbered from 0, in the order that they were started in; that isn't their id.
 pub struct Nodes {
@@ -71,15 +66,13 @@ impl Nodes {
     pub fn wait_for_acquaintance(&self) {
         // Who asks for more coordinators than there are nodes is told how many there are, and nothing else happens.
         let found = format!("there are {}", self.count());
-        let end = Instant::now() + PATIENCE;
-        loop {
+        let met = until(PATIENCE, LOOK, || {
             let output = self.shoal(0, &["init", "--coordinators", "5"]);
-            let said = String::from_utf8_lossy(&output.stderr);
-            if said.contains(&found) {
-                return;
-            }
-            assert!(Instant::now() < end, "the nodes haven't met after {PATIENCE:?}: {said}");
-            std::thread::sleep(LOOK);
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            if said.contains(&found) { Ok(()) } else { Err(said) }
+        });
+        if let Err(said) = met {
+            panic!("the nodes haven't met after {PATIENCE:?}: {said}");
         }
     }
 
@@ -262,16 +255,13 @@ impl Nodes {
 
     /// Waits until what `shoal status` says at a node is as it should be.
     pub fn wait_for(&self, node: usize, what: &str, is: impl Fn(&serde_json::Value) -> bool) {
-        let end = Instant::now() + PATIENCE;
-        let mut last = None;
-        while Instant::now() < end {
-            last = self.status(node);
-            if last.as_ref().is_some_and(&is) {
-                return;
-            }
-            std::thread::sleep(LOOK);
+        let came = until(PATIENCE, LOOK, || {
+            let status = self.status(node);
+            if status.as_ref().is_some_and(&is) { Ok(()) } else { Err(status) }
+        });
+        if let Err(last) = came {
+            panic!("still not after {PATIENCE:?}: {what}\n{last:#?}");
         }
-        panic!("still not after {PATIENCE:?}: {what}\n{last:#?}");
     }
 }
 

@@ -4,11 +4,10 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tests::nodes::{self, Nodes};
+use tests::wait::{PATIENCE, until};
 
-/// How long anything may take before a test fails.
-const PATIENCE: Duration = Duration::from_secs(60);
 /// How often files are looked at. What is to be seen may be over soon.
 const GLANCE: Duration = Duration::from_micros(500);
 /// How many rows are written at a time, and of how many bytes: so that the database is large, and so that the log, of
@@ -97,17 +96,13 @@ impl Stage {
     /// Waits until the files of the follower are as they should be.
     fn watch(&self, what: &str, is: impl Fn(Arriving) -> bool) -> Arriving {
         let directory = self.directory(self.away);
-        let end = Instant::now() + PATIENCE;
-        loop {
+        let seen = until(PATIENCE, GLANCE, || {
             let seen = Arriving::look(&directory);
-            if is(seen) {
-                return seen;
-            }
-            if Instant::now() > end {
-                panic!("{what} was not to be seen: {seen:?}\n{:#?}", self.nodes.status(self.at()));
-            }
-            std::thread::sleep(GLANCE);
-        }
+            if is(seen) { Ok(seen) } else { Err(seen) }
+        });
+        seen.unwrap_or_else(|seen| {
+            panic!("{what} was not to be seen: {seen:?}\n{:#?}", self.nodes.status(self.at()))
+        })
     }
 
     /// A node that isn't the one that is away.
@@ -207,10 +202,12 @@ fn record(nodes: &Nodes, node: usize) -> serde_json::Value {
 
 /// Waits until the directories of nodes are as they should be.
 fn wait_for_record(nodes: &Nodes, node: usize, is: impl Fn(&serde_json::Value) -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !is(&record(nodes, node)) {
-        assert!(Instant::now() < end, "node {node} is as it was: {:#?}", record(nodes, node));
-        std::thread::sleep(GLANCE);
+    let written = until(PATIENCE, GLANCE, || {
+        let record = record(nodes, node);
+        if is(&record) { Ok(()) } else { Err(record) }
+    });
+    if let Err(record) = written {
+        panic!("node {node} is as it was: {record:#?}");
     }
 }
 

@@ -4,11 +4,8 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::time::{Duration, Instant};
 use tests::nodes::Nodes;
-
-/// How long a figure may take to become what it should be.
-const PATIENCE: Duration = Duration::from_secs(60);
+use tests::wait::{LOOK, PATIENCE, until};
 
 fn get(address: &str, path: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).unwrap();
@@ -33,15 +30,11 @@ fn figure(text: &str, name: &str, labels: &[&str]) -> Option<f64> {
 }
 
 fn wait_for(address: &str, what: &str, is: impl Fn(&str) -> bool) -> String {
-    let end = Instant::now() + PATIENCE;
-    loop {
+    let told = until(PATIENCE, LOOK, || {
         let (_, text) = get(address, "/metrics");
-        if is(&text) {
-            return text;
-        }
-        assert!(Instant::now() < end, "{what} isn't in\n{text}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+        if is(&text) { Ok(text) } else { Err(text) }
+    });
+    told.unwrap_or_else(|text| panic!("{what} isn't in\n{text}"))
 }
 
 fn free_address() -> String {
@@ -116,11 +109,9 @@ fn a_node_tells_prometheus_how_it_does_and_what_is_wrong() {
     let is_behind =
         |text: &str| figure(text, "shoal_replica_lag_entries", &[&member]).is_some_and(|lag| lag > 0.0);
     let others: Vec<usize> = (0..3).filter(|node| *node != dead).collect();
-    let end = Instant::now() + PATIENCE;
-    while !others.iter().any(|node| is_behind(&get(&addresses[*node], "/metrics").1)) {
-        assert!(Instant::now() < end, "nobody tells that node {id} is behind");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    let tells = || others.iter().any(|node| is_behind(&get(&addresses[*node], "/metrics").1));
+    let told = until(PATIENCE, LOOK, || if tells() { Ok(()) } else { Err(()) });
+    assert!(told.is_ok(), "nobody tells that node {id} is behind");
     wait_for(&addresses[leader], "an alarm about the dead node", |text| {
         figure(text, "shoal_alarm", &["kind=\"silent\"", &member]).is_some_and(|alarms| alarms >= 1.0)
     });

@@ -5,13 +5,10 @@
 
 use serde_json::Value;
 use std::process::Output;
-use std::time::Duration;
 use tests::load::{self, Load};
 use tests::nodes::{self, Nodes};
+use tests::wait::PATIENCE;
 use tokio::runtime::Runtime;
-
-/// How long writers may take until each has had its turn.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
