@@ -12,4 +12,5 @@ pub mod postgres;
 pub mod script;
 pub mod sim;
 pub mod tools;
+pub mod transfers;
 pub mod wait;

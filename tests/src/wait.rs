@@ -24,3 +24,8 @@ pub fn until<T, E>(
         }
     }
 }
+
+/// Leaves others to their work for a while: for trials that take a given time, never for anything to come to pass.
+pub fn pause(time: Duration) {
+    std::thread::sleep(time);
+}

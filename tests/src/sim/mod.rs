@@ -21,7 +21,7 @@ mod log_disk;
 mod network;
 mod node;
 pub mod plan;
-mod random;
+pub mod random;
 mod rows;
 pub mod shrink;
 mod trace;

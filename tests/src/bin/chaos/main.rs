@@ -1,4 +1,4 @@
-//! Real nodes under load, and what befalls them: `cargo run --release -p tests --bin chaos -- kill|transfer|rebuild`.
+//! Real nodes under load, and what befalls them: `cargo run --release -p tests --bin chaos -- kill|transfer|rebuild|sums`.
 //!
 //! Each trial starts a cluster of `shoal node` processes, writes to a table without a key over all routers, and checks
 //! at the end that every acknowledged row is there once. It prints what a client measures: how long it went without
@@ -6,6 +6,7 @@
 
 mod kill;
 mod rebuild;
+mod sums;
 mod transfer;
 
 use clap::{Parser, Subcommand};
@@ -52,14 +53,17 @@ enum Trial {
         #[arg(long, default_value_t = 200_000)]
         rows: u64,
     },
+    /// Moves money over all shards, while readers add it up
+    Sums(sums::Sums),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let run = match arguments.trial {
-        Trial::Kill { rounds, seed } => kill::run(&arguments, rounds, seed),
-        Trial::Transfer { rounds } => transfer::run(&arguments, rounds),
-        Trial::Rebuild { rows } => rebuild::run(&arguments, rows),
+    let run = match &arguments.trial {
+        Trial::Kill { rounds, seed } => kill::run(&arguments, *rounds, *seed),
+        Trial::Transfer { rounds } => transfer::run(&arguments, *rounds),
+        Trial::Rebuild { rows } => rebuild::run(&arguments, *rows),
+        Trial::Sums(trial) => sums::run(&arguments, trial),
     };
     match run {
         Ok(()) => ExitCode::SUCCESS,
