@@ -1,4 +1,4 @@
-//! Finds the programs that a test drives Shoal with: psql, pgbench, a PostgreSQL server.
+//! Finds the programs that a test drives Shoal with: psql, pgbench, sysbench, a PostgreSQL server.
 //!
 //! A machine with only Rust and a C compiler runs the tests, too: a test whose tool is missing says so on stderr and
 //! ends. With `SHOAL_TESTS_SKIP_NOTHING` set (as CI does) a missing tool is a failure.

@@ -1,4 +1,4 @@
-//! The clients that people have: psql, pgbench, psycopg2, and the admin's own command line.
+//! The clients that people have: psql, psycopg2, and the admin's own command line.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -77,23 +77,6 @@ fn psql_copies_in_and_out() {
         out.contains("id,v\n") && out.contains("2,\"with, comma\"\n") && out.contains("4,\"\"\n"),
         "{out}"
     );
-}
-
-#[test]
-fn pgbench_runs_unmodified() {
-    let Some(pgbench) = find_or_skip("pgbench", "pgbench_runs_unmodified") else { return };
-    let cluster = Cluster::start(&[]);
-    let load = client(&pgbench, &cluster).args(["-i", "-I", "dtpgv", "-s", "1", "-q"]).output().unwrap();
-    assert!(load.status.success(), "{load:?}");
-    for mode in ["simple", "extended", "prepared"] {
-        for clients in ["1", "8"] {
-            let mut command = client(&pgbench, &cluster);
-            let run = command.args(["-S", "-M", mode, "-c", clients, "-t", "100"]).output().unwrap();
-            let report = text(&run);
-            let errors = String::from_utf8_lossy(&run.stderr).contains("error");
-            assert!(report.contains("number of failed transactions: 0 (0.000%)") && !errors, "{run:?}");
-        }
-    }
 }
 
 #[test]
