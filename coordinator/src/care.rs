@@ -8,6 +8,7 @@ use crate::replicas::{self, Known};
 use crate::service::Core;
 use crate::{nodes, repair};
 use bytes::Bytes;
+use proto::machine;
 use proto::services::{Consistency, JobStatus, ReplicaStatus};
 use proto::topology::Topology;
 use proto::{GroupId, NodeId, WireError};
@@ -45,7 +46,7 @@ pub(crate) async fn care(core: Arc<Core>) {
 
 impl Core {
     async fn look(&self, seen: &mut Seen) -> Result<(), WireError> {
-        let now = Instant::now();
+        let now = machine::now();
         let state = self.state.subscribe().borrow().clone();
         let topology = state.topology;
         let formed = self.formed(&topology, seen, now);
@@ -126,7 +127,7 @@ impl Core {
 
     /// Every change that is under way.
     pub(crate) async fn jobs_now(&self) -> Result<Vec<JobStatus>, WireError> {
-        let deadline = Instant::now() + self.config.write_timeout;
+        let deadline = machine::now() + self.config.write_timeout;
         let (schema, replicas) = {
             let snapshot = self.replica.snapshot(Consistency::Strong, deadline).await?;
             let store = crate::store::Store(snapshot.connection());

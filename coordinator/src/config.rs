@@ -1,5 +1,6 @@
 //! The settings of a coordinator.
 
+use proto::machine::Machine;
 use proto::{ClusterId, NodeId};
 use std::time::Duration;
 
@@ -47,6 +48,8 @@ pub struct Config {
     pub ask_every: Duration,
     /// How often those are asked that have branches which wait for others.
     pub ask_waiting_every: Duration,
+    /// Where chance and threads come from.
+    pub machine: Machine,
 }
 
 impl Config {
@@ -74,6 +77,7 @@ impl Config {
             abort_after: Duration::from_secs(10),
             ask_every: Duration::from_secs(1),
             ask_waiting_every: Duration::from_millis(200),
+            machine: Machine::default(),
         }
     }
 }

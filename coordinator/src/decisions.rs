@@ -23,13 +23,14 @@ use crate::service::Core;
 use crate::store::{self, Counter, Store, decode};
 use bytes::Bytes;
 use dialect::sqlite::error;
+use proto::machine;
 use proto::services::{Consistency, Decision, ServiceResult, TransactionStatus, Verdict};
 use proto::wire::Wire;
 use proto::{RouterIncarnation, ShardId, TransactionId, WireError};
 use rusqlite::{Row, params};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How many rows one write marks or deletes. Others wait meanwhile.
 const AT_ONCE: usize = 1000;
@@ -233,7 +234,7 @@ impl Core {
         one: Option<TransactionId>,
     ) -> ServiceResult<Vec<TransactionStatus>> {
         self.check_leader()?;
-        let deadline = Instant::now() + self.config.write_timeout;
+        let deadline = machine::now() + self.config.write_timeout;
         let snapshot = self.replica.snapshot(Consistency::Strong, deadline).await?;
         let store = Store(snapshot.connection());
         if let Some(one) = one {
@@ -246,7 +247,7 @@ impl Core {
     }
 
     async fn forget(&self, passed: Duration, age: Duration) -> ServiceResult<()> {
-        let deadline = Instant::now() + self.config.write_timeout;
+        let deadline = machine::now() + self.config.write_timeout;
         // Any snapshot does: it only spares a group that has nothing to forget from being woken.
         let is_empty = {
             let snapshot = self.replica.snapshot(Consistency::Eventual, deadline).await?;
@@ -274,11 +275,11 @@ pub(crate) async fn sweep(core: Arc<Core>) {
     let age = remember + 2 * step;
     let mut ticks = tokio::time::interval(step);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut last = Instant::now();
+    let mut last = machine::now();
     loop {
         ticks.tick().await;
         let passed = last.elapsed().min(2 * step);
-        last = Instant::now();
+        last = machine::now();
         if let Err(error) = core.forget(passed, age).await {
             tracing::debug!(%error, "finished transactions can't be forgotten");
         }

@@ -10,6 +10,7 @@
 use crate::reach::Reach;
 use crate::service::Core;
 use crate::store::Store;
+use proto::machine;
 use proto::services::{BranchAction, BranchRequest, Consistency, Decision, ShardService};
 use proto::{ShardId, SqlState, TransactionId, WireError};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
@@ -63,7 +64,7 @@ pub(crate) async fn finish(core: Arc<Core>) {
     let mut calls = core.deciding.subscribe();
     // A decision whose caller is gone may still be written for so long.
     let lag = core.config.write_timeout + core.config.look_every;
-    let mut until = Instant::now() + lag;
+    let mut until = machine::now() + lag;
     let mut ticks = tokio::time::interval(core.config.look_every);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -76,17 +77,18 @@ pub(crate) async fn finish(core: Arc<Core>) {
         };
         if calls.has_changed().unwrap_or(false) {
             calls.mark_unchanged();
-            until = Instant::now() + lag;
+            until = machine::now() + lag;
         }
-        if is_idle && Instant::now() >= until {
+        if is_idle && machine::now() >= until {
             // Its group may sleep meanwhile.
             if calls.changed().await.is_err() {
                 return;
             }
-            until = Instant::now() + lag;
+            until = machine::now() + lag;
         }
         loop {
             tokio::select! {
+                biased;
                 _ = ticks.tick() => break,
                 Some(told) = driver.telling.join_next() => match told {
                     // What is finished now is noted at once.
@@ -108,7 +110,7 @@ impl Driver {
     /// Notes what is finished, and has shards told of what isn't. Says whether there is nothing.
     async fn turn(&mut self, core: &Core) -> Result<bool, WireError> {
         let (unfinished, shards) = core.unfinished().await?;
-        let now = Instant::now();
+        let now = machine::now();
         let listed: HashSet<_> = unfinished.iter().map(|decision| decision.transaction).collect();
         self.seen.retain(|transaction, _| listed.contains(transaction));
         for lane in self.lanes.values_mut() {
@@ -153,7 +155,7 @@ impl Driver {
     /// Tells a shard what waits for it, as much as it may be told at once.
     fn ask(&mut self, core: &Core, shard: ShardId) {
         let Some(lane) = self.lanes.get_mut(&shard) else { return };
-        if lane.rests_until.is_some_and(|until| Instant::now() < until) {
+        if lane.rests_until.is_some_and(|until| machine::now() < until) {
             return;
         }
         while lane.asked.len() < AT_ONCE {
@@ -173,7 +175,7 @@ impl Driver {
     /// Takes note of what came of it. Says whether that was all for this shard.
     fn hear(&mut self, core: &Core, told: Told) -> bool {
         let Told { shard, transaction, answer } = told;
-        let now = Instant::now();
+        let now = machine::now();
         let Some(lane) = self.lanes.get_mut(&shard) else { return true };
         lane.asked.remove(&transaction);
         match answer {
@@ -212,7 +214,7 @@ async fn tell(
 impl Core {
     /// The transactions that are decided and not finished, and the shards that there are.
     async fn unfinished(&self) -> Result<(Vec<Decision>, BTreeSet<ShardId>), WireError> {
-        let deadline = Instant::now() + self.config.write_timeout;
+        let deadline = machine::now() + self.config.write_timeout;
         let snapshot = self.replica.snapshot(Consistency::Strong, deadline).await?;
         let store = Store(snapshot.connection());
         let unfinished = store.unfinished(MOST)?;

@@ -19,11 +19,12 @@
 use crate::deadlock::{Deadlock, Rounds, Wait};
 use crate::decisions::Prepared;
 use crate::service::Core;
+use proto::machine;
 use proto::services::{BranchAction, BranchRequest, BranchStatus, ShardService};
 use proto::{ShardId, SqlState, WireError};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -40,7 +41,7 @@ const ENDING: Duration = Duration::from_secs(2);
 pub(crate) async fn inquire(core: Arc<Core>) {
     let mut rounds = Rounds::default();
     loop {
-        let begun = Instant::now();
+        let begun = machine::now();
         let shards: Vec<_> = core.state.subscribe().borrow().topology.shards.keys().copied().collect();
         let every = core.config.ask_every.max(FOR_EACH * shards.len() as u32);
         let branches = core.branches(&shards).await;
@@ -50,7 +51,7 @@ pub(crate) async fn inquire(core: Arc<Core>) {
         }
         let next = begun + every;
         let mut waiting = with_waits(&branches);
-        while !waiting.is_empty() && Instant::now() + core.config.ask_waiting_every < next {
+        while !waiting.is_empty() && machine::now() + core.config.ask_waiting_every < next {
             tokio::time::sleep(core.config.ask_waiting_every).await;
             let branches = core.branches(&waiting).await;
             core.end_deadlocks(rounds.next(&branches)).await;

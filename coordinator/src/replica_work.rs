@@ -11,12 +11,12 @@ use crate::state::State;
 use crate::store::{self, Store};
 use bytes::Bytes;
 use parking_lot::Mutex;
+use proto::machine;
 use proto::services::{Consistency, ReplicaService};
 use proto::{GroupId, NodeId, Retry, SqlState, WireError};
 use replica::Replica;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 /// A leader that isn't another's after so many attempts won't be: nobody waits for ever for what nobody needs.
 const TRANSFERS: u32 = 5;
@@ -127,7 +127,7 @@ impl ReplicaWorker {
 
     /// The job, and where its group's leader may be.
     async fn job(&self, id: u64) -> Result<(Option<ReplicaJob>, Vec<NodeId>), WireError> {
-        let deadline = Instant::now() + self.reach.config.write_timeout;
+        let deadline = machine::now() + self.reach.config.write_timeout;
         let snapshot = self.replica.snapshot(Consistency::Strong, deadline).await?;
         let store = Store(snapshot.connection());
         let Some(job) = store.replica_job(id)? else { return Ok((None, Vec::new())) };

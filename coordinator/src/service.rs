@@ -16,6 +16,7 @@ use crate::{care, decisions, finishing, inquiry, nodes, replicas, sequence, watc
 use bytes::Bytes;
 use parking_lot::Mutex;
 use prometheus::proto::MetricFamily;
+use proto::machine;
 use proto::services::{
     Alarm, BoxFuture, BoxStream, ClusterState, ClusterStatus, Consistency, CoordinatorService,
     CreateKeyspace, Decision, Joined, NodeJoin, Peers, ReplicaChange, ReplicaRole, ReplicaStatus,
@@ -29,7 +30,7 @@ use proto::{
 use replica::{Host, Replica};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -107,7 +108,7 @@ impl Coordinator {
         let standing = match self.core.check_leader() {
             Ok(()) => {
                 let topology = self.core.state.subscribe().borrow().topology.clone();
-                self.core.troubles(&topology, Instant::now())
+                self.core.troubles(&topology, machine::now())
             }
             Err(_) => Vec::new(),
         };
@@ -192,6 +193,7 @@ async fn lead(core: Arc<Core>) {
                 }
             }
             tokio::select! {
+                biased;
                 Some(ended) = working.join_next_with_id() => {
                     let id = match ended {
                         Ok((id, ())) => id,
@@ -256,7 +258,7 @@ impl Core {
 
     /// The numbers of the unfinished schema changes and changes of replicas.
     async fn jobs(&self) -> Result<(Vec<u64>, Vec<u64>), WireError> {
-        let deadline = Instant::now() + self.config.write_timeout;
+        let deadline = machine::now() + self.config.write_timeout;
         let snapshot = self.replica.snapshot(Consistency::Strong, deadline).await?;
         let store = Store(snapshot.connection());
         let schema = store.jobs()?.into_iter().map(|job| job.id).collect();
@@ -402,7 +404,7 @@ impl CoordinatorService for Coordinator {
         Box::pin(async move {
             let core = Arc::clone(&self.core);
             let change = Arc::new(change);
-            let begin = move |store: Store<'_>| replicas::change(store, &change, &core.known(Instant::now()));
+            let begin = move |store: Store<'_>| replicas::change(store, &change, &core.known(machine::now()));
             self.core.admit(begin).await.map(drop)
         })
     }
@@ -426,12 +428,12 @@ impl CoordinatorService for Coordinator {
         Box::pin(async {
             self.core.check_leader()?;
             // Whoever asks has heard of what isn't told yet: this is the group's state, not what was told last.
-            let deadline = Instant::now() + self.core.config.write_timeout;
+            let deadline = machine::now() + self.core.config.write_timeout;
             drop(self.core.replica.snapshot(Consistency::Strong, deadline).await?);
             self.core.state.refresh(&self.core.replica).await?;
             let jobs = self.core.jobs_now().await?;
             let state = self.core.state.subscribe().borrow().clone();
-            let now = Instant::now();
+            let now = machine::now();
             let heard = self.core.heard(&state.topology, now);
             let mut alarms: Vec<_> =
                 self.core.troubles(&state.topology, now).into_iter().map(Alarm::from).collect();

@@ -8,6 +8,7 @@ use crate::store::Store;
 use crate::vitals::{Ailment, Vitals};
 use parking_lot::Mutex;
 use proto::catalog::Catalog;
+use proto::machine;
 use proto::services::{ClusterState, Consistency, ReplicaRole, ReplicaStatus};
 use proto::topology::{Leaders, Topology};
 use proto::{GroupId, NodeId, WireError};
@@ -32,7 +33,7 @@ impl State {
             leaders: Arc::new(Leaders::default()),
             catalog: Arc::new(Catalog::default()),
         };
-        Self { sender: watch::Sender::new(empty), vitals: Mutex::new(Vitals::new(Instant::now())) }
+        Self { sender: watch::Sender::new(empty), vitals: Mutex::new(Vitals::new(machine::now())) }
     }
 
     /// Follows it.
@@ -42,7 +43,7 @@ impl State {
 
     /// Reads what the replica has applied, and tells everyone what is new.
     pub(crate) async fn refresh(&self, replica: &Replica) -> Result<(), WireError> {
-        let snapshot = replica.snapshot(Consistency::Eventual, Instant::now() + SNAPSHOT).await?;
+        let snapshot = replica.snapshot(Consistency::Eventual, machine::now() + SNAPSHOT).await?;
         let store = Store(snapshot.connection());
         let (epoch, version) = (store.epoch()?, store.version()?);
         let (known_epoch, known_version) = {
@@ -86,7 +87,7 @@ impl State {
             }
             news
         });
-        self.vitals.lock().report(node, replicas, Instant::now());
+        self.vitals.lock().report(node, replicas, machine::now());
     }
 
     /// What each node last said.
@@ -101,7 +102,7 @@ impl State {
 
     /// This node leads from now on.
     pub(crate) fn begin(&self) {
-        self.vitals.lock().begin(Instant::now());
+        self.vitals.lock().begin(machine::now());
     }
 
     /// Notes what is wrong with which replica. Returns what is new.
@@ -120,12 +121,12 @@ impl State {
 
     /// How long a node has been silent.
     pub(crate) fn silence(&self, node: NodeId) -> Duration {
-        self.vitals.lock().silence(node, Instant::now())
+        self.vitals.lock().silence(node, machine::now())
     }
 
     /// How long ago a node was heard of, if it was since this one leads.
     pub(crate) fn heard(&self, node: NodeId) -> Option<Duration> {
-        self.vitals.lock().heard(node, Instant::now())
+        self.vitals.lock().heard(node, machine::now())
     }
 
     /// Whether a node said that it has a replica of a group, and that it runs.

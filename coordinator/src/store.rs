@@ -9,6 +9,7 @@ use crate::job::Job;
 use bytes::Bytes;
 use dialect::sqlite::error;
 use proto::catalog::{Catalog, FIRST_USER_ID, Sequence, Table};
+use proto::machine;
 use proto::topology::{Keyspace, Shard, Topology};
 use proto::wire::Wire;
 use proto::{
@@ -18,7 +19,7 @@ use replica::{Replica, Stage, Write, Written};
 use rusqlite::{Connection, OptionalExtension, Params, Row, params};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How many answers to schema changes are remembered.
 const ANSWERS: i64 = 10_000;
@@ -131,7 +132,7 @@ pub(crate) async fn written(
     patience: Duration,
     run: impl FnOnce(Store<'_>) -> Result<Bytes> + Send + 'static,
 ) -> Result<Written> {
-    let deadline = Instant::now() + patience;
+    let deadline = machine::now() + patience;
     let run = Box::new(move |stage: &Stage<'_>| run(Store(stage)));
     replica.write(Write { request: None, settled: 0, deadline, run }).await
 }

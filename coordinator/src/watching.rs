@@ -4,10 +4,11 @@
 //! is nothing new: so a state is told again and again, and a coordinator that has lost touch with its leader ends its
 //! streams, lest its watchers stay in a world that has gone on.
 
+use proto::machine;
 use proto::services::{BoxStream, ClusterState, PULSE, ReplicaRole, ReplicaStatus};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_stream::wrappers::ReceiverStream;
 
 /// How long a coordinator may know no leader until it is taken to be cut off: several elections.
@@ -22,17 +23,18 @@ pub(crate) fn watch(
     tokio::spawn(async move {
         let mut pulse = interval(PULSE);
         pulse.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut in_touch = Instant::now();
+        let mut in_touch = machine::now();
         loop {
             // The first tick comes at once, and so does the first state.
             tokio::select! {
+                biased;
                 changed = states.changed() => if changed.is_err() { return },
                 _ = pulse.tick() => {}
                 () = sender.closed() => return,
             }
             if has_leader(&replica.borrow()) {
-                in_touch = Instant::now();
-            } else if in_touch.elapsed() > CUT_OFF {
+                in_touch = machine::now();
+            } else if machine::now() - in_touch > CUT_OFF {
                 tracing::debug!("this coordinator knows no leader, and lets its watchers go");
                 return;
             }

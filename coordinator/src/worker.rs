@@ -10,6 +10,7 @@ use crate::reach::{Pause, Reach, next};
 use crate::store::{self, Store};
 use bytes::Bytes;
 use dialect::physical;
+use proto::machine;
 use proto::services::{
     Access, Consistency, FragmentRequest, RowSource, SchemaRequest, SchemaStep, ShardService,
 };
@@ -19,7 +20,6 @@ use proto::{
 use replica::Replica;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -98,13 +98,13 @@ impl Worker {
     }
 
     async fn job(&self, id: u64) -> Result<Option<Job>, WireError> {
-        let deadline = Instant::now() + self.reach.config.write_timeout;
+        let deadline = machine::now() + self.reach.config.write_timeout;
         let snapshot = self.replica.snapshot(Consistency::Strong, deadline).await?;
         Store(snapshot.connection()).job(id)
     }
 
     async fn shards(&self) -> Result<BTreeSet<ShardId>, WireError> {
-        let deadline = Instant::now() + self.reach.config.write_timeout;
+        let deadline = machine::now() + self.reach.config.write_timeout;
         let snapshot = self.replica.snapshot(Consistency::Strong, deadline).await?;
         Ok(Store(snapshot.connection()).shards()?.into_keys().collect())
     }
@@ -195,7 +195,7 @@ impl Worker {
         let write: Arc<str> =
             format!("INSERT OR REPLACE INTO {table} ({columns}) VALUES ({})", places.join(", ")).into();
         // Its own incarnation: what an earlier attempt sent can't be taken for this one's.
-        let router = RouterIncarnation(rand::random());
+        let router = RouterIncarnation(self.reach.config.machine.random());
         let source = ShardId(copying.source);
         let read = self.fragment(job, source, read.into(), None, None);
         let call = |service: Arc<dyn ShardService>| {

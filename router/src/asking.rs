@@ -126,6 +126,7 @@ impl<'a> Asked<'a> {
                 let cluster = self.cluster;
                 let news = self.news.get_or_insert_with(|| cluster.news());
                 tokio::select! {
+                    biased;
                     more = self.backoff.pause() => if !more { return Err(error) },
                     // Perhaps of who leads now.
                     _ = news.changed() => {}

@@ -7,6 +7,7 @@ use crate::retry::Backoff;
 use arc_swap::{ArcSwap, Guard};
 use dashmap::DashMap;
 use futures::StreamExt;
+use proto::machine;
 use proto::services::{ClusterState, CoordinatorService, Peers, SILENCE};
 use proto::topology::Leaders;
 use proto::{Epoch, GroupId, NodeId, Retry, SchemaVersion, SqlState, WireError};
@@ -61,7 +62,7 @@ impl Cluster {
     /// Follows the coordinators until it is dropped.
     pub async fn follow(&self) {
         loop {
-            let mut backoff = Backoff::until(Instant::now() + Duration::from_secs(3600));
+            let mut backoff = Backoff::until(machine::now() + Duration::from_secs(3600));
             for (node, coordinator) in self.peers.coordinators() {
                 match tokio::time::timeout(SILENCE, coordinator.watch())
                     .await
@@ -71,7 +72,7 @@ impl Cluster {
                         // One that is silent is cut off, and another may not be.
                         while let Ok(Some(state)) = tokio::time::timeout(SILENCE, states.next()).await {
                             self.install(state);
-                            backoff = Backoff::until(Instant::now() + Duration::from_secs(3600));
+                            backoff = Backoff::until(machine::now() + Duration::from_secs(3600));
                         }
                     }
                     Err(error) => tracing::debug!(%node, %error, "can't follow this coordinator"),
@@ -166,7 +167,7 @@ impl Cluster {
 
     /// Asks the coordinator's leader for its state. Says whether the catalog is newer than `seen`.
     pub async fn refresh(&self, seen: SchemaVersion) -> bool {
-        let deadline = Instant::now() + REFRESH_TIMEOUT;
+        let deadline = machine::now() + REFRESH_TIMEOUT;
         if self.load().catalog.version() == seen {
             let status = self
                 .ask_coordinator(deadline, deadline, |coordinator| async move { coordinator.status().await });

@@ -1,5 +1,6 @@
 //! What a router is told when it is made.
 
+use proto::machine::Machine;
 use std::time::Duration;
 
 /// A router's bounds.
@@ -23,6 +24,8 @@ pub struct Config {
     pub shards_at_once: usize,
     /// Gathers that run at a time; others wait.
     pub gathers_at_once: usize,
+    /// Where the time of day, chance and threads come from.
+    pub machine: Machine,
 }
 
 impl Default for Config {
@@ -37,6 +40,7 @@ impl Default for Config {
             batch_bytes: 1 << 20,
             shards_at_once: 64,
             gathers_at_once: 32,
+            machine: Machine::default(),
         }
     }
 }

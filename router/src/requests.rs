@@ -4,8 +4,8 @@
 //! write's outcome by its id until every write before it has been answered; that mark travels with each write.
 
 use parking_lot::Mutex;
+use proto::machine::Machine;
 use proto::{RequestId, RouterIncarnation, TransactionId};
-use rand::Rng;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,8 +37,8 @@ pub struct Request {
 
 impl Requests {
     /// A router's request ids, from this start on.
-    pub fn new() -> Arc<Self> {
-        let router = RouterIncarnation(rand::rng().random());
+    pub fn new(machine: &Machine) -> Arc<Self> {
+        let router = RouterIncarnation(machine.random());
         let open = Mutex::new(Open { settled: 1, answered: VecDeque::new() });
         Arc::new(Self { router, open, transactions: AtomicU64::new(0) })
     }
@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn the_mark_stops_at_the_oldest_open_write() {
-        let requests = Requests::new();
+        let requests = Requests::new(&Machine::default());
         let (first, second, third) = (requests.begin(), requests.begin(), requests.begin());
         assert_eq!((first.id.sequence, third.id.sequence, requests.settled()), (1, 3, 1));
         drop(second);
@@ -90,6 +90,6 @@ mod tests {
         assert_eq!(requests.settled(), 3);
         drop(third);
         assert_eq!((requests.settled(), requests.begin().id.sequence), (4, 4));
-        assert_ne!(Requests::new().begin().id.router, requests.begin().id.router);
+        assert_ne!(Requests::new(&Machine::default()).begin().id.router, requests.begin().id.router);
     }
 }

@@ -3,7 +3,7 @@
 //! Whoever may repeat a request asks a [`Backoff`] when. Pauses double, are jittered so that sessions which failed
 //! together don't return together, and end at a deadline. What may be repeated is the caller's knowledge.
 
-use rand::Rng;
+use proto::machine;
 use std::time::{Duration, Instant};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -29,7 +29,7 @@ impl Backoff {
 
     /// Waits before the next attempt. `false`: there is no time for one.
     pub async fn pause(&mut self) -> bool {
-        match self.draw(Instant::now()) {
+        match self.draw(machine::now()) {
             Some(pause) => {
                 tokio::time::sleep(pause).await;
                 true
@@ -40,11 +40,19 @@ impl Backoff {
 
     fn draw(&mut self, now: Instant) -> Option<Duration> {
         let left = self.deadline.checked_duration_since(now).filter(|left| !left.is_zero())?;
-        // Between half and all of the step.
-        let pause = self.next.mul_f64(rand::rng().random_range(0.5..=1.0));
+        let pause = self.next.mul_f64(0.5 + 0.5 * lot(left));
         self.next = (self.next * 2).min(LONGEST_PAUSE);
         Some(pause.min(left))
     }
+}
+
+/// A number from 0 to 1, by lot: what is left differs from session to session, in its nanoseconds at least. (SplitMix64's
+/// last steps spread them.)
+fn lot(left: Duration) -> f64 {
+    let mut bits = left.as_nanos() as u64;
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((bits ^ (bits >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
 }
 
 #[cfg(test)]
@@ -53,7 +61,7 @@ mod tests {
 
     #[test]
     fn pauses_grow_to_a_bound_and_end_at_the_deadline() {
-        let start = Instant::now();
+        let start = machine::now();
         let mut backoff = Backoff::until(start + Duration::from_secs(3600));
         let pauses: Vec<_> = (0..20).filter_map(|_| backoff.draw(start)).collect();
         assert!(pauses[0] >= FIRST_PAUSE / 2 && pauses[0] <= FIRST_PAUSE);

@@ -8,6 +8,7 @@ use crate::cluster::Cluster;
 use dashmap::DashMap;
 use parking_lot::Mutex;
 use proto::catalog::Sequence;
+use proto::machine;
 use proto::services::SequenceBlock;
 use proto::{SequenceId, SqlState, WireError};
 use std::sync::Arc;
@@ -94,7 +95,7 @@ impl Sequences {
             if let Some(value) = blocks.current.lock().take(&sequence) {
                 return Ok(value);
             }
-            let size = blocks.current.lock().next_size(Instant::now());
+            let size = blocks.current.lock().next_size(machine::now());
             let ask = |coordinator: Arc<dyn proto::services::CoordinatorService>| async move {
                 coordinator.allocate(id, size).await
             };
@@ -102,7 +103,7 @@ impl Sequences {
             if block.count == 0 {
                 return Err(WireError::internal("the coordinator gave an empty block of a sequence"));
             }
-            blocks.current.lock().refill(&sequence, block, size, Instant::now());
+            blocks.current.lock().refill(&sequence, block, size, machine::now());
         }
     }
 
@@ -135,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_block_gives_each_value_once_and_to_its_own_sequence_alone() {
-        let now = Instant::now();
+        let now = machine::now();
         let mut current = Current::default();
         assert_eq!(current.take(&sequence(1)), None);
         current.refill(&sequence(1), SequenceBlock { first: 5, increment: 2, count: 2 }, 32, now);
@@ -148,7 +149,7 @@ mod tests {
 
     #[test]
     fn blocks_grow_while_they_are_used_quickly() {
-        let now = Instant::now();
+        let now = machine::now();
         let mut current = Current::default();
         assert_eq!(current.next_size(now), FIRST_BLOCK);
         let block = SequenceBlock { first: i64::MAX, increment: 2, count: 1 };

@@ -15,11 +15,12 @@ use crate::session::settings::Settings;
 use crate::statements::PlanCache;
 use futures::FutureExt;
 use prometheus::proto::MetricFamily;
+use proto::machine;
 use proto::services::Peers;
 use proto::{SqlState, WireError};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -79,6 +80,7 @@ impl Router {
         tokio::pin!(shutdown);
         loop {
             let accepted = tokio::select! {
+                biased;
                 () = &mut shutdown => break,
                 // Connections that have ended are let go.
                 Some(_) = connections.join_next() => continue,
@@ -238,7 +240,7 @@ async fn accept(shared: &Shared, startup: &Startup) -> Result<Settings, WireErro
         }
     }
     settings.keep_as_startup();
-    let deadline = Instant::now() + shared.executor.config.retry_timeout;
+    let deadline = machine::now() + shared.executor.config.retry_timeout;
     shared.executor.cluster.wait_ready(deadline).await?;
     Ok(settings)
 }

@@ -6,6 +6,7 @@
 
 use crate::node::{ShardNode, is_still};
 use futures_core::Stream;
+use proto::machine::{self, Machine};
 use proto::services::{
     BoxStream, ClusterState, CoordinatorService, Peers, ReplicaRole, ReplicaStatus, SILENCE,
 };
@@ -16,7 +17,7 @@ use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -44,6 +45,8 @@ pub struct Agent {
     pub peers: Arc<dyn Peers>,
     /// Is told each state of the cluster, before the shards are. Must not block.
     pub heard: Box<dyn Fn(&ClusterState) + Send + Sync>,
+    /// Where threads come from.
+    pub machine: Machine,
 }
 
 impl Agent {
@@ -149,7 +152,7 @@ impl Agent {
         let left_over = self.is_left_over(&state) && is_still(&self.host, GroupId::COORDINATOR, &before);
         let missing = self.is_missing(&state);
         let (host, shards) = (Arc::clone(&self.host), self.shards.clone());
-        let settled = tokio::task::spawn_blocking(move || {
+        let settled = self.machine.blocking(move || {
             if missing {
                 tracing::error!("the files of the coordinator's replica are gone");
                 host.note_missing(GroupId::COORDINATOR);
@@ -234,19 +237,19 @@ impl Reporter {
     async fn run(self) {
         let mut changed = self.host.changed();
         let mut told: Option<Vec<Office>> = None;
-        let mut due = Instant::now();
+        let mut due = machine::now();
         loop {
             changed.mark_unchanged();
             let statuses = self.host.statuses();
             let offices: Vec<_> = statuses.iter().map(office).collect();
-            if told.as_ref() != Some(&offices) || Instant::now() >= due {
+            if told.as_ref() != Some(&offices) || machine::now() >= due {
                 let coordinators = self.peers.coordinators();
                 let found = coordinators.into_iter().find(|(node, _)| *node == self.coordinator);
                 let Some((_, coordinator)) = found else { return };
                 let report = tokio::time::timeout(PATIENCE, coordinator.report(self.node, statuses));
                 let heard = matches!(report.await, Ok(Ok(())));
                 told = Some(offices);
-                due = Instant::now() + if heard { REPORT } else { REPORT_AGAIN };
+                due = machine::now() + if heard { REPORT } else { REPORT_AGAIN };
             }
             // The host lives as long as this does, so the watch doesn't end; a change only comes before its time.
             if let Ok(Ok(())) = tokio::time::timeout_at(due.into(), changed.changed()).await {

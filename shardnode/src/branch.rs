@@ -11,6 +11,7 @@ use crate::prepared;
 use crate::touched::{Shapes, Want};
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
+use proto::machine::{self, Machine};
 use proto::services::{Branch as BranchName, BranchStatus};
 use proto::{LogIndex, Retry, ShardId, SqlState, TableId, Term, TransactionId, WireError};
 use replica::{Overlay, Stage};
@@ -28,6 +29,7 @@ pub(crate) struct Transactions {
     state: Mutex<State>,
     bounds: Bounds,
     counter: AtomicU64,
+    machine: Machine,
 }
 
 /// What bounds them.
@@ -125,7 +127,8 @@ impl Transactions {
             locks: config.max_locks,
             idle: config.branch_idle_timeout,
         };
-        Self { state: Mutex::default(), bounds, counter: AtomicU64::new(1) }
+        let machine = config.machine.clone();
+        Self { state: Mutex::default(), bounds, counter: AtomicU64::new(1), machine }
     }
 
     /// All there is, as of the stage's term. For closures on the writer, with nothing but their own changes made: what is
@@ -149,11 +152,16 @@ impl Transactions {
         self.counter.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// The microseconds since 1970, by this node's clock.
+    pub fn micros(&self) -> u64 {
+        self.machine.micros()
+    }
+
     /// The branch that a statement is for; its first statement makes it.
     pub fn admit(&self, name: &BranchName) -> Result<Arc<Handle>, WireError> {
         let mut state = self.state.lock();
         if let Some(branch) = state.branches.get_mut(&name.transaction) {
-            branch.since = Instant::now();
+            branch.since = machine::now();
             return Ok(Arc::clone(&branch.handle));
         }
         if name.statement != 1 || state.ended.contains_key(&name.transaction) {
@@ -181,7 +189,7 @@ impl Transactions {
     pub fn begin(&self, handle: &Arc<Handle>, statement: u32) -> Result<Begun, WireError> {
         let mut state = self.state.lock();
         let branch = state.branch(handle)?;
-        branch.since = Instant::now();
+        branch.since = machine::now();
         if branch.phase != Phase::Open {
             return Err(WireError::internal(format!(
                 "transaction {} takes no statement: it is prepared",
@@ -217,7 +225,7 @@ impl Transactions {
     ) -> Result<Answer, WireError> {
         let mut state = self.state.lock();
         let branch = state.branch(handle)?;
-        branch.since = Instant::now();
+        branch.since = machine::now();
         match &result {
             Ok(_) => {
                 let length = handle.overlay.len();
@@ -242,7 +250,7 @@ impl Transactions {
         let mut state = self.state.lock();
         match state.branch(handle) {
             Ok(branch) if is_done => {
-                branch.since = Instant::now();
+                branch.since = machine::now();
                 branch.end_statement(statement, None);
             }
             _ => state.abandon(handle, statement),
@@ -260,7 +268,7 @@ impl Transactions {
                 "nothing of transaction {id} can be undone: it is prepared"
             )));
         }
-        branch.since = Instant::now();
+        branch.since = machine::now();
         branch.lengths.retain(|(after, _)| *after <= statement);
         branch.handle.overlay.truncate(branch.lengths.last().map_or(0, |(_, length)| *length));
         branch.undone = true;
@@ -368,7 +376,7 @@ impl Branch {
             undone: false,
             lengths: Vec::new(),
             fault: None,
-            since: Instant::now(),
+            since: machine::now(),
         }
     }
 
@@ -441,7 +449,7 @@ impl State {
     /// Notes how far the branch has come.
     pub fn advance(&mut self, handle: &Arc<Handle>, phase: Phase) -> Result<(), WireError> {
         let branch = self.branch(handle)?;
-        (branch.phase, branch.since) = (phase, Instant::now());
+        (branch.phase, branch.since) = (phase, machine::now());
         Ok(())
     }
 

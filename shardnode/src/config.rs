@@ -1,6 +1,7 @@
 //! The settings of a shardnode.
 
 use proto::NodeId;
+use proto::machine::Machine;
 use std::time::Duration;
 
 /// The settings of a [`crate::ShardNode`].
@@ -30,6 +31,8 @@ pub struct Config {
     pub branch_idle_timeout: Duration,
     /// How long a schema entry may wait to be applied before its caller is told to ask again.
     pub schema_timeout: Duration,
+    /// Where the time of day and threads come from.
+    pub machine: Machine,
 }
 
 impl Config {
@@ -48,6 +51,7 @@ impl Config {
             max_locks: 4_000_000,
             branch_idle_timeout: Duration::from_secs(300),
             schema_timeout: Duration::from_secs(60),
+            machine: Machine::default(),
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::transact::{self, Desk};
 use crate::{fence, read, write};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
+use proto::machine;
 use proto::services::{
     Access, BoxFuture, Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus, ClusterState,
     Consistency, FragmentRequest, FragmentResponse, SchemaRequest, ServiceResult, ShardService,
@@ -224,7 +225,7 @@ impl ShardNode {
         consistency: Consistency,
     ) -> ServiceResult<FragmentResponse> {
         let replica = self.find(request.shard, Some(request.epoch))?;
-        let deadline = Instant::now() + request.timeout.min(LONGEST);
+        let deadline = machine::now() + request.timeout.min(LONGEST);
         let snapshot = self.renew(request.shard, replica.snapshot(consistency, deadline).await)?;
         read::lookup(&snapshot, &request, deadline)
     }
@@ -313,7 +314,7 @@ impl ShardNode {
     }
 
     async fn run(&self, request: FragmentRequest) -> ServiceResult<FragmentResponse> {
-        let deadline = Instant::now() + request.timeout.min(LONGEST);
+        let deadline = machine::now() + request.timeout.min(LONGEST);
         match request.access {
             Access::Read { consistency, lookup: _ } => self.read(request, consistency, deadline).await,
             Access::Write { request: id, settled, touch } => {
@@ -328,20 +329,20 @@ impl ShardNode {
         // What ends a transaction is never refused for an old epoch.
         let ends = matches!(action, BranchAction::Finish { .. } | BranchAction::Fail(_));
         let desk = self.desk(shard, (!ends).then_some(epoch))?;
-        let deadline = Instant::now() + timeout.min(LONGEST);
+        let deadline = machine::now() + timeout.min(LONGEST);
         self.renew(shard, desk.act(transaction, action, deadline).await)
     }
 
     async fn list(&self, shard: ShardId) -> ServiceResult<Vec<BranchStatus>> {
         let desk = self.desk(shard, None)?;
-        let listed = desk.list(shard, Instant::now() + self.config.schema_timeout).await;
+        let listed = desk.list(shard, machine::now() + self.config.schema_timeout).await;
         self.renew(shard, listed)
     }
 
     async fn step(&self, request: SchemaRequest) -> ServiceResult<LogIndex> {
         let shard = request.shard;
         let desk = self.desk(shard, None)?;
-        let deadline = Instant::now() + self.config.schema_timeout;
+        let deadline = machine::now() + self.config.schema_timeout;
         let mut statements = request.statements;
         statements.extend(request.least_version.map(fence::raise));
         let require_empty = request.require_empty.into_iter().map(dialect::physical::table_name).collect();

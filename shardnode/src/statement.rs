@@ -14,6 +14,7 @@ use crate::{fence, read, stream, write};
 use bytes::Bytes;
 use dialect::sqlite::{error, value_ref};
 use parking_lot::Mutex;
+use proto::machine;
 use proto::services::{FragmentRequest, LockWait, RowLock};
 use proto::{Retry, RowBatchBuilder, SqlState, TableId, WireError};
 use replica::{Rehearsal, Replica, RowOp, Stage};
@@ -178,7 +179,7 @@ impl Attempt {
         deadline: Instant,
     ) -> Result<(), WireError> {
         let lock_deadline =
-            lock_timeout.map(|timeout| Instant::now() + timeout).filter(|end| *end < deadline);
+            lock_timeout.map(|timeout| machine::now() + timeout).filter(|end| *end < deadline);
         let end = lock_deadline.unwrap_or(deadline);
         match wait(replica, &self.transactions, granted, end).await {
             Some(answer) => answer,
@@ -201,13 +202,13 @@ pub(crate) async fn wait(
     let status = replica.watch();
     let begun_in = status.borrow().term;
     loop {
-        let look = Instant::now() + LOOK_EVERY;
+        let look = machine::now() + LOOK_EVERY;
         match tokio::time::timeout_at(look.min(end).into(), &mut granted).await {
             Ok(Ok(answer)) => return Some(answer),
             Ok(Err(_)) => {
                 return Some(Err(WireError::internal("somebody who waits for a lock was forgotten")));
             }
-            Err(_) if Instant::now() >= end => return None,
+            Err(_) if machine::now() >= end => return None,
             Err(_) => {}
         }
         let (term, leader) = (status.borrow().term, status.borrow().leader);

@@ -10,6 +10,7 @@ use crate::{fence, read};
 use dialect::sqlite::error;
 use futures_core::Stream;
 use parking_lot::Mutex;
+use proto::machine::Machine;
 use proto::services::{FragmentRequest, FragmentResponse, RowSource};
 use proto::{LogIndex, RowBatch, RowBatchBuilder, SqlState, WireError};
 use replica::{Canceller, Snapshot};
@@ -30,6 +31,7 @@ pub(crate) struct Readers {
     open: Arc<Semaphore>,
     batch_bytes: usize,
     batch_rows: u32,
+    machine: Machine,
 }
 
 /// What the first batch tells.
@@ -46,6 +48,7 @@ impl Readers {
             open: Arc::new(Semaphore::new(config.streams)),
             batch_bytes: config.batch_bytes,
             batch_rows: config.batch_rows,
+            machine: config.machine.clone(),
         }
     }
 
@@ -82,7 +85,7 @@ impl Readers {
         };
         let cancel = Cancel(snapshot.canceller());
         let failed = Arc::clone(&fault);
-        tokio::task::spawn_blocking(move || {
+        self.machine.blocking(move || {
             let _place = place;
             let mut query = query;
             let result = query.run(&snapshot);
@@ -184,6 +187,7 @@ impl Query {
         let wait = async {
             // It holds the snapshot meanwhile, and nothing runs that would notice its end.
             tokio::select! {
+                biased;
                 sent = sender.send(batch) => sent.map_err(|_| gone())?,
                 () = snapshot.ended() => snapshot.check()?,
             }

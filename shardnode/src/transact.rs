@@ -14,11 +14,12 @@ use crate::prepared::{self, Prepared};
 use crate::statement::{Attempt, Work};
 use crate::{stream, write};
 use bytes::Bytes;
+use proto::machine;
 use proto::services::{Branch, BranchAction, BranchStatus};
 use proto::{LogIndex, RequestId, Retry, ShardId, SqlState, TransactionId, WireError};
 use replica::{Overlay, Rehearsal, Replica, Stage, Write, Written};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::sync::OwnedMutexGuard;
 
 /// How long a write may take that is seen through: until its outcome is known.
@@ -108,10 +109,9 @@ impl Desk {
         settled: u64,
         deadline: Instant,
     ) -> Result<Written, WireError> {
-        let begun = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
         let name = Branch {
             transaction: own_id(request, self.transactions.count()),
-            begun: u64::try_from(begun).unwrap_or(u64::MAX),
+            begun: self.transactions.micros(),
             statement: 1,
             lock_timeout: None,
         };
@@ -322,7 +322,7 @@ impl Desk {
         let write = Write {
             request: request.map(|(request, _)| request),
             settled: request.map_or(0, |(_, settled)| settled),
-            deadline: Instant::now() + AS_LONG_AS_IT_TAKES,
+            deadline: machine::now() + AS_LONG_AS_IT_TAKES,
             run: Box::new(run),
         };
         let replica = self.replica.clone();

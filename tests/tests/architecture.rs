@@ -29,7 +29,7 @@ const PURE: &[&str] =
     &["proto/src", "dialect/src", "planner/src", "replica/src/consensus", "replica/src/engine"];
 
 /// Parts of them that are impure on purpose, behind a feature.
-const PURE_EXCEPT: &[&str] = &["proto/src/transport"];
+const PURE_EXCEPT: &[&str] = &["proto/src/transport", "proto/src/machine.rs"];
 
 /// What would give them one.
 const IMPURE_WORDS: &[&str] = &[
@@ -46,6 +46,13 @@ const IMPURE_WORDS: &[&str] = &[
     "new_v4",
     "getrandom",
 ];
+
+/// What a node's code takes time, chance and threads from is `proto::machine` alone, so that a simulation can give it others.
+const SIMULATED: &[&str] = &["shardnode/src", "coordinator/src", "router/src"];
+
+/// What would go past it.
+const UNSIMULATED_WORDS: &[&str] =
+    &["Instant::now", "SystemTime", "spawn_blocking", "std::thread", "thread::spawn"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the workspace").to_owned()
@@ -118,6 +125,36 @@ fn pure_rooms_have_no_socket_thread_clock_or_chance() {
             for word in IMPURE_WORDS {
                 assert!(!line.contains(word), "{}:{}: {word}", place.display(), number + 1);
             }
+        }
+    }
+}
+
+#[test]
+fn what_is_simulated_takes_nothing_past_the_machine() {
+    let mut sources = Vec::new();
+    for place in SIMULATED {
+        collect(&root().join(place), &mut sources);
+    }
+    for path in sources {
+        let place = path.strip_prefix(root()).unwrap().display().to_string();
+        if place.ends_with("tests.rs") || place.ends_with("router/src/fake.rs") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod ").next().unwrap();
+        for (number, line) in code.lines().enumerate() {
+            let line = line.split("//").next().unwrap().replace("tokio::time::Instant::now", "");
+            for word in UNSIMULATED_WORDS.iter().filter(|word| line.contains(**word)) {
+                // A bound's default, and a lost thread's cleanup.
+                let harmless = ["available_parallelism", "thread::panicking"];
+                assert!(harmless.iter().any(|known| line.contains(known)), "{place}:{}: {word}", number + 1);
+            }
+        }
+        // By lot, a simulation would choose another branch each time.
+        for select in code.split("select! {").skip(1) {
+            let first =
+                select.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with("//"));
+            assert_eq!(first, Some("biased;"), "{place}: a select! by lot");
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::tuning::Tuned;
 use coordinator::Coordinator;
 use parking_lot::Mutex;
 use prometheus::proto::MetricFamily;
+use proto::machine::Machine;
 use proto::services::{CoordinatorService, RaftService, ReplicaService, ShardService};
 use proto::topology::Node;
 use proto::transport::{self, Offer};
@@ -90,6 +91,7 @@ impl Running {
                     }
                 })
             },
+            machine: Machine::default(),
         };
         let mut tasks = running.tasks.lock();
         tasks.spawn(agent.run());

@@ -412,7 +412,14 @@ impl Cluster {
         let attending = attend(Arc::clone(&self.directory), node, Arc::clone(&host), config);
         let registered = Node { id: node, address: String::new(), roles: Roles::ALL };
         let heard = Box::new(|_: &ClusterState| {});
-        let agent = Agent { node: registered, host: Arc::clone(&host), shards: Some(shards), peers, heard };
+        let agent = Agent {
+            node: registered,
+            host: Arc::clone(&host),
+            shards: Some(shards),
+            peers,
+            heard,
+            machine: Default::default(),
+        };
         let tasks = vec![tokio::spawn(agent.run()).abort_handle(), tokio::spawn(attending).abort_handle()];
         self.members.insert(node, Member { host, tasks });
     }

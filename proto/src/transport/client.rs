@@ -297,6 +297,7 @@ async fn run(shared: Weak<Shared>, target: Target, failures: u32, dropped: Cance
     };
     let open = tokio::time::timeout(target.config.connect_timeout, open(&target));
     let opened = tokio::select! {
+        biased;
         () = dropped.cancelled() => return,
         opened = open => opened.unwrap_or_else(|_| Err("connecting took too long".to_owned())),
     };
@@ -313,6 +314,7 @@ async fn run(shared: Weak<Shared>, target: Target, failures: u32, dropped: Cance
     become_state(State::Up(link.clone()));
     loop {
         let frame = tokio::select! {
+            biased;
             () = dropped.cancelled() => break link.end("the client was dropped".to_owned()),
             () = link.ended() => break,
             frame = frames.message() => frame,

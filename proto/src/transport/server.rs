@@ -118,6 +118,7 @@ pub async fn serve(
         tokio::time::sleep(GOODBYE).await;
     };
     tokio::select! {
+        biased;
         served = serving => served.map_err(std::io::Error::other),
         () = late => Ok(()),
     }
@@ -161,6 +162,7 @@ impl Link for Server {
         let mut frames = request.into_inner();
         tokio::spawn(async move {
             let end = tokio::select! {
+                biased;
                 () = closing.cancelled() => Some(going_down()),
                 () = lane.closed() => None,
                 end = raft::read(&mut frames, cluster, node, service.as_ref()) => end,
@@ -211,6 +213,7 @@ async fn read(connection: Arc<Connection>, mut frames: Streaming<Frame>, closing
         Ok(())
     };
     let end = tokio::select! {
+        biased;
         () = closing.cancelled() => Err(going_down()),
         () = connection.ended.cancelled() => Ok(()),
         () = connection.lane.closed() => Ok(()),

@@ -3,9 +3,9 @@
 use super::Executor;
 use super::statement::Statement;
 use planner::plan::{Action, InsertRows, Plan, Query, Route};
+use proto::machine;
 use proto::{RowBatch, RowBatchBuilder, Value, ValueRef, WireError};
 use std::sync::Arc;
-use std::time::Instant;
 
 impl Executor {
     /// The lines of EXPLAIN, as rows.
@@ -49,7 +49,7 @@ impl Executor {
         scalars: &[Value],
     ) -> Result<Vec<String>, WireError> {
         let mut lines = Vec::new();
-        let started = Instant::now();
+        let started = machine::now();
         let mut rows = self.query(run, query, scalars).await?;
         let mut returned = 0;
         while let Some(chunk) = rows.next().await? {
@@ -58,7 +58,7 @@ impl Executor {
         let took = started.elapsed();
         for (place, (fragment, route)) in query.fragments.iter().zip(routes).enumerate() {
             for shard in super::gather::shards_of(route.clone()) {
-                let started = Instant::now();
+                let started = machine::now();
                 let answer = self.read(run, shard, fragment, scalars).await?;
                 let (mut rows, mut bytes) = (0, 0);
                 let mut take = |batch: &RowBatch| {

@@ -18,12 +18,13 @@ use crate::transaction::{Transaction, lost};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use planner::plan::Fragment;
+use proto::machine;
 use proto::services::{
     Access, BranchAccess, ClusterState, Consistency, FragmentRequest, FragmentResponse, RowSource,
 };
 use proto::{Retry, RowBatch, SchemaVersion, ShardId, SqlState, TableId, Value, WireError};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// One write for one shard.
 pub struct ShardWrite {
@@ -182,6 +183,7 @@ impl Executor {
     /// long again as it takes a group to find a leader. A shard that works answers sooner.
     async fn patience(&self, run: &Statement<'_>) {
         tokio::select! {
+            biased;
             _ = run.interrupt.wait() => {}
             () = tokio::time::sleep_until(run.deadline.into()) => {}
         }
@@ -248,7 +250,7 @@ impl Executor {
                 Access::Write { request: name.id, settled: self.requests.settled(), touch: write.touch };
             // One that may have executed is asked for beyond the statement's deadline.
             let end = if unknown { asked.backoff.deadline() } else { run.deadline };
-            let timeout = end.saturating_duration_since(Instant::now());
+            let timeout = end.saturating_duration_since(machine::now());
             let request = write.request(&asked, access, timeout);
             let error = match asked.service()? {
                 Some(service) => {

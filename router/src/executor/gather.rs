@@ -19,13 +19,13 @@ use proto::{RowBatch, RowBatchBuilder, ShardId, SqlState, Value, WireError};
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Instant;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 
 /// A batch of a gather's result ends at this many bytes.
 const BATCH_BYTES: usize = 64 * 1024;
 
 /// Batches that wait between a gather's thread and its session.
-const BATCHES_AHEAD: usize = 4;
+const BATCHES_AHEAD: usize = 16;
 
 impl Executor {
     /// Opens a query: asks the shards, and gives its rows as they come.
@@ -184,12 +184,12 @@ impl Executor {
         let (sender, rows_out) = mpsc::channel(BATCHES_AHEAD);
         let tables: Vec<_> = sources.iter().map(|s| (s.name.clone(), s.columns.len())).collect();
         let (pool, interrupt, deadline) = (self.gathers.clone(), run.interrupt.clone(), run.deadline);
-        tokio::task::spawn_blocking(move || {
+        self.config.machine.blocking(move || {
             let _slot = slot;
             let job = Job { tables, sql, params, interrupt, deadline };
             if let Err(error) = job.run(&pool, received, &sender) {
                 // A session that has gone wants no error either.
-                let _ = sender.blocking_send(Err(error));
+                let _ = send(&sender, Err(error));
             }
         });
         for (place, sources) in inputs.into_iter().enumerate() {
@@ -325,7 +325,7 @@ impl Job {
             inserts.push(connection.prepare(&insert).map_err(|e| self.error(e))?);
         }
         loop {
-            let (place, batch) = match rows.blocking_recv() {
+            let (place, batch) = match receive(&mut rows) {
                 Some(Input::Rows(place, batch)) => (place, batch),
                 Some(Input::End) => return self.interrupt.check(),
                 None => return Err(WireError::internal("the session gave its gather up")),
@@ -356,14 +356,14 @@ impl Job {
             }
             if batch.byte_len() >= BATCH_BYTES {
                 let full = std::mem::replace(&mut batch, RowBatchBuilder::new(width));
-                if out.blocking_send(Ok(full.finish())).is_err() {
+                if send(out, Ok(full.finish())).is_err() {
                     return Ok(());
                 }
             }
         }
         if batch.rows() > 0 {
             // A session that has gone wants no rows.
-            let _ = out.blocking_send(Ok(batch.finish()));
+            let _ = send(out, Ok(batch.finish()));
         }
         Ok(())
     }
@@ -371,6 +371,23 @@ impl Job {
     fn clear(&self, pooled: &mut Pooled<'_>) -> Result<(), WireError> {
         pooled.unguard()?;
         pooled.connection().execute_batch("ROLLBACK").map_err(functions::error)
+    }
+}
+
+/// Takes what comes next. What is there already isn't waited for.
+fn receive(rows: &mut mpsc::Receiver<Input>) -> Option<Input> {
+    rows.try_recv().or_else(|_| rows.blocking_recv().ok_or(())).ok()
+}
+
+/// Sends rows, or why there are none. Where there is room it doesn't wait.
+fn send(
+    out: &mpsc::Sender<ServiceResult<RowBatch>>,
+    rows: ServiceResult<RowBatch>,
+) -> Result<(), mpsc::error::SendError<ServiceResult<RowBatch>>> {
+    match out.try_send(rows) {
+        Ok(()) => Ok(()),
+        Err(TrySendError::Full(rows)) => out.blocking_send(rows),
+        Err(TrySendError::Closed(rows)) => Err(mpsc::error::SendError(rows)),
     }
 }
 

@@ -175,7 +175,7 @@ impl Executor {
                 RowValue::NextValue(id) => {
                     Value::Int(self.sequences.next(*id, &self.cluster, run.retry_until()).await?)
                 }
-                RowValue::Environment(fact) => environment(*fact, run.facts),
+                RowValue::Environment(fact) => environment(*fact, run.facts, &self.config.machine),
                 RowValue::Expression(sql) => {
                     sqlite::evaluate(&self.expressions, sql, &[], run.interrupt, run.deadline)?
                 }

@@ -45,7 +45,7 @@ impl Executor {
     /// An executor over this cluster.
     pub fn new(config: Config, cluster: Arc<Cluster>) -> Self {
         let gather_slots = Arc::new(Semaphore::new(config.gathers_at_once));
-        let requests = Requests::new();
+        let requests = Requests::new(&config.machine);
         let transactions = Transactions::new(cluster.clone(), requests.clone(), config.retry_timeout);
         Self {
             config,

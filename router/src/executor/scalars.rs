@@ -9,10 +9,10 @@ use super::statement::Statement;
 use dialect::datetime::TimeZone;
 use dialect::io;
 use planner::plan::{Environment, Plan, Scalar};
+use proto::machine::Machine;
 use proto::{Value, ValueRef, WireError};
 use rand::Rng;
 use std::borrow::Cow;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Seconds from the Unix epoch to PostgreSQL's, 2000-01-01.
 const EPOCH_SECONDS: i64 = 946_684_800;
@@ -45,12 +45,8 @@ pub const USER: &str = "shoal";
 pub const DATABASE: &str = "shoal";
 
 /// The time, as a timestamptz.
-pub fn clock_time() -> i64 {
-    let micros = match SystemTime::now().duration_since(UNIX_EPOCH) {
-        Ok(after) => after.as_micros() as i64,
-        Err(before) => -(before.duration().as_micros() as i64),
-    };
-    micros - EPOCH_SECONDS * 1_000_000
+pub fn clock_time(machine: &Machine) -> i64 {
+    i64::try_from(machine.micros()).unwrap_or(i64::MAX) - EPOCH_SECONDS * 1_000_000
 }
 
 impl Executor {
@@ -79,7 +75,7 @@ impl Executor {
                 Scalar::NextValue(id) => {
                     Value::Int(self.sequences.next(*id, &self.cluster, run.retry_until()).await?)
                 }
-                Scalar::Environment(fact) => environment(*fact, run.facts),
+                Scalar::Environment(fact) => environment(*fact, run.facts, &self.config.machine),
                 Scalar::Expression { sql, params } => {
                     let params: Vec<ValueRef<'_>> =
                         params.iter().map(|id| values_at(&values, id.0)).collect::<Result<_, _>>()?;
@@ -103,11 +99,11 @@ fn no_parameter(n: u32) -> WireError {
 }
 
 /// A fact's value, in storage form.
-pub fn environment(fact: Environment, facts: &Facts) -> Value {
+pub fn environment(fact: Environment, facts: &Facts, machine: &Machine) -> Value {
     match fact {
         Environment::TransactionTime => Value::Int(facts.transaction_time),
         Environment::StatementTime => Value::Int(facts.statement_time),
-        Environment::ClockTime => Value::Int(clock_time()),
+        Environment::ClockTime => Value::Int(clock_time(machine)),
         Environment::TimeZone => Value::Text(facts.zone.name().to_owned()),
         Environment::User => Value::Text(USER.to_owned()),
         Environment::Database => Value::Text(DATABASE.to_owned()),
@@ -130,10 +126,17 @@ mod tests {
             backend_pid: 7,
             settings: vec![],
         };
-        assert_eq!(environment(Environment::TransactionTime, &facts), Value::Int(1));
-        assert_eq!(environment(Environment::TimeZone, &facts), Value::Text("UTC".into()));
-        assert!(matches!(environment(Environment::RandomUuid, &facts), Value::Blob(b) if b.len() == 16));
-        let Value::Int(clock) = environment(Environment::ClockTime, &facts) else { panic!() };
+        assert_eq!(environment(Environment::TransactionTime, &facts, &Machine::default()), Value::Int(1));
+        assert_eq!(
+            environment(Environment::TimeZone, &facts, &Machine::default()),
+            Value::Text("UTC".into())
+        );
+        assert!(
+            matches!(environment(Environment::RandomUuid, &facts, &Machine::default()), Value::Blob(b) if b.len() == 16)
+        );
+        let Value::Int(clock) = environment(Environment::ClockTime, &facts, &Machine::default()) else {
+            panic!()
+        };
         // Between 2020 and 2100.
         assert!((631_152_000_000_000..3_155_760_000_000_000).contains(&clock));
     }

@@ -6,6 +6,7 @@
 use crate::cancel::{Interrupt, Reason};
 use dialect::sqlite as functions;
 use parking_lot::Mutex;
+use proto::machine;
 use proto::{Value, ValueRef, WireError};
 use rusqlite::Connection;
 use std::sync::Arc;
@@ -76,7 +77,7 @@ impl Pooled<'_> {
         deadline: Instant,
         unwanted: impl Fn() -> bool + Send + 'static,
     ) -> Result<(), WireError> {
-        let stop = move || interrupt.reason().is_some() || unwanted() || Instant::now() >= deadline;
+        let stop = move || interrupt.reason().is_some() || unwanted() || machine::now() >= deadline;
         self.connection().progress_handler(STEPS_BETWEEN_LOOKS, Some(stop)).map_err(functions::error)
     }
 
@@ -110,7 +111,7 @@ pub fn error(error: rusqlite::Error, interrupt: &Interrupt, deadline: Instant) -
         if let Some(reason) = interrupt.reason() {
             return reason.error();
         }
-        if Instant::now() >= deadline {
+        if machine::now() >= deadline {
             return Reason::Timeout.error();
         }
     }
@@ -167,7 +168,7 @@ mod tests {
     use std::time::Duration;
 
     fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(60)
+        machine::now() + Duration::from_secs(60)
     }
 
     #[test]
@@ -188,7 +189,7 @@ mod tests {
         let endless =
             "(WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r) SELECT count(*) FROM r)";
         let interrupt = Arc::new(Interrupt::default());
-        let soon = Instant::now() + Duration::from_millis(20);
+        let soon = machine::now() + Duration::from_millis(20);
         let error = evaluate(&pool, endless, &[], &interrupt, soon).unwrap_err();
         assert_eq!((error.sqlstate.as_str(), error.message.contains("timeout")), ("57014", true));
         interrupt.raise(Reason::Requested);

@@ -5,6 +5,7 @@ use crate::cancel::{Interrupt, Reason};
 use crate::transaction::Transaction;
 use planner::plan::Plan;
 use planner::text::Text;
+use proto::machine;
 use proto::services::ClusterState;
 use proto::{Value, WireError};
 use std::sync::Arc;
@@ -37,12 +38,12 @@ pub struct Statement<'a> {
 impl Statement<'_> {
     /// The time that is left.
     pub fn time_left(&self) -> Duration {
-        self.deadline.saturating_duration_since(Instant::now())
+        self.deadline.saturating_duration_since(machine::now())
     }
 
     /// Until when a request that begins now is repeated. A long statement's last request has as much time as its first.
     pub fn retry_until(&self) -> Instant {
-        self.deadline.min(Instant::now() + self.retry_for)
+        self.deadline.min(machine::now() + self.retry_for)
     }
 
     /// The same run, within this transaction unless it is in one already.

@@ -32,11 +32,11 @@ use copy::CopyState;
 use extended::{Portal, Prepared};
 use output::Output;
 use planner::plan::Notice;
+use proto::machine;
 use proto::{SqlState, WireError};
 use settings::Settings;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// A session.
@@ -101,7 +101,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         output: Output<W>,
         settings: Settings,
     ) -> Self {
-        let now = clock_time();
+        let now = clock_time(&shared.executor.config.machine);
         let facts = Facts {
             transaction_time: now,
             statement_time: now,
@@ -267,7 +267,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
 
     /// The first message of an implicit transaction.
     fn begin_pipeline(&mut self) {
-        let now = clock_time();
+        let now = clock_time(&self.shared.executor.config.machine);
         if !self.in_pipeline {
             self.in_pipeline = true;
             self.interrupt.rearm();
@@ -299,7 +299,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         }
         if let (Some(transaction), Some(mark)) = (&self.transaction, self.block.stands()) {
             // If it can't be undone now, it is tried again when the savepoint is gone back to.
-            let _ = transaction.undo(mark, Instant::now() + ROLLBACK_PATIENCE).await;
+            let _ = transaction.undo(mark, machine::now() + ROLLBACK_PATIENCE).await;
         }
         backend::ready(&mut self.output.buffer, self.block.status());
         self.flush().await;

@@ -16,6 +16,7 @@ use dialect::types::Typed;
 use planner::Context;
 use planner::plan::{Action, CopyOut, Gather, Insert, InsertRows, OutputColumn, Plan, SourceRows};
 use planner::text::Text;
+use proto::machine;
 use proto::services::ClusterState;
 use proto::{Epoch, Retry, RowBatch, SqlState, Value, WireError};
 use std::sync::Arc;
@@ -156,7 +157,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
     pub(super) fn deadline(&self) -> Instant {
         let timeout =
             self.settings.statement_timeout.unwrap_or(self.shared.executor.config.statement_timeout);
-        Instant::now() + timeout
+        machine::now() + timeout
     }
 
     pub(super) fn statement<'a>(
@@ -203,7 +204,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         self.shared.metrics.begun(&plan);
         let deadline = self.deadline();
         let mut backoff =
-            Backoff::until(deadline.min(Instant::now() + self.shared.executor.config.retry_timeout));
+            Backoff::until(deadline.min(machine::now() + self.shared.executor.config.retry_timeout));
         loop {
             let read_only = self.settings.read_only && !self.block.is_open();
             self.block.check(&plan, read_only, self.alone, self.transaction.is_some())?;

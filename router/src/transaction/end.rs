@@ -12,6 +12,7 @@
 
 use super::{Transaction, Transactions, lost};
 use futures::future::{join_all, try_join_all};
+use proto::machine;
 use proto::services::{BranchAction, CoordinatorService, Decision, Verdict};
 use proto::{Retry, ShardId, SqlState, TransactionId, WireError};
 use std::sync::Arc;
@@ -174,9 +175,9 @@ impl Transactions {
                 let decision = decision.clone();
                 async move { coordinator.decide(decision).await }
             };
-            let attempt = until.min(Instant::now() + DECISION_PATIENCE);
+            let attempt = until.min(machine::now() + DECISION_PATIENCE);
             match self.cluster.ask_coordinator(attempt, attempt, ask).await {
-                Err(error) if error.retry != Retry::Never && Instant::now() < until => {
+                Err(error) if error.retry != Retry::Never && machine::now() < until => {
                     tracing::debug!(transaction = %decision.transaction, %error, "asking for a decision again");
                 }
                 answer => return answer,

@@ -6,9 +6,10 @@
 use super::Transactions;
 use parking_lot::Mutex;
 use proto::TransactionId;
+use proto::machine;
 use proto::services::CoordinatorService;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long the coordinator may take to hear of it.
 const TELLING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -54,7 +55,7 @@ impl Transactions {
                         let transactions = transactions.clone();
                         async move { coordinator.finished(transactions).await }
                     };
-                    let deadline = Instant::now() + TELLING_TIMEOUT;
+                    let deadline = machine::now() + TELLING_TIMEOUT;
                     if let Err(error) = all.cluster.ask_coordinator(deadline, deadline, ask).await {
                         tracing::debug!(%error, "the coordinator was not told of finished transactions");
                     }

@@ -26,6 +26,7 @@ pub use end::{Ending, ROLLBACK_PATIENCE};
 use finished::Finished;
 use futures::future::try_join_all;
 use parking_lot::Mutex;
+use proto::machine;
 use proto::services::{Branch, BranchAction, BranchRequest};
 use proto::{LogIndex, Retry, SchemaVersion, ShardId, SqlState, TransactionId, WireError};
 use std::sync::Arc;
@@ -75,7 +76,7 @@ impl Transactions {
         let error = loop {
             let error = match asked.service()? {
                 Some(service) => {
-                    let timeout = until.saturating_duration_since(Instant::now());
+                    let timeout = until.saturating_duration_since(machine::now());
                     let action = action.clone();
                     let request = BranchRequest { shard, epoch: asked.epoch, transaction, action, timeout };
                     let answer = tokio::select! {
@@ -109,7 +110,7 @@ impl Transactions {
 
     /// Until when something that is asked now is asked again.
     fn patience(&self) -> Instant {
-        Instant::now() + self.retry_timeout
+        machine::now() + self.retry_timeout
     }
 }
 

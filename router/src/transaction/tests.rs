@@ -24,7 +24,7 @@ impl Bench {
         let fake = Fake::new(2);
         let cluster = Arc::new(Cluster::new(Arc::new(FakePeers(fake.clone()))));
         cluster.install(fake.watch().await.unwrap().next().await.unwrap());
-        let all = Transactions::new(cluster, Requests::new(), Duration::from_millis(50));
+        let all = Transactions::new(cluster, Requests::new(&Default::default()), Duration::from_millis(50));
         Self { fake, all }
     }
 
