@@ -64,7 +64,8 @@ async fn step(replica: &Replica, overlay: &Overlay, key: i64) -> Result<(), Wire
         insert(stage)?;
         stage.changes()
     });
-    let rehearsal = Rehearsal { overlay: overlay.clone(), deadline: Instant::now() + PATIENCE, run };
+    let rehearsal =
+        Rehearsal { overlay: overlay.clone(), bare: false, deadline: Instant::now() + PATIENCE, run };
     replica.rehearse(rehearsal).await.map(drop)
 }
 

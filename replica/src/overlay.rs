@@ -157,6 +157,8 @@ pub type RehearsalFn = Box<dyn FnOnce(&Stage<'_>) -> Result<Bytes, WireError> + 
 pub struct Rehearsal {
     /// What the transaction has done before, and what it does now.
     pub overlay: Overlay,
+    /// It does the same whether or not the overlay's changes are there, so they needn't be made for it.
+    pub bare: bool,
     /// How long its caller waits.
     pub deadline: Instant,
     /// What it does.

@@ -120,14 +120,14 @@ impl Replica {
     /// table that it changes was altered, XX001 if it doesn't fit what was committed meanwhile. A step whose deadline
     /// passes is interrupted.
     pub async fn rehearse(&self, rehearsal: Rehearsal) -> Result<Rehearsed, WireError> {
-        let Rehearsal { overlay, deadline, run } = rehearsal;
+        let Rehearsal { overlay, bare, deadline, run } = rehearsal;
         let unheard = Unheard::new(overlay.clone());
         let lost = |lost: Lost| match lost {
             Lost::Stopped => self.shared().not_leader(),
             Lost::TooLate => too_late("its end"),
         };
         let submitted = self.submit(deadline, lost, |inbox, state, cancel, reply, place| {
-            let pending = PendingRehearsal { overlay, run, cancel, state, reply, _place: place };
+            let pending = PendingRehearsal { overlay, bare, run, cancel, state, reply, _place: place };
             inbox.rehearsals.push_back(pending);
         });
         // The last to be dropped is `unheard`: who is cut off in here cancels the step before the overlay is cut back.

@@ -59,7 +59,7 @@ impl Altering {
                 }
                 Ok(Bytes::new())
             };
-            let rehearsal = Rehearsal { overlay: Overlay::new(), deadline, run: Box::new(run) };
+            let rehearsal = Rehearsal { overlay: Overlay::new(), bare: false, deadline, run: Box::new(run) };
             desk.replica.rehearse(rehearsal).await?;
             let Some(granted) = met.lock().take() else { return Ok(altering) };
             let waited = statement::wait(&desk.replica, &desk.transactions, granted, deadline).await;

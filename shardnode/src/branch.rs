@@ -38,6 +38,7 @@ pub(crate) struct Bounds {
     branches: usize,
     waiting: usize,
     locks: usize,
+    hashed_locks: usize,
     idle: Duration,
 }
 
@@ -125,6 +126,7 @@ impl Transactions {
             branches: config.max_branches,
             waiting: config.max_waiting,
             locks: config.max_locks,
+            hashed_locks: config.max_hashed_locks,
             idle: config.branch_idle_timeout,
         };
         let machine = config.machine.clone();
@@ -335,9 +337,12 @@ impl Transactions {
         mode: Mode,
         no_wait: bool,
     ) -> Result<Option<Claim>, WireError> {
-        if state.locks.len() >= self.bounds.locks {
+        let (locks, hashed) = (self.bounds.locks, self.bounds.hashed_locks);
+        if state.locks.len() >= locks || state.locks.hashed() >= hashed {
             return Err(WireError::new(SqlState::OUT_OF_MEMORY, "too many locks are held on the shard")
-                .with_detail(format!("There may be {}.", self.bounds.locks))
+                .with_detail(format!(
+                    "There may be {locks}, and {hashed} that are the further ones of big transactions."
+                ))
                 .with_hint("Change or lock fewer rows in one transaction."));
         }
         if state.locks.take(party, resource, mode) {
@@ -400,7 +405,7 @@ impl State {
         for id in lost {
             self.end(id, Some(leader_changed()));
         }
-        for prepared::Prepared { id, begun, participants, locks } in prepared {
+        for prepared::Prepared { id, begun, participants, locks, hashes } in prepared {
             self.ended.remove(&id);
             let handle = Handle { id, begun, overlay: Overlay::new(), turn: Arc::default() };
             let mut branch = Branch::new(Arc::new(handle));
@@ -411,6 +416,9 @@ impl State {
                 if !self.locks.take(party, &resource, mode) {
                     tracing::error!(transaction = %id, ?resource, "two prepared transactions have one lock");
                 }
+            }
+            for (table, mode, hashes) in hashes {
+                self.locks.restore(party, table, mode, &hashes);
             }
         }
     }

@@ -26,6 +26,9 @@ pub struct Config {
     pub max_waiting: usize,
     /// How many locks may be held on one shard. More are refused with 53200.
     pub max_locks: usize,
+    /// How many more of those may be held there that a transaction has beyond its first ten thousand, and that take some
+    /// fifteen bytes each. More are refused with 53200.
+    pub max_hashed_locks: usize,
     /// A transaction of which the shard has heard nothing for so long, and that isn't prepared, is rolled back: its router
     /// may be gone. Undoing what came after its last statement, which is nothing, counts as a sign of life.
     pub branch_idle_timeout: Duration,
@@ -49,6 +52,7 @@ impl Config {
             max_branches: 10_000,
             max_waiting: 10_000,
             max_locks: 4_000_000,
+            max_hashed_locks: 16_000_000,
             branch_idle_timeout: Duration::from_secs(300),
             schema_timeout: Duration::from_secs(60),
             machine: Machine::default(),

@@ -29,6 +29,8 @@ pub(crate) struct Prepared {
     pub begun: u64,
     pub participants: Vec<ShardId>,
     pub locks: Vec<(Resource, Mode)>,
+    /// Those that are kept as hashes.
+    pub hashes: Vec<(TableId, RowLock, Vec<u64>)>,
 }
 
 /// Writes a transaction down with its changes, one changeset.
@@ -45,6 +47,12 @@ pub(crate) fn insert(connection: &Connection, prepared: &Prepared, changes: &[u8
         };
         let int = |number| ValueRef::Int(number);
         locks.push_row([int(resource.table.0.into()), int(kind), int(number), key, int(mode_number(*mode))]);
+    }
+    for (table, mode, hashes) in &prepared.hashes {
+        let int = |number| ValueRef::Int(number);
+        let bytes: Vec<u8> = hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect();
+        let mode = mode_number(Mode::Row(*mode));
+        locks.push_row([int(table.0.into()), int(HASHES), int(0), ValueRef::Blob(&bytes), int(mode)]);
     }
     let mut statement = connection
         .prepare_cached("INSERT INTO shoal_prepared VALUES (?1, ?2, ?3, ?4, ?5, ?6)")
@@ -95,6 +103,7 @@ const WHOLE: i64 = 0;
 const ROW: i64 = 1;
 const UNIQUE: i64 = 2;
 const KEYS: i64 = 3;
+const HASHES: i64 = 4;
 const MODES: [Mode; 6] = [
     Mode::Row(RowLock::KeyShare),
     Mode::Row(RowLock::Share),
@@ -129,7 +138,7 @@ fn read(row: &Row<'_>) -> Result<Prepared, WireError> {
         ValueRef::Int(shard) => Ok(ShardId(shard.cast_unsigned())),
         _ => Err(damaged()),
     };
-    let mut locks = Vec::new();
+    let (mut locks, mut hashes) = (Vec::new(), Vec::new());
     for row in batch(4, LOCK_COLUMNS)?.rows() {
         let values: Vec<ValueRef<'_>> = row.collect();
         let [ValueRef::Int(table), ValueRef::Int(kind), ValueRef::Int(index), key, ValueRef::Int(mode)] =
@@ -138,6 +147,13 @@ fn read(row: &Row<'_>) -> Result<Prepared, WireError> {
             return Err(damaged());
         };
         let short = |number: i64| u32::try_from(number).map_err(|_| damaged());
+        let table = TableId(short(table)?);
+        let mode = *usize::try_from(mode).ok().and_then(|mode| MODES.get(mode)).ok_or_else(damaged)?;
+        if let (HASHES, ValueRef::Blob(bytes), Mode::Row(mode)) = (kind, key, mode) {
+            let (all, []) = bytes.as_chunks() else { return Err(damaged()) };
+            hashes.push((table, mode, all.iter().map(|hash| u64::from_le_bytes(*hash)).collect()));
+            continue;
+        }
         let part = match (kind, key) {
             (WHOLE, ValueRef::Null) => Part::Table,
             (ROW, ValueRef::Blob(key)) => Part::Row(key.into()),
@@ -145,14 +161,14 @@ fn read(row: &Row<'_>) -> Result<Prepared, WireError> {
             (UNIQUE, ValueRef::Blob(key)) => Part::Unique(short(index)?, key.into()),
             _ => return Err(damaged()),
         };
-        let mode = usize::try_from(mode).ok().and_then(|mode| MODES.get(mode)).ok_or_else(damaged)?;
-        locks.push((Resource { table: TableId(short(table)?), part }, *mode));
+        locks.push((Resource { table, part }, mode));
     }
     Ok(Prepared {
         id: TransactionId { router: RouterIncarnation(number(0)?), sequence: number(1)? },
         begun: number(2)?,
         participants: participants.rows().flatten().map(shard).collect::<Result<_, _>>()?,
         locks,
+        hashes,
     })
 }
 
@@ -188,8 +204,13 @@ mod tests {
             begun: u64::MAX,
             participants: vec![ShardId(3), ShardId(u64::MAX)],
             locks: locks.collect(),
+            hashes: vec![
+                (TableId(7), RowLock::Update, vec![1, u64::MAX]),
+                (TableId(8), RowLock::Share, vec![]),
+            ],
         };
-        let other = Prepared { id: id(2), begun: 0, participants: Vec::new(), locks: Vec::new() };
+        let other =
+            Prepared { id: id(2), begun: 0, participants: Vec::new(), locks: Vec::new(), hashes: Vec::new() };
         insert(&connection, &one, b"changes").unwrap();
         insert(&connection, &other, b"").unwrap();
         assert!(insert(&connection, &one, b"again").is_err());

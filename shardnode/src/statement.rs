@@ -5,7 +5,12 @@
 //! it has touched are computed and their locks claimed; if another transaction has one, the statement is undone, keeps
 //! the locks that come before that one, waits its turn, and is run again as a whole on what is committed by then.
 //! (PostgreSQL runs such a statement on with the rows that it had found, in their newest version; running it anew is the
-//! same as if it had come later, which READ COMMITTED allows at any time.) It must never know who else there is.
+//! same as if it had come later, which READ COMMITTED allows at any time.)
+//!
+//! What only inserts given rows needn't see what its transaction has changed: it is run on **bare ground**, on what is
+//! committed, so it costs the same however much that is and whoever else writes. Only if it fails there, or wants what its
+//! transaction has locked already, may that make a difference, and it is run again above it. It must never know who else
+//! there is.
 
 use crate::branch::{Answer, Claim, Handle, State, Transactions, leader_changed};
 use crate::locks::Party;
@@ -71,11 +76,15 @@ enum Met {
     Doubt(Option<WireError>),
     /// There was a key that another was about to free, and now there is nobody.
     Surprise,
+    /// What its own transaction has changed matters to it.
+    Own,
 }
 
 /// How a statement is run.
 #[derive(Clone, Debug, PartialEq)]
 enum Manner {
+    /// On bare ground.
+    Bare,
     /// As it is.
     Plain,
     /// As if the rows were gone that others are about to delete: the keys that it needs then are those that it would
@@ -113,7 +122,10 @@ impl Attempt {
         lock_timeout: Option<Duration>,
         deadline: Instant,
     ) -> Result<Answer, WireError> {
-        let mut manner = Manner::Plain;
+        let mut manner = match &*work {
+            Work::Write(job) if job.is_plain_insert() && !self.handle.overlay.is_empty() => Manner::Bare,
+            _ => Manner::Plain,
+        };
         let mut surprises = 0;
         loop {
             let met = Arc::new(Mutex::new(None));
@@ -136,7 +148,8 @@ impl Attempt {
             if self.is_lost(replica) {
                 return Err(leader_changed());
             }
-            let rehearsal = Rehearsal { overlay: self.handle.overlay.clone(), deadline, run: Box::new(run) };
+            let (overlay, bare) = (self.handle.overlay.clone(), manner == Manner::Bare);
+            let rehearsal = Rehearsal { overlay, bare, deadline, run: Box::new(run) };
             let failure = match replica.rehearse(rehearsal).await {
                 Ok(rehearsed) => return Ok(Answer { output: rehearsed.output, index: rehearsed.index }),
                 Err(failure) => failure,
@@ -148,6 +161,7 @@ impl Attempt {
                         self.wait(replica, granted, lock_timeout, deadline).await?;
                         Manner::Plain
                     }
+                    Met::Own => Manner::Plain,
                     Met::Doubt(failure) => Manner::Without(failure),
                     Met::Surprise => {
                         surprises += 1;
@@ -299,6 +313,7 @@ impl Step {
             Ok(ran) => ran,
             Err(failure) => {
                 return match &self.manner {
+                    Manner::Bare => Ok(Err(Met::Own)),
                     Manner::Without(Some(first)) => Err(first.clone()),
                     Manner::Without(None) => Ok(Err(Met::Surprise)),
                     _ if failure.sqlstate == SqlState::UNIQUE_VIOLATION && doubtful(self)? => {
@@ -317,6 +332,12 @@ impl Step {
             return Ok(Err(Met::Doubt(None)));
         }
         let wants = self.wants(stage, table, &gone)?;
+        if self.manner == Manner::Bare {
+            let state = self.enter(stage)?;
+            if wants.iter().any(|want| state.locks.has(self.party.id, &want.resource)) {
+                return Ok(Err(Met::Own));
+            }
+        }
         match (self.claim(stage, wants, false)?, &self.manner) {
             (Claim::Waits(granted), _) => Ok(Err(Met::Locked(granted))),
             (Claim::Held, Manner::Without(_)) => Ok(Err(Met::Surprise)),

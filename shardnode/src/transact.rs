@@ -228,6 +228,8 @@ impl Desk {
             }
             state.advance(&handle, Phase::Preparing)?;
             let locks = state.locks.held(id).map(|(resource, mode)| (resource.clone(), mode)).collect();
+            let hashes = state.locks.hashes(id);
+            let hashes = hashes.map(|(table, mode, hashes)| (table, mode, hashes.to_vec())).collect();
             drop(state);
             let changes = changes?.unwrap_or_default();
             // What can't be applied now must not be voted for.
@@ -239,7 +241,7 @@ impl Desk {
             stage.apply(&changes)?;
             savepoint("ROLLBACK TO shoal_prepare")?;
             savepoint("RELEASE shoal_prepare")?;
-            let prepared = Prepared { id, begun: handle.begun, participants: shards, locks };
+            let prepared = Prepared { id, begun: handle.begun, participants: shards, locks, hashes };
             prepared::insert(stage, &prepared, &changes)?;
             Ok(Bytes::new())
         };
@@ -351,7 +353,7 @@ impl Desk {
     async fn take_up(&self, deadline: Instant) -> Result<(), WireError> {
         let transactions = Arc::clone(&self.transactions);
         let run = move |stage: &Stage<'_>| transactions.enter(stage).map(|_| Bytes::new());
-        let rehearsal = Rehearsal { overlay: Overlay::new(), deadline, run: Box::new(run) };
+        let rehearsal = Rehearsal { overlay: Overlay::new(), bare: false, deadline, run: Box::new(run) };
         self.replica.rehearse(rehearsal).await.map(|_| ())
     }
 }

@@ -51,6 +51,14 @@ impl Job {
         written_table(&self.sql)
     }
 
+    /// Whether it only inserts rows that are given: what its own transaction has changed matters to it no more than
+    /// what others have, for it reads none of it.
+    pub(crate) fn is_plain_insert(&self) -> bool {
+        let verb = self.sql.get(..11).is_some_and(|verb| verb.eq_ignore_ascii_case("INSERT INTO"));
+        let reads = |word: &str| self.sql.to_ascii_uppercase().contains(word);
+        verb && self.rows.is_some() && !reads("SELECT") && !reads("ON CONFLICT") && !reads("INSERT OR")
+    }
+
     /// Whether it may leave out rows whose keys are there already.
     pub(crate) fn may_do_nothing(&self) -> bool {
         self.sql.contains(" DO NOTHING")
@@ -214,6 +222,30 @@ pub(crate) fn decode(output: &Bytes, position: LogIndex) -> Result<FragmentRespo
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_only_inserts_is_known() {
+        let job = |sql: &str, rows: Option<RowBatch>| Job {
+            sql: sql.into(),
+            params: Vec::new(),
+            rows,
+            touch: 0,
+            schema_version: SchemaVersion(1),
+            returning_bytes: 0,
+        };
+        let rows = || Some(RowBatchBuilder::new(1).finish());
+        assert!(job("INSERT INTO t5 (c1) VALUES (?1) RETURNING c1", rows()).is_plain_insert());
+        for sql in [
+            "INSERT INTO t5 (c1) VALUES (?1) ON CONFLICT DO NOTHING",
+            "INSERT INTO t5 (c1) SELECT ?1",
+            "INSERT INTO t5 (c1) VALUES (?1) RETURNING (select max(c1) FROM t5)",
+            "INSERT OR REPLACE INTO t5 (c1) VALUES (?1)",
+            "UPDATE t5 SET c1 = ?1",
+        ] {
+            assert!(!job(sql, rows()).is_plain_insert(), "{sql}");
+        }
+        assert!(!job("INSERT INTO t5 (c1) VALUES (1)", None).is_plain_insert());
+    }
 
     #[test]
     fn a_written_table_is_found() {

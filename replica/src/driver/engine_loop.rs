@@ -321,17 +321,18 @@ impl EngineLoop {
         let mut replies = Vec::with_capacity(rehearsals.len());
         let mut rehearsals = rehearsals.into_iter();
         while replies.len() < least || self.shared.clock.now() < until {
-            let Some(PendingRehearsal { overlay, run, cancel, state, reply, .. }) = rehearsals.next() else {
+            let Some(PendingRehearsal { overlay, bare, run, cancel, state, reply, .. }) = rehearsals.next()
+            else {
                 break;
             };
             if !state.begin() {
                 continue;
             }
             self.shared.metrics.rehearsals.inc();
-            if !self.engine.is_resident(&overlay) {
+            if !bare && !self.engine.is_resident(&overlay) {
                 self.shared.metrics.overlays_applied.inc();
             }
-            match self.engine.rehearse(term, &overlay, run, &cancel) {
+            match self.engine.rehearse(term, (&overlay, bare), run, &cancel) {
                 Ok(result) => replies.push(Reply::Rehearsal(reply, result)),
                 Err(error) => {
                     let refusal = self.nothing_happened(&error.to_string());

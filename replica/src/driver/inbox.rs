@@ -55,6 +55,7 @@ pub(crate) struct PendingWrite {
 /// A rehearsal that waits for its turn.
 pub(crate) struct PendingRehearsal {
     pub overlay: Overlay,
+    pub bare: bool,
     pub run: RehearsalFn,
     pub cancel: Cancel,
     pub state: WriteState,

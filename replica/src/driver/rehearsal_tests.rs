@@ -26,7 +26,7 @@ fn step(overlay: &Overlay, row: Option<i64>) -> Rehearsal {
         };
         count().map(|count| count.to_string().into()).map_err(dialect::sqlite::error)
     });
-    Rehearsal { overlay: overlay.clone(), deadline: later(), run }
+    Rehearsal { overlay: overlay.clone(), bare: false, deadline: later(), run }
 }
 
 fn seen(rehearsed: &Rehearsed) -> &str {
@@ -134,7 +134,7 @@ async fn rehearsals_and_batches_take_turns() {
     let mut tasks = Vec::new();
     for _ in 0..150 {
         let (replica, run) = (leader.clone(), note('r'));
-        let rehearsal = Rehearsal { overlay: Overlay::new(), deadline: later(), run };
+        let rehearsal = Rehearsal { overlay: Overlay::new(), bare: false, deadline: later(), run };
         tasks.push(tokio::spawn(async move { replica.rehearse(rehearsal).await.map(drop) }));
     }
     for _ in 0..800 {
@@ -218,7 +218,7 @@ async fn a_leader_of_a_later_term_applies_the_overlay_anew() {
     let overlay = Overlay::new();
     let term = |replica: Replica| {
         let run = Box::new(|stage: &Stage<'_>| Ok(stage.term().0.to_string().into()));
-        let rehearsal = Rehearsal { overlay: overlay.clone(), deadline: later(), run };
+        let rehearsal = Rehearsal { overlay: overlay.clone(), bare: false, deadline: later(), run };
         let world = &world;
         async move { seen(&world.rehearse(&replica, rehearsal).await.unwrap()).to_owned() }
     };

@@ -39,6 +39,7 @@ use crate::connection::Hooks;
 use crate::entry::{Forget, Request};
 use crate::error::ReplicaError;
 use crate::fault;
+use crate::overlay::Overlay;
 use crate::session::Capturing;
 use bytes::Bytes;
 use raft::eraftpb::ConfState;
@@ -86,6 +87,8 @@ pub(crate) struct Engine {
     batch: Option<OpenBatch>,
     /// An overlay in an open SQLite transaction. Never beside a batch.
     resident: Option<Resident>,
+    /// The overlay of nobody, with nothing in it.
+    ground: Overlay,
     following: bool,
     checkpointed: Checkpointed,
     routers: Routers,

@@ -8,6 +8,7 @@ use crate::changeset::{Shapes, uncapturable};
 use crate::connection::{self, Hooks};
 use crate::error::ReplicaError;
 use crate::log::write_afresh;
+use crate::overlay::Overlay;
 use crate::session::Capturing;
 use protobuf::Message as _;
 use raft::eraftpb::ConfState;
@@ -135,6 +136,7 @@ impl Engine {
             shapes: Shapes::default(),
             batch: None,
             resident: None,
+            ground: Overlay::new(),
             following: true,
             checkpointed: Checkpointed::default(),
             routers: Routers::default(),
@@ -175,6 +177,7 @@ impl Engine {
             shapes: Shapes::default(),
             batch: None,
             resident: None,
+            ground: Overlay::new(),
             // Whatever the connection's settings are, the first call sets them.
             following: true,
             checkpointed: Checkpointed::default(),

@@ -2,7 +2,8 @@
 //!
 //! An overlay goes in; its changes are made in a SQLite transaction that is never committed, a closure runs above them,
 //! and what it changed comes out as one more chunk. The transaction stays open: as long as what comes next is the same
-//! overlay's, it is **resident**, and only the closure is run. Everything else that the engine does undoes it first.
+//! overlay's, it is **resident**, and only the closure is run. Everything else that the engine does undoes it first. A
+//! closure that needn't see the overlay's changes is run without them, and undone at once.
 
 use super::Engine;
 use crate::changeset::ChangesetError;
@@ -32,20 +33,22 @@ impl Engine {
         self.resident.as_ref().is_some_and(|resident| resident.applied.is(overlay))
     }
 
-    /// Runs a closure above an overlay, and adds to the overlay what it changed. If it fails, the overlay is what it
-    /// was.
+    /// Runs a closure above an overlay, or bare, and adds to the overlay what it changed. If it fails, the overlay is
+    /// what it was.
     ///
     /// Nothing may be told of it before leadership is confirmed: it shows the rows that this replica takes for the
     /// group's.
     pub fn rehearse(
         &mut self,
         term: u64,
-        overlay: &Overlay,
+        (overlay, bare): (&Overlay, bool),
         run: RehearsalFn,
         cancel: &Cancel,
     ) -> Result<Result<Bytes, WireError>, ReplicaError> {
         debug_assert!(self.batch.is_none(), "an open batch is committed or rolled back first");
-        if let Err(error) = self.lay(term, overlay, cancel)? {
+        let aside = bare && !(self.resident_term() == Some(term) && self.is_resident(overlay));
+        let beneath = if aside { self.ground.clone() } else { overlay.clone() };
+        if let Err(error) = self.lay(term, &beneath, cancel)? {
             return Ok(Err(error));
         }
         self.execute("/*replica*/ SAVEPOINT replica_rehearsal")?;
@@ -59,11 +62,11 @@ impl Engine {
             return Ok(Err(outcome.err().unwrap_or_else(undone)));
         }
         let result = match outcome {
-            Ok(output) => self.add(overlay, output, cancel)?,
+            Ok(output) => self.add(overlay, aside, output, cancel)?,
             Err(error) => Err(error),
         };
         self.connection.end_capture();
-        if result.is_err() {
+        if result.is_err() || aside {
             self.execute("/*replica*/ ROLLBACK TO replica_rehearsal")?;
         }
         self.execute("/*replica*/ RELEASE replica_rehearsal")?;
@@ -120,6 +123,7 @@ impl Engine {
     fn add(
         &mut self,
         overlay: &Overlay,
+        aside: bool,
         output: Bytes,
         cancel: &Cancel,
     ) -> Result<Result<Bytes, WireError>, ReplicaError> {
@@ -132,7 +136,7 @@ impl Engine {
             let gone = WireError::new(SqlState::QUERY_CANCELED, "nobody waits for it any more");
             return Ok(Err(gone));
         };
-        if let Some(resident) = &mut self.resident {
+        if let Some(resident) = self.resident.as_mut().filter(|_| !aside) {
             resident.applied.version = version;
         }
         Ok(Ok(output))

@@ -19,7 +19,7 @@ fn rehearse(
     overlay: &Overlay,
     run: impl FnOnce(&Stage<'_>) -> Result<Bytes, WireError> + Send + 'static,
 ) -> Result<Bytes, WireError> {
-    engine.rehearse(TERM, overlay, Box::new(run), &Cancel::default()).unwrap()
+    engine.rehearse(TERM, (overlay, false), Box::new(run), &Cancel::default()).unwrap()
 }
 
 /// Runs a step.
@@ -87,6 +87,32 @@ fn a_step_runs_above_those_before_it_and_leaves_nothing_else() {
     assert_eq!(see(&mut pair.leader, &other), "1a");
     pair.leader.rollback().unwrap();
     pair.assert_equal();
+}
+
+#[test]
+fn a_bare_step_runs_without_the_overlay_unless_it_is_there() {
+    let mut pair = Pair::new(TABLE);
+    let (overlay, other) = (Overlay::new(), Overlay::new());
+    let count = |engine: &mut Engine, overlay: &Overlay| {
+        let run: WriteFn = Box::new(|stage| {
+            let count: i64 = stage.query_row("SELECT count(*) FROM t1", [], |row| row.get(0)).unwrap();
+            stage.execute("INSERT INTO t1 (c2) SELECT 10 * ?1", [count]).map_err(dialect::sqlite::error)?;
+            Ok(count.to_string().into())
+        });
+        engine.rehearse(TERM, (overlay, true), run, &Cancel::default()).unwrap()
+    };
+    step(&mut pair.leader, &overlay, "INSERT INTO t1 VALUES (7, 'a')").unwrap();
+    assert_eq!(count(&mut pair.leader, &overlay).unwrap(), "1", "the overlay was there anyway");
+    assert_eq!(see(&mut pair.leader, &overlay), "7a 810");
+    pair.leader.rollback().unwrap();
+    assert_eq!(count(&mut pair.leader, &overlay).unwrap(), "0");
+    assert_eq!(count(&mut pair.leader, &other).unwrap(), "0", "nothing is left of it");
+    assert_eq!((overlay.len(), other.len()), (3, 1));
+    assert!(!pair.leader.is_resident(&overlay) && !pair.leader.is_resident(&other));
+    assert_eq!(see(&mut pair.leader, &overlay), "10 7a 810");
+    assert_eq!(see(&mut pair.leader, &other), "10");
+    let ran = pair.batch_of(vec![commit(&overlay)]);
+    assert!(ran[0].is_ok());
 }
 
 #[test]
@@ -168,13 +194,13 @@ fn a_step_that_fails_leaves_its_overlay_as_it_was() {
     };
     // Too short to be interrupted: it is done, and yet nobody waits for it.
     let (run, cancel) = interrupt(insert);
-    let error = pair.leader.rehearse(TERM, &overlay, run, &cancel).unwrap().unwrap_err();
+    let error = pair.leader.rehearse(TERM, (&overlay, false), run, &cancel).unwrap().unwrap_err();
     assert_eq!(error.sqlstate, SqlState::QUERY_CANCELED);
     assert_eq!(see(&mut pair.leader, &overlay), "1a");
     let (run, cancel) = interrupt(
         "INSERT INTO t1 WITH RECURSIVE n (i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n) SELECT i, '' FROM n",
     );
-    let error = pair.leader.rehearse(TERM, &overlay, run, &cancel).unwrap().unwrap_err();
+    let error = pair.leader.rehearse(TERM, (&overlay, false), run, &cancel).unwrap().unwrap_err();
     assert_eq!(error.sqlstate, SqlState::QUERY_CANCELED);
     assert_eq!(pair.leader.resident_term(), None, "SQLite has undone all");
     assert_eq!(see(&mut pair.leader, &overlay), "1a");
@@ -385,7 +411,7 @@ fn a_rehearsal_that_meets_a_full_disk_stops_the_replica() {
         let most = if fits { pages + 20 } else { pages + 2 };
         pair.leader.connection.pragma_update(None, "max_page_count", most).unwrap();
         let big = write("INSERT INTO t1 VALUES (3, zeroblob(100000))");
-        let error = pair.leader.rehearse(TERM, &overlay, big, &Cancel::default()).unwrap_err();
+        let error = pair.leader.rehearse(TERM, (&overlay, false), big, &Cancel::default()).unwrap_err();
         assert!(error.can_pass() && error.to_string().contains("full"), "{error}");
         assert_eq!(overlay.len(), 1);
     }

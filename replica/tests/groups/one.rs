@@ -58,7 +58,7 @@ async fn open_transactions_and_writes_go_on_side_by_side() {
                     };
                     count().map(|count| count.to_string().into()).map_err(dialect::sqlite::error)
                 });
-                let rehearsal = Rehearsal { overlay: overlay.clone(), deadline: soon(), run };
+                let rehearsal = Rehearsal { overlay: overlay.clone(), bare: false, deadline: soon(), run };
                 let seen = replica.rehearse(rehearsal).await.unwrap();
                 assert_eq!(seen.output, (row + 1).to_string());
                 let key = 10_000 + transaction * 1000 + row;

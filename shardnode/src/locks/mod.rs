@@ -6,17 +6,26 @@
 //!
 //! Who finds no conflicting holder has a row's lock at once, also while others queue for a stronger one, as in PostgreSQL;
 //! those who queue are served in their order. So who waits for a row waits for its holders alone, and nobody is in a
-//! circle who has nothing that another wants. For a table everyone queues. It must never know a connection, a thread, a
-//! clock, or what the keys mean.
+//! circle who has nothing that another wants. For a table everyone queues.
+//!
+//! A transaction that has many locks has its further ones of rows and unique keys as hashes ([`bulk`]), as long as nobody
+//! else has or wants the same. Who comes upon one makes it a lock like any other, and waits for that.
+//!
+//! It must never know a connection, a thread, a clock, or what the keys mean.
 
+mod bulk;
 #[cfg(test)]
 mod tests;
 
+use bulk::Bulk;
 use proto::services::RowLock;
 use proto::{TableId, TransactionId};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
+
+/// So many locks of a transaction are kept as they are, before further ones become hashes.
+const PLAIN_LOCKS: usize = 10_000;
 
 /// What is locked.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -77,11 +86,30 @@ impl fmt::Display for Mode {
 }
 
 /// All locks of a shard.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Locks {
     keys: HashMap<Arc<Resource>, Key>,
     owners: BTreeMap<TransactionId, Owner>,
+    /// Those that are kept as hashes.
+    many: HashMap<TableId, Vec<Many>>,
+    /// After how many locks a transaction's further ones are.
+    plain: usize,
     waiting: usize,
+}
+
+/// What a transaction has locked in one mode in one table, beside what it has as it is.
+#[derive(Debug)]
+struct Many {
+    owner: TransactionId,
+    mode: RowLock,
+    bulk: Bulk,
+}
+
+impl Default for Locks {
+    fn default() -> Self {
+        let (keys, owners, many) = Default::default();
+        Self { keys, owners, many, plain: PLAIN_LOCKS, waiting: 0 }
+    }
 }
 
 /// Who has one thing locked, and who would like to.
@@ -152,14 +180,19 @@ impl Key {
 }
 
 impl Locks {
-    /// How many locks there are.
+    /// How many locks there are, without those that are hashes.
     pub fn len(&self) -> usize {
         self.keys.len()
     }
 
+    /// How many there are that are hashes.
+    pub fn hashed(&self) -> usize {
+        self.many.values().flatten().map(|many| many.bulk.len()).sum()
+    }
+
     /// Whether nothing is locked.
     pub fn is_empty(&self) -> bool {
-        self.keys.is_empty()
+        self.keys.is_empty() && self.many.is_empty()
     }
 
     /// How many transactions wait.
@@ -191,7 +224,26 @@ impl Locks {
         rows
     }
 
-    /// What a transaction has locked.
+    /// The locks of a transaction that are hashes.
+    pub fn hashes(&self, id: TransactionId) -> impl Iterator<Item = (TableId, RowLock, &[u64])> {
+        let all = self.many.iter().flat_map(|(table, many)| many.iter().map(|many| (*table, many)));
+        let own = all.filter(move |(_, many)| many.owner == id);
+        own.map(|(table, many)| (table, many.mode, many.bulk.hashes()))
+    }
+
+    /// Takes up locks that were hashes elsewhere.
+    pub fn restore(&mut self, party: Party, table: TableId, mode: RowLock, hashes: &[u64]) {
+        let bulk = self.many_of(party.id, table, mode);
+        hashes.iter().for_each(|hash| bulk.add(party.statement, *hash));
+    }
+
+    /// Whether a transaction has a lock, in whatever mode.
+    pub fn has(&self, id: TransactionId, resource: &Resource) -> bool {
+        self.owners.get(&id).is_some_and(|owner| owner.held.contains_key(resource))
+            || self.hashed_for(resource).any(|(owner, ..)| owner == id)
+    }
+
+    /// What a transaction has locked, as far as it isn't hashes.
     pub fn held(&self, id: TransactionId) -> impl Iterator<Item = (&Resource, Mode)> {
         let held = self.owners.get(&id).into_iter().flat_map(|owner| &owner.held);
         held.map(|(resource, mode)| (&**resource, *mode))
@@ -204,21 +256,78 @@ impl Locks {
         {
             return true;
         }
+        let has =
+            |(owner, held, _): (TransactionId, RowLock, u32)| owner == party.id && Mode::Row(held) >= mode;
+        if self.hashed_for(resource).any(has) {
+            return true;
+        }
         if self.is_blocked(party.id, resource, mode) || self.is_awaited(party.id, resource, mode) {
             return false;
         }
-        let resource = match self.keys.get_key_value(resource) {
-            Some((resource, _)) => Arc::clone(resource),
-            None => Arc::new(resource.clone()),
-        };
+        if let Some(mode) = self.is_one_of_many(party.id, resource, mode) {
+            let hash = bulk::hash(resource);
+            self.many_of(party.id, resource.table, mode).add(party.statement, hash);
+            return true;
+        }
+        let resource = self.shared(resource);
         self.hold(party, resource, mode);
         true
+    }
+
+    fn shared(&self, resource: &Resource) -> Arc<Resource> {
+        match self.keys.get_key_value(resource) {
+            Some((resource, _)) => Arc::clone(resource),
+            None => Arc::new(resource.clone()),
+        }
     }
 
     /// Whether another transaction has a lock that conflicts.
     pub fn is_blocked(&self, id: TransactionId, resource: &Resource, mode: Mode) -> bool {
         let holders = self.keys.get(resource).map(|key| key.holders.as_slice()).unwrap_or_default();
         holders.iter().any(|(holder, held)| *holder != id && mode.conflicts(*held))
+            || self
+                .hashed_for(resource)
+                .any(|(owner, held, _)| owner != id && mode.conflicts(Mode::Row(held)))
+    }
+
+    /// Who has it, or something with the same hash, in what mode and by which statement.
+    fn hashed_for<'a>(
+        &'a self,
+        resource: &Resource,
+    ) -> impl Iterator<Item = (TransactionId, RowLock, u32)> + use<'a> {
+        let many = if self.many.is_empty() { None } else { self.many.get(&resource.table) };
+        let hash = many.map_or(0, |_| bulk::hash(resource));
+        let found = move |many: &Many| many.bulk.statement(hash).map(|by| (many.owner, many.mode, by));
+        many.into_iter().flatten().filter_map(found)
+    }
+
+    fn many_of(&mut self, id: TransactionId, table: TableId, mode: RowLock) -> &mut Bulk {
+        let all = self.many.entry(table).or_default();
+        let at = all.iter().position(|many| many.owner == id && many.mode == mode).unwrap_or(all.len());
+        if at == all.len() {
+            all.push(Many { owner: id, mode, bulk: Bulk::default() });
+        }
+        &mut all[at].bulk
+    }
+
+    /// Makes what transactions have of this as hashes locks like any other.
+    fn unfold(&mut self, resource: &Arc<Resource>, of: impl Fn(TransactionId) -> bool) {
+        let mut found: Vec<_> = self.hashed_for(resource).filter(|(owner, ..)| of(*owner)).collect();
+        found.retain(|(id, ..)| !self.owners.get(id).is_some_and(|owner| owner.held.contains_key(resource)));
+        found.sort_by_key(|(_, mode, statement)| (*statement, *mode));
+        for (id, mode, statement) in found {
+            let begun = self.owners.get(&id).map_or(0, |owner| owner.begun);
+            self.hold_plainly(Party { id, begun, statement }, Arc::clone(resource), Mode::Row(mode));
+        }
+    }
+
+    /// Whether a lock is to be one of many.
+    fn is_one_of_many(&self, id: TransactionId, resource: &Resource, mode: Mode) -> Option<RowLock> {
+        let Mode::Row(mode @ (RowLock::NoKeyUpdate | RowLock::Update)) = mode else { return None };
+        let is_one = matches!(resource.part, Part::Row(_) | Part::Unique(..))
+            && self.owners.get(&id).map_or(0, |owner| owner.held.len()) >= self.plain
+            && !self.keys.contains_key(resource);
+        is_one.then_some(mode)
     }
 
     /// Whether someone waits for the whole table in a mode that conflicts. Else who comes for its rows, one after the
@@ -229,6 +338,11 @@ impl Locks {
     }
 
     fn hold(&mut self, party: Party, resource: Arc<Resource>, mode: Mode) {
+        self.unfold(&resource, |owner| owner == party.id);
+        self.hold_plainly(party, resource, mode);
+    }
+
+    fn hold_plainly(&mut self, party: Party, resource: Arc<Resource>, mode: Mode) {
         let key = self.keys.entry(Arc::clone(&resource)).or_default();
         match key.holders.iter_mut().find(|(holder, _)| *holder == party.id) {
             Some((_, held)) => *held = (*held).max(mode),
@@ -238,16 +352,18 @@ impl Locks {
         owner.begun = party.begun;
         let before = owner.held.get(&resource).copied();
         owner.held.insert(Arc::clone(&resource), before.map_or(mode, |before| before.max(mode)));
-        owner.log.push(Taken { statement: party.statement, resource, before });
+        // What was a hash comes among those of its time.
+        let at =
+            owner.log.iter().rposition(|taken| taken.statement <= party.statement).map_or(0, |at| at + 1);
+        owner.log.insert(at, Taken { statement: party.statement, resource, before });
     }
 
     /// Queues a transaction for a lock that it couldn't take. If that closes a circle of transactions that wait for each
     /// other, the youngest of them gives up; it may be this one.
     pub fn wait(&mut self, party: Party, resource: &Resource, mode: Mode) -> Settled {
-        let (resource, _) =
-            self.keys.get_key_value(resource).expect("who couldn't take a lock met its holder");
-        let resource = Arc::clone(resource);
-        let key = self.keys.get_mut(&resource).expect("it was just found");
+        let resource = self.shared(resource);
+        self.unfold(&resource, |_| true);
+        let key = self.keys.get_mut(&resource).expect("who couldn't take a lock met its holder");
         key.queue.push_back((party.id, mode));
         let owner = self.owners.entry(party.id).or_default();
         owner.begun = party.begun;
@@ -349,6 +465,12 @@ impl Locks {
     pub fn release_after(&mut self, id: TransactionId, statement: u32) -> Vec<TransactionId> {
         let waits = |owner: &Owner| owner.wait.as_ref().is_some_and(|wait| wait.statement > statement);
         let mut granted = if self.owners.get(&id).is_some_and(waits) { self.cancel(id) } else { Vec::new() };
+        self.prune(|many| {
+            if many.owner == id {
+                many.bulk.release_after(statement);
+            }
+            many.bulk.len() > 0
+        });
         let mut freed = Vec::new();
         let Some(owner) = self.owners.get_mut(&id) else { return granted };
         while owner.log.last().is_some_and(|taken| taken.statement > statement) {
@@ -379,6 +501,7 @@ impl Locks {
     /// Ends the transaction. Gives those who have got a lock because of that.
     pub fn release(&mut self, id: TransactionId) -> Vec<TransactionId> {
         let mut granted = self.cancel(id);
+        self.prune(|many| many.owner != id);
         let Some(owner) = self.owners.remove(&id) else { return granted };
         for resource in owner.held.keys() {
             let key = self.keys.get_mut(resource).expect("what is held is there");
@@ -386,6 +509,13 @@ impl Locks {
             self.serve(resource, &mut granted);
         }
         granted
+    }
+
+    fn prune(&mut self, mut stays: impl FnMut(&mut Many) -> bool) {
+        self.many.retain(|_, all| {
+            all.retain_mut(&mut stays);
+            !all.is_empty()
+        });
     }
 
     /// Gives the lock to those whose turn it is, and forgets what nobody wants.

@@ -100,6 +100,34 @@ fn what_later_statements_locked_can_be_taken_back() {
 }
 
 #[test]
+fn beyond_a_number_locks_are_hashes_until_someone_wants_one() {
+    let mut locks = Locks { plain: 1, ..Locks::default() };
+    for key in 1..=9 {
+        assert!(locks.ask(1, u32::from(key), key, if key % 2 == 0 { Update } else { NoKeyUpdate }));
+    }
+    assert!(locks.ask(1, 9, 4, NoKeyUpdate), "it has more than that");
+    assert_eq!((locks.len(), locks.hashed()), (1, 8));
+    assert!(locks.has(id(1), &row(9)) && !locks.has(id(1), &row(10)) && !locks.has(id(2), &row(9)));
+    assert!(locks.ask(2, 1, 5, KeyShare));
+    assert!(locks.is_blocked(id(2), &row(4), Mode::Row(KeyShare)));
+    assert!(!locks.ask(2, 2, 4, KeyShare));
+    assert_eq!(locks.waits_for(id(2)), [id(1)]);
+    assert!(!locks.ask(3, 1, 8, Share));
+    assert_eq!(locks.release_after(id(1), 4), [id(3)], "4 is of the fourth");
+    assert_eq!(locks.hashed(), 3);
+    assert!(!locks.is_blocked(id(2), &row(6), Mode::Row(Update)));
+    let own = locks.hashes(id(1)).map(|(_, mode, hashes)| (mode, hashes.to_vec())).collect::<Vec<_>>();
+    let mut other = Locks::default();
+    own.iter().for_each(|(mode, hashes)| other.restore(party(1, 1), TableId(1), *mode, hashes));
+    assert!(other.is_blocked(id(2), &row(2), Mode::Row(KeyShare)));
+    assert!(!other.is_blocked(id(2), &row(3), Mode::Row(KeyShare)));
+    assert!(!other.ask(2, 1, 3, Share));
+    assert_eq!(other.release(id(1)), [id(2)]);
+    assert_eq!(locks.release(id(1)), [id(2)]);
+    assert_eq!(locks.hashed(), 0);
+}
+
+#[test]
 fn of_a_circle_the_youngest_gives_up() {
     for last in 1..=3 {
         let mut locks = Locks::default();
@@ -243,11 +271,21 @@ const KEYS: u8 = 4;
 
 #[test]
 fn chance_finds_no_difference_to_a_naive_model() {
+    compare_by_chance(PLAIN_LOCKS);
+}
+
+#[test]
+fn nor_where_locks_are_hashes() {
+    compare_by_chance(0);
+    compare_by_chance(2);
+}
+
+fn compare_by_chance(plain: usize) {
     let modes = [KeyShare, Share, NoKeyUpdate, Update];
     let (mut waited, mut deadlocked) = (0, 0);
     for seed in 1..=400 {
         let mut chance = Chance(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
-        let (mut locks, mut model) = (Locks::default(), Model::default());
+        let (mut locks, mut model) = (Locks { plain, ..Locks::default() }, Model::default());
         let mut statements = [1_u32; PARTIES as usize];
         for _ in 0..120 {
             let who = chance.below(PARTIES);

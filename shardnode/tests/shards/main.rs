@@ -9,4 +9,5 @@ mod many;
 mod placing;
 mod prepared;
 mod session;
+mod staged;
 mod transactions;
