@@ -21,7 +21,7 @@ use proto::{SqlState, WireError};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -68,6 +68,20 @@ impl Router {
     /// Statements and sessions, in Prometheus' form.
     pub fn metrics(&self) -> Vec<MetricFamily> {
         self.shared.metrics.gather(self.shared.sessions.count())
+    }
+
+    /// Keeps up with the cluster until it is dropped. [`Self::serve`] does so by itself.
+    pub async fn follow(&self) {
+        self.shared.executor.cluster.follow().await;
+    }
+
+    /// Answers one client that has connected in another way than by [`Self::serve`]'s listener, until it leaves.
+    pub fn converse<R, W>(&self, reader: R, writer: W) -> impl Future<Output = ()> + Send + use<R, W>
+    where
+        R: AsyncRead + Send + Unpin,
+        W: AsyncWrite + Send + Sync + Unpin,
+    {
+        converse(self.shared.clone(), reader, writer)
     }
 
     /// Answers the connections of a listener until `shutdown` is ready. Sessions then end, those that run a statement
@@ -158,6 +172,10 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream) {
         tracing::debug!(%error, "can't set TCP_NODELAY");
     }
     let (reader, writer) = stream.into_split();
+    converse(shared, reader, writer).await;
+}
+
+async fn converse<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(shared: Arc<Shared>, reader: R, writer: W) {
     let mut frames = Frames::new(reader, shared.executor.config.max_message_bytes);
     let mut output = Output::new(writer);
     let timeout = shared.executor.config.startup_timeout;
@@ -179,10 +197,10 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream) {
     session(shared, frames, output, startup, settings).await;
 }
 
-async fn session(
+async fn session<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     shared: Arc<Shared>,
-    mut frames: Frames<OwnedReadHalf>,
-    mut output: Output<OwnedWriteHalf>,
+    mut frames: Frames<R>,
+    mut output: Output<W>,
     startup: Startup,
     settings: Settings,
 ) {
@@ -246,7 +264,7 @@ async fn accept(shared: &Shared, startup: &Startup) -> Result<Settings, WireErro
 }
 
 /// The one thing that a client hears which gets no session.
-async fn refuse(mut output: Output<OwnedWriteHalf>, error: WireError, timeout: Duration) {
+async fn refuse(mut output: Output<impl AsyncWrite + Unpin>, error: WireError, timeout: Duration) {
     backend::error(&mut output.buffer, backend::Severity::Fatal, &error.into());
     // A client that doesn't listen isn't waited for.
     let _ = tokio::time::timeout(timeout, output.flush()).await;

@@ -5,12 +5,14 @@
 //! instead of waiting, so that whoever asks can ask another node.
 
 use super::link::{Failure, Flight, Link, Messages};
+use super::simulation::{self, Dial};
 use super::{CONNECTION_WINDOW, KEEPALIVE, MAX_FRAME, MAX_MESSAGE, STREAM_WINDOW, check_hello, hello};
+use super::{Received, next_frame};
 use crate::error::{Retry, SqlState, WireError};
 use crate::ids::{ClusterId, NodeId};
 use crate::services::ServiceResult;
 use crate::wire::DecodeError;
-use crate::wire::generated::link::{Answer, Call, Frame, answer, call, frame, link_client::LinkClient};
+use crate::wire::generated::link::{Answer, Call, answer, call, frame, link_client::LinkClient};
 use prost::Message;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::{Arc, Weak};
@@ -51,9 +53,13 @@ impl ClientConfig {
     /// How long to leave a node alone after so many failures in a row: between half and the whole of the backoff, so
     /// that nodes which lost the same peer don't all come back in the same instant.
     pub(super) fn backoff(&self, failures: u32) -> Duration {
-        let doubled = self.least_backoff.saturating_mul(1 << failures.saturating_sub(1).min(16));
         // The standard library's only randomness is the seed of its hashers; it is new for each.
-        let random = std::hash::RandomState::new().build_hasher().finish();
+        self.backoff_by(failures, std::hash::RandomState::new().build_hasher().finish())
+    }
+
+    /// The same, by this number's lot.
+    fn backoff_by(&self, failures: u32, random: u64) -> Duration {
+        let doubled = self.least_backoff.saturating_mul(1 << failures.saturating_sub(1).min(16));
         doubled.min(self.most_backoff).mul_f64(0.5 + (random % 1024) as f64 / 2048.0)
     }
 }
@@ -77,6 +83,8 @@ pub(super) struct Target {
     address: String,
     node: Option<NodeId>,
     config: ClientConfig,
+    /// How streams are opened where there are no sockets.
+    dial: Option<Arc<dyn Dial>>,
 }
 
 #[derive(Clone, Debug)]
@@ -107,8 +115,17 @@ impl NodeClient {
 
     /// The same, waiting as configured.
     pub fn with_config(address: impl Into<String>, node: Option<NodeId>, config: ClientConfig) -> Self {
+        Self::to(Target { address: address.into(), node, config, dial: None })
+    }
+
+    /// A client of a node over streams that a simulation carries.
+    pub(super) fn over(dial: Arc<dyn Dial>, node: NodeId, config: ClientConfig) -> Self {
+        let address = format!("simulated:{node}");
+        Self::to(Target { address, node: Some(node), config, dial: Some(dial) })
+    }
+
+    fn to(target: Target) -> Self {
         let (state, _) = watch::channel(State::Idle);
-        let target = Target { address: address.into(), node, config };
         let runtime = tokio::runtime::Handle::current();
         Self(Arc::new(Shared { target, state, runtime, dropped: CancellationToken::new() }))
     }
@@ -281,6 +298,13 @@ impl Target {
         }
     }
 
+    fn backoff(&self, failures: u32) -> Duration {
+        match &self.dial {
+            Some(dial) => self.config.backoff_by(failures, dial.random()),
+            None => self.config.backoff(failures),
+        }
+    }
+
     /// A peer that sends what nobody understands can't be trusted with the link's other requests.
     pub(super) fn garbled(&self, link: &Link, lost: &Retry, what: &str) -> WireError {
         link.end(format!("it broke the protocol: {what}"));
@@ -306,7 +330,7 @@ async fn run(shared: Weak<Shared>, target: Target, failures: u32, dropped: Cance
         Err(cause) => {
             let failures = failures.saturating_add(1);
             tracing::debug!(node = %target, %cause, failures, "connecting failed");
-            let until = Instant::now() + target.config.backoff(failures);
+            let until = Instant::now() + target.backoff(failures);
             become_state(State::Down { failures, until, cause: cause.into() });
             return;
         }
@@ -317,7 +341,7 @@ async fn run(shared: Weak<Shared>, target: Target, failures: u32, dropped: Cance
             biased;
             () = dropped.cancelled() => break link.end("the client was dropped".to_owned()),
             () = link.ended() => break,
-            frame = frames.message() => frame,
+            frame = next_frame(&mut frames) => frame,
         };
         match frame {
             Ok(Some(frame)) => {
@@ -362,14 +386,20 @@ pub(super) async fn channel(address: &str, config: &ClientConfig) -> Result<Chan
     endpoint.connect().await.map_err(|e| error_text(&e))
 }
 
-async fn open(target: &Target) -> Result<(Arc<Link>, tonic::Streaming<Frame>), String> {
-    let channel = channel(&target.address, &target.config).await?;
-    let mut client =
-        LinkClient::new(channel).max_decoding_message_size(MAX_FRAME).max_encoding_message_size(MAX_FRAME);
+async fn open(target: &Target) -> Result<(Arc<Link>, Received), String> {
     let (link, outbound) = Link::new();
     link.post(0, frame::Kind::Hello(hello(target.config.cluster, None, target.node)));
-    let mut frames = client.requests(outbound).await.map_err(|s| status_text(&s))?.into_inner();
-    let first = frames.message().await.map_err(|s| status_text(&s))?;
+    let mut frames: Received = match (&target.dial, target.node) {
+        (Some(dial), Some(node)) => simulation::received(dial.dial(node, simulation::sent(outbound))),
+        _ => {
+            let channel = channel(&target.address, &target.config).await?;
+            let mut client = LinkClient::new(channel)
+                .max_decoding_message_size(MAX_FRAME)
+                .max_encoding_message_size(MAX_FRAME);
+            Box::pin(client.requests(outbound).await.map_err(|s| status_text(&s))?.into_inner())
+        }
+    };
+    let first = next_frame(&mut frames).await.map_err(|s| status_text(&s))?;
     match first.and_then(|frame| frame.kind) {
         Some(frame::Kind::Hello(hello)) => check_hello(&hello, target.config.cluster, None)?,
         _ => return Err("it didn't say hello".to_owned()),

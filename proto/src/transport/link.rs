@@ -12,7 +12,7 @@ use crate::wire::Convert;
 use crate::wire::generated::Nothing;
 use crate::wire::generated::link::{Frame, Open, frame::Kind};
 use bytes::Bytes;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -44,7 +44,7 @@ pub(super) struct Link {
 #[derive(Debug, Default)]
 struct Table {
     ended: bool,
-    requests: HashMap<u64, Request>,
+    requests: BTreeMap<u64, Request>,
 }
 
 #[derive(Debug)]

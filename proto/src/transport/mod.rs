@@ -29,6 +29,7 @@ mod pieces;
 mod raft;
 mod remote;
 mod server;
+pub mod simulation;
 
 #[cfg(test)]
 mod tests;
@@ -38,10 +39,14 @@ pub use raft::{RaftClient, RaftPeers};
 pub use server::{Offer, Services, serve};
 
 use crate::ids::{ClusterId, NodeId};
-use crate::wire::generated::link::Hello;
+use crate::wire::generated::link::{Frame, Hello};
 use crate::wire::{cluster_bytes, cluster_from};
+use futures::StreamExt;
+use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio_stream::Stream;
+use tonic::Status;
 
 /// The version of the frames and messages. Peers of another one are refused.
 const PROTOCOL: u32 = 1;
@@ -65,6 +70,14 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 2 << 20;
 /// A peer is pinged so often, and gone if it answers none for so long.
 const KEEPALIVE: Duration = Duration::from_secs(2);
+
+/// Frames as they come in.
+type Received = Pin<Box<dyn Stream<Item = Result<Frame, Status>> + Send>>;
+
+/// The next of them; `None` when the peer has ended the stream.
+async fn next_frame(frames: &mut Received) -> Result<Option<Frame>, Status> {
+    frames.next().await.transpose()
+}
 
 /// The first frame: who speaks, and to whom.
 fn hello(cluster: Option<ClusterId>, from: Option<NodeId>, to: Option<NodeId>) -> Hello {

@@ -8,7 +8,7 @@ use super::answer::answer;
 use super::lane::{Closed, Lane, LaneEnd, lane};
 use super::pieces::{Inbound, Piece, Pieces, add_credit, pay};
 use super::{CONNECTION_WINDOW, KEEPALIVE, MAX_FRAME, MAX_IN_FLIGHT, STREAM_WINDOW, WINDOW};
-use super::{check_hello, hello, lock, raft};
+use super::{Received, check_hello, hello, lock, next_frame, raft};
 use crate::error::WireError;
 use crate::ids::{ClusterId, NodeId};
 use crate::services::{BootstrapService, CoordinatorService, RaftService, ReplicaService, ShardService};
@@ -17,7 +17,7 @@ use crate::wire::generated::Nothing;
 use crate::wire::generated::link::link_server::{Link, LinkServer};
 use crate::wire::generated::link::{Frame, Open, Part, RaftFrame, frame::Kind};
 use bytes::Bytes;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -138,15 +138,8 @@ impl Link for Server {
         &self,
         request: Request<Streaming<Frame>>,
     ) -> Result<Response<Self::RequestsStream>, Status> {
-        let (lane, outbound) = lane();
-        let connection = Arc::new(Connection {
-            lane,
-            running: Mutex::default(),
-            offer: self.offer.clone(),
-            ended: CancellationToken::new(),
-        });
-        tokio::spawn(read(connection, request.into_inner(), self.closing.clone()));
-        Ok(Response::new(outbound))
+        let frames = Box::pin(request.into_inner());
+        Ok(Response::new(serve_stream(self.offer.clone(), frames, self.closing.clone())))
     }
 
     async fn raft(
@@ -176,6 +169,18 @@ impl Link for Server {
     }
 }
 
+/// Serves one stream of requests in a task of its own. Gives the frames for the client.
+pub(super) fn serve_stream(
+    offer: Offer,
+    frames: Received,
+    closing: CancellationToken,
+) -> LaneEnd<Result<Frame, Status>> {
+    let (lane, outbound) = lane();
+    let (running, ended) = (Mutex::default(), CancellationToken::new());
+    tokio::spawn(read(Arc::new(Connection { lane, running, offer, ended }), frames, closing));
+    outbound
+}
+
 fn going_down() -> Status {
     Status::unavailable("the node is shutting down")
 }
@@ -183,7 +188,7 @@ fn going_down() -> Status {
 /// One stream of requests.
 pub(super) struct Connection {
     lane: Lane<Result<Frame, Status>>,
-    running: Mutex<HashMap<u64, Running>>,
+    running: Mutex<BTreeMap<u64, Running>>,
     offer: Offer,
     ended: CancellationToken,
 }
@@ -198,16 +203,16 @@ struct Running {
 }
 
 /// Reads a stream until its end, then drops what runs for it.
-async fn read(connection: Arc<Connection>, mut frames: Streaming<Frame>, closing: CancellationToken) {
+async fn read(connection: Arc<Connection>, mut frames: Received, closing: CancellationToken) {
     let reading = async {
-        let first = frames.message().await?.and_then(|frame| frame.kind);
+        let first = next_frame(&mut frames).await?.and_then(|frame| frame.kind);
         let Some(Kind::Hello(first)) = first else {
             return Err(Status::invalid_argument("the first frame is no hello"));
         };
         let Services { cluster, node, .. } = *connection.offer.get();
         check_hello(&first, cluster, node).map_err(Status::failed_precondition)?;
         connection.post(0, Kind::Hello(hello(cluster, node, None)));
-        while let Some(frame) = frames.message().await? {
+        while let Some(frame) = next_frame(&mut frames).await? {
             connection.receive(frame).map_err(Status::invalid_argument)?;
         }
         Ok(())
