@@ -28,6 +28,9 @@ pub struct Config {
     /// How many bytes one transaction may put into the log. More is refused with 54000. Less than the longest message that
     /// travels between nodes (64 MiB), else its entry would never arrive.
     pub max_transaction_bytes: usize,
+    /// How many bytes an open transaction may have changed whose changes may be staged in the database. More is refused with
+    /// 54000.
+    pub max_staged_bytes: u64,
     /// A batch that has this many bytes takes no further transaction.
     pub max_batch_bytes: usize,
     /// The writer checkpoints a database whose WAL has grown past this many bytes.
@@ -79,6 +82,7 @@ impl Config {
             max_snapshots: 256,
             max_writes: 1024,
             max_transaction_bytes: 48 << 20,
+            max_staged_bytes: 16 << 30,
             max_batch_bytes: 1 << 20,
             checkpoint_bytes: 8 << 20,
             hold_bytes: 16 << 20,

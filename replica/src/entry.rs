@@ -21,7 +21,7 @@ pub(crate) struct Entry {
     #[prost(uint64, tag = "2")]
     pub floor: u64,
     /// What it does.
-    #[prost(oneof = "Body", tags = "3, 4, 5, 6")]
+    #[prost(oneof = "Body", tags = "3, 4, 5, 6, 7")]
     pub body: Option<Body>,
 }
 
@@ -40,6 +40,46 @@ pub(crate) enum Body {
     /// Has the log kept for someone, or kept no more.
     #[prost(message, tag = "5")]
     Hold(Hold),
+    /// Makes changes that were staged in a table.
+    #[prost(message, tag = "7")]
+    Replay(Replay),
+}
+
+/// The changes of a transaction, which every replica has in a table of its database.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Replay {
+    /// Its name, if it has one.
+    #[prost(message, optional, tag = "1")]
+    pub request: Option<Request>,
+    /// What is remembered under its name.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub output: Bytes,
+    /// The table.
+    #[prost(string, tag = "3")]
+    pub table: String,
+    /// Whose rows in it.
+    #[prost(fixed64, tag = "4")]
+    pub router: u64,
+    #[prost(uint64, tag = "5")]
+    pub sequence: u64,
+    /// Which of them, in their order.
+    #[prost(message, repeated, tag = "6")]
+    pub pieces: Vec<Pieces>,
+    /// The tables whose rows of the same owner are struck out afterwards.
+    #[prost(string, repeated, tag = "7")]
+    pub strike: Vec<String>,
+}
+
+/// Rows that follow each other.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub(crate) struct Pieces {
+    #[prost(uint64, tag = "1")]
+    pub first: u64,
+    #[prost(uint64, tag = "2")]
+    pub last: u64,
+    /// How many of the last one's chunks count; 0 for all.
+    #[prost(uint32, tag = "3")]
+    pub chunks: u32,
 }
 
 /// A check's only content is its index.

@@ -223,6 +223,7 @@ impl Host {
     pub(crate) fn limits(&self) -> Limits {
         Limits {
             transaction_bytes: self.config.max_transaction_bytes,
+            staged_bytes: self.config.max_staged_bytes,
             batch_bytes: self.config.max_batch_bytes,
             checkpoint_bytes: self.config.checkpoint_bytes,
             hold_bytes: self.config.hold_bytes,

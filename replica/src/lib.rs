@@ -13,7 +13,8 @@
 //! 5. Raft commits. The engine writes the entry's index beside the rows, commits, and the replies go out.
 //!
 //! A transaction that is still open has an [`Overlay`]: what it has changed so far. Its steps are rehearsed between
-//! batches ([`Replica::rehearse`]), and a write that applies the overlay ([`Stage::apply`]) commits it.
+//! batches ([`Replica::rehearse`]), and a write that applies the overlay ([`Stage::apply`]) commits it. One that is too big for
+//! that lies in a table of the database, and an entry that every replica executes commits it ([`Replica::replay`]).
 //!
 //! Nothing uncommitted is ever visible to a reader, and there is no undo: a leader that lost its office rolls back, and
 //! what Raft commits after all arrives as on any follower.
@@ -51,6 +52,7 @@ pub mod session;
 pub mod simulation;
 mod snapshot;
 mod stage;
+mod staging;
 mod write;
 
 pub use config::Config;
@@ -63,4 +65,5 @@ pub use replica::Replica;
 pub use session::{RowChange, RowOp};
 pub use snapshot::Snapshot;
 pub use stage::{Stage, changes};
+pub use staging::{Piece, Pieces, Replay, Staging};
 pub use write::{MemberTarget, SchemaEntry, Write, WriteFn, Written, note};

@@ -3,11 +3,12 @@
 use crate::connection::Cancel;
 use crate::driver::{Inbox, Mail, PendingOrder, PendingRehearsal, PendingWrite, Place};
 use crate::driver::{Shared, Wish, WriteState};
-use crate::entry::{Body, Check, Hold, Note, Request, Schema};
+use crate::entry::{self, Body, Check, Hold, Note, Request, Schema};
 use crate::error::ReplicaError;
 use crate::overlay::{Rehearsal, Rehearsed, Unheard};
 use crate::readers::{Unopened, too_late};
 use crate::snapshot::Snapshot;
+use crate::staging::Replay;
 use crate::write::{MemberTarget, SchemaEntry, Write, Written};
 use arc_swap::ArcSwap;
 use proto::services::{Consistency, Members, ReplicaStatus};
@@ -146,19 +147,36 @@ impl Replica {
             require_empty: entry.require_empty,
             notes: entry.notes.into_iter().map(|(key, value)| Note { key, value }).collect(),
         };
-        self.order(Body::Schema(schema), entry.deadline).await
+        self.order(Body::Schema(schema), None, entry.deadline).await
+    }
+
+    /// Has every replica make the changes of a transaction that are staged in its database, and answers once this one has:
+    /// with its position, or with why it can't be done; then nothing of it was done anywhere. Other errors as for
+    /// [`Self::write`].
+    pub async fn replay(&self, replay: Replay) -> Result<LogIndex, WireError> {
+        let Replay { request, settled, output, staging, pieces, strike, term, deadline } = replay;
+        let body = entry::Replay {
+            request: request.map(|id| Request::new(id, settled)),
+            output,
+            table: staging.table.to_owned(),
+            router: staging.owner.router.0,
+            sequence: staging.owner.sequence,
+            pieces: pieces.0,
+            strike: strike.into_iter().map(str::to_owned).collect(),
+        };
+        self.order(Body::Replay(body), term.map(|term| term.0), deadline).await
     }
 
     /// Has every replica hash its tables as of one index, and answers with that index once this one has come to it. The
     /// hashes appear in the replicas' statuses as they are ready. Errors as for [`Self::write`].
     pub async fn check(&self, deadline: Instant) -> Result<LogIndex, WireError> {
-        self.order(Body::Check(Check {}), deadline).await
+        self.order(Body::Check(Check {}), None, deadline).await
     }
 
     /// Has every replica execute an entry, and answers once this one has.
-    async fn order(&self, body: Body, deadline: Instant) -> Result<LogIndex, WireError> {
+    async fn order(&self, body: Body, term: Option<u64>, deadline: Instant) -> Result<LogIndex, WireError> {
         self.submit(deadline, Lost::unknown, |inbox, state, _, reply, place| {
-            inbox.orders.push_back(PendingOrder { body, state, reply, _place: Some(place) });
+            inbox.orders.push_back(PendingOrder { body, term, state, reply, _place: Some(place) });
         })
         .await
     }
@@ -173,7 +191,7 @@ impl Replica {
         deadline: Instant,
     ) -> Result<(), WireError> {
         let hold = Hold { name: name.to_owned(), from: from.map(|index| index.0) };
-        self.order(Body::Hold(hold), deadline).await.map(|_| ())
+        self.order(Body::Hold(hold), None, deadline).await.map(|_| ())
     }
 
     /// Has the group consist of these voters, and answers with its members once it does. Only for its leader; with

@@ -7,8 +7,8 @@
 
 use crate::config::Config;
 use crate::locks::{Locks, Mode, Part, Party, Resource, Settled};
-use crate::prepared;
 use crate::touched::{Shapes, Want};
+use crate::{prepared, staged};
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use proto::machine::{self, Machine};
@@ -17,7 +17,7 @@ use proto::{LogIndex, Retry, ShardId, SqlState, TableId, Term, TransactionId, Wi
 use replica::{Overlay, Stage};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -39,6 +39,7 @@ pub(crate) struct Bounds {
     waiting: usize,
     locks: usize,
     hashed_locks: usize,
+    stage_bytes: usize,
     idle: Duration,
 }
 
@@ -54,6 +55,8 @@ pub(crate) struct State {
     ended: HashMap<TransactionId, Option<WireError>>,
     ended_in_order: VecDeque<TransactionId>,
     pub shapes: Shapes,
+    /// Transactions that are over, and may have left changes staged.
+    pub left_over: Vec<TransactionId>,
 }
 
 /// What a transaction has on this shard.
@@ -80,6 +83,8 @@ pub(crate) struct Handle {
     pub id: TransactionId,
     pub begun: u64,
     pub overlay: Overlay,
+    /// Whether changes of it may have been staged of which nothing but the overlay knows.
+    pub has_staged: AtomicBool,
     /// Held by whoever does something with it.
     pub turn: Arc<tokio::sync::Mutex<()>>,
 }
@@ -93,6 +98,8 @@ pub(crate) enum Phase {
     Committing,
     /// Its row may be written.
     Preparing,
+    /// The entry that makes its staged changes may be in the log. It has its locks until that is applied.
+    Sealed,
     /// Its row is written: it ends by verdict alone.
     Prepared(Vec<ShardId>),
 }
@@ -127,6 +134,7 @@ impl Transactions {
             waiting: config.max_waiting,
             locks: config.max_locks,
             hashed_locks: config.max_hashed_locks,
+            stage_bytes: config.stage_bytes,
             idle: config.branch_idle_timeout,
         };
         let machine = config.machine.clone();
@@ -139,7 +147,10 @@ impl Transactions {
         let mut state = self.state.lock();
         if state.term != Some(stage.term()) {
             let prepared = prepared::load(stage)?;
+            let left_over = staged::left_over(stage)?;
             state.begin_term(stage.term(), prepared);
+            // All others of earlier terms have just ended.
+            state.left_over = left_over;
         }
         Ok(state)
     }
@@ -147,6 +158,11 @@ impl Transactions {
     /// All there is, as of whatever term.
     pub fn look(&self) -> MutexGuard<'_, State> {
         self.state.lock()
+    }
+
+    /// So many bytes of a transaction's changes are staged.
+    pub fn stage_bytes(&self) -> usize {
+        self.bounds.stage_bytes
     }
 
     /// Another number each time.
@@ -180,7 +196,8 @@ impl Transactions {
         let handle = Arc::new(Handle {
             id: name.transaction,
             begun: name.begun,
-            overlay: Overlay::new(),
+            overlay: staged::overlay(name.transaction),
+            has_staged: AtomicBool::new(false),
             turn: Arc::default(),
         });
         state.branches.insert(name.transaction, Branch::new(Arc::clone(&handle)));
@@ -293,7 +310,7 @@ impl Transactions {
             transaction: *id,
             begun: branch.handle.begun,
             prepared: match &branch.phase {
-                Phase::Open | Phase::Committing | Phase::Preparing => None,
+                Phase::Open | Phase::Committing | Phase::Preparing | Phase::Sealed => None,
                 Phase::Prepared(participants) => Some(participants.clone()),
             },
             idle: branch.since.elapsed(),
@@ -407,7 +424,8 @@ impl State {
         }
         for prepared::Prepared { id, begun, participants, locks, hashes } in prepared {
             self.ended.remove(&id);
-            let handle = Handle { id, begun, overlay: Overlay::new(), turn: Arc::default() };
+            let (overlay, has_staged, turn) = (Overlay::new(), AtomicBool::new(false), Arc::default());
+            let handle = Handle { id, begun, overlay, has_staged, turn };
             let mut branch = Branch::new(Arc::new(handle));
             (branch.term, branch.phase) = (Some(term), Phase::Prepared(participants));
             self.branches.insert(id, branch);
@@ -434,6 +452,11 @@ impl State {
     /// The branch's handle and how far it has come, if there is one.
     pub fn find(&self, id: TransactionId) -> Option<(Arc<Handle>, Phase)> {
         self.branches.get(&id).map(|branch| (Arc::clone(&branch.handle), branch.phase.clone()))
+    }
+
+    /// The term that all of it is of.
+    pub fn term(&self) -> Option<Term> {
+        self.term
     }
 
     /// Whether all of it is of this term.
@@ -472,6 +495,11 @@ impl State {
     /// Whether the branch's commit has run.
     pub fn has_handed_over(&self, id: TransactionId) -> bool {
         self.branches.get(&id).is_some_and(|branch| branch.phase == Phase::Committing)
+    }
+
+    /// Whether the branch's commit has run, or is on its way.
+    pub fn is_being_committed(&self, id: TransactionId) -> bool {
+        self.branches.get(&id).is_some_and(|branch| matches!(branch.phase, Phase::Committing | Phase::Sealed))
     }
 
     /// Has the statement that waits fail, or else the branch's next one.
@@ -527,7 +555,13 @@ impl State {
             let _ = waiter.send(Err(error));
         }
         let granted = self.locks.release(id);
-        if self.branches.remove(&id).is_some() && self.ended.insert(id, why).is_none() {
+        let Some(branch) = self.branches.remove(&id) else {
+            return self.tell(Settled { granted, victims: Vec::new() });
+        };
+        if branch.handle.has_staged.load(Ordering::Relaxed) {
+            self.left_over.push(id);
+        }
+        if self.ended.insert(id, why).is_none() {
             self.ended_in_order.push_back(id);
             if self.ended_in_order.len() > REMEMBERED
                 && let Some(oldest) = self.ended_in_order.pop_front()

@@ -32,6 +32,9 @@ pub struct Config {
     /// A transaction of which the shard has heard nothing for so long, and that isn't prepared, is rolled back: its router
     /// may be gone. Undoing what came after its last statement, which is nothing, counts as a sign of life.
     pub branch_idle_timeout: Duration,
+    /// What a transaction has changed on a shard is written into the shard's database as soon as so many bytes of it are
+    /// in memory.
+    pub stage_bytes: usize,
     /// How long a schema entry may wait to be applied before its caller is told to ask again.
     pub schema_timeout: Duration,
     /// Where the time of day and threads come from.
@@ -54,6 +57,7 @@ impl Config {
             max_locks: 4_000_000,
             max_hashed_locks: 16_000_000,
             branch_idle_timeout: Duration::from_secs(300),
+            stage_bytes: 4 << 20,
             schema_timeout: Duration::from_secs(60),
             machine: Machine::default(),
         }

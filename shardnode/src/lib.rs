@@ -34,6 +34,7 @@ mod locks;
 mod node;
 mod prepared;
 mod read;
+mod staged;
 mod statement;
 mod stream;
 mod touched;

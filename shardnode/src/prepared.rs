@@ -12,12 +12,16 @@ use proto::{
     RouterIncarnation, RowBatch, RowBatchBuilder, ShardId, SqlState, TableId, TransactionId, ValueRef,
     WireError,
 };
+use replica::Pieces;
 use rusqlite::{Connection, OptionalExtension, Row};
+
+/// The table.
+pub(crate) const TABLE: &str = "shoal_prepared";
 
 /// What every replica of a shard runs before its first log entry.
 pub(crate) fn init() -> String {
     "CREATE TABLE shoal_prepared (router INTEGER NOT NULL, sequence INTEGER NOT NULL, begun INTEGER NOT NULL,
-                                  participants BLOB NOT NULL, locks BLOB NOT NULL, changes BLOB NOT NULL,
+                                  participants BLOB NOT NULL, locks BLOB NOT NULL, changes BLOB NOT NULL, staged BLOB,
                                   PRIMARY KEY (router, sequence)) STRICT"
         .into()
 }
@@ -33,8 +37,21 @@ pub(crate) struct Prepared {
     pub hashes: Vec<(TableId, RowLock, Vec<u64>)>,
 }
 
-/// Writes a transaction down with its changes, one changeset.
-pub(crate) fn insert(connection: &Connection, prepared: &Prepared, changes: &[u8]) -> Result<(), WireError> {
+/// Where a prepared transaction's changes are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Changes {
+    /// In its row: one changeset.
+    Whole(Bytes),
+    /// Staged.
+    Staged(Pieces),
+}
+
+/// Writes a transaction down with its changes.
+pub(crate) fn insert(
+    connection: &Connection,
+    prepared: &Prepared,
+    changes: &Changes,
+) -> Result<(), WireError> {
     let mut participants = RowBatchBuilder::new(1);
     prepared.participants.iter().for_each(|shard| participants.push(ValueRef::Int(shard.0.cast_signed())));
     let mut locks = RowBatchBuilder::new(LOCK_COLUMNS);
@@ -55,27 +72,37 @@ pub(crate) fn insert(connection: &Connection, prepared: &Prepared, changes: &[u8
         locks.push_row([int(table.0.into()), int(HASHES), int(0), ValueRef::Blob(&bytes), int(mode)]);
     }
     let mut statement = connection
-        .prepare_cached("INSERT INTO shoal_prepared VALUES (?1, ?2, ?3, ?4, ?5, ?6)")
+        .prepare_cached("INSERT INTO shoal_prepared VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")
         .map_err(error)?;
     let (router, sequence) = key(prepared.id);
+    let (whole, staged) = match changes {
+        Changes::Whole(changes) => (&changes[..], None),
+        Changes::Staged(pieces) => (&[][..], Some(pieces.encode())),
+    };
     let values = (
         router,
         sequence,
         prepared.begun.cast_signed(),
         pack(&participants.finish()),
         pack(&locks.finish()),
-        changes,
+        whole,
+        staged.as_deref(),
     );
     statement.execute(values).map_err(error)?;
     Ok(())
 }
 
 /// What a prepared transaction changes; nothing if it isn't prepared.
-pub(crate) fn changes(connection: &Connection, id: TransactionId) -> Result<Option<Bytes>, WireError> {
-    let sql = "SELECT changes FROM shoal_prepared WHERE router = ?1 AND sequence = ?2";
+pub(crate) fn changes(connection: &Connection, id: TransactionId) -> Result<Option<Changes>, WireError> {
+    let sql = "SELECT changes, staged FROM shoal_prepared WHERE router = ?1 AND sequence = ?2";
     let mut statement = connection.prepare_cached(sql).map_err(error)?;
-    let changes = statement.query_row(key(id), |row| row.get::<_, Vec<u8>>(0)).optional().map_err(error)?;
-    Ok(changes.map(Bytes::from))
+    let found = statement.query_row(key(id), |row| Ok((row.get(0)?, row.get(1)?))).optional();
+    let found: Option<(Vec<u8>, Option<Vec<u8>>)> = found.map_err(error)?;
+    Ok(match found {
+        Some((_, Some(staged))) => Some(Changes::Staged(Pieces::decode(&staged)?)),
+        Some((whole, None)) => Some(Changes::Whole(whole.into())),
+        None => None,
+    })
 }
 
 /// Strikes a transaction out.
@@ -211,11 +238,13 @@ mod tests {
         };
         let other =
             Prepared { id: id(2), begun: 0, participants: Vec::new(), locks: Vec::new(), hashes: Vec::new() };
-        insert(&connection, &one, b"changes").unwrap();
-        insert(&connection, &other, b"").unwrap();
-        assert!(insert(&connection, &one, b"again").is_err());
+        let whole = |changes: &'static [u8]| Changes::Whole(Bytes::from_static(changes));
+        insert(&connection, &one, &whole(b"changes")).unwrap();
+        insert(&connection, &other, &Changes::Staged(Pieces::default())).unwrap();
+        assert!(insert(&connection, &one, &whole(b"again")).is_err());
         assert_eq!(load(&connection).unwrap(), [one, other.clone()]);
-        assert_eq!(changes(&connection, id(1)).unwrap().as_deref(), Some(b"changes".as_slice()));
+        assert_eq!(changes(&connection, id(1)).unwrap(), Some(whole(b"changes")));
+        assert_eq!(changes(&connection, id(2)).unwrap(), Some(Changes::Staged(Pieces::default())));
         delete(&connection, id(1)).unwrap();
         delete(&connection, id(1)).unwrap();
         assert_eq!(changes(&connection, id(1)).unwrap(), None);

@@ -10,20 +10,22 @@
 //! ([`is_in_the_way`]). It must never know what a statement does, or what other shards do.
 
 use crate::branch::{Answer, Begun, Handle, Phase, Transactions};
-use crate::prepared::{self, Prepared};
+use crate::prepared::{self, Changes, Prepared};
 use crate::statement::{Attempt, Work};
-use crate::{stream, write};
+use crate::{staged, stream, write};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use proto::machine;
 use proto::services::{Branch, BranchAction, BranchStatus};
 use proto::{LogIndex, RequestId, Retry, ShardId, SqlState, TransactionId, WireError};
-use replica::{Overlay, Rehearsal, Replica, Stage, Write, Written};
+use replica::{Overlay, Pieces, Rehearsal, Replica, Stage, Write, Written};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::OwnedMutexGuard;
 
 /// How long a write may take that is seen through: until its outcome is known.
-const AS_LONG_AS_IT_TAKES: Duration = Duration::from_secs(365 * 24 * 3600);
+pub(crate) const AS_LONG_AS_IT_TAKES: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Sequences of transactions that no router has named are above this.
 const OWN: u64 = 1 << 63;
@@ -59,7 +61,9 @@ impl Desk {
             Begun::Repeated(answer) => answer,
             Begun::New => {
                 let attempt = Attempt::new(&self.transactions, &handle, name.statement);
-                attempt.run(&self.replica, Arc::new(work), name.lock_timeout, deadline).await
+                let answer = attempt.run(&self.replica, Arc::new(work), name.lock_timeout, deadline).await?;
+                self.spill(&handle, deadline).await;
+                Ok(answer)
             }
         }
     }
@@ -77,6 +81,17 @@ impl Desk {
 
     /// Does something with a branch.
     pub async fn act(
+        &self,
+        id: TransactionId,
+        action: BranchAction,
+        deadline: Instant,
+    ) -> Result<LogIndex, WireError> {
+        let done = self.act_on(id, action, deadline).await;
+        self.tidy();
+        done
+    }
+
+    async fn act_on(
         &self,
         id: TransactionId,
         action: BranchAction,
@@ -154,7 +169,7 @@ impl Desk {
         let handle = match found {
             Some((handle, Phase::Open)) => Some(handle),
             // Of one whose leader was lost with it under way, as of one that isn't known, the request may be known.
-            Some((_, Phase::Committing)) | None => None,
+            Some((_, Phase::Committing | Phase::Sealed)) | None => None,
             Some(_) => {
                 return Err(WireError::internal(format!(
                     "transaction {id} is prepared: its verdict ends it"
@@ -166,6 +181,19 @@ impl Desk {
         {
             self.transactions.look().end(id, None);
             return Ok(Written { output, index: self.applied(), repeated: false });
+        }
+        if let Some(handle) = &handle
+            && staged::is_staged(handle)
+        {
+            self.spill_all(handle, deadline).await?;
+            let (desk, handle) = (self.clone(), Arc::clone(handle));
+            let ending = async move {
+                let told = output.clone();
+                let until = Instant::now() + AS_LONG_AS_IT_TAKES;
+                let index = desk.commit_staged(&handle, (request, settled), told, until).await?;
+                Ok(Written { output, index, repeated: false })
+            };
+            return see_through(turn, deadline, ending).await;
         }
         // Of one that isn't known, the request may be: then it is committed.
         let changes = handle.as_ref().map(|handle| handle.overlay.changeset()).transpose();
@@ -213,7 +241,15 @@ impl Desk {
         // Its end may be under way already.
         let turn = self.turn_of(id, deadline).await.map_err(|_| unknown())?;
         let handle = self.transactions.look().find(id).map(|(handle, _)| handle);
-        let changes = handle.as_ref().map(|handle| handle.overlay.changeset()).transpose();
+        let is_staged = handle.as_ref().is_some_and(|handle| staged::is_staged(handle));
+        if let Some(handle) = handle.as_ref().filter(|_| is_staged) {
+            self.spill_all(handle, deadline).await?;
+        }
+        let changes = handle.as_ref().map(|handle| match is_staged {
+            true => Ok(Changes::Staged(handle.overlay.pieces())),
+            false => handle.overlay.changeset().map(Changes::Whole),
+        });
+        let changes = changes.transpose();
         let (transactions, known) = (Arc::clone(&self.transactions), handle.clone());
         let shards = participants.clone();
         let run = move |stage: &Stage<'_>| {
@@ -223,7 +259,7 @@ impl Desk {
             }
             let handle = known.ok_or_else(|| state.unknown(id))?;
             state.bind(&handle)?;
-            if state.has_handed_over(id) {
+            if state.is_being_committed(id) {
                 return Err(WireError::internal(format!("transaction {id} is being committed")));
             }
             state.advance(&handle, Phase::Preparing)?;
@@ -231,16 +267,13 @@ impl Desk {
             let hashes = state.locks.hashes(id);
             let hashes = hashes.map(|(table, mode, hashes)| (table, mode, hashes.to_vec())).collect();
             drop(state);
-            let changes = changes?.unwrap_or_default();
+            let changes = changes?.unwrap_or_else(|| Changes::Whole(Bytes::new()));
             // What can't be applied now must not be voted for.
-            let savepoint = |sql: &str| {
-                let mut statement = stage.prepare_cached(sql).map_err(dialect::sqlite::error)?;
-                statement.execute([]).map_err(dialect::sqlite::error)
-            };
-            savepoint("SAVEPOINT shoal_prepare")?;
-            stage.apply(&changes)?;
-            savepoint("ROLLBACK TO shoal_prepare")?;
-            savepoint("RELEASE shoal_prepare")?;
+            match &changes {
+                Changes::Whole(changes) => try_out(stage, changes)?,
+                // Trying it would take long. Its locks see to it that it still fits what it was made on.
+                Changes::Staged(pieces) => staged::check(stage, id, pieces)?,
+            }
             let prepared = Prepared { id, begun: handle.begun, participants: shards, locks, hashes };
             prepared::insert(stage, &prepared, &changes)?;
             Ok(Bytes::new())
@@ -250,7 +283,11 @@ impl Desk {
             let mut state = transactions.look();
             // If another term has begun, it has found the row itself, or ended the branch.
             match (&written, handle) {
-                (Ok(_), Some(handle)) => drop(state.advance(&handle, Phase::Prepared(participants))),
+                (Ok(_), Some(handle)) => {
+                    // What is staged is the row's now.
+                    handle.has_staged.store(false, Ordering::Relaxed);
+                    drop(state.advance(&handle, Phase::Prepared(participants)));
+                }
                 (Err(error), _) if error.retry == Retry::Never => state.end(id, Some(error.clone())),
                 (Err(error), Some(handle)) if error.retry != Retry::Unknown => {
                     drop(state.advance(&handle, Phase::Open));
@@ -276,6 +313,8 @@ impl Desk {
         // Its end may be under way already.
         let turn = self.turn_of(id, deadline).await.map_err(|_| unknown())?;
         let transactions = Arc::clone(&self.transactions);
+        let staged = Arc::new(Mutex::new(None));
+        let met = Arc::clone(&staged);
         let run = move |stage: &Stage<'_>| {
             let known = transactions.enter(stage)?.find(id);
             let Some(changes) = prepared::changes(stage, id)? else {
@@ -286,20 +325,31 @@ impl Desk {
                     _ => Ok(Bytes::new()),
                 };
             };
-            if commit {
-                stage.apply(&changes)?;
+            match changes {
+                Changes::Whole(changes) if commit => stage.apply(&changes)?,
+                Changes::Whole(_) => {}
+                // That is for an entry of its own.
+                Changes::Staged(found) => {
+                    *met.lock() = Some((if commit { found } else { Pieces::default() }, stage.term()));
+                    return Ok(Bytes::new());
+                }
             }
             prepared::delete(stage, id)?;
             Ok(Bytes::new())
         };
-        let transactions = Arc::clone(&self.transactions);
-        let ended = move |written: Result<Written, WireError>| {
-            if written.is_ok() {
-                transactions.look().end(id, None);
+        let desk = self.clone();
+        let ending = async move {
+            let deadline = Instant::now() + AS_LONG_AS_IT_TAKES;
+            let write = Write { request: None, settled: 0, deadline, run: Box::new(run) };
+            let mut written = desk.replica.write(write).await?;
+            let staged = staged.lock().take();
+            if let Some((pieces, term)) = staged {
+                written.index = desk.replay(id, None, pieces, term).await?;
             }
-            written
+            desk.transactions.look().end(id, None);
+            Ok(written)
         };
-        self.see_through(None, turn, deadline, run, ended).await.map(|written| written.index)
+        see_through(turn, deadline, ending).await.map(|written| written.index)
     }
 
     fn is_open_here(&self, id: TransactionId) -> bool {
@@ -328,16 +378,7 @@ impl Desk {
             run: Box::new(run),
         };
         let replica = self.replica.clone();
-        let seen_through = tokio::spawn(async move {
-            let written = ended(replica.write(write).await);
-            drop(turn);
-            written
-        });
-        match tokio::time::timeout_at(deadline.into(), seen_through).await {
-            Ok(Ok(written)) => written,
-            Ok(Err(_)) => Err(WireError::internal("a transaction's end was given up")),
-            Err(_) => Err(unknown()),
-        }
+        see_through(turn, deadline, async move { ended(replica.write(write).await) }).await
     }
 
     /// The transactions that have something on the shard.
@@ -346,6 +387,7 @@ impl Desk {
         if !self.replica.is_leader() || !self.transactions.look().is_of(term) {
             self.take_up(deadline).await?;
         }
+        self.tidy();
         Ok(self.transactions.statuses(shard))
     }
 
@@ -356,6 +398,37 @@ impl Desk {
         let rehearsal = Rehearsal { overlay: Overlay::new(), bare: false, deadline, run: Box::new(run) };
         self.replica.rehearse(rehearsal).await.map(|_| ())
     }
+}
+
+/// Does something to its end, though nobody may wait for it any more.
+async fn see_through(
+    turn: Option<OwnedMutexGuard<()>>,
+    deadline: Instant,
+    ending: impl Future<Output = Result<Written, WireError>> + Send + 'static,
+) -> Result<Written, WireError> {
+    let seen_through = tokio::spawn(async move {
+        let written = ending.await;
+        drop(turn);
+        written
+    });
+    match tokio::time::timeout_at(deadline.into(), seen_through).await {
+        Ok(Ok(written)) => written,
+        Ok(Err(_)) => Err(WireError::internal("a transaction's end was given up")),
+        Err(_) => Err(unknown()),
+    }
+}
+
+/// Applies changes and undoes that.
+fn try_out(stage: &Stage<'_>, changes: &[u8]) -> Result<(), WireError> {
+    let savepoint = |sql: &str| {
+        let mut statement = stage.prepare_cached(sql).map_err(dialect::sqlite::error)?;
+        statement.execute([]).map_err(dialect::sqlite::error)
+    };
+    savepoint("SAVEPOINT shoal_prepare")?;
+    stage.apply(changes)?;
+    savepoint("ROLLBACK TO shoal_prepare")?;
+    savepoint("RELEASE shoal_prepare")?;
+    Ok(())
 }
 
 /// What is heard of an end that may have come, or may come yet.

@@ -383,6 +383,10 @@ impl EngineLoop {
         if !pending.state.begin() {
             return Ok(());
         }
+        if pending.term.is_some_and(|wanted| wanted != term) {
+            drop(pending.reply.send(Err(self.shared.not_leader())));
+            return Ok(());
+        }
         let data = Entry::new(self.shared.floor(), pending.body).encode_to_vec().into();
         // No SQLite transaction is open for it: it runs when it is committed, here as everywhere.
         self.open = Some(Open { term, index: None, replies: vec![Reply::Order(pending.reply)] });

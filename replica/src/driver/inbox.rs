@@ -66,6 +66,8 @@ pub(crate) struct PendingRehearsal {
 /// An order that waits to be proposed: an entry that every replica, the leader too, executes when it is committed.
 pub(crate) struct PendingOrder {
     pub body: Body,
+    /// Only in this term.
+    pub term: Option<u64>,
     pub state: WriteState,
     pub reply: oneshot::Sender<Result<LogIndex, WireError>>,
     /// What the replica orders by itself takes nobody's place.
@@ -75,7 +77,7 @@ pub(crate) struct PendingOrder {
 impl PendingOrder {
     /// One that nobody waits for.
     pub fn unasked(body: Body) -> Self {
-        Self { body, state: WriteState::default(), reply: oneshot::channel().0, _place: None }
+        Self { body, term: None, state: WriteState::default(), reply: oneshot::channel().0, _place: None }
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) struct Applied {
 
 impl Engine {
     /// Applies entries in their order, the first of which follows the applied index. Empty data is Raft's own: it only
-    /// moves the index. It stops after a check, and is to be called again for the rest.
+    /// moves the index. It stops after a check, and before and after a replay, and is to be called again for the rest.
     pub fn apply(&mut self, entries: &[(u64, Bytes)]) -> Result<Applied, ReplicaError> {
         debug_assert!(self.batch.is_none(), "an open batch is committed or rolled back first");
         let mut applied = Applied::default();
@@ -42,12 +42,18 @@ impl Engine {
             if *index != expected {
                 return Err(self.damaged(format!("entry {index} came where {expected} was expected")));
             }
-            applied.count += 1;
             if data.is_empty() {
+                applied.count += 1;
                 continue;
             }
             let entry = Entry::read(data.clone())
                 .map_err(|what| self.damaged(format!("log index {index}: {what}")))?;
+            let is_replay = matches!(entry.body, Some(Body::Replay(_)));
+            if is_replay && applied.count > 0 {
+                // It has a transaction to itself.
+                break;
+            }
+            applied.count += 1;
             floor = floor.max(entry.floor);
             match entry.body {
                 Some(Body::Batch(batch)) => self.apply_batch(*index, &batch)?,
@@ -56,6 +62,10 @@ impl Engine {
                 }
                 Some(Body::Hold(hold)) => {
                     applied.answers.push((*index, self.apply_hold(*index, &hold, floor)?))
+                }
+                Some(Body::Replay(replay)) => {
+                    applied.answers.push((*index, self.apply_replay(*index, &replay)?));
+                    break;
                 }
                 Some(Body::Check(_)) => {
                     applied.check = true;

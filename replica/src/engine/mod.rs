@@ -21,6 +21,9 @@ mod open;
 mod rehearsal;
 #[cfg(test)]
 mod rehearsal_tests;
+mod replay;
+#[cfg(test)]
+mod replay_tests;
 #[cfg(test)]
 mod request_tests;
 mod requests;
@@ -55,6 +58,8 @@ use std::time::Duration;
 pub(crate) struct Limits {
     /// How many bytes one transaction may put into the log.
     pub transaction_bytes: usize,
+    /// How many bytes an overlay may have that may be staged.
+    pub staged_bytes: u64,
     /// A batch of this many bytes is full.
     pub batch_bytes: usize,
     /// A WAL of this many bytes is due for a checkpoint.

@@ -10,11 +10,18 @@ use crate::changeset::ChangesetError;
 use crate::connection::Cancel;
 use crate::error::ReplicaError;
 use crate::fault;
-use crate::overlay::{self, Applied, Overlay, RehearsalFn};
+use crate::overlay::{self, Applied, Laid, Overlay, RehearsalFn};
 use crate::replay::replay;
 use crate::stage::unfit;
+use crate::staging::{self, Staging, Unread};
 use bytes::Bytes;
 use proto::{SqlState, WireError};
+
+/// Why an overlay isn't applied.
+enum Unlaid {
+    Sqlite(rusqlite::Error),
+    Unfit(WireError),
+}
 
 /// The overlay that the open SQLite transaction consists of.
 pub(super) struct Resident {
@@ -81,6 +88,18 @@ impl Engine {
         Ok(())
     }
 
+    /// Refuses what makes an overlay too big. What is in memory must fit into one log entry, or several of which each does.
+    fn check_overlay(&self, overlay: &Overlay, more: usize) -> Result<(), WireError> {
+        self.check_size(overlay.bytes_in_memory() + more)?;
+        let (bytes, limit) = (overlay.bytes() + more, self.limits.staged_bytes);
+        if !overlay.may_be_staged() || bytes as u64 <= limit {
+            return Ok(());
+        }
+        Err(WireError::new(SqlState::PROGRAM_LIMIT_EXCEEDED, "transaction is too big")
+            .with_detail(format!("It changes {bytes} bytes on a shard; it may change {limit}."))
+            .with_hint("Split it into smaller transactions."))
+    }
+
     /// Has this overlay applied, and nothing else.
     fn lay(
         &mut self,
@@ -92,31 +111,52 @@ impl Engine {
             return Ok(Ok(()));
         }
         self.lift()?;
-        let (chunks, version) = overlay.contents();
-        let changeset = match overlay::merged(&chunks) {
+        let laid = overlay.contents();
+        let changeset = match overlay::merged(&laid.chunks) {
             Ok(changeset) => changeset,
             Err(error) => return Ok(Err(error)),
         };
         self.follow(false)?;
         self.execute("/*replica*/ BEGIN IMMEDIATE")?;
-        self.resident = Some(Resident { applied: Applied::new(overlay, version), term });
-        if changeset.is_empty() {
-            return Ok(Ok(()));
-        }
+        self.resident = Some(Resident { applied: Applied::new(overlay, laid.version), term });
         *self.hooks.running.lock() = Some(cancel.clone());
-        let applied = replay(&self.connection, &mut self.shapes, &changeset);
+        let applied = self.lay_all(&laid, &changeset);
         *self.hooks.running.lock() = None;
-        let Err(error) = applied else { return Ok(Ok(())) };
-        let error = match error {
-            ChangesetError::Sqlite(error) if fault::is_machines(&error) => return Err(self.stop(error)),
-            ChangesetError::Sqlite(error) => dialect::sqlite::error(error),
-            error => unfit(&error),
+        let error = match applied {
+            Ok(()) => return Ok(Ok(())),
+            Err(Unlaid::Sqlite(error)) if fault::is_machines(&error) => return Err(self.stop(error)),
+            Err(Unlaid::Sqlite(error)) => dialect::sqlite::error(error),
+            Err(Unlaid::Unfit(error)) => error,
         };
         if self.connection.is_autocommit() {
             self.resident = None;
         }
         self.lift()?;
         Ok(Err(error))
+    }
+
+    /// Makes the changes of an overlay: those of its pieces, then this changeset's.
+    fn lay_all(&mut self, laid: &Laid, changeset: &[u8]) -> Result<(), Unlaid> {
+        let fits = |error| match error {
+            ChangesetError::Sqlite(error) => Unlaid::Sqlite(error),
+            error => Unlaid::Unfit(unfit(&error)),
+        };
+        if let Some(Staging { table, owner }) = laid.staging {
+            for (n, count) in laid.pieces.rows() {
+                let owner = (table, owner.router.0, owner.sequence);
+                let chunks =
+                    staging::read(&self.connection, owner, (n, count)).map_err(|error| match error {
+                        Unread::Sqlite(error) => Unlaid::Sqlite(error),
+                        Unread::Gone(why) => Unlaid::Unfit(WireError::new(SqlState::DATA_CORRUPTED, why)),
+                    })?;
+                let piece = overlay::merged(&chunks).map_err(Unlaid::Unfit)?;
+                replay(&self.connection, &mut self.shapes, &piece).map_err(fits)?;
+            }
+        }
+        if changeset.is_empty() {
+            return Ok(());
+        }
+        replay(&self.connection, &mut self.shapes, changeset).map_err(fits)
     }
 
     /// Adds to the overlay what was captured.
@@ -129,7 +169,7 @@ impl Engine {
     ) -> Result<Result<Bytes, WireError>, ReplicaError> {
         let captured = self.connection.capture().map(|capture| capture.changeset());
         let chunk = captured.transpose().map_err(|e| self.stop(e))?.unwrap_or_default();
-        if let Err(error) = self.check_size(overlay.bytes() + chunk.len()) {
+        if let Err(error) = self.check_overlay(overlay, chunk.len()) {
             return Ok(Err(error));
         }
         let Some(version) = overlay.push(chunk, cancel) else {

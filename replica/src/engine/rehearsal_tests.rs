@@ -45,7 +45,7 @@ fn commit(overlay: &Overlay) -> WriteFn {
 
 impl Pair {
     /// Runs writes as one batch, applies its entry on the follower, and checks that both have the same rows.
-    fn batch_of(&mut self, writes: Vec<WriteFn>) -> Vec<Result<Bytes, WireError>> {
+    pub fn batch_of(&mut self, writes: Vec<WriteFn>) -> Vec<Result<Bytes, WireError>> {
         self.leader.begin(TERM).unwrap();
         let ran: Vec<_> = writes
             .into_iter()

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 const HOUR: Duration = Duration::from_secs(3600);
 const LIMITS: Limits = Limits {
     transaction_bytes: 1 << 20,
+    staged_bytes: 4 << 20,
     batch_bytes: 1 << 20,
     checkpoint_bytes: 1 << 20,
     hold_bytes: 2 << 20,

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 pub(super) const LIMITS: Limits = Limits {
     transaction_bytes: 1 << 20,
+    staged_bytes: 4 << 20,
     batch_bytes: 1 << 16,
     checkpoint_bytes: 1 << 16,
     hold_bytes: 2 << 16,

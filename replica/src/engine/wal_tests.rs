@@ -19,6 +19,7 @@ impl Store {
         let directory = tempfile::tempdir().unwrap();
         let limits = Limits {
             transaction_bytes: 1 << 20,
+            staged_bytes: 4 << 20,
             batch_bytes: 1 << 16,
             checkpoint_bytes: 1 << 16,
             hold_bytes: 2 << 16,

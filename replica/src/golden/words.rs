@@ -145,6 +145,7 @@ fn content(entry: &Entry) -> String {
         Body::Schema(schema) => schema.statements.join("; "),
         Body::Check(_) => "check".to_owned(),
         Body::Hold(hold) => format!("hold {} from {:?}", hold.name, hold.from),
+        Body::Replay(replay) => format!("replay of {:x}-{:x}", replay.router, replay.sequence),
     }
 }
 

@@ -15,6 +15,7 @@ pub(super) use crate::engine::Engine;
 
 pub(super) const LIMITS: Limits = Limits {
     transaction_bytes: 1 << 20,
+    staged_bytes: 4 << 20,
     batch_bytes: 1 << 20,
     checkpoint_bytes: 1 << 30,
     hold_bytes: 1 << 30,

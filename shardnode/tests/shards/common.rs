@@ -104,6 +104,14 @@ impl Node {
         self
     }
 
+    /// The same node, which stages transactions as soon as they have changed so many bytes.
+    pub fn staging(mut self, stage_bytes: usize, nodes: Vec<NodeId>) -> Node {
+        let config = Config { stage_bytes, ..Config::new(self.host.statuses()[0].node) };
+        self.shards = ShardNode::new(Arc::clone(&self.host), config);
+        assert!(self.shards.follow(&state(nodes)));
+        self
+    }
+
     /// The same node, started anew.
     pub async fn restart(
         self,

@@ -1,8 +1,8 @@
 //! Many transactions at once, of all kinds: what is committed is there, nothing else is, and no lock is left.
 
 use crate::common::{GROUP, Node, PATIENCE, SHARD};
-use crate::prepared;
 use crate::session::Session;
+use crate::{prepared, staged};
 use proto::services::{BranchAction, LockWait, RowLock, ShardService};
 use proto::{NodeId, Retry, Value, WireError};
 use std::sync::Arc;
@@ -67,7 +67,16 @@ async fn move_some(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_committed_is_there_and_nothing_else() {
-    let node = Arc::new(Node::start().await);
+    move_by_chance(Node::start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_is_there_anything_else_where_all_is_staged() {
+    move_by_chance(Node::start().await.staging(1, vec![NodeId(1)])).await;
+}
+
+async fn move_by_chance(node: Node) {
+    let node = Arc::new(node);
     node.schema(1, &[TABLE], None).await.unwrap();
     for account in 0..ACCOUNTS {
         let insert = node.write(&format!("INSERT INTO t1 VALUES ({account}, 100)"), 1 + account);
@@ -119,6 +128,7 @@ async fn what_is_committed_is_there_and_nothing_else() {
     assert!(deadlocks > 0, "it has met what it is about");
     assert!(node.shards.branches(SHARD).await.unwrap().is_empty());
     assert_eq!(node.one("SELECT count(*) FROM shoal_prepared").await, Value::Int(0));
+    staged::nothing_is_left(&node).await;
     // Nothing is locked: this isn't run as a transaction, and changes every row at once.
     let write = node.write("UPDATE t1 SET c2 = 0", 900_000);
     assert_eq!(node.shards.execute(write).await.unwrap().affected, ACCOUNTS);
@@ -149,6 +159,17 @@ async fn write_anywhere(nodes: &[Node], sql: &str, number: u64) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_committed_is_there_whoever_leads() {
     let (nodes, _network) = prepared::three(|_| {}).await;
+    move_under_new_leaders(nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_it_is_where_all_is_staged() {
+    let (nodes, _network) = prepared::three(|_| {}).await;
+    let ids = || (1..=3).map(NodeId).collect();
+    move_under_new_leaders(nodes.into_iter().map(|node| node.staging(1, ids())).collect()).await;
+}
+
+async fn move_under_new_leaders(nodes: Vec<Node>) {
     let table = "CREATE TABLE t2 (c1 INTEGER NOT NULL PRIMARY KEY, c2 INTEGER NOT NULL) STRICT";
     nodes[0].schema(2, &[table], None).await.unwrap();
     let rows = "INSERT INTO t2 VALUES (0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (5, 0)";
@@ -245,6 +266,7 @@ async fn what_is_committed_is_there_whoever_leads() {
         assert_eq!(found, Value::Int(expected), "account {account}");
     }
     assert_eq!(leader.one("SELECT count(*) FROM shoal_prepared").await, Value::Int(0));
+    staged::nothing_is_left(leader).await;
     let session = Session::new(leader, 900_000);
     assert_eq!(session.write("UPDATE t2 SET c2 = 0").await.unwrap(), ACCOUNTS, "no lock is left");
 }

@@ -32,7 +32,7 @@ pub async fn leads(node: &Node) {
     tokio::time::timeout(PATIENCE, ready).await.expect("it leads");
 }
 
-async fn hand_over(from: &Node, to: &Node) {
+pub async fn hand_over(from: &Node, to: &Node) {
     let node = to.host.statuses()[0].node;
     let replica = from.host.replica(GROUP).unwrap();
     replica.transfer_leader(node, Instant::now() + PATIENCE).await.unwrap();
