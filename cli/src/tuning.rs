@@ -49,6 +49,9 @@ pub struct Tuning {
     /// The replicas of a node that is silent for so long are made anew on others; the same on all nodes [default: 5m]
     #[arg(long, value_name = "TIME")]
     pub replace_after: Option<Span>,
+    /// What a transaction may change on one shard; more is refused with SQLSTATE 54000 [default: 16GiB]
+    #[arg(long, value_name = "SIZE")]
+    pub max_transaction: Option<Size>,
     /// How many Postgres clients may be connected to this node at a time [default: 500]
     #[arg(long, value_name = "N")]
     pub max_connections: Option<u32>,
@@ -66,6 +69,7 @@ pub struct Tuned {
     check_every: Duration,
     revive_every: Duration,
     replace_after: Duration,
+    max_transaction_bytes: u64,
     max_connections: usize,
 }
 
@@ -82,6 +86,7 @@ impl Tuning {
             check_every: self.check_every.or(other.check_every),
             revive_every: self.revive_every.or(other.revive_every),
             replace_after: self.replace_after.or(other.replace_after),
+            max_transaction: self.max_transaction.or(other.max_transaction),
             max_connections: self.max_connections.or(other.max_connections),
         }
     }
@@ -98,6 +103,7 @@ impl Tuning {
         let check_every = self.check_every.unwrap_or(seconds(600));
         let revive_every = self.revive_every.unwrap_or(seconds(5));
         let replace_after = self.replace_after.unwrap_or(seconds(300));
+        let max_transaction = self.max_transaction.unwrap_or(Size(16 << 30));
         let max_connections = self.max_connections.unwrap_or(500);
         within("tick", tick, Span(Duration::from_millis(5)), Span(Duration::from_secs(1)))?;
         within("election-ticks", election_ticks, 4, 100)?;
@@ -109,6 +115,7 @@ impl Tuning {
         within("check-every", check_every, seconds(1), seconds(30 * 86_400))?;
         within("revive-every", revive_every, seconds(1), seconds(3600))?;
         within("replace-after", replace_after, Span(LEAST_SILENCE), Span(MOST_SILENCE))?;
+        within("max-transaction", max_transaction, Size(1 << 20), Size(1 << 40))?;
         within("max-connections", max_connections, 1, 100_000)?;
         Ok(Tuned {
             tick: tick.0,
@@ -120,6 +127,7 @@ impl Tuning {
             check_every: check_every.0,
             revive_every: revive_every.0,
             replace_after: replace_after.0,
+            max_transaction_bytes: max_transaction.0,
             max_connections: max_connections as usize,
         })
     }
@@ -147,6 +155,7 @@ impl Tuned {
             log_keep_bytes: self.log_keep_bytes,
             check_every: self.check_every,
             revive_every: self.revive_every,
+            max_staged_bytes: self.max_transaction_bytes,
             ..replica::Config::new(node, directory)
         }
     }

@@ -13,6 +13,7 @@ use rusqlite::Connection;
 pub(crate) fn init() -> Vec<String> {
     vec![
         prepared::init(),
+        prepared::init_locks(),
         staged::init(),
         "CREATE TABLE shoal_shard (id INTEGER NOT NULL PRIMARY KEY, least_version INTEGER NOT NULL) STRICT"
             .into(),

@@ -26,6 +26,59 @@ pub(crate) fn init() -> String {
         .into()
 }
 
+/// The table of locks that are too many for a prepared transaction's row.
+pub(crate) const LOCKS: &str = "shoal_locked";
+
+/// What every replica of a shard runs before its first log entry, too.
+pub(crate) fn init_locks() -> String {
+    format!(
+        "CREATE TABLE {LOCKS} (router INTEGER NOT NULL, sequence INTEGER NOT NULL, n INTEGER NOT NULL,
+                               locked INTEGER NOT NULL, mode INTEGER NOT NULL, hashes BLOB NOT NULL,
+                               PRIMARY KEY (router, sequence, n)) STRICT"
+    )
+}
+
+/// Writes some of a transaction's locks down that are kept as hashes, before it is prepared. A second time changes nothing.
+pub(crate) fn insert_locks(
+    connection: &Connection,
+    id: TransactionId,
+    n: u64,
+    (table, mode, hashes): (TableId, RowLock, &[u64]),
+) -> Result<(), WireError> {
+    let sql = format!("INSERT OR REPLACE INTO {LOCKS} VALUES (?1, ?2, ?3, ?4, ?5, ?6)");
+    let (router, sequence) = key(id);
+    let mode = mode_number(Mode::Row(mode));
+    let values = (router, sequence, n.cast_signed(), i64::from(table.0), mode, packed(hashes));
+    connection.prepare_cached(&sql).map_err(error)?.execute(values).map_err(error)?;
+    Ok(())
+}
+
+/// Those of a transaction.
+fn locks(connection: &Connection, id: TransactionId) -> Result<Vec<(TableId, RowLock, Vec<u64>)>, WireError> {
+    let sql =
+        format!("SELECT locked, mode, hashes FROM {LOCKS} WHERE router = ?1 AND sequence = ?2 ORDER BY n");
+    let mut statement = connection.prepare_cached(&sql).map_err(error)?;
+    let mut rows = statement.query(key(id)).map_err(error)?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next().map_err(error)? {
+        let (table, mode, hashes): (u32, i64, Vec<u8>) =
+            (row.get(0).map_err(error)?, row.get(1).map_err(error)?, row.get(2).map_err(error)?);
+        let mode = usize::try_from(mode).ok().and_then(|mode| MODES.get(mode));
+        let Some(Mode::Row(mode)) = mode else { return Err(damaged()) };
+        found.push((TableId(table), *mode, unpacked(&hashes)?));
+    }
+    Ok(found)
+}
+
+fn packed(hashes: &[u64]) -> Vec<u8> {
+    hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect()
+}
+
+fn unpacked(bytes: &[u8]) -> Result<Vec<u64>, WireError> {
+    let (all, []) = bytes.as_chunks() else { return Err(damaged()) };
+    Ok(all.iter().map(|hash| u64::from_le_bytes(*hash)).collect())
+}
+
 /// A prepared transaction, but for what it changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Prepared {
@@ -67,7 +120,7 @@ pub(crate) fn insert(
     }
     for (table, mode, hashes) in &prepared.hashes {
         let int = |number| ValueRef::Int(number);
-        let bytes: Vec<u8> = hashes.iter().flat_map(|hash| hash.to_le_bytes()).collect();
+        let bytes = packed(hashes);
         let mode = mode_number(Mode::Row(*mode));
         locks.push_row([int(table.0.into()), int(HASHES), int(0), ValueRef::Blob(&bytes), int(mode)]);
     }
@@ -121,6 +174,9 @@ pub(crate) fn load(connection: &Connection) -> Result<Vec<Prepared>, WireError> 
     let mut found = Vec::new();
     while let Some(row) = rows.next().map_err(error)? {
         found.push(read(row)?);
+    }
+    for prepared in &mut found {
+        prepared.hashes.extend(locks(connection, prepared.id)?);
     }
     Ok(found)
 }
@@ -177,8 +233,7 @@ fn read(row: &Row<'_>) -> Result<Prepared, WireError> {
         let table = TableId(short(table)?);
         let mode = *usize::try_from(mode).ok().and_then(|mode| MODES.get(mode)).ok_or_else(damaged)?;
         if let (HASHES, ValueRef::Blob(bytes), Mode::Row(mode)) = (kind, key, mode) {
-            let (all, []) = bytes.as_chunks() else { return Err(damaged()) };
-            hashes.push((table, mode, all.iter().map(|hash| u64::from_le_bytes(*hash)).collect()));
+            hashes.push((table, mode, unpacked(bytes)?));
             continue;
         }
         let part = match (kind, key) {
@@ -214,6 +269,7 @@ mod tests {
     fn what_is_written_down_is_read_back() {
         let connection = Connection::open_in_memory().unwrap();
         connection.execute_batch(&init()).unwrap();
+        connection.execute_batch(&init_locks()).unwrap();
         let id = |sequence| TransactionId { router: RouterIncarnation(u64::MAX - 1), sequence };
         let resource = |part| Resource { table: TableId(16384), part };
         let locks = MODES.iter().enumerate().map(|(place, mode)| {
@@ -242,7 +298,14 @@ mod tests {
         insert(&connection, &one, &whole(b"changes")).unwrap();
         insert(&connection, &other, &Changes::Staged(Pieces::default())).unwrap();
         assert!(insert(&connection, &one, &whole(b"again")).is_err());
-        assert_eq!(load(&connection).unwrap(), [one, other.clone()]);
+        assert_eq!(load(&connection).unwrap(), [one.clone(), other.clone()]);
+        let more = (TableId(9), RowLock::NoKeyUpdate, vec![2, 3]);
+        for hashes in [&[2][..], &[2, 3]] {
+            insert_locks(&connection, id(1), 0, (more.0, more.1, hashes)).unwrap();
+        }
+        let mut with_more = one;
+        with_more.hashes.push(more);
+        assert_eq!(load(&connection).unwrap(), [with_more, other.clone()]);
         assert_eq!(changes(&connection, id(1)).unwrap(), Some(whole(b"changes")));
         assert_eq!(changes(&connection, id(2)).unwrap(), Some(Changes::Staged(Pieces::default())));
         delete(&connection, id(1)).unwrap();

@@ -46,7 +46,10 @@ pub(crate) fn overlay(id: TransactionId) -> Overlay {
 /// Transactions that have changes staged and aren't prepared. Where a term has just begun, none of them will ever be.
 pub(crate) fn left_over(connection: &Connection) -> Result<Vec<TransactionId>, WireError> {
     let sql = format!(
-        "SELECT DISTINCT router, sequence FROM {TABLE} EXCEPT SELECT router, sequence FROM shoal_prepared"
+        "SELECT router, sequence FROM {TABLE} UNION SELECT router, sequence FROM {}
+         EXCEPT SELECT router, sequence FROM {}",
+        prepared::LOCKS,
+        prepared::TABLE
     );
     let mut statement = connection.prepare_cached(&sql).map_err(error)?;
     let id = |row: &rusqlite::Row<'_>| -> rusqlite::Result<TransactionId> {
@@ -118,6 +121,45 @@ impl Desk {
         Ok(())
     }
 
+    /// Writes the locks down that a transaction has as hashes, if they are too many for its row. Says whether they were.
+    pub(crate) async fn put_locks_aside(
+        &self,
+        handle: &Arc<Handle>,
+        deadline: Instant,
+    ) -> Result<bool, WireError> {
+        let id = handle.id;
+        let count = self.transactions.look().locks.hashes(id).map(|(.., hashes)| hashes.len()).sum::<usize>();
+        // As many as are a piece's bytes, or less.
+        let at_once = (self.transactions.stage_bytes() / 16).max(1);
+        if count <= at_once {
+            return Ok(false);
+        }
+        handle.has_staged.store(true, Ordering::Relaxed);
+        for n in 0.. {
+            let (transactions, own) = (Arc::clone(&self.transactions), Arc::clone(handle));
+            let run = move |stage: &Stage<'_>| {
+                let mut state = transactions.enter(stage)?;
+                state.bind(&own)?;
+                let all = state.locks.hashes(id).flat_map(|(table, mode, hashes)| {
+                    hashes.chunks(at_once).map(move |some| (table, mode, some))
+                });
+                match all.skip(n).next() {
+                    Some(some) => prepared::insert_locks(stage, id, n as u64, some).map(|()| Bytes::new()),
+                    None => Ok(Bytes::from_static(b"that was all")),
+                }
+            };
+            let write = Write { request: None, settled: 0, deadline, run: Box::new(run) };
+            let written = self.replica.write(write).await.map_err(|error| match error.retry {
+                Retry::Unknown => error.with_retry(Retry::Later),
+                _ => error,
+            })?;
+            if !written.output.is_empty() {
+                break;
+            }
+        }
+        Ok(true)
+    }
+
     /// Commits a transaction whose changes are all staged. Seen through by the caller.
     pub(crate) async fn commit_staged(
         &self,
@@ -176,7 +218,7 @@ impl Desk {
             output: output.unwrap_or_default(),
             staging: Staging { table: TABLE, owner: id },
             pieces,
-            strike: vec![TABLE, prepared::TABLE],
+            strike: vec![TABLE, prepared::TABLE, prepared::LOCKS],
             term: Some(term),
             deadline: Instant::now() + crate::transact::AS_LONG_AS_IT_TAKES,
         };
@@ -202,7 +244,7 @@ impl Desk {
                     output: Bytes::new(),
                     staging: Staging { table: TABLE, owner: id },
                     pieces: Pieces::default(),
-                    strike: vec![TABLE],
+                    strike: vec![TABLE, prepared::LOCKS],
                     term: Some(term),
                     deadline: Instant::now() + TIDYING,
                 };

@@ -241,6 +241,10 @@ impl Desk {
         // Its end may be under way already.
         let turn = self.turn_of(id, deadline).await.map_err(|_| unknown())?;
         let handle = self.transactions.look().find(id).map(|(handle, _)| handle);
+        let locks_are_written = match &handle {
+            Some(handle) => self.put_locks_aside(handle, deadline).await?,
+            None => false,
+        };
         let is_staged = handle.as_ref().is_some_and(|handle| staged::is_staged(handle));
         if let Some(handle) = handle.as_ref().filter(|_| is_staged) {
             self.spill_all(handle, deadline).await?;
@@ -265,6 +269,7 @@ impl Desk {
             state.advance(&handle, Phase::Preparing)?;
             let locks = state.locks.held(id).map(|(resource, mode)| (resource.clone(), mode)).collect();
             let hashes = state.locks.hashes(id);
+            let hashes = hashes.filter(|_| !locks_are_written);
             let hashes = hashes.map(|(table, mode, hashes)| (table, mode, hashes.to_vec())).collect();
             drop(state);
             let changes = changes?.unwrap_or_else(|| Changes::Whole(Bytes::new()));

@@ -91,7 +91,7 @@ pub(crate) struct Locks {
     keys: HashMap<Arc<Resource>, Key>,
     owners: BTreeMap<TransactionId, Owner>,
     /// Those that are kept as hashes.
-    many: HashMap<TableId, Vec<Many>>,
+    many: BTreeMap<TableId, Vec<Many>>,
     /// After how many locks a transaction's further ones are.
     plain: usize,
     waiting: usize,
@@ -224,7 +224,7 @@ impl Locks {
         rows
     }
 
-    /// The locks of a transaction that are hashes.
+    /// The locks of a transaction that are hashes, in an order that doesn't change while it takes none.
     pub fn hashes(&self, id: TransactionId) -> impl Iterator<Item = (TableId, RowLock, &[u64])> {
         let all = self.many.iter().flat_map(|(table, many)| many.iter().map(|many| (*table, many)));
         let own = all.filter(move |(_, many)| many.owner == id);

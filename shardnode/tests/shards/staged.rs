@@ -100,7 +100,15 @@ async fn what_only_inserts_waits_for_others_keys() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn more_locks_than_are_kept_as_they_are_hold_through_a_prepare() {
-    let node = start().await;
+    locks_hold_through_a_prepare(start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_they_do_where_they_are_staged() {
+    locks_hold_through_a_prepare(start().await.staging(4000, vec![NodeId(1)])).await;
+}
+
+async fn locks_hold_through_a_prepare(node: Node) {
     let one = Session::new(&node, 1);
     let rows: Vec<_> = (100..12_100).map(|key| (key, key)).collect();
     for part in rows.chunks(3000) {
@@ -143,13 +151,15 @@ async fn more_locks_than_are_kept_as_they_are_hold_through_a_prepare() {
     let rows = waiting.lock(sql, RowLock::Update, LockWait::NoWait).await.unwrap();
     assert_eq!(rows, values(&[[Value::Int(12_098)]]));
     assert_eq!(node.shards.branches(SHARD).await.unwrap().len(), 1);
+    nothing_is_left(&node).await;
 }
 
 /// Waits until nothing is staged, by whomever.
 pub async fn nothing_is_left(node: &Node) {
     let struck = async {
         let mut pause = tokio::time::interval(Duration::from_millis(5));
-        while node.one("SELECT count(*) FROM shoal_staged").await != Value::Int(0) {
+        let count = "SELECT (SELECT count(*) FROM shoal_staged) + (SELECT count(*) FROM shoal_locked)";
+        while node.one(count).await != Value::Int(0) {
             // It is seen to when someone asks.
             node.shards.branches(SHARD).await.unwrap();
             pause.tick().await;

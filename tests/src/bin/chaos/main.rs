@@ -1,9 +1,10 @@
-//! Real nodes under load, and what befalls them: `cargo run --release -p tests --bin chaos -- kill|transfer|rebuild|sums`.
+//! Real nodes under load, and what befalls them: `cargo run --release -p tests --bin chaos -- kill|transfer|rebuild|sums|copy`.
 //!
 //! Each trial starts a cluster of `shoal node` processes, writes to a table without a key over all routers, and checks
 //! at the end that every acknowledged row is there once. It prints what a client measures: how long it went without
 //! service, how much slower it was served. The figures are for people; the exit code says whether the rows were right.
 
+mod copy;
 mod kill;
 mod rebuild;
 mod sums;
@@ -55,6 +56,8 @@ enum Trial {
     },
     /// Moves money over all shards, while readers add it up
     Sums(sums::Sums),
+    /// Copies millions of rows in one statement
+    Copy(copy::Copy),
 }
 
 fn main() -> ExitCode {
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Trial::Transfer { rounds } => transfer::run(&arguments, *rounds),
         Trial::Rebuild { rows } => rebuild::run(&arguments, *rows),
         Trial::Sums(trial) => sums::run(&arguments, trial),
+        Trial::Copy(trial) => copy::run(&arguments, trial),
     };
     match run {
         Ok(()) => ExitCode::SUCCESS,
