@@ -191,7 +191,7 @@ fn unknown(seen: &Seen, transaction: TransactionId) -> Failure {
 async fn resolve(admin: &Admin, transaction: TransactionId) -> Result<(), Failure> {
     let seen = Seen::look(admin, Some(transaction)).await?;
     let participants = undecided(&seen, transaction)?;
-    let decision = Decision { transaction, participants, commit: false };
+    let decision = Decision { transaction, participants, commit: false, key: None };
     let verdict = admin::ask_leader(admin, |coordinator| {
         let decision = decision.clone();
         Box::pin(async move { coordinator.decide(decision).await })

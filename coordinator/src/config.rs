@@ -39,6 +39,13 @@ pub struct Config {
     pub look_every: Duration,
     /// How long what became of a finished transaction is remembered. Far longer than any router goes on about one.
     pub remember_transactions: Duration,
+    /// How many records of finished transactions there may be, those with idempotency keys aside. If there are more, the
+    /// oldest are forgotten sooner, though none within minutes.
+    pub max_records: u64,
+    /// How long it is remembered that a transaction with an idempotency key was committed.
+    pub remember_keys: Duration,
+    /// How many such keys may be remembered; then nobody may claim another.
+    pub max_keys: u64,
     /// A transaction that was decided is left to its router for so long.
     pub finish_after: Duration,
     /// A transaction with a branch that has been prepared for so long is aborted if nobody has decided it. Longer than it
@@ -73,6 +80,9 @@ impl Config {
             repairs_at_once: 2,
             look_every: Duration::from_millis(500),
             remember_transactions: Duration::from_secs(3600),
+            max_records: 1_000_000,
+            remember_keys: Duration::from_secs(24 * 3600),
+            max_keys: 10_000_000,
             finish_after: Duration::from_secs(2),
             abort_after: Duration::from_secs(10),
             ask_every: Duration::from_secs(1),

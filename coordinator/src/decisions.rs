@@ -6,10 +6,11 @@
 //! Many decisions share an entry of the log: each is one write, and the replica batches those that wait.
 //!
 //! A record of a transaction that all its participants have finished is forgotten once it has been there for
-//! [`Config::remember_transactions`], so that who lost an answer can still ask. After that nobody may decide the
+//! [`Config::remember_transactions`], so that who lost an answer can still ask; sooner if there are too many, but not
+//! within [`LEAST`]; and much later if it has an idempotency key that is used up by it (`claims.rs`). After that nobody may decide the
 //! transaction again: a late verdict would find no record, and would stand. Routers see to it. A router asks for its
 //! verdict until its patience ends, a matter of seconds; a request that got lost dies with its connection a few seconds
-//! later; and what has arrived here is written within `write_timeout` or never. All of that is minutes at most. Commits and
+//! later; and what has arrived here is written within `write_timeout` or never. All of that is a minute at most. Commits and
 //! aborts are kept alike: a router that is answered "aborted", because the coordinator was faster, must be so whenever its
 //! own verdict comes. What isn't finished is never forgotten.
 //!
@@ -27,11 +28,15 @@ use proto::machine;
 use proto::services::{Consistency, Decision, ServiceResult, TransactionStatus, Verdict};
 use proto::wire::Wire;
 use proto::{RouterIncarnation, ShardId, TransactionId, WireError};
+use replica::Stage;
 use rusqlite::{Row, params};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+/// How long a finished transaction is remembered at least, however many there are.
+const LEAST: Duration = Duration::from_secs(300);
 /// How many rows one write marks or deletes. Others wait meanwhile.
 const AT_ONCE: usize = 1000;
 /// How many finished transactions are listed.
@@ -42,11 +47,19 @@ const LISTED_UNFINISHED: usize = 10_000;
 type Result<T> = std::result::Result<T, WireError>;
 
 /// What every founding replica runs for it.
-pub(crate) const TABLES: [&str; 2] = [
+pub(crate) const TABLES: [&str; 3] = [
     "CREATE TABLE shoal_decision (router INTEGER NOT NULL, sequence INTEGER NOT NULL, finished INTEGER NOT NULL,
-        decided INTEGER NOT NULL, descriptor BLOB NOT NULL, PRIMARY KEY (router, sequence)) STRICT",
-    "CREATE INDEX shoal_decision_age ON shoal_decision (finished, decided)",
+        until INTEGER NOT NULL, key TEXT, descriptor BLOB NOT NULL, PRIMARY KEY (router, sequence)) STRICT",
+    "CREATE INDEX shoal_decision_age ON shoal_decision (finished, until)",
+    "CREATE UNIQUE INDEX shoal_decision_key ON shoal_decision (key) WHERE key IS NOT NULL",
 ];
+
+/// How long a finished transaction is remembered: one without an idempotency key, and one with it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keep {
+    plain: Duration,
+    keyed: Duration,
+}
 
 /// A transaction that is decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +71,7 @@ pub(crate) struct Record {
 
 impl From<Record> for TransactionStatus {
     fn from(record: Record) -> Self {
-        let Record { decision: Decision { transaction, participants, commit }, finished } = record;
+        let Record { decision: Decision { transaction, participants, commit, key: _ }, finished } = record;
         TransactionStatus { transaction, participants, committed: commit, finished }
     }
 }
@@ -77,12 +90,14 @@ impl Store<'_> {
     }
 
     /// Writes a decision down, as one that isn't finished.
-    fn put_decision(&self, decision: &Decision) -> Result<()> {
-        let sql = "INSERT INTO shoal_decision VALUES (?1, ?2, 0, ?3, ?4) ON CONFLICT (router, sequence) DO UPDATE SET
-            finished = 0, descriptor = excluded.descriptor";
+    fn put_decision(&self, decision: &Decision, keep: Keep) -> Result<()> {
+        let sql = "INSERT INTO shoal_decision VALUES (?1, ?2, 0, ?3, ?4, ?5)
+            ON CONFLICT (router, sequence) DO UPDATE SET finished = 0, descriptor = excluded.descriptor";
         let [router, sequence] = key(decision.transaction);
-        let decided = self.counter(Counter::Clock)? as i64;
-        self.run(sql, params![router, sequence, decided, decision.encode()])
+        let spends = decision.key.as_ref().filter(|_| decision.commit);
+        let keep = if spends.is_some() { keep.keyed } else { keep.plain };
+        let until = self.counter(Counter::Clock)? as i64 + millis(keep);
+        self.run(sql, params![router, sequence, until, spends, decision.encode()])
     }
 
     fn set_finished(&self, transaction: TransactionId, finished: bool) -> Result<()> {
@@ -94,13 +109,13 @@ impl Store<'_> {
 
     /// The transactions that are decided and not finished, the oldest first.
     pub(crate) fn unfinished(&self, most: usize) -> Result<Vec<Decision>> {
-        let sql = "SELECT descriptor FROM shoal_decision WHERE finished = 0 ORDER BY decided LIMIT ?1";
+        let sql = "SELECT descriptor FROM shoal_decision WHERE finished = 0 ORDER BY rowid LIMIT ?1";
         self.all(sql, [most as i64], decision_of)
     }
 
     /// Those that are finished, the latest first.
     fn finished(&self, most: usize) -> Result<Vec<Decision>> {
-        let sql = "SELECT descriptor FROM shoal_decision WHERE finished = 1 ORDER BY decided DESC LIMIT ?1";
+        let sql = "SELECT descriptor FROM shoal_decision WHERE finished = 1 ORDER BY rowid DESC LIMIT ?1";
         self.all(sql, [most as i64], decision_of)
     }
 }
@@ -109,13 +124,24 @@ fn decision_of(row: &Row<'_>) -> Result<Decision> {
     decode(&row.get::<_, Vec<u8>>(0).map_err(error)?)
 }
 
-/// Decides a transaction, unless it is decided. Says whether it is committed.
-pub(crate) fn decide(store: Store<'_>, decision: &Decision) -> Result<bool> {
-    if let Some(record) = store.decision(decision.transaction)? {
-        return Ok(record.decision.commit);
-    }
-    store.put_decision(decision)?;
-    Ok(decision.commit)
+/// Decides a transaction, unless it is decided. Says whether it is committed, and if it isn't because of its idempotency
+/// key, who has used that up. `has_claim`: nobody has begun with the key since.
+pub(crate) fn decide(
+    store: Store<'_>,
+    decision: &Decision,
+    has_claim: bool,
+    keep: Keep,
+) -> Result<(bool, Option<TransactionId>)> {
+    let spent = decision.key.as_deref().map(|key| store.spent(key)).transpose()?.flatten();
+    let committed = match store.decision(decision.transaction)? {
+        Some(record) => record.decision.commit,
+        None => {
+            let commit = decision.commit && (decision.key.is_none() || spent.is_none() && has_claim);
+            store.put_decision(&Decision { commit, ..decision.clone() }, keep)?;
+            commit
+        }
+    };
+    Ok((committed, spent.filter(|_| !committed).map(|spent| spent.transaction)))
 }
 
 /// A transaction's branch that has been prepared for long.
@@ -130,7 +156,7 @@ pub(crate) struct Prepared {
 
 /// Has transactions ended whose branches wait for it: those that nothing is decided of are aborted, those that count as
 /// finished are finished again. Returns those that it has aborted.
-pub(crate) fn settle(store: Store<'_>, prepared: &[Prepared]) -> Result<Vec<TransactionId>> {
+pub(crate) fn settle(store: Store<'_>, prepared: &[Prepared], keep: Keep) -> Result<Vec<TransactionId>> {
     let mut aborted = Vec::new();
     for Prepared { transaction, shard, participants } in prepared {
         let named = participants.iter().chain([shard]).copied();
@@ -138,7 +164,8 @@ pub(crate) fn settle(store: Store<'_>, prepared: &[Prepared]) -> Result<Vec<Tran
             None => {
                 let participants: BTreeSet<_> = named.collect();
                 let participants = participants.into_iter().collect();
-                store.put_decision(&Decision { transaction: *transaction, participants, commit: false })?;
+                let decision = Decision { transaction: *transaction, participants, commit: false, key: None };
+                store.put_decision(&decision, keep)?;
                 aborted.push(*transaction);
             }
             Some(Record { mut decision, finished }) => {
@@ -147,7 +174,7 @@ pub(crate) fn settle(store: Store<'_>, prepared: &[Prepared]) -> Result<Vec<Tran
                 if !unknown.is_empty() {
                     // Who gave the transaction up needn't have known of all.
                     decision.participants.extend(unknown);
-                    store.put_decision(&decision)?;
+                    store.put_decision(&decision, keep)?;
                 } else if finished {
                     // A prepare that came when all was over.
                     store.set_finished(*transaction, false)?;
@@ -158,16 +185,24 @@ pub(crate) fn settle(store: Store<'_>, prepared: &[Prepared]) -> Result<Vec<Tran
     Ok(aborted)
 }
 
-/// Lets the coordinator's clock go on, and forgets some of the finished transactions that were there for longer than
-/// `age` then. Says whether there are more of them.
-fn forget(store: Store<'_>, passed: Duration, age: Duration) -> Result<bool> {
+/// Lets the coordinator's clock go on, and forgets some of the finished transactions whose time is over then. Says whether
+/// there may be more of them.
+fn forget(store: Store<'_>, passed: Duration) -> Result<bool> {
     store.pass(Counter::Clock, millis(passed) as u64)?;
-    let before = store.counter(Counter::Clock)? as i64 - millis(age);
     let sql = "DELETE FROM shoal_decision WHERE rowid IN
-        (SELECT rowid FROM shoal_decision WHERE finished = 1 AND decided < ?1 ORDER BY decided LIMIT ?2)";
-    let most = AT_ONCE as i64;
-    let deleted = store.0.prepare_cached(sql).map_err(error)?.execute([before, most]).map_err(error)?;
+        (SELECT rowid FROM shoal_decision WHERE finished = 1 AND until < ?1 ORDER BY until LIMIT ?2)";
+    let (clock, most) = (store.counter(Counter::Clock)? as i64, AT_ONCE as i64);
+    let deleted = store.0.prepare_cached(sql).map_err(error)?.execute([clock, most]).map_err(error)?;
     Ok(deleted == AT_ONCE)
+}
+
+/// Forgets so many of the finished transactions before their time, the oldest, but for those that are younger than
+/// [`LEAST`] or have a key. Says how many it found.
+fn thin(store: Store<'_>, most: usize, keep: Keep) -> Result<usize> {
+    let sql = "DELETE FROM shoal_decision WHERE rowid IN
+        (SELECT rowid FROM shoal_decision WHERE finished = 1 AND key IS NULL AND until < ?1 ORDER BY until LIMIT ?2)";
+    let before = store.counter(Counter::Clock)? as i64 + millis(keep.plain.saturating_sub(LEAST));
+    store.0.prepare_cached(sql).map_err(error)?.execute([before, most as i64]).map_err(error)
 }
 
 fn millis(duration: Duration) -> i64 {
@@ -175,12 +210,12 @@ fn millis(duration: Duration) -> i64 {
 }
 
 /// Transactions as a write's output.
-fn to_bytes(transactions: &[TransactionId]) -> Bytes {
+pub(crate) fn to_bytes(transactions: &[TransactionId]) -> Bytes {
     let ids = transactions.iter().flat_map(|id| [id.router.0, id.sequence]);
     ids.flat_map(u64::to_be_bytes).collect::<Vec<u8>>().into()
 }
 
-fn from_bytes(bytes: &[u8]) -> Vec<TransactionId> {
+pub(crate) fn from_bytes(bytes: &[u8]) -> Vec<TransactionId> {
     let (numbers, _) = bytes.as_chunks::<8>();
     let (ids, _) = numbers.as_chunks::<2>();
     ids.iter()
@@ -192,16 +227,36 @@ fn from_bytes(bytes: &[u8]) -> Vec<TransactionId> {
 }
 
 impl Core {
+    /// How long records are kept.
+    fn keep(&self) -> Keep {
+        // A record gets the time of the step before it, and a step may be long in coming.
+        let more = 2 * step(self.config.remember_transactions);
+        Keep { plain: self.config.remember_transactions + more, keyed: self.config.remember_keys + more }
+    }
+
     /// Decides a transaction, unless it is decided. Who has no answer asks again.
     pub(crate) async fn decide(&self, decision: Decision) -> ServiceResult<Verdict> {
         // The record may be made though nobody waits for this any more.
         self.deciding.send_modify(|calls| *calls += 1);
-        let decide = move |store: Store<'_>| {
-            let committed = decide(store, &decision)?;
-            Ok(Bytes::from_static(if committed { &[1] } else { &[0] }))
+        let (transaction, key) = (decision.transaction, decision.key.clone());
+        let (claims, keep) = (Arc::clone(&self.claims), self.keep());
+        let decide = move |stage: &Stage<'_>| {
+            let key = decision.key.as_deref();
+            let has_claim =
+                key.is_some_and(|key| claims.lock().holds(stage.term(), key, decision.transaction));
+            let (committed, spent) = decide(Store(stage), &decision, has_claim, keep)?;
+            let mut output = to_bytes(spent.as_slice()).to_vec();
+            output.push(committed.into());
+            Ok(output.into())
         };
-        let written = store::written(&self.replica, self.config.write_timeout, decide).await?;
-        Ok(Verdict { committed: written.output[..] == [1], position: written.index })
+        let written = store::staged(&self.replica, self.config.write_timeout, decide).await?;
+        if let Some(key) = key {
+            self.claims.lock().release(&key, transaction);
+            self.keys.fetch_add(1, Ordering::Relaxed);
+        }
+        let committed = written.output.last() == Some(&1);
+        let duplicate_of = from_bytes(&written.output).first().copied();
+        Ok(Verdict { committed, position: written.index, duplicate_of })
     }
 
     /// All participants of these have finished.
@@ -221,8 +276,8 @@ impl Core {
         self.deciding.send_modify(|calls| *calls += 1);
         let mut aborted = Vec::new();
         for some in prepared.chunks(AT_ONCE) {
-            let some = some.to_vec();
-            let output = self.write(move |store| Ok(to_bytes(&settle(store, &some)?))).await?;
+            let (some, keep) = (some.to_vec(), self.keep());
+            let output = self.write(move |store| Ok(to_bytes(&settle(store, &some, keep)?))).await?;
             aborted.extend(from_bytes(&output));
         }
         Ok(aborted)
@@ -246,41 +301,56 @@ impl Core {
         Ok(unfinished.chain(store.finished(LISTED)?.into_iter().map(status(true))).collect())
     }
 
-    async fn forget(&self, passed: Duration, age: Duration) -> ServiceResult<()> {
+    async fn forget(&self, passed: Duration) -> ServiceResult<()> {
         let deadline = machine::now() + self.config.write_timeout;
         // Any snapshot does: it only spares a group that has nothing to forget from being woken.
-        let is_empty = {
+        let (is_empty, records, keys) = {
             let snapshot = self.replica.snapshot(Consistency::Eventual, deadline).await?;
-            Store(snapshot.connection()).finished(1)?.is_empty()
+            let store = Store(snapshot.connection());
+            let count = |sql| store.first(sql, [], |row| row.get::<_, i64>(0));
+            let records = count("SELECT count(*) FROM shoal_decision WHERE finished = 1")?;
+            let keys = count("SELECT count(*) FROM shoal_decision WHERE key IS NOT NULL")?;
+            (store.finished(1)?.is_empty(), records.unwrap_or(0) as u64, keys.unwrap_or(0) as u64)
         };
+        self.keys.store(keys, Ordering::Relaxed);
         let mut passed = passed;
         let mut more = !is_empty;
         while more {
             let output = self.write(move |store| {
-                let more = forget(store, passed, age)?;
+                let more = forget(store, passed)?;
                 Ok(Bytes::from_static(if more { &[1] } else { &[0] }))
             });
             more = output.await?[..] == [1];
             passed = Duration::ZERO;
         }
+        let mut surplus = (records - keys.min(records)).saturating_sub(self.config.max_records) as usize;
+        while surplus > 0 {
+            let (most, keep) = (surplus.min(AT_ONCE), self.keep());
+            let thin =
+                move |store: Store<'_>| Ok(Bytes::from(vec![(thin(store, most, keep)? == most).into()]));
+            let is_done = self.write(thin).await?[..] == [0];
+            surplus = if is_done { 0 } else { surplus - most };
+        }
         Ok(())
     }
 }
 
+/// How often it's looked whether something is to be forgotten.
+fn step(remember: Duration) -> Duration {
+    (remember / 60).clamp(Duration::from_millis(50), Duration::from_secs(60))
+}
+
 /// Forgets what has been finished for long, until it is dropped.
 pub(crate) async fn sweep(core: Arc<Core>) {
-    let remember = core.config.remember_transactions;
-    let step = (remember / 60).clamp(Duration::from_millis(50), Duration::from_secs(60));
-    // A record gets the time of the step before it, and a step may be long in coming.
-    let age = remember + 2 * step;
+    let step = step(core.config.remember_transactions);
     let mut ticks = tokio::time::interval(step);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut last = machine::now();
     loop {
         ticks.tick().await;
-        let passed = last.elapsed().min(2 * step);
+        let passed = machine::now().saturating_duration_since(last).min(2 * step);
         last = machine::now();
-        if let Err(error) = core.forget(passed, age).await {
+        if let Err(error) = core.forget(passed).await {
             tracing::debug!(%error, "finished transactions can't be forgotten");
         }
     }
@@ -291,6 +361,7 @@ mod tests {
     use super::*;
     use crate::Config;
     use proto::NodeId;
+    use proto::services::Spent;
     use rusqlite::Connection;
 
     fn tables() -> Connection {
@@ -305,7 +376,17 @@ mod tests {
     }
 
     fn decision(sequence: u64, commit: bool) -> Decision {
-        Decision { transaction: id(sequence), participants: vec![ShardId(1), ShardId(2)], commit }
+        Decision { transaction: id(sequence), participants: vec![ShardId(1), ShardId(2)], commit, key: None }
+    }
+
+    const KEEP: Keep = Keep { plain: Duration::from_secs(60), keyed: Duration::from_secs(600) };
+
+    fn decide(store: Store<'_>, decision: &Decision) -> Result<bool> {
+        super::decide(store, decision, true, KEEP).map(|(committed, _)| committed)
+    }
+
+    fn settle(store: Store<'_>, prepared: &[Prepared]) -> Result<Vec<TransactionId>> {
+        super::settle(store, prepared, KEEP)
     }
 
     fn prepared(sequence: u64, shard: u64) -> Prepared {
@@ -360,21 +441,66 @@ mod tests {
         }
         store.set_finished(id(1), true).unwrap();
         store.set_finished(id(2), true).unwrap();
-        assert!(!forget(store, seconds(60), seconds(60)).unwrap());
-        assert!(store.decision(id(1)).unwrap().is_some(), "it is as old as that, not older");
+        assert!(!forget(store, seconds(60)).unwrap());
+        assert!(store.decision(id(1)).unwrap().is_some(), "its time isn't over, but nearly");
         decide(store, &decision(4, true)).unwrap();
         store.set_finished(id(4), true).unwrap();
-        assert!(!forget(store, seconds(1), seconds(60)).unwrap());
+        assert!(!forget(store, seconds(1)).unwrap());
         let left: Vec<_> = (1..=4).filter(|n| store.decision(id(*n)).unwrap().is_some()).collect();
         assert_eq!(left, [3, 4]);
         for sequence in 5..=AT_ONCE as u64 + 5 {
             decide(store, &decision(sequence, true)).unwrap();
             store.set_finished(id(sequence), true).unwrap();
         }
-        assert!(forget(store, seconds(100), seconds(60)).unwrap(), "a write isn't to take long");
-        assert!(!forget(store, seconds(0), seconds(60)).unwrap());
+        assert!(forget(store, seconds(100)).unwrap(), "a write isn't to take long");
+        assert!(!forget(store, seconds(0)).unwrap());
         assert_eq!(store.finished(9).unwrap(), []);
         assert_eq!(store.unfinished(9).unwrap(), [decision(3, false)]);
+    }
+
+    #[test]
+    fn if_there_are_too_many_the_oldest_go_sooner_but_not_within_minutes() {
+        let connection = tables();
+        let store = Store(&connection);
+        let keep = Keep { plain: 2 * LEAST, keyed: 4 * LEAST };
+        let put = |sequence, key: Option<&str>| {
+            let decision = Decision { key: key.map(String::from), ..decision(sequence, true) };
+            super::decide(store, &decision, true, keep).unwrap();
+            store.set_finished(id(sequence), true).unwrap();
+        };
+        put(1, None);
+        put(2, None);
+        put(3, Some("k"));
+        assert_eq!(thin(store, 9, keep).unwrap(), 0);
+        forget(store, LEAST + Duration::from_secs(1)).unwrap();
+        put(4, None);
+        assert_eq!((thin(store, 1, keep).unwrap(), thin(store, 9, keep).unwrap()), (1, 1));
+        let left: Vec<_> = (1..=4).filter(|n| store.decision(id(*n)).unwrap().is_some()).collect();
+        assert_eq!(left, [3, 4]);
+        forget(store, 3 * LEAST).unwrap();
+        assert_eq!(store.spent("k").unwrap(), None, "a key's time ends, too");
+    }
+
+    #[test]
+    fn a_key_is_used_up_once_and_only_by_who_has_claimed_it() {
+        let connection = tables();
+        let store = Store(&connection);
+        let keyed = |sequence| Decision { key: Some("k".into()), ..decision(sequence, true) };
+        let decide = |sequence, has_claim| super::decide(store, &keyed(sequence), has_claim, KEEP).unwrap();
+        assert_eq!(decide(1, false), (false, None));
+        assert_eq!(store.spent("k").unwrap(), None);
+        assert_eq!(decide(1, true), (false, None), "the first verdict stands");
+        assert_eq!(decide(2, true), (true, None));
+        assert_eq!(decide(2, false), (true, None), "its answer got lost");
+        assert_eq!(decide(3, true), (false, Some(id(2))));
+        assert_eq!(decide(3, true), (false, Some(id(2))));
+        assert_eq!(store.spent("k").unwrap(), Some(Spent { transaction: id(2), finished: false }));
+        store.set_finished(id(2), true).unwrap();
+        assert!(store.spent("k").unwrap().is_some_and(|spent| spent.finished));
+        // Whom a shard was forgotten of keeps its key.
+        assert_eq!(settle(store, &[prepared(2, 3)]).unwrap(), []);
+        assert_eq!(decide(4, true), (false, Some(id(2))));
+        assert_eq!(super::decide(store, &decision(5, false), false, KEEP).unwrap(), (false, None));
     }
 
     #[test]

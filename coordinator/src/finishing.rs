@@ -118,7 +118,7 @@ impl Driver {
         }
         let mut finished = Vec::new();
         let mut late = Vec::new();
-        for Decision { transaction, participants, commit } in unfinished {
+        for Decision { transaction, participants, commit, key: _ } in unfinished {
             let seen =
                 self.seen.entry(transaction).or_insert_with(|| Seen { since: now, done: BTreeMap::new() });
             seen.done.retain(|_, at| now.saturating_duration_since(*at) < SURE);

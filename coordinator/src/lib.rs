@@ -24,7 +24,7 @@
 //! The life of a distributed transaction, as far as it is told here:
 //!
 //! 1. All its participants have voted; its router asks for the verdict. The first one is recorded, and stands
-//!    (`decisions`).
+//!    (`decisions`). If it has an idempotency key, nobody else was committed with that, or began with it since (`claims`).
 //! 2. Its router tells the participants. Whom it hasn't told soon, the leader tells (`finishing`).
 //! 3. If nobody decides, the leader finds the branches that are prepared, and aborts (`inquiry`). It ends deadlocks over
 //!    several shards, too (`deadlock`).
@@ -35,6 +35,7 @@
 mod admit;
 mod alter;
 mod care;
+mod claims;
 mod config;
 mod deadlock;
 mod decisions;

@@ -4,6 +4,7 @@
 //! the leader a task takes up every unfinished job; on every node one follows what the replica applies.
 
 use crate::admit::{self, Admission};
+use crate::claims::Claims;
 use crate::config::Config;
 use crate::lingering::Lingering;
 use crate::metrics::Metrics;
@@ -18,9 +19,9 @@ use parking_lot::Mutex;
 use prometheus::proto::MetricFamily;
 use proto::machine;
 use proto::services::{
-    Alarm, BoxFuture, BoxStream, ClusterState, ClusterStatus, Consistency, CoordinatorService,
+    Alarm, BoxFuture, BoxStream, Claim, ClusterState, ClusterStatus, Consistency, CoordinatorService,
     CreateKeyspace, Decision, Joined, NodeJoin, Peers, ReplicaChange, ReplicaRole, ReplicaStatus,
-    SchemaChangeRequest, SequenceBlock, ServiceResult, TransactionStatus, Verdict,
+    SchemaChangeRequest, SequenceBlock, ServiceResult, Spent, TransactionStatus, Verdict,
 };
 use proto::topology::Node;
 use proto::wire::Wire;
@@ -30,6 +31,7 @@ use proto::{
 use replica::{Host, Replica};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -58,6 +60,10 @@ pub(crate) struct Core {
     pub(crate) deciding: watch::Sender<u64>,
     /// Transactions that take long to end.
     pub(crate) lingering: Mutex<Lingering>,
+    /// Who has claimed which idempotency key.
+    pub(crate) claims: Arc<Mutex<Claims>>,
+    /// How many keys are used up, about.
+    pub(crate) keys: AtomicU64,
     /// Counts the jobs that ended here; `None` once nobody works here any more.
     ended: watch::Sender<Option<u64>>,
 }
@@ -90,6 +96,8 @@ impl Coordinator {
             obstacles: Obstacles::default(),
             deciding: watch::Sender::default(),
             lingering: Mutex::default(),
+            claims: Arc::default(),
+            keys: AtomicU64::new(0),
             ended: watch::Sender::new(Some(0)),
         });
         let following = tokio::spawn(follow(Arc::clone(&core))).abort_handle();
@@ -411,6 +419,10 @@ impl CoordinatorService for Coordinator {
 
     fn decide(&self, decision: Decision) -> BoxFuture<'_, ServiceResult<Verdict>> {
         Box::pin(self.core.decide(decision))
+    }
+
+    fn claim(&self, claim: Claim) -> BoxFuture<'_, ServiceResult<Option<Spent>>> {
+        Box::pin(self.core.claim(claim))
     }
 
     fn finished(&self, transactions: Vec<TransactionId>) -> BoxFuture<'_, ServiceResult<()>> {

@@ -123,18 +123,17 @@ pub(crate) async fn write(
     patience: Duration,
     run: impl FnOnce(Store<'_>) -> Result<Bytes> + Send + 'static,
 ) -> Result<Bytes> {
-    written(replica, patience, run).await.map(|written| written.output)
+    staged(replica, patience, move |stage| run(Store(stage))).await.map(|written| written.output)
 }
 
-/// The same, with the position that has it.
-pub(crate) async fn written(
+/// The same for what must know the term that it runs in, with the position that has it.
+pub(crate) async fn staged(
     replica: &Replica,
     patience: Duration,
-    run: impl FnOnce(Store<'_>) -> Result<Bytes> + Send + 'static,
+    run: impl FnOnce(&Stage<'_>) -> Result<Bytes> + Send + 'static,
 ) -> Result<Written> {
     let deadline = machine::now() + patience;
-    let run = Box::new(move |stage: &Stage<'_>| run(Store(stage)));
-    replica.write(Write { request: None, settled: 0, deadline, run }).await
+    replica.write(Write { request: None, settled: 0, deadline, run: Box::new(run) }).await
 }
 
 /// The coordinator's tables as one transaction sees them.

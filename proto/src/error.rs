@@ -44,7 +44,7 @@ impl fmt::Debug for SqlState {
 
 macro_rules! sqlstates {
     ($($name:ident = $code:literal;)*) => {
-        /// The codes that Shoal uses, under PostgreSQL's condition names.
+        /// The codes that Shoal uses, under PostgreSQL's condition names. Those of class `SH` are its own.
         impl SqlState {
             $(#[doc = concat!("`", $code, "`")] pub const $name: SqlState = SqlState::of($code);)*
         }
@@ -130,6 +130,7 @@ sqlstates! {
     GENERATED_ALWAYS = "428C9";
     INSUFFICIENT_PRIVILEGE = "42501";
     OUT_OF_MEMORY = "53200";
+    CONFIGURATION_LIMIT_EXCEEDED = "53400";
     DISK_FULL = "53100";
     TOO_MANY_CONNECTIONS = "53300";
     PROGRAM_LIMIT_EXCEEDED = "54000";
@@ -145,6 +146,7 @@ sqlstates! {
     CANNOT_CONNECT_NOW = "57P03";
     IO_ERROR = "58030";
     SNAPSHOT_TOO_OLD = "72000";
+    TRANSACTION_ALREADY_COMMITTED = "SH001";
     INTERNAL_ERROR = "XX000";
     DATA_CORRUPTED = "XX001";
 }

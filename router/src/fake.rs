@@ -55,6 +55,10 @@ pub struct Fake {
     branches: Mutex<BTreeMap<(ShardId, TransactionId), FakeBranch>>,
     /// What was decided.
     pub verdicts: Mutex<HashMap<TransactionId, bool>>,
+    /// The idempotency keys that were claimed, by whom, and whether that was committed.
+    pub keys: Mutex<HashMap<String, (TransactionId, bool)>>,
+    /// The routers that said that they live.
+    pub kept_alive: Mutex<Vec<RouterIncarnation>>,
     /// What the coordinator was told has finished.
     pub finished: Mutex<Vec<TransactionId>>,
     next: AtomicI64,
@@ -167,6 +171,8 @@ impl Fake {
             actions: Mutex::default(),
             branches: Mutex::default(),
             verdicts: Mutex::default(),
+            keys: Mutex::default(),
+            kept_alive: Mutex::default(),
             finished: Mutex::default(),
             next: AtomicI64::new(1),
         })
@@ -459,6 +465,11 @@ impl ShardService for Fake {
         })
     }
 
+    fn keep_alive(&self, router: RouterIncarnation) -> BoxFuture<'_, ServiceResult<()>> {
+        self.kept_alive.lock().push(router);
+        Box::pin(async { Ok(()) })
+    }
+
     fn branches(&self, _: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {
         Box::pin(async { Ok(vec![]) })
     }
@@ -517,8 +528,18 @@ impl CoordinatorService for Fake {
     fn decide(&self, decision: Decision) -> BoxFuture<'_, ServiceResult<Verdict>> {
         Box::pin(async move {
             let decide = || {
-                let committed = *self.verdicts.lock().entry(decision.transaction).or_insert(decision.commit);
-                Verdict { committed, position: LogIndex(1) }
+                let mut keys = self.keys.lock();
+                let claim = decision.key.as_ref().and_then(|key| keys.get_mut(key));
+                let is_other = |(by, _): &(TransactionId, bool)| *by != decision.transaction;
+                let other = claim.as_deref().copied().filter(is_other);
+                let commit =
+                    decision.commit && (decision.key.is_none() || claim.is_some() && other.is_none());
+                let committed = *self.verdicts.lock().entry(decision.transaction).or_insert(commit);
+                if let Some((_, spent)) = claim.filter(|_| other.is_none()) {
+                    *spent |= committed;
+                }
+                let duplicate_of = other.filter(|(_, spent)| *spent).map(|(by, _)| by);
+                Verdict { committed, position: LogIndex(1), duplicate_of }
             };
             match self.note(if decision.commit { "decide" } else { "abort" }, 0) {
                 Some(Fault::Before(error)) => Err(error),
@@ -532,13 +553,46 @@ impl CoordinatorService for Fake {
         })
     }
 
+    fn claim(&self, claim: Claim) -> BoxFuture<'_, ServiceResult<Option<Spent>>> {
+        Box::pin(async move {
+            let claim = || {
+                let mut keys = self.keys.lock();
+                let (by, spent) = keys.get(&claim.key).copied().unwrap_or((claim.transaction, false));
+                if spent {
+                    let finished = self.finished.lock().contains(&by);
+                    return Some(Spent { transaction: by, finished });
+                }
+                keys.insert(claim.key.clone(), (claim.transaction, false));
+                None
+            };
+            match self.note("claim", 0) {
+                Some(Fault::Before(error)) => Err(error),
+                Some(Fault::After(error)) => {
+                    claim();
+                    Err(error)
+                }
+                Some(Fault::Hang) => std::future::pending().await,
+                None => Ok(claim()),
+            }
+        })
+    }
+
     fn finished(&self, transactions: Vec<TransactionId>) -> BoxFuture<'_, ServiceResult<()>> {
         self.finished.lock().extend(transactions);
         Box::pin(async { Ok(()) })
     }
 
-    fn transactions(&self, _: Option<TransactionId>) -> BoxFuture<'_, ServiceResult<Vec<TransactionStatus>>> {
-        Box::pin(async { Ok(vec![]) })
+    fn transactions(
+        &self,
+        one: Option<TransactionId>,
+    ) -> BoxFuture<'_, ServiceResult<Vec<TransactionStatus>>> {
+        let status = |transaction: TransactionId| {
+            let committed = *self.verdicts.lock().get(&transaction)?;
+            let finished = self.finished.lock().contains(&transaction);
+            Some(TransactionStatus { transaction, participants: vec![], committed, finished })
+        };
+        let found = one.and_then(status);
+        Box::pin(async move { Ok(found.into_iter().collect()) })
     }
 
     fn create_keyspace(&self, _: CreateKeyspace) -> BoxFuture<'_, ServiceResult<KeyspaceNumber>> {

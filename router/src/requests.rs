@@ -43,6 +43,11 @@ impl Requests {
         Arc::new(Self { router, open, transactions: AtomicU64::new(0) })
     }
 
+    /// This start of the router.
+    pub fn router(&self) -> RouterIncarnation {
+        self.router
+    }
+
     /// Names a transaction.
     pub fn begin_transaction(&self) -> TransactionId {
         let sequence = self.transactions.fetch_add(1, Ordering::Relaxed) + 1;

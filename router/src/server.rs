@@ -91,6 +91,8 @@ impl Router {
         let mut connections = JoinSet::new();
         let cluster = self.shared.executor.cluster.clone();
         let follower = tokio::spawn(async move { cluster.follow().await });
+        let transactions = self.shared.executor.transactions.clone();
+        let keeper = tokio::spawn(async move { transactions.keep_alive().await });
         tokio::pin!(shutdown);
         loop {
             let accepted = tokio::select! {
@@ -120,6 +122,7 @@ impl Router {
             }
         }
         follower.abort();
+        keeper.abort();
     }
 }
 

@@ -7,6 +7,7 @@
 
 use crate::config::Config;
 use crate::locks::{Locks, Mode, Part, Party, Resource, Settled};
+use crate::routers::Routers;
 use crate::touched::{Shapes, Want};
 use crate::{prepared, staged};
 use bytes::Bytes;
@@ -27,6 +28,7 @@ const REMEMBERED: usize = 10_000;
 /// The transactions of one shard, as far as its leader has them in memory.
 pub(crate) struct Transactions {
     state: Mutex<State>,
+    routers: Arc<Routers>,
     bounds: Bounds,
     counter: AtomicU64,
     machine: Machine,
@@ -128,17 +130,17 @@ pub(crate) enum Claim {
 }
 
 impl Transactions {
-    pub fn new(config: &Config) -> Self {
+    pub fn new(config: &Config, routers: Arc<Routers>) -> Self {
         let bounds = Bounds {
             branches: config.max_branches,
             waiting: config.max_waiting,
             locks: config.max_locks,
             hashed_locks: config.max_hashed_locks,
             stage_bytes: config.stage_bytes,
-            idle: config.branch_idle_timeout,
+            idle: config.router_silence,
         };
         let machine = config.machine.clone();
-        Self { state: Mutex::default(), bounds, counter: AtomicU64::new(1), machine }
+        Self { state: Mutex::default(), routers, bounds, counter: AtomicU64::new(1), machine }
     }
 
     /// All there is, as of the stage's term. For closures on the writer, with nothing but their own changes made: what is
@@ -186,7 +188,7 @@ impl Transactions {
             return Err(state.unknown(name.transaction));
         }
         if state.branches.len() >= self.bounds.branches {
-            state.sweep(self.bounds.idle);
+            state.sweep(self.bounds.idle, &self.routers);
         }
         if state.branches.len() >= self.bounds.branches {
             let message = "too many transactions are open on the shard";
@@ -296,15 +298,15 @@ impl Transactions {
         Ok(())
     }
 
-    /// What has been idle for too long is rolled back.
+    /// What has been idle for too long is rolled back, if its router is silent, too.
     pub fn sweep(&self) {
-        self.state.lock().sweep(self.bounds.idle);
+        self.state.lock().sweep(self.bounds.idle, &self.routers);
     }
 
     /// The transactions that have something on the shard.
     pub fn statuses(&self, shard: ShardId) -> Vec<BranchStatus> {
         let mut state = self.state.lock();
-        state.sweep(self.bounds.idle);
+        state.sweep(self.bounds.idle, &self.routers);
         let status = |(id, branch): (&TransactionId, &Branch)| BranchStatus {
             shard,
             transaction: *id,
@@ -313,7 +315,7 @@ impl Transactions {
                 Phase::Open | Phase::Committing | Phase::Preparing | Phase::Sealed => None,
                 Phase::Prepared(participants) => Some(participants.clone()),
             },
-            idle: branch.since.elapsed(),
+            idle: machine::now().saturating_duration_since(branch.since),
             waits_for: state.locks.waits_for(*id),
         };
         let mut statuses: Vec<_> = state.branches.iter().map(status).collect();
@@ -586,19 +588,21 @@ impl State {
         }
     }
 
-    fn sweep(&mut self, idle: Duration) {
+    fn sweep(&mut self, idle: Duration, routers: &Routers) {
+        let now = machine::now();
         let is_idle = |branch: &Branch| {
             branch.phase == Phase::Open
-                && branch.since.elapsed() > idle
+                && now.saturating_duration_since(branch.since) > idle
+                && routers.is_silent(branch.handle.id.router)
                 && branch.handle.turn.try_lock().is_ok()
         };
         let found: Vec<_> =
             self.branches.iter().filter(|(_, branch)| is_idle(branch)).map(|(id, _)| *id).collect();
         for id in found {
-            tracing::info!(transaction = %id, "rolled back: nothing was heard of it for too long");
+            tracing::info!(transaction = %id, "rolled back: its router has been silent for too long");
             let error = WireError::new(
                 SqlState::SERIALIZATION_FAILURE,
-                "the transaction was aborted: the shard has heard nothing of it for too long",
+                "the transaction was aborted: the shard has heard nothing of its router for too long",
             );
             self.end(id, Some(error));
         }

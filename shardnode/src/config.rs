@@ -29,9 +29,9 @@ pub struct Config {
     /// How many more of those may be held there that a transaction has beyond its first ten thousand, and that take some
     /// fifteen bytes each. More are refused with 53200.
     pub max_hashed_locks: usize,
-    /// A transaction of which the shard has heard nothing for so long, and that isn't prepared, is rolled back: its router
-    /// may be gone. Undoing what came after its last statement, which is nothing, counts as a sign of life.
-    pub branch_idle_timeout: Duration,
+    /// A transaction of which the shard has heard nothing for so long, and whose router the node hasn't heard for so long
+    /// either, is rolled back, unless it is prepared: its router is gone.
+    pub router_silence: Duration,
     /// What a transaction has changed on a shard is written into the shard's database as soon as so many bytes of it are
     /// in memory.
     pub stage_bytes: usize,
@@ -56,7 +56,7 @@ impl Config {
             max_waiting: 10_000,
             max_locks: 4_000_000,
             max_hashed_locks: 16_000_000,
-            branch_idle_timeout: Duration::from_secs(300),
+            router_silence: Duration::from_secs(6),
             stage_bytes: 4 << 20,
             schema_timeout: Duration::from_secs(60),
             machine: Machine::default(),

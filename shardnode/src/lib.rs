@@ -18,6 +18,8 @@
 //!    one of them, it is undone, waits, and is run again.
 //! 4. The branch is committed, or prepared and finished, by writes like any others (`transact`, `prepared`).
 //!
+//! A transaction lives as long as its router does, which says so to the node (`routers`).
+//!
 //! A write outside of any transaction runs straight in the leader's batch if nobody has a lock in its table, else as a
 //! transaction of one statement. A schema entry has its tables for itself (`altering`).
 //!
@@ -34,6 +36,7 @@ mod locks;
 mod node;
 mod prepared;
 mod read;
+mod routers;
 mod staged;
 mod statement;
 mod stream;

@@ -10,6 +10,7 @@
 use crate::altering::Altering;
 use crate::branch::Transactions;
 use crate::config::Config;
+use crate::routers::Routers;
 use crate::statement::Work;
 use crate::stream::Readers;
 use crate::transact::{self, Desk};
@@ -22,7 +23,7 @@ use proto::services::{
     Consistency, FragmentRequest, FragmentResponse, SchemaRequest, ServiceResult, ShardService,
 };
 use proto::topology::{Shard, Topology};
-use proto::{Epoch, GroupId, LogIndex, RequestId, Retry, ShardId, SqlState, WireError};
+use proto::{Epoch, GroupId, LogIndex, RequestId, Retry, RouterIncarnation, ShardId, SqlState, WireError};
 use replica::{Host, Replica, SchemaEntry, Stage, Write};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -37,6 +38,7 @@ pub struct ShardNode {
     host: Arc<Host>,
     config: Config,
     readers: Readers,
+    routers: Arc<Routers>,
     shards: ArcSwap<Shards>,
     /// Held while a topology is taken in, so that an older one can't overtake a newer one.
     following: Mutex<()>,
@@ -69,8 +71,8 @@ impl ShardNode {
     /// A node that knows no shard yet.
     pub fn new(host: Arc<Host>, config: Config) -> Arc<ShardNode> {
         let readers = Readers::new(&config);
-        let shards = ArcSwap::default();
-        Arc::new(ShardNode { host, config, readers, shards, following: Mutex::new(()) })
+        let (shards, routers) = (ArcSwap::default(), Arc::new(Routers::new(config.router_silence)));
+        Arc::new(ShardNode { host, config, readers, routers, shards, following: Mutex::new(()) })
     }
 
     /// Takes in the cluster's state, and serves what it names. An older state than the last changes nothing. Says
@@ -120,7 +122,7 @@ impl ShardNode {
             let replica = ArcSwapOption::new(self.host.replica(shard.group).map(Arc::new));
             let transactions = match before {
                 Some(before) if before.shard.group == shard.group => Arc::clone(&before.transactions),
-                _ => Arc::new(Transactions::new(&self.config)),
+                _ => Arc::new(Transactions::new(&self.config, Arc::clone(&self.routers))),
             };
             (shard.id, Known { shard: shard.clone(), since, replica, transactions })
         });
@@ -378,6 +380,11 @@ impl ShardService for ShardNode {
 
     fn transact(&self, request: BranchRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {
         Box::pin(self.act(request))
+    }
+
+    fn keep_alive(&self, router: RouterIncarnation) -> BoxFuture<'_, ServiceResult<()>> {
+        self.routers.hear(router);
+        Box::pin(async { Ok(()) })
     }
 
     fn branches(&self, shard: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {

@@ -68,7 +68,8 @@ impl Stage {
     }
 
     async fn decide(&self, sequence: u64, commit: bool) -> bool {
-        let decision = Decision { transaction: id(sequence), participants: self.shards.clone(), commit };
+        let decision =
+            Decision { transaction: id(sequence), participants: self.shards.clone(), commit, key: None };
         let decide = |coordinator: Arc<dyn CoordinatorService>| {
             let decision = decision.clone();
             async move { coordinator.decide(decision).await }

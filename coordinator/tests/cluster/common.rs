@@ -262,6 +262,10 @@ impl ShardService for Gate {
         })
     }
 
+    fn keep_alive(&self, router: RouterIncarnation) -> BoxFuture<'_, ServiceResult<()>> {
+        self.shards.keep_alive(router)
+    }
+
     fn branches(&self, shard: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {
         let directory = self.directory.upgrade();
         if directory.as_ref().is_some_and(|directory| directory.branches.borrow().real) {

@@ -3,7 +3,8 @@
 use crate::common::{Branches, Cluster, PATIENCE, Shape};
 use crate::tables::MAIN;
 use proto::services::{
-    BranchAction, BranchStatus, CoordinatorService, Decision, ServiceResult, TransactionStatus, Verdict,
+    BranchAction, BranchStatus, Claim, CoordinatorService, Decision, ServiceResult, TransactionStatus,
+    Verdict,
 };
 use proto::{GroupId, RouterIncarnation, ShardId, SqlState, TransactionId};
 use std::collections::BTreeSet;
@@ -23,7 +24,8 @@ async fn decide(
     participants: &[ShardId],
     commit: bool,
 ) -> ServiceResult<Verdict> {
-    let decision = Decision { transaction: id(sequence), participants: participants.to_vec(), commit };
+    let decision =
+        Decision { transaction: id(sequence), participants: participants.to_vec(), commit, key: None };
     cluster
         .ask(|coordinator| {
             let decision = decision.clone();
@@ -93,7 +95,8 @@ async fn the_first_verdict_stands_whoever_leads() {
         for party in 0..4 {
             let directory = cluster.directory.clone();
             let commit = (sequence + party) % 2 == 0;
-            let decision = Decision { transaction: id(sequence), participants: shards.clone(), commit };
+            let decision =
+                Decision { transaction: id(sequence), participants: shards.clone(), commit, key: None };
             asked.spawn(async move {
                 let verdict = directory.ask(|coordinator| {
                     let decision = decision.clone();
@@ -125,13 +128,14 @@ async fn verdicts_that_come_together_share_a_round() {
     let shards = cluster.shards_of(MAIN).await;
     let leader = cluster.leader().await;
     let coordinator = cluster.directory.coordinator(leader);
-    let decisions =
-        (1..=200).map(|sequence| {
-            let (coordinator, participants) = (coordinator.clone(), shards.clone());
-            async move {
-                coordinator.decide(Decision { transaction: id(sequence), participants, commit: true }).await
-            }
-        });
+    let decisions = (1..=200).map(|sequence| {
+        let (coordinator, participants) = (coordinator.clone(), shards.clone());
+        async move {
+            coordinator
+                .decide(Decision { transaction: id(sequence), participants, commit: true, key: None })
+                .await
+        }
+    });
     let verdicts = decisions.collect::<JoinSet<_>>().join_all().await;
     let positions: BTreeSet<_> = verdicts.into_iter().map(|verdict| verdict.unwrap().position).collect();
     assert!(positions.len() < 50, "200 verdicts took {} entries", positions.len());
@@ -309,4 +313,69 @@ async fn what_is_finished_is_forgotten_and_nothing_else() {
     deafen(&cluster, &[]);
     recorded(&cluster, 1, |record| record.is_none()).await;
     assert!(have_heard(&cluster.directory.branches.borrow(), 1, &shards, &COMMIT));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_is_used_up_once_whoever_leads() {
+    let mut cluster = Cluster::start(3, 1).await;
+    let shards = cluster.shards_of(MAIN).await;
+    let claim = async |cluster: &Cluster, sequence: u64, key: &str| {
+        let claim = Claim { transaction: id(sequence), key: key.to_owned() };
+        let ask = |coordinator: std::sync::Arc<dyn CoordinatorService>| {
+            let claim = claim.clone();
+            async move { coordinator.claim(claim).await }
+        };
+        cluster.ask(ask).await.unwrap()
+    };
+    let commit = async |cluster: &Cluster, sequence: u64, key: &str| {
+        let (transaction, key) = (id(sequence), Some(key.to_owned()));
+        let decision = Decision { transaction, participants: shards.clone(), commit: true, key };
+        let ask = |coordinator: std::sync::Arc<dyn CoordinatorService>| {
+            let decision = decision.clone();
+            async move { coordinator.decide(decision).await }
+        };
+        let verdict = cluster.ask(ask).await.unwrap();
+        (verdict.committed, verdict.duplicate_of)
+    };
+    // Who has claimed it last may commit, and nobody who hasn't.
+    assert_eq!(claim(&cluster, 1, "k").await, None);
+    assert_eq!(claim(&cluster, 2, "k").await, None);
+    assert_eq!(commit(&cluster, 1, "k").await, (false, None));
+    assert_eq!(commit(&cluster, 2, "k").await, (true, None));
+    assert_eq!(commit(&cluster, 2, "k").await, (true, None));
+    assert_eq!(claim(&cluster, 3, "k").await.map(|spent| spent.transaction), Some(id(2)));
+    assert_eq!(commit(&cluster, 3, "k").await, (false, Some(id(2))));
+    assert_eq!(commit(&cluster, 4, "never claimed").await, (false, None));
+    // A claim is lost with its leader; what is used up isn't.
+    assert_eq!(claim(&cluster, 5, "l").await, None);
+    let leader = cluster.leader().await;
+    cluster.stop(leader).await;
+    assert_eq!(commit(&cluster, 5, "l").await, (false, None));
+    assert_eq!(claim(&cluster, 6, "k").await.map(|spent| spent.transaction), Some(id(2)));
+    assert_eq!(claim(&cluster, 7, "l").await, None);
+    assert_eq!(commit(&cluster, 7, "l").await, (true, None));
+    // Many at once: one.
+    let directory = cluster.directory.clone();
+    let parties = (100..140).map(|sequence| {
+        let (directory, participants) = (directory.clone(), shards.clone());
+        async move {
+            let claim = Claim { transaction: id(sequence), key: "m".to_owned() };
+            let claimed = directory.ask(|coordinator| {
+                let claim = claim.clone();
+                async move { coordinator.claim(claim).await }
+            });
+            if claimed.await.unwrap().is_some() {
+                return false;
+            }
+            let key = Some("m".to_owned());
+            let decision = Decision { transaction: id(sequence), participants, commit: true, key };
+            let verdict = directory.ask(|coordinator| {
+                let decision = decision.clone();
+                async move { coordinator.decide(decision).await }
+            });
+            verdict.await.unwrap().committed
+        }
+    });
+    let committed = parties.collect::<JoinSet<_>>().join_all().await;
+    assert_eq!(committed.iter().filter(|committed| **committed).count(), 1);
 }

@@ -1,6 +1,6 @@
 //! What the coordinator does for everyone.
 
-use super::transaction::{Decision, TransactionStatus, Verdict};
+use super::transaction::{Claim, Decision, Spent, TransactionStatus, Verdict};
 use super::{BoxFuture, BoxStream, ReplicaStatus, ServiceResult};
 use crate::catalog::{Catalog, Sequence, Table};
 use crate::ids::{
@@ -51,6 +51,10 @@ pub trait CoordinatorService: Send + Sync {
     /// Decides what a transaction becomes, unless that is decided, and answers with what it has become. The answer is in
     /// the log before it is given: committed or aborted for good.
     fn decide(&self, decision: Decision) -> BoxFuture<'_, ServiceResult<Verdict>>;
+
+    /// Claims an idempotency key for a transaction that begins, and answers with who has used it up, if somebody has. From
+    /// here on nobody who claimed the key before is committed.
+    fn claim(&self, claim: Claim) -> BoxFuture<'_, ServiceResult<Option<Spent>>>;
 
     /// All participants of these transactions have finished, so that nobody need drive them any more.
     fn finished(&self, transactions: Vec<TransactionId>) -> BoxFuture<'_, ServiceResult<()>>;

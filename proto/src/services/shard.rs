@@ -2,7 +2,7 @@
 
 use super::transaction::{Branch, BranchAccess, BranchRequest, BranchStatus};
 use super::{BoxFuture, BoxStream, ServiceResult};
-use crate::ids::{Epoch, LogIndex, RequestId, SchemaVersion, ShardId, TableId};
+use crate::ids::{Epoch, LogIndex, RequestId, RouterIncarnation, SchemaVersion, ShardId, TableId};
 use crate::rows::RowBatch;
 use crate::value::Value;
 use std::sync::Arc;
@@ -21,6 +21,9 @@ pub trait ShardService: Send + Sync {
 
     /// Does something with a transaction's branch. Answers with the position that has it, where there is one.
     fn transact(&self, request: BranchRequest) -> BoxFuture<'_, ServiceResult<LogIndex>>;
+
+    /// The router lives, and so do the branches of its transactions on this node's shards.
+    fn keep_alive(&self, router: RouterIncarnation) -> BoxFuture<'_, ServiceResult<()>>;
 
     /// The transactions that have a branch on this shard.
     fn branches(&self, shard: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>>;

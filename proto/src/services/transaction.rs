@@ -150,6 +150,8 @@ pub struct Decision {
     pub participants: Vec<ShardId>,
     /// Whether all of them have voted for it, and it is to be committed.
     pub commit: bool,
+    /// The idempotency key that it uses up by being committed. It must have been claimed for the transaction.
+    pub key: Option<String>,
 }
 
 /// What a transaction has become, for good.
@@ -159,6 +161,26 @@ pub struct Verdict {
     pub committed: bool,
     /// A position in the coordinator's log that has the record: for the decision that made it, the record's own.
     pub position: LogIndex,
+    /// If it is aborted because another transaction had used up its idempotency key: that one.
+    pub duplicate_of: Option<TransactionId>,
+}
+
+/// A transaction that is to use up an idempotency key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The transaction.
+    pub transaction: TransactionId,
+    /// The key.
+    pub key: String,
+}
+
+/// The transaction that has used up an idempotency key by being committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spent {
+    /// The transaction.
+    pub transaction: TransactionId,
+    /// Whether every participant has finished, so that its effects are seen everywhere.
+    pub finished: bool,
 }
 
 /// A transaction that the coordinator has a record of.

@@ -4,15 +4,15 @@ use super::lane::Closed;
 use super::server::Reply;
 use super::{MAX_MESSAGE, PIECE};
 use crate::error::{Retry, SqlState, WireError};
-use crate::ids::{NodeId, ShardId};
+use crate::ids::{NodeId, RouterIncarnation, ShardId};
 use crate::rows::{RowBatch, RowBatchBuilder};
 use crate::services::*;
 use crate::wire::generated::Nothing;
 use crate::wire::generated::link::{Answer, Call, Caller, answer::Kind as AnswerKind, call::Kind};
 use crate::wire::{
-    Allocate, BranchStatuses, ChangeMembers, CheckTables, Convert, DecodeError, OneTransaction, Report,
-    ResponseHead, SetSequence, StateEncoder, Statuses, TransactionStatuses, Transactions, TransferLeader,
-    Wire,
+    Allocate, BranchStatuses, ChangeMembers, CheckTables, Claimed, Convert, DecodeError, OneTransaction,
+    Report, ResponseHead, SetSequence, StateEncoder, Statuses, TransactionStatuses, Transactions,
+    TransferLeader, Wire,
 };
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
@@ -96,7 +96,7 @@ fn writes(kind: &Kind) -> bool {
         Kind::ChangeMembers(_) | Kind::TransferLeader(_) | Kind::Check(_) => true,
         Kind::ChangeReplicas(_) | Kind::Join(_) => true,
         Kind::Transact(_) | Kind::Decide(_) | Kind::Finished(_) => true,
-        Kind::Branches(_) | Kind::Transactions(_) => false,
+        Kind::Branches(_) | Kind::Transactions(_) | Kind::KeepAlive(_) | Kind::Claim(_) => false,
         Kind::Found(_) | Kind::Init(_) => true,
     }
 }
@@ -116,6 +116,10 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
         Kind::Transact(request) => {
             let request = BranchRequest::from_message(request)?;
             AnswerKind::Transact(shard(reply)?.transact(request).await?.0)
+        }
+        Kind::KeepAlive(router) => {
+            shard(reply)?.keep_alive(RouterIncarnation(router)).await?;
+            AnswerKind::KeepAlive(Nothing {})
         }
         Kind::Branches(number) => {
             let branches = shard(reply)?.branches(ShardId(number)).await?;
@@ -182,6 +186,10 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
         Kind::Decide(decision) => {
             let decision = Decision::from_message(decision)?;
             AnswerKind::Decide(coordinator(reply)?.decide(decision).await?.to_message())
+        }
+        Kind::Claim(claim) => {
+            let spent = coordinator(reply)?.claim(Claim::from_message(claim)?).await?;
+            AnswerKind::Claim(Claimed(spent).to_message())
         }
         Kind::Finished(transactions) => {
             let Transactions(transactions) = Transactions::from_message(transactions)?;

@@ -7,7 +7,8 @@ use super::client::NodeClient;
 use super::link::Messages;
 use crate::error::Retry;
 use crate::ids::{
-    GroupId, KeyspaceNumber, LogIndex, NodeId, SchemaVersion, SequenceId, ShardId, TransactionId,
+    GroupId, KeyspaceNumber, LogIndex, NodeId, RouterIncarnation, SchemaVersion, SequenceId, ShardId,
+    TransactionId,
 };
 use crate::rows::RowBatch;
 use crate::services::*;
@@ -15,9 +16,9 @@ use crate::topology::Node;
 use crate::wire::generated::link::{Caller, answer, call};
 use crate::wire::generated::{ClusterState as StateMessage, Nothing};
 use crate::wire::{
-    Allocate, BranchStatuses, ChangeMembers, CheckTables, Convert, DecodeError, OneTransaction, Report,
-    ResponseHead, SetSequence, StateDecoder, Statuses, TransactionStatuses, Transactions, TransferLeader,
-    decode_message,
+    Allocate, BranchStatuses, ChangeMembers, CheckTables, Claimed, Convert, DecodeError, OneTransaction,
+    Report, ResponseHead, SetSequence, StateDecoder, Statuses, TransactionStatuses, Transactions,
+    TransferLeader, decode_message,
 };
 use prost::Message;
 use std::pin::Pin;
@@ -75,6 +76,14 @@ impl ShardService for NodeClient {
                 _ => None,
             };
             self.simple(timeout, Retry::Unknown, call, read).await
+        })
+    }
+
+    fn keep_alive(&self, router: RouterIncarnation) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(async move {
+            let call = call::Kind::KeepAlive(router.0);
+            let read = |answer| matches!(answer, answer::Kind::KeepAlive(_)).then_some(Ok(()));
+            self.simple(self.call_timeout(), Retry::Later, call, read).await
         })
     }
 
@@ -276,6 +285,18 @@ impl CoordinatorService for NodeClient {
                 _ => None,
             };
             self.simple(self.call_timeout(), Retry::Unknown, call, read).await
+        })
+    }
+
+    fn claim(&self, claim: Claim) -> BoxFuture<'_, ServiceResult<Option<Spent>>> {
+        Box::pin(async move {
+            let call = call::Kind::Claim(claim.to_message());
+            let read = |answer| match answer {
+                answer::Kind::Claim(claimed) => Some(Claimed::from_message(claimed).map(|c| c.0)),
+                _ => None,
+            };
+            // Claiming it again is safe.
+            self.simple(self.call_timeout(), Retry::Later, call, read).await
         })
     }
 

@@ -6,7 +6,7 @@ use super::topology::{node_numbers, nodes};
 use super::{Convert, DecodeError, each, id, maybe, messages};
 use crate::ids::{GroupId, LogIndex, NodeId, SequenceId, TransactionId};
 use crate::rows::RowBatch;
-use crate::services::{BranchStatus, ClusterState, ReplicaStatus, TransactionStatus};
+use crate::services::{BranchStatus, ClusterState, ReplicaStatus, Spent, TransactionStatus};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -116,6 +116,23 @@ impl Convert for TransactionStatuses {
 
     fn from_message(message: link::TransactionStatuses) -> Result<Self, DecodeError> {
         Ok(TransactionStatuses(each("transactions", message.transactions)?))
+    }
+}
+
+/// Who has used up an idempotency key.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Claimed(pub Option<Spent>);
+
+impl Convert for Claimed {
+    type Message = link::Claimed;
+    const NAME: &'static str = "claimed";
+
+    fn to_message(&self) -> link::Claimed {
+        link::Claimed { spent: self.0.as_ref().map(Spent::to_message) }
+    }
+
+    fn from_message(message: link::Claimed) -> Result<Self, DecodeError> {
+        Ok(Claimed(maybe("spent", message.spent)?))
     }
 }
 

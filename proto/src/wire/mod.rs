@@ -25,8 +25,8 @@ mod tests;
 pub(crate) use bootstrap::{cluster_bytes, cluster_from};
 #[cfg(feature = "transport")]
 pub(crate) use link::{
-    Allocate, BranchStatuses, ChangeMembers, CheckTables, OneTransaction, Report, ResponseHead, SetSequence,
-    StateDecoder, StateEncoder, Statuses, TransactionStatuses, Transactions, TransferLeader,
+    Allocate, BranchStatuses, ChangeMembers, CheckTables, Claimed, OneTransaction, Report, ResponseHead,
+    SetSequence, StateDecoder, StateEncoder, Statuses, TransactionStatuses, Transactions, TransferLeader,
 };
 
 /// What the build script generates.

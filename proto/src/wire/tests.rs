@@ -323,8 +323,15 @@ fn transactions_come_back() {
     check_equal(BranchStatus { prepared: Some(vec![ShardId(3)]), ..status.clone() });
     check_equal(status);
     let participants = vec![ShardId(3), ShardId(4)];
-    check_equal(Decision { transaction: transaction(), participants: participants.clone(), commit: true });
-    check_equal(Verdict { committed: true, position: LogIndex(3) });
+    for key in [None, Some("k".to_owned())] {
+        let participants = participants.clone();
+        check_equal(Decision { transaction: transaction(), participants, commit: true, key });
+    }
+    for duplicate_of in [None, Some(transaction())] {
+        check_equal(Verdict { committed: true, position: LogIndex(3), duplicate_of });
+    }
+    check_equal(Claim { transaction: transaction(), key: "k".into() });
+    check_equal(Spent { transaction: transaction(), finished: true });
     check_equal(TransactionStatus {
         transaction: transaction(),
         participants,

@@ -2,12 +2,12 @@
 
 use super::generated as pb;
 use super::shard::nanos;
-use super::{Convert, DecodeError, each, id, known, messages, one, required};
+use super::{Convert, DecodeError, each, id, known, maybe, messages, one, required};
 use crate::error::WireError;
 use crate::ids::{Epoch, LogIndex, RouterIncarnation, ShardId, TableId, TransactionId};
 use crate::services::{
-    Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus, Decision, LockWait, RowLock,
-    TransactionStatus, Verdict,
+    Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus, Claim, Decision, LockWait, RowLock,
+    Spent, TransactionStatus, Verdict,
 };
 use std::time::Duration;
 
@@ -202,18 +202,19 @@ impl Convert for Decision {
     const NAME: &'static str = "decision";
 
     fn to_message(&self) -> pb::Decision {
-        let Decision { transaction, participants, commit } = self;
+        let Decision { transaction, participants, commit, key } = self;
         pb::Decision {
             transaction: Some(transaction.to_message()),
             participants: shard_numbers(participants),
             commit: *commit,
+            key: key.clone(),
         }
     }
 
     fn from_message(message: pb::Decision) -> Result<Self, DecodeError> {
-        let pb::Decision { transaction, participants, commit } = message;
+        let pb::Decision { transaction, participants, commit, key } = message;
         let participants = shards("participants", participants)?;
-        Ok(Decision { transaction: one("transaction", transaction)?, participants, commit })
+        Ok(Decision { transaction: one("transaction", transaction)?, participants, commit, key })
     }
 }
 
@@ -222,11 +223,41 @@ impl Convert for Verdict {
     const NAME: &'static str = "verdict";
 
     fn to_message(&self) -> pb::Verdict {
-        pb::Verdict { committed: self.committed, position: self.position.0 }
+        let Verdict { committed, position, duplicate_of } = self;
+        let duplicate_of = duplicate_of.as_ref().map(TransactionId::to_message);
+        pb::Verdict { committed: *committed, position: position.0, duplicate_of }
     }
 
     fn from_message(message: pb::Verdict) -> Result<Self, DecodeError> {
-        Ok(Verdict { committed: message.committed, position: LogIndex(message.position) })
+        let pb::Verdict { committed, position, duplicate_of } = message;
+        let duplicate_of = maybe("duplicate_of", duplicate_of)?;
+        Ok(Verdict { committed, position: LogIndex(position), duplicate_of })
+    }
+}
+
+impl Convert for Claim {
+    type Message = pb::Claim;
+    const NAME: &'static str = "claim";
+
+    fn to_message(&self) -> pb::Claim {
+        pb::Claim { transaction: Some(self.transaction.to_message()), key: self.key.clone() }
+    }
+
+    fn from_message(message: pb::Claim) -> Result<Self, DecodeError> {
+        Ok(Claim { transaction: one("transaction", message.transaction)?, key: message.key })
+    }
+}
+
+impl Convert for Spent {
+    type Message = pb::Spent;
+    const NAME: &'static str = "spent";
+
+    fn to_message(&self) -> pb::Spent {
+        pb::Spent { transaction: Some(self.transaction.to_message()), finished: self.finished }
+    }
+
+    fn from_message(message: pb::Spent) -> Result<Self, DecodeError> {
+        Ok(Spent { transaction: one("transaction", message.transaction)?, finished: message.finished })
     }
 }
 

@@ -75,6 +75,8 @@ pub struct Block {
     read_only: bool,
     /// DDL has run in this transaction.
     schema: bool,
+    /// Something other than the session's own commands has run, or tried to.
+    has_run: bool,
     /// Its rows are lost: no savepoint can be gone back to.
     doomed: bool,
     savepoints: Vec<Savepoint>,
@@ -98,7 +100,14 @@ pub struct Savepoint {
 
 impl Default for Block {
     fn default() -> Self {
-        Self { status: Status::Idle, read_only: false, schema: false, doomed: false, savepoints: Vec::new() }
+        Self {
+            status: Status::Idle,
+            read_only: false,
+            schema: false,
+            has_run: false,
+            doomed: false,
+            savepoints: Vec::new(),
+        }
     }
 }
 
@@ -127,6 +136,16 @@ impl Block {
     pub fn begin(&mut self, read_only: bool) {
         self.status = Status::Block;
         self.read_only = read_only;
+    }
+
+    /// A statement is about to run.
+    pub fn run(&mut self) {
+        self.has_run = true;
+    }
+
+    /// Whether statements have run in it, the session's own commands aside.
+    pub fn has_run(&self) -> bool {
+        self.has_run && self.is_open()
     }
 
     /// SET TRANSACTION READ ONLY or READ WRITE.

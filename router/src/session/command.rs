@@ -14,6 +14,11 @@ use std::sync::Arc;
 use std::time::Instant;
 use tokio::io::AsyncWrite;
 
+/// The setting that isn't one: it belongs to a transaction.
+const IDEMPOTENCY_KEY: &str = "shoal.idempotency_key";
+/// How many bytes a key may have.
+const LONGEST_KEY: usize = 200;
+
 impl<W: AsyncWrite + Unpin> Session<W> {
     pub(super) async fn command(
         &mut self,
@@ -152,6 +157,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             self.notice(&notice);
         }
         self.portals.clear();
+        self.key = None;
         let ended = match self.transaction.take() {
             Some(transaction) if commit => transaction.commit(self.deadline()).await,
             Some(transaction) => {
@@ -198,6 +204,9 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         if name == "shoal.gtid" || name == "shoal.read_consistency" || name == "shoal.report_gtid" {
             return Err(WireError::unsupported(format!("the parameter \"{name}\"")));
         }
+        if name == IDEMPOTENCY_KEY {
+            return self.set_key(value, local);
+        }
         if name == "transaction_read_only" {
             return self
                 .set_transaction(None, value.map(|value| matches!(value, "on" | "true" | "1" | "yes")));
@@ -224,7 +233,32 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         Ok(())
     }
 
+    /// SET shoal.idempotency_key: of the next transaction; in a block, of the block itself. It's the same with and without
+    /// LOCAL, for it ends with its transaction.
+    fn set_key(&mut self, value: Option<&str>, local: bool) -> Result<(), WireError> {
+        let key = value.filter(|key| !key.is_empty());
+        if key.is_some_and(|key| key.len() > LONGEST_KEY) {
+            let message = format!("invalid value for parameter \"{IDEMPOTENCY_KEY}\"");
+            return Err(WireError::new(SqlState::INVALID_PARAMETER_VALUE, message)
+                .with_detail(format!("A key has {LONGEST_KEY} bytes at most.")));
+        }
+        if local && !self.block.is_open() {
+            let code = SqlState::NO_ACTIVE_SQL_TRANSACTION;
+            self.notice(&warning(code, "SET LOCAL can only be used in transaction blocks"));
+            return Ok(());
+        }
+        if self.transaction.is_some() || self.block.has_run() {
+            let message = format!("{IDEMPOTENCY_KEY} must be set before any query of its transaction");
+            return Err(WireError::new(SqlState::ACTIVE_SQL_TRANSACTION, message));
+        }
+        self.key = key.map(String::from);
+        Ok(())
+    }
+
     fn reset_all(&mut self) -> Result<(), WireError> {
+        if self.transaction.is_none() {
+            self.key = None;
+        }
         let before = self.settings.clone();
         self.settings.reset_all()?;
         self.report_changes(&before);
@@ -264,6 +298,11 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         if name == "transaction_read_only" {
             let read_only = self.block.is_read_only() || (!self.block.is_open() && self.settings.read_only);
             return Ok((name.to_owned(), if read_only { "on" } else { "off" }.to_owned()));
+        }
+        if name.eq_ignore_ascii_case(IDEMPOTENCY_KEY) {
+            let of_transaction = || self.transaction.as_ref().and_then(|transaction| transaction.key());
+            let key = self.key.as_deref().or_else(of_transaction).unwrap_or_default();
+            return Ok((name.to_owned(), key.to_owned()));
         }
         let (name, value) = self.settings.show(name)?;
         Ok((name.to_owned(), value))

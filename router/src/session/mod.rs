@@ -51,6 +51,8 @@ pub struct Session<W> {
     block: Block,
     /// What the block, string or pipeline has written, from its first write on.
     transaction: Option<Box<Transaction>>,
+    /// The idempotency key of the next transaction, or of the block that has run nothing yet.
+    key: Option<String>,
     /// The transaction before, which is still being rolled back.
     ending: Option<Ending>,
     /// The statement that runs is a transaction by itself.
@@ -117,6 +119,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             undo: None,
             block: Block::default(),
             transaction: None,
+            key: None,
             ending: None,
             alone: false,
             ends_next: false,
@@ -322,9 +325,9 @@ impl<W: AsyncWrite + Unpin> Session<W> {
     }
 
     /// A statement begins: it is a transaction by itself if nothing came before it and, as `last` says, nothing will come
-    /// after it.
+    /// after it. One with an idempotency key is committed by more than a shard.
     fn begin_statement(&mut self, last: bool) {
-        self.alone = last && !self.block.is_open() && self.transaction.is_none();
+        self.alone = last && !self.block.is_open() && self.transaction.is_none() && self.key.is_none();
     }
 
     /// Tells of an error; in a block, the block fails.
@@ -343,6 +346,8 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         }
         if !self.block.is_open() {
             self.portals.clear();
+            // Whoever uses the session next must not use up another's key.
+            self.key = None;
         }
         backend::error(&mut self.output.buffer, Severity::Error, &report);
     }

@@ -5,7 +5,7 @@ use super::block::{Effect, effect, truncated};
 use crate::error::Report;
 use crate::executor::copy_in::Copying;
 use crate::executor::rows::{Chunk, RowStream};
-use crate::executor::statement::Statement;
+use crate::executor::statement::{Statement, attend};
 use crate::executor::writes::Written;
 use crate::protocol::backend::format_of;
 use crate::protocol::frontend::Format;
@@ -182,13 +182,38 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         }
     }
 
-    /// A statement is about to run: what writes or locks, and isn't alone in its transaction, needs one.
-    fn join_transaction(&mut self, plan: &Plan) {
-        let takes_part = matches!(effect(plan), Effect::Locks | Effect::Writes | Effect::Truncates);
-        if takes_part && !self.alone && self.transaction.is_none() {
-            let transaction = self.shared.executor.transactions.begin(self.facts.begun());
-            self.transaction = Some(Box::new(transaction));
+    /// A statement is about to run: what writes or locks, and isn't alone in its transaction, needs one. So does the first
+    /// statement of a block with an idempotency key, whatever it does: it is told what has become of the key.
+    async fn join_transaction(
+        &mut self,
+        plan: &Plan,
+        deadline: Instant,
+    ) -> std::result::Result<(), WireError> {
+        if matches!(plan.action, Action::Session(_)) {
+            return Ok(());
         }
+        self.block.run();
+        let effect = effect(plan);
+        let is_keyed = self.key.is_some() || self.transaction.as_ref().is_some_and(|t| t.key().is_some());
+        if is_keyed && effect == Effect::Schema {
+            return Err(WireError::unsupported("a schema change with an idempotency key")
+                .with_hint("Schema changes are not part of transactions."));
+        }
+        let takes_part = matches!(effect, Effect::Locks | Effect::Writes | Effect::Truncates);
+        let begins = (takes_part && !self.alone) || (self.key.is_some() && self.block.is_open());
+        if self.transaction.is_some() || !begins {
+            return Ok(());
+        }
+        let (transactions, begun) = (self.shared.executor.transactions.clone(), self.facts.begun());
+        let transaction = match self.key.take() {
+            Some(key) => {
+                let claimed = Box::pin(transactions.begin_with_key(begun, key, deadline));
+                attend(&self.interrupt, deadline, claimed).await?
+            }
+            None => transactions.begin(begun),
+        };
+        self.transaction = Some(Box::new(transaction));
+        Ok(())
     }
 
     /// Starts a statement by a plan that fits the newest catalog; where it no longer does, `replan` makes another.
@@ -208,7 +233,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         loop {
             let read_only = self.settings.read_only && !self.block.is_open();
             self.block.check(&plan, read_only, self.alone, self.transaction.is_some())?;
-            self.join_transaction(&plan);
+            self.join_transaction(&plan, deadline).await?;
             let mark = self.transaction.as_ref().map(|transaction| transaction.mark());
             let error = match self.start_once(text, parameters, &plan, state.clone(), deadline).await {
                 Ok(started) => return Ok(started),

@@ -1,5 +1,7 @@
 //! Sessions over real sockets: a driver's, and ones that send what no driver would.
 
+mod keys;
+
 use crate::config::Config;
 use crate::fake::{Fake, FakePeers};
 use crate::server::Router;

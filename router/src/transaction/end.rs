@@ -5,11 +5,13 @@
 //! - One: its shard commits it, under a request id, so that asking again is safe.
 //! - Several: all are **prepared**, at once; each answer is a vote. With all votes the coordinator **decides**: that
 //!   record is the commit. Then all **finish**, and when they have, the coordinator is told so.
+//! - A transaction with an idempotency key goes that way however many there are: the record is what uses the key up.
 //!
 //! A shard that doesn't vote in time ends the transaction, whatever else it may have done: as only this router asks
 //! for a commit, what it hasn't asked for can't happen. What it did ask for and has no answer to is unknown (08007);
 //! the coordinator and the shards see to the rest.
 
+use super::keyed::{already_committed, claim_lost};
 use super::{Transaction, Transactions, lost};
 use futures::future::{join_all, try_join_all};
 use proto::machine;
@@ -19,9 +21,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
-
-/// How long one coordinator is waited for before another is asked: one that is paused may never answer.
-const DECISION_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long who rolled back waits for its locks to be free.
 pub const ROLLBACK_PATIENCE: Duration = Duration::from_millis(500);
@@ -43,15 +42,15 @@ impl Ending {
 
 impl Transaction {
     /// Commits it. After any error but 08007 it is rolled back.
-    pub async fn commit(self, deadline: Instant) -> Result<(), WireError> {
-        let all = self.all.clone();
+    pub async fn commit(mut self, deadline: Instant) -> Result<(), WireError> {
+        let (all, key) = (self.all.clone(), self.key.take());
         // From here on dropping it does nothing: it may be on its way to a commit.
         let (bound, loose) = std::mem::take(&mut *self.branches.lock()).parts();
         drop(all.let_go(self.id, loose));
-        match bound[..] {
-            [] => Ok(()),
-            [shard] => all.commit_one(self.id, shard).await,
-            _ => all.commit_all(self.id, bound, deadline).await,
+        match (&bound[..], key) {
+            ([], None) => Ok(()),
+            ([shard], None) => all.commit_one(self.id, *shard).await,
+            (_, key) => all.commit_all(self.id, bound, key, deadline).await,
         }
     }
 
@@ -119,16 +118,20 @@ impl Transactions {
         self: &Arc<Self>,
         id: TransactionId,
         shards: Vec<ShardId>,
+        key: Option<String>,
         deadline: Instant,
     ) -> Result<(), WireError> {
         if let Err(error) = self.prepare(id, &shards, deadline.min(self.patience())).await {
             // Whatever else was prepared ends by the coordinator's word alone.
             let all = self.clone();
             let ending = tokio::spawn(async move {
-                let decision = Decision { transaction: id, participants: shards.clone(), commit: false };
+                let decision =
+                    Decision { transaction: id, participants: shards.clone(), commit: false, key: None };
                 match all.decide(decision).await {
                     Ok(verdict) => {
-                        all.finish(id, shards, verdict.committed).await;
+                        if all.finish(id, shards, verdict.committed).await {
+                            all.tell_finished(id);
+                        }
                     }
                     Err(error) => tracing::warn!(transaction = %id, %error, "an abort could not be recorded"),
                 }
@@ -136,9 +139,15 @@ impl Transactions {
             Ending(Some(ending)).settle().await;
             return Err(lost(error));
         }
-        let decision = Decision { transaction: id, participants: shards.clone(), commit: true };
+        let decision =
+            Decision { transaction: id, participants: shards.clone(), commit: true, key: key.clone() };
         let verdict = self.decide(decision).await.map_err(|error| {
-            let hint = format!("\"shoal txn show {id}\" tells what has become of it.");
+            let hint = match &key {
+                Some(_) => {
+                    "Run it again with its idempotency key: it is told then whether it was committed.".into()
+                }
+                None => format!("\"shoal txn show {id}\" tells what has become of it."),
+            };
             unknown().with_detail(format!("Its id is {id}: {error}")).with_hint(hint)
         })?;
         let all = self.clone();
@@ -151,6 +160,11 @@ impl Transactions {
         let _ = tokio::time::timeout(self.retry_timeout, finishing).await;
         if verdict.committed {
             return Ok(());
+        }
+        match (key, verdict.duplicate_of) {
+            (Some(key), Some(by)) => return Err(already_committed(&key, by)),
+            (Some(key), None) => return Err(claim_lost(&key)),
+            (None, _) => {}
         }
         let message = "the transaction was aborted before its commit was decided";
         Err(WireError::new(SqlState::SERIALIZATION_FAILURE, message)
@@ -168,21 +182,11 @@ impl Transactions {
 
     /// Has the coordinator decide. An error leaves it unknown.
     async fn decide(&self, decision: Decision) -> Result<Verdict, WireError> {
-        let until = self.patience();
-        loop {
+        let ask = |coordinator: Arc<dyn CoordinatorService>| {
             let decision = decision.clone();
-            let ask = |coordinator: Arc<dyn CoordinatorService>| {
-                let decision = decision.clone();
-                async move { coordinator.decide(decision).await }
-            };
-            let attempt = until.min(machine::now() + DECISION_PATIENCE);
-            match self.cluster.ask_coordinator(attempt, attempt, ask).await {
-                Err(error) if error.retry != Retry::Never && machine::now() < until => {
-                    tracing::debug!(transaction = %decision.transaction, %error, "asking for a decision again");
-                }
-                answer => return answer,
-            }
-        }
+            async move { coordinator.decide(decision).await }
+        };
+        self.ask_coordinator(self.patience(), ask).await
     }
 }
 

@@ -1,18 +1,21 @@
 //! Transactions, as their router has them.
 //!
 //! The life of a transaction:
-//! 1. [`Transactions::begin`] gives it its id. Nobody else hears of it.
+//! 1. [`Transactions::begin`] gives it its id. Nobody else hears of it, unless it has an idempotency key ([`keyed`]).
 //! 2. Statements that write or lock are numbered for each shard ([`Transaction::statement`]) and sent there; the first
 //!    one makes the **branch** on that shard. Reads of a shard that has a branch go there, too.
 //! 3. A part of it is undone ([`Transaction::undo`]): ROLLBACK TO, or a statement that is planned anew.
+//!    Meanwhile the shards hear that this router lives ([`alive`]).
 //! 4. It is committed or rolled back ([`end`]). One that is dropped is rolled back in the background: whatever becomes
 //!    of its session, its locks are given up.
 //!
 //! It must never know SQL, nor what its session tells its client.
 
+mod alive;
 mod branches;
 mod end;
 mod finished;
+mod keyed;
 
 #[cfg(test)]
 mod tests;
@@ -20,6 +23,7 @@ mod tests;
 use crate::asking::{Asked, no_answer, no_leader};
 use crate::cluster::Cluster;
 use crate::requests::Requests;
+use alive::{Open, Opened};
 use branches::Branches;
 pub use branches::Mark;
 pub use end::{Ending, ROLLBACK_PATIENCE};
@@ -27,7 +31,7 @@ use finished::Finished;
 use futures::future::try_join_all;
 use parking_lot::Mutex;
 use proto::machine;
-use proto::services::{Branch, BranchAction, BranchRequest};
+use proto::services::{Branch, BranchAction, BranchRequest, CoordinatorService};
 use proto::{LogIndex, Retry, SchemaVersion, ShardId, SqlState, TransactionId, WireError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,26 +43,55 @@ pub struct Transactions {
     /// How long a shard or the coordinator is asked again where that may help.
     retry_timeout: Duration,
     finished: Finished,
+    open: Arc<Open>,
 }
+
+/// How long one coordinator is waited for before another is asked: one that is paused may never answer.
+const COORDINATOR_PATIENCE: Duration = Duration::from_secs(3);
 
 /// A transaction that is open.
 pub struct Transaction {
     all: Arc<Transactions>,
     id: TransactionId,
     begun: u64,
+    /// The idempotency key that its commit uses up.
+    key: Option<String>,
+    _opened: Opened,
     branches: Mutex<Branches>,
 }
 
 impl Transactions {
     /// The transactions of a router over this cluster.
     pub fn new(cluster: Arc<Cluster>, requests: Arc<Requests>, retry_timeout: Duration) -> Arc<Self> {
-        Arc::new(Self { cluster, requests, retry_timeout, finished: Finished::default() })
+        let (finished, open) = (Finished::default(), Arc::default());
+        Arc::new(Self { cluster, requests, retry_timeout, finished, open })
     }
 
     /// Begins one. `begun` is in microseconds since 1970.
     pub fn begin(self: &Arc<Self>, begun: u64) -> Transaction {
         let id = self.requests.begin_transaction();
-        Transaction { all: self.clone(), id, begun, branches: Mutex::default() }
+        let _opened = self.open.enter();
+        Transaction { all: self.clone(), id, begun, key: None, _opened, branches: Mutex::default() }
+    }
+
+    /// Asks the coordinator for something that can be repeated, until there is an answer.
+    async fn ask_coordinator<T, F>(
+        &self,
+        until: Instant,
+        call: impl Fn(Arc<dyn CoordinatorService>) -> F,
+    ) -> Result<T, WireError>
+    where
+        F: Future<Output = Result<T, WireError>>,
+    {
+        loop {
+            let attempt = until.min(machine::now() + COORDINATOR_PATIENCE);
+            match self.cluster.ask_coordinator(attempt, attempt, &call).await {
+                Err(error) if error.retry != Retry::Never && machine::now() < until => {
+                    tracing::debug!(%error, "asking the coordinator again");
+                }
+                answer => return answer,
+            }
+        }
     }
 
     /// Asks a shard to do something with a branch. Every action can be repeated, so it is, until there is an answer. An
@@ -115,6 +148,11 @@ impl Transactions {
 }
 
 impl Transaction {
+    /// The idempotency key that its commit uses up.
+    pub fn key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+
     /// Whether it has statements on this shard.
     pub fn has(&self, shard: ShardId) -> bool {
         self.branches.lock().has(shard)

@@ -267,3 +267,19 @@ async fn nothing_bound_is_nothing_to_commit() {
         Ok(LogIndex(1))
     );
 }
+
+#[tokio::test]
+async fn a_router_says_that_it_lives_while_something_is_open() {
+    let bench = Bench::new().await;
+    let all = bench.all.clone();
+    tokio::spawn(async move { all.keep_alive().await });
+    tokio::task::yield_now().await;
+    assert!(bench.fake.kept_alive.lock().is_empty());
+    let transaction = bench.begin();
+    let router = transaction.id.router;
+    bench.until(|fake| !fake.kept_alive.lock().is_empty()).await;
+    assert_eq!(bench.fake.kept_alive.lock()[..], [router], "once for each node that leads");
+    drop(transaction);
+    bench.begin().commit(later()).await.unwrap();
+    bench.until(|_| bench.all.open.is_empty()).await;
+}

@@ -265,14 +265,14 @@ async fn a_unique_key_is_waited_for_and_then_taken_or_refused() {
 async fn who_is_silent_for_too_long_is_rolled_back() {
     let node = start().await;
     let mut config = shardnode::Config::new(NodeId(1));
-    config.branch_idle_timeout = Duration::from_millis(300);
+    config.router_silence = Duration::from_millis(300);
     config.max_branches = 2;
     let node = node.with_shards(config);
     let (one, two, three) = (Session::new(&node, 1), Session::new(&node, 2), Session::new(&node, 3));
     one.write("UPDATE t1 SET c2 = 'A' WHERE c1 = 1").await.unwrap();
     // Whoever waits for it has it looked after.
     assert_eq!(two.write("UPDATE t1 SET c2 = 'B' WHERE c1 = 1").await.unwrap(), 1);
-    let silent = "40001: the transaction was aborted: the shard has heard nothing of it for too long";
+    let silent = "40001: the transaction was aborted: the shard has heard nothing of its router for too long";
     assert_eq!(told(one.commit().await), silent);
     assert_eq!(told(one.write("DELETE FROM t1").await), silent);
     three.read("SELECT 1").await.unwrap();
@@ -280,6 +280,32 @@ async fn who_is_silent_for_too_long_is_rolled_back() {
     assert_eq!(many.sqlstate, SqlState::TOO_MANY_CONNECTIONS);
     two.commit().await.unwrap();
     assert_eq!(texts(&node).await, "Bbcd");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_lives_as_long_as_its_router() {
+    let node = start().await;
+    let mut config = shardnode::Config::new(NodeId(1));
+    config.router_silence = Duration::from_millis(200);
+    let node = node.with_shards(config);
+    let one = Session::new(&node, 1);
+    one.write("UPDATE t1 SET c2 = 'A' WHERE c1 = 1").await.unwrap();
+    let mut beats = tokio::time::interval(Duration::from_millis(20));
+    for _ in 0..30 {
+        beats.tick().await;
+        node.shards.keep_alive(one.id().router).await.unwrap();
+        assert_eq!(node.shards.branches(SHARD).await.unwrap().len(), 1);
+    }
+    // Another's word is none of its own.
+    let other = proto::RouterIncarnation(one.id().router.0 + 1);
+    let gone = async {
+        while !node.shards.branches(SHARD).await.unwrap().is_empty() {
+            node.shards.keep_alive(other).await.unwrap();
+            beats.tick().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), gone).await.expect("it ends with its router");
+    assert_eq!(texts(&node).await, "abcd");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

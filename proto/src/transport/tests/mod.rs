@@ -116,6 +116,11 @@ impl ShardService for Shard {
         })
     }
 
+    fn keep_alive(&self, router: RouterIncarnation) -> BoxFuture<'_, ServiceResult<()>> {
+        let right = router == RouterIncarnation(8);
+        Box::pin(async move { if right { Ok(()) } else { Err(WireError::internal("another router")) } })
+    }
+
     fn branches(&self, shard: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {
         Box::pin(async move { Ok(vec![branch(shard)]) })
     }
@@ -228,7 +233,13 @@ impl CoordinatorService for Coordinator {
 
     fn decide(&self, decision: Decision) -> BoxFuture<'_, ServiceResult<Verdict>> {
         let position = LogIndex(decision.participants[0].0);
-        Box::pin(async move { Ok(Verdict { committed: decision.commit, position }) })
+        let duplicate_of = decision.key.map(|_| decision.transaction);
+        Box::pin(async move { Ok(Verdict { committed: decision.commit, position, duplicate_of }) })
+    }
+
+    fn claim(&self, claim: Claim) -> BoxFuture<'_, ServiceResult<Option<Spent>>> {
+        let spent = Spent { transaction: claim.transaction, finished: true };
+        Box::pin(async move { Ok((claim.key == "spent").then_some(spent)) })
     }
 
     fn finished(&self, transactions: Vec<TransactionId>) -> BoxFuture<'_, ServiceResult<()>> {

@@ -184,9 +184,15 @@ async fn every_other_request_crosses() {
     assert_eq!(soon(client.transact(finish)).await, Ok(LogIndex(7)));
     assert_eq!(soon(client.branches(ShardId(4))).await, Ok(vec![branch(ShardId(4))]));
     let participants = vec![ShardId(3), ShardId(4)];
-    let decision = Decision { transaction: transaction(), participants, commit: true };
-    let verdict = Verdict { committed: true, position: LogIndex(3) };
+    let key = Some("k".to_owned());
+    let decision = Decision { transaction: transaction(), participants, commit: true, key };
+    let verdict = Verdict { committed: true, position: LogIndex(3), duplicate_of: Some(transaction()) };
     assert_eq!(soon(client.decide(decision)).await, Ok(verdict));
+    let claim = |key: &str| Claim { transaction: transaction(), key: key.into() };
+    assert_eq!(soon(client.claim(claim("free"))).await, Ok(None));
+    let spent = Spent { transaction: transaction(), finished: true };
+    assert_eq!(soon(client.claim(claim("spent"))).await, Ok(Some(spent)));
+    assert_eq!(soon(client.keep_alive(RouterIncarnation(8))).await, Ok(()));
     assert_eq!(soon(client.finished(vec![transaction()])).await, Ok(()));
     let known = soon(client.transactions(Some(transaction()))).await.unwrap();
     assert_eq!(known.iter().map(|known| known.transaction).collect::<Vec<_>>(), [transaction()]);
