@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod isolation;
 pub mod load;
 pub mod nodes;
+pub mod payments;
 pub mod postgres;
 pub mod script;
 pub mod sim;

@@ -14,7 +14,6 @@
 use super::keyed::{already_committed, claim_lost};
 use super::{Transaction, Transactions, lost};
 use futures::future::{join_all, try_join_all};
-use proto::machine;
 use proto::services::{BranchAction, CoordinatorService, Decision, Verdict};
 use proto::{Retry, ShardId, SqlState, TransactionId, WireError};
 use std::sync::Arc;

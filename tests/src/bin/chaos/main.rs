@@ -1,4 +1,4 @@
-//! Real nodes under load, and what befalls them: `cargo run --release -p tests --bin chaos -- kill|transfer|rebuild|sums|copy`.
+//! Real nodes under load, and what befalls them: `cargo run --release -p tests --bin chaos -- kill|transfer|rebuild|sums|copy|payments`.
 //!
 //! Each trial starts a cluster of `shoal node` processes, writes to a table without a key over all routers, and checks
 //! at the end that every acknowledged row is there once. It prints what a client measures: how long it went without
@@ -6,6 +6,7 @@
 
 mod copy;
 mod kill;
+mod payments;
 mod rebuild;
 mod sums;
 mod transfer;
@@ -54,6 +55,8 @@ enum Trial {
         #[arg(long, default_value_t = 200_000)]
         rows: u64,
     },
+    /// Makes payments, repeated with their keys, over connections that are cut around COMMIT
+    Payments(payments::Payments),
     /// Moves money over all shards, while readers add it up
     Sums(sums::Sums),
     /// Copies millions of rows in one statement
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Trial::Kill { rounds, seed } => kill::run(&arguments, *rounds, *seed),
         Trial::Transfer { rounds } => transfer::run(&arguments, *rounds),
         Trial::Rebuild { rows } => rebuild::run(&arguments, *rows),
+        Trial::Payments(trial) => payments::run(&arguments, trial),
         Trial::Sums(trial) => sums::run(&arguments, trial),
         Trial::Copy(trial) => copy::run(&arguments, trial),
     };
