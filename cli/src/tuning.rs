@@ -52,6 +52,13 @@ pub struct Tuning {
     /// What a transaction may change on one shard; more is refused with SQLSTATE 54000 [default: 16GiB]
     #[arg(long, value_name = "SIZE")]
     pub max_transaction: Option<Size>,
+    /// It's remembered for so long that a transaction with an idempotency key was committed; the same on all nodes
+    /// [default: 24h]
+    #[arg(long, value_name = "TIME")]
+    pub remember_keys: Option<Span>,
+    /// So many idempotency keys are remembered at most, then new ones are refused; the same on all nodes [default: 10000000]
+    #[arg(long, value_name = "N")]
+    pub max_keys: Option<u64>,
     /// How many Postgres clients may be connected to this node at a time [default: 500]
     #[arg(long, value_name = "N")]
     pub max_connections: Option<u32>,
@@ -70,6 +77,8 @@ pub struct Tuned {
     revive_every: Duration,
     replace_after: Duration,
     max_transaction_bytes: u64,
+    remember_keys: Duration,
+    max_keys: u64,
     max_connections: usize,
 }
 
@@ -87,6 +96,8 @@ impl Tuning {
             revive_every: self.revive_every.or(other.revive_every),
             replace_after: self.replace_after.or(other.replace_after),
             max_transaction: self.max_transaction.or(other.max_transaction),
+            remember_keys: self.remember_keys.or(other.remember_keys),
+            max_keys: self.max_keys.or(other.max_keys),
             max_connections: self.max_connections.or(other.max_connections),
         }
     }
@@ -104,6 +115,8 @@ impl Tuning {
         let revive_every = self.revive_every.unwrap_or(seconds(5));
         let replace_after = self.replace_after.unwrap_or(seconds(300));
         let max_transaction = self.max_transaction.unwrap_or(Size(16 << 30));
+        let remember_keys = self.remember_keys.unwrap_or(seconds(86_400));
+        let max_keys = self.max_keys.unwrap_or(10_000_000);
         let max_connections = self.max_connections.unwrap_or(500);
         within("tick", tick, Span(Duration::from_millis(5)), Span(Duration::from_secs(1)))?;
         within("election-ticks", election_ticks, 4, 100)?;
@@ -116,6 +129,8 @@ impl Tuning {
         within("revive-every", revive_every, seconds(1), seconds(3600))?;
         within("replace-after", replace_after, Span(LEAST_SILENCE), Span(MOST_SILENCE))?;
         within("max-transaction", max_transaction, Size(1 << 20), Size(1 << 40))?;
+        within("remember-keys", remember_keys, seconds(60), seconds(365 * 86_400))?;
+        within("max-keys", max_keys, 1, 1_000_000_000)?;
         within("max-connections", max_connections, 1, 100_000)?;
         Ok(Tuned {
             tick: tick.0,
@@ -128,6 +143,8 @@ impl Tuning {
             revive_every: revive_every.0,
             replace_after: replace_after.0,
             max_transaction_bytes: max_transaction.0,
+            remember_keys: remember_keys.0,
+            max_keys,
             max_connections: max_connections as usize,
         })
     }
@@ -162,7 +179,9 @@ impl Tuned {
 
     /// The settings of a node's part of the coordinator.
     pub fn coordinator(&self, config: coordinator::Config) -> coordinator::Config {
-        coordinator::Config { replace_after: self.replace_after, ..config }
+        let (replace_after, remember_keys, max_keys) =
+            (self.replace_after, self.remember_keys, self.max_keys);
+        coordinator::Config { replace_after, remember_keys, max_keys, ..config }
     }
 
     /// The settings of a router.
