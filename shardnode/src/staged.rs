@@ -140,10 +140,10 @@ impl Desk {
             let run = move |stage: &Stage<'_>| {
                 let mut state = transactions.enter(stage)?;
                 state.bind(&own)?;
-                let all = state.locks.hashes(id).flat_map(|(table, mode, hashes)| {
+                let mut all = state.locks.hashes(id).flat_map(|(table, mode, hashes)| {
                     hashes.chunks(at_once).map(move |some| (table, mode, some))
                 });
-                match all.skip(n).next() {
+                match all.nth(n) {
                     Some(some) => prepared::insert_locks(stage, id, n as u64, some).map(|()| Bytes::new()),
                     None => Ok(Bytes::from_static(b"that was all")),
                 }
