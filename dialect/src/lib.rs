@@ -14,6 +14,7 @@ pub mod io;
 pub mod key;
 pub mod numeric;
 pub mod physical;
+pub mod rowset;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 pub mod types;

@@ -51,7 +51,7 @@ fn old_table_name(id: TableId) -> String {
 
 /// How SQLite stores a type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Storage {
+pub(crate) enum Storage {
     Integer,
     Real,
     Text,
@@ -59,7 +59,7 @@ enum Storage {
 }
 
 impl Storage {
-    fn of(ty: Type) -> Self {
+    pub(crate) fn of(ty: Type) -> Self {
         match ty {
             Type::Bool | Type::Int2 | Type::Int4 | Type::Int8 | Type::Oid | Type::Regclass => {
                 Storage::Integer

@@ -2,7 +2,7 @@
 
 use crate::bind::lock::lock_name;
 use crate::plan::{
-    Action, Fragment, Gather, Insert, InsertRows, InsertTarget, KeyFilter, Locking, MergeKey, Plan, Query,
+    Action, Fragment, Gather, Insert, InsertRows, InsertTarget, KeyFilter, KeyPart, Locking, MergeKey, Plan, Query,
     Route, Scalar, ScalarId, SourceRows, Target,
 };
 use dialect::physical::table_name;
@@ -12,6 +12,10 @@ use proto::topology::Topology;
 /// What EXPLAIN prints of a plan. `routes` are those of its fragments, in order; what is missing is left out.
 pub fn explain(plan: &Plan, routes: &[Route], topology: &Topology) -> Vec<String> {
     let mut lines = Lines { out: Vec::new(), scalars: &plan.scalars, topology };
+    for (place, query) in plan.first.iter().enumerate() {
+        lines.push(0, format!("First: query {}", place + 1));
+        lines.query(query, &[], 1);
+    }
     match &plan.action {
         Action::Query(query) => lines.query(query, routes, 0),
         Action::Insert(insert) => lines.insert(insert, routes),
@@ -124,6 +128,16 @@ impl Lines<'_> {
                             .collect();
                         format!(", key = ({})", columns.join(", "))
                     }
+                    KeyFilter::Rows { rows, key } => {
+                        let parts: Vec<_> = key
+                            .iter()
+                            .map(|part| match part {
+                                KeyPart::Scalar(id) => self.scalar(*id),
+                                KeyPart::Column(place) => format!("column {}", place + 1),
+                            })
+                            .collect();
+                        format!(", key = ({}) in {}", parts.join(", "), self.scalar(*rows))
+                    }
                     KeyFilter::Between(low, high) => {
                         let side = |bound: &Option<(ScalarId, bool)>, op: &str| {
                             bound.map(|(id, inclusive)| {
@@ -188,6 +202,8 @@ impl Lines<'_> {
             Scalar::Parameter(number) => format!("${}", number + 1),
             Scalar::NextValue(sequence) => format!("nextval of {sequence}"),
             Scalar::Environment(fact) => format!("{fact:?}"),
+            Scalar::Query { place, columns: _, single: true } => format!("the value of query {}", place + 1),
+            Scalar::Query { place, columns: _, single: false } => format!("the rows of query {}", place + 1),
             Scalar::Expression { sql, params } => {
                 let params: Vec<_> = params.iter().map(|id| self.scalar(*id)).collect();
                 format!("({sql} with {})", params.join(", "))

@@ -19,6 +19,9 @@ pub struct Plan {
     pub columns: Option<Vec<OutputColumn>>,
     /// What is evaluated once per run. A later one may refer to earlier ones.
     pub scalars: Vec<Scalar>,
+    /// The queries that [`Scalar::Query`] runs: subqueries that lock rows, or that must be over before the statement
+    /// writes.
+    pub first: Vec<Query>,
     /// What to do.
     pub action: Action,
 }
@@ -63,6 +66,16 @@ pub enum Scalar {
     NextValue(SequenceId),
     /// A fact of the session or the moment.
     Environment(Environment),
+    /// What a query of [`Plan::first`] gives, with the scalars before this one.
+    Query {
+        /// Its place there.
+        place: usize,
+        /// How many of its columns count.
+        columns: u16,
+        /// Its one value: NULL if there is no row, 21000 if there are two. Otherwise all its rows, packed
+        /// ([`dialect::rowset`]).
+        single: bool,
+    },
     /// SQL that the router's own SQLite evaluates, with these as `?1..`.
     Expression {
         /// One expression, without SELECT.
@@ -190,10 +203,26 @@ pub enum KeyFilter {
     All,
     /// It is one of these: for each of the key's columns, in order, the values it can have.
     In(Vec<Vec<ScalarId>>),
+    /// It is in one of these packed rows.
+    Rows {
+        /// The rows ([`Scalar::Query`]).
+        rows: ScalarId,
+        /// Where each of the key's columns is.
+        key: Vec<KeyPart>,
+    },
     /// Its first column lies between these (each with whether it is inclusive). For range keyspaces.
     Between(Option<(ScalarId, bool)>, Option<(ScalarId, bool)>),
     /// It contradicts itself: no row at all.
     Nothing,
+}
+
+/// Where a column of the shard key is found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum KeyPart {
+    /// It is this.
+    Scalar(ScalarId),
+    /// It is in the rows' column at this place.
+    Column(usize),
 }
 
 /// Where a fragment goes. Planner and executor meet here.
@@ -507,4 +536,16 @@ pub struct Explain {
     pub analyze: bool,
     /// The statement.
     pub plan: Arc<Plan>,
+}
+
+impl Plan {
+    /// The lock of a query that is run before the statement, if one of those locks rows: it and the statement are one
+    /// transaction.
+    pub fn locks_first(&self) -> Option<&Locking> {
+        let rows = match &self.action {
+            Action::Insert(Insert { rows: InsertRows::Query { query, .. }, .. }) => Some(query),
+            _ => None,
+        };
+        self.first.iter().chain(rows).find_map(|query| query.lock.as_ref())
+    }
 }

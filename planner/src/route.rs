@@ -3,9 +3,10 @@
 //! In come a target, the scalars' values in storage form, and the topology. Out comes a [`Route`]. Nothing here knows
 //! what a statement does with the rows it finds.
 
-use crate::plan::{InsertTarget, KeyFilter, Route, ScalarId, Target};
+use crate::plan::{InsertTarget, KeyFilter, KeyPart, Route, ScalarId, Target};
 use dialect::Type;
 use dialect::key::key_form;
+use dialect::rowset;
 use proto::topology::{Keyspace, Sharding, Topology};
 use proto::{KeyspaceId, KeyspaceNumber, ShardId, Value, ValueRef, WireError};
 use std::collections::BTreeSet;
@@ -22,6 +23,9 @@ pub fn route(target: &Target, scalars: &[Value], topology: &Topology) -> Result<
                 KeyFilter::Nothing => Ok(Route::None),
                 KeyFilter::All => Ok(all(keyspace)),
                 KeyFilter::In(columns) => by_values(keyspace, key, columns, scalars, topology),
+                KeyFilter::Rows { rows, key: parts } => {
+                    by_rows(keyspace, key, scalars[rows.0 as usize].as_ref(), parts, scalars, topology)
+                }
                 KeyFilter::Between(low, high) => by_range(keyspace, key, *low, *high, scalars, topology),
             }
         }
@@ -128,6 +132,39 @@ fn by_values(
         };
         at[column] += 1;
         at[column + 1..].fill(0);
+    }
+    Ok(some(keyspace, shards))
+}
+
+/// The shards of the keys in packed rows.
+fn by_rows(
+    keyspace: &Keyspace,
+    key: &[Type],
+    rows: ValueRef<'_>,
+    parts: &[KeyPart],
+    scalars: &[Value],
+    topology: &Topology,
+) -> Result<Route, WireError> {
+    let ValueRef::Blob(packed) = rows else {
+        return Err(WireError::internal("rows that aren't packed"));
+    };
+    let mut shards = BTreeSet::new();
+    for row in rowset::unpack(packed)?.rows() {
+        let row: Vec<ValueRef<'_>> = row.collect();
+        let mut forms = Vec::with_capacity(key.len());
+        for (ty, part) in key.iter().zip(parts) {
+            let value = match part {
+                KeyPart::Scalar(id) => scalars[id.0 as usize].as_ref(),
+                KeyPart::Column(place) => row.get(*place).copied().unwrap_or(ValueRef::Null),
+            };
+            if !value.is_null() {
+                forms.push(key_form(*ty, value));
+            }
+        }
+        // NULL equals no key.
+        if forms.len() == key.len() {
+            shards.insert(one(keyspace, &keyspace_id(keyspace, forms.iter().map(Value::as_ref)), topology)?);
+        }
     }
     Ok(some(keyspace, shards))
 }

@@ -2,6 +2,8 @@
 
 use crate::bind::Binder;
 use crate::bind::copy::BoundCopy;
+use crate::bind::insert::{Insert, Rows};
+use crate::bind::modify::Modify;
 use crate::bind::tree::{Body, ExprKind, Query};
 use crate::plan::{Action, Explain, OutputColumn, Plan};
 use crate::planning::Planner;
@@ -32,6 +34,7 @@ pub(crate) fn plan(
                 parameters: inner.plan.parameters.clone(),
                 columns: Some(vec![column]),
                 scalars: Vec::new(),
+                first: Vec::new(),
                 action: Action::Explain(Explain { analyze, plan: inner.plan }),
             };
             Ok(Planned { plan: Arc::new(plan), pinned: inner.pinned })
@@ -59,37 +62,87 @@ fn statement(
     let mut binder = Binder::new(text, declared, context);
     match tree {
         ast::Statement::Query(query) => {
-            let mut query: Query = binder.statement_query(query)?;
+            if let Some(written) = written(query)? {
+                return write(written, query.with.as_ref(), binder);
+            }
+            let mut query: Query = binder.query(query, None, None)?;
             binder.settle_query(&mut query)?;
             padded(&query)?;
             let columns = query.columns.clone();
             let mut planner = Planner::new(&mut binder);
+            planner.lift_query(&mut query)?;
             let action = Action::Query(planner.query(&query)?);
             finish(planner, action, Some(columns))
         }
-        ast::Statement::Insert(insert) => {
-            let insert = binder.insert(insert)?;
-            let mut planner = Planner::new(&mut binder);
-            let (action, columns) = planner.insert(&insert)?;
-            returned(columns.as_deref())?;
-            finish(planner, action, columns)
-        }
-        ast::Statement::Update(update) => {
-            let update = binder.update(update)?;
-            let mut planner = Planner::new(&mut binder);
-            let (action, columns) = planner.modify(&update)?;
-            returned(columns.as_deref())?;
-            finish(planner, action, columns)
-        }
-        ast::Statement::Delete(delete) => {
-            let delete = binder.delete(delete)?;
-            let mut planner = Planner::new(&mut binder);
-            let (action, columns) = planner.modify(&delete)?;
-            returned(columns.as_deref())?;
-            finish(planner, action, columns)
-        }
-        _ => Err(WireError::unsupported("this statement")),
+        tree => write(tree, None, binder),
     }
+}
+
+/// An INSERT, UPDATE or DELETE, with the WITH that stands before it.
+fn write(
+    tree: &ast::Statement,
+    with: Option<&ast::With>,
+    mut binder: Binder<'_>,
+) -> Result<Planned, WireError> {
+    let (bound, ctes) = binder.with(with, None, None, &mut |binder, ctes| {
+        Ok(match tree {
+            ast::Statement::Insert(insert) => Written::Insert(Box::new(binder.insert(insert, ctes)?)),
+            ast::Statement::Update(update) => Written::Modify(Box::new(binder.update(update, ctes)?)),
+            ast::Statement::Delete(delete) => Written::Modify(Box::new(binder.delete(delete, ctes)?)),
+            _ => return Err(WireError::unsupported("this statement")),
+        })
+    })?;
+    let mut planner = Planner::new(&mut binder);
+    let (action, columns) = match bound {
+        Written::Insert(mut insert) => {
+            if let Rows::Query(query, _) = &mut insert.rows {
+                query.ctes.splice(0..0, ctes);
+            }
+            planner.lift_insert(&mut insert)?;
+            planner.insert(&insert)?
+        }
+        Written::Modify(mut modify) => {
+            modify.ctes = ctes;
+            planner.lift_modify(&mut modify)?;
+            planner.modify(&mut modify)?
+        }
+    };
+    returned(columns.as_deref())?;
+    finish(planner, action, columns)
+}
+
+/// A statement that writes, bound.
+enum Written {
+    Insert(Box<Insert>),
+    Modify(Box<Modify>),
+}
+
+/// The writing statement that a query with WITH is.
+fn written(query: &ast::Query) -> Result<Option<&ast::Statement>, WireError> {
+    let (ast::SetExpr::Insert(statement) | ast::SetExpr::Update(statement) | ast::SetExpr::Delete(statement)) =
+        &*query.body
+    else {
+        return Ok(None);
+    };
+    let ast::Query {
+        with: _,
+        body: _,
+        order_by: None,
+        limit_clause: None,
+        fetch: None,
+        locks,
+        for_clause: None,
+        settings: None,
+        format_clause: None,
+        pipe_operators,
+    } = query
+    else {
+        return Err(crate::bind::syntax("a clause of a query behind a writing statement"));
+    };
+    if !locks.is_empty() || !pipe_operators.is_empty() {
+        return Err(crate::bind::syntax("a clause of a query behind a writing statement"));
+    }
+    Ok(Some(statement))
 }
 
 /// Refuses results whose blanks at the end are lost: char(n) is stored without them and gets them back by its n, which
@@ -127,7 +180,7 @@ fn finish(
     action: Action,
     columns: Option<Vec<OutputColumn>>,
 ) -> Result<Planned, WireError> {
-    let Planner { binder, scalars, rules: _ } = planner;
-    let plan = Plan { parameters: binder.parameter_types()?, columns, scalars: scalars.list, action };
+    let Planner { binder, scalars, rules: _, first, known: _ } = planner;
+    let plan = Plan { parameters: binder.parameter_types()?, columns, scalars: scalars.list, first, action };
     Ok(Planned { plan: Arc::new(plan), pinned: binder.pinned() })
 }

@@ -74,3 +74,95 @@ fn several_shards_lock_as_many_as_the_limit_each() {
     assert_eq!(answer.rows.len(), 1);
     assert_eq!(database.locked.borrow().len(), 2);
 }
+
+/// Statements with queries that lock within, what each answers, how many rows it locks, and what is left of the jobs.
+const WITHIN: &[(&str, &str, usize, &str)] = &[
+    (
+        "UPDATE job SET state = 'run' WHERE id = (SELECT id FROM job WHERE state = 'new' ORDER BY id DESC LIMIT 1 \
+         FOR UPDATE SKIP LOCKED) RETURNING id, due",
+        "4|∅",
+        1,
+        "1 new, 2 new, 3 done, 4 run",
+    ),
+    (
+        "WITH next AS (SELECT id FROM job WHERE state = 'new' AND id < 3 FOR UPDATE) DELETE FROM job USING next \
+         WHERE job.id = next.id RETURNING job.id",
+        "1, 2",
+        2,
+        "3 done, 4 new",
+    ),
+    (
+        "WITH next (n) AS (SELECT id FROM job WHERE id IN (1, 3) FOR UPDATE) UPDATE job SET state = n || '!' FROM next \
+         WHERE id = n RETURNING job.state",
+        "1!, 3!",
+        2,
+        "1 1!, 2 new, 3 3!, 4 new",
+    ),
+    (
+        "UPDATE job AS j SET state = v FROM part AS p WHERE p.id = j.id AND n = 2 RETURNING j.id, state",
+        "1|b, 4|e",
+        0,
+        "1 b, 2 new, 3 done, 4 e",
+    ),
+    ("UPDATE job SET state = 'x' FROM one WHERE id = one.v AND one.v > 1", "", 0, "1 new, 2 x, 3 done, 4 new"),
+    (
+        "DELETE FROM job WHERE id IN (SELECT v FROM one FOR SHARE) AND due = 3.5 RETURNING id",
+        "1",
+        2,
+        "2 new, 3 done, 4 new",
+    ),
+    (
+        "DELETE FROM job USING part JOIN kind ON code = n WHERE job.id = part.id AND name = 'y' RETURNING job.id",
+        "1, 4",
+        0,
+        "2 new, 3 done",
+    ),
+    (
+        "WITH a AS (SELECT v FROM one), b AS (SELECT max(v) AS m FROM a) UPDATE job SET state = m || '' FROM b \
+         WHERE id > m",
+        "",
+        0,
+        "1 new, 2 new, 3 2, 4 2",
+    ),
+    (
+        "INSERT INTO job SELECT id + 10, state FROM (SELECT id, state FROM job WHERE id < 3 FOR UPDATE) AS j",
+        "",
+        2,
+        "1 new, 11 new, 12 new, 2 new, 3 done, 4 new",
+    ),
+    (
+        "WITH l AS (SELECT id FROM job WHERE state = 'new' FOR UPDATE) SELECT l.id, part.v FROM l LEFT JOIN part \
+         ON part.id = l.id AND part.n = 2",
+        "1|b, 2|∅, 4|e",
+        3,
+        "1 new, 2 new, 3 done, 4 new",
+    ),
+    (
+        "UPDATE job SET due = 9 WHERE EXISTS (SELECT 1 FROM one WHERE v = 7 FOR UPDATE)",
+        "",
+        0,
+        "1 new, 2 new, 3 done, 4 new",
+    ),
+];
+
+#[test]
+fn queries_within_lock_once_whatever_the_rules_are() {
+    for (sql, answer, locks, left) in WITHIN {
+        for rules in
+            [Rules::ALL, Rules::NONE].into_iter().chain(Rule::ALL.iter().map(|r| Rules::ALL.without(*r)))
+        {
+            let mut database = database();
+            database.settings.rules = rules;
+            let rows = render(&database.run(sql), false);
+            let plain = database.run("SELECT id || ' ' || state FROM job ORDER BY 1");
+            let found = (flat(&rows), database.locked.borrow().len(), flat(&render(&plain, true)));
+            assert_eq!(found, ((*answer).to_owned(), *locks, (*left).to_owned()), "[{rules}] {sql}");
+        }
+    }
+}
+
+/// The rows of what was rendered, beside each other.
+fn flat(rendered: &str) -> String {
+    let rows: Vec<_> = rendered.lines().filter(|line| !line.starts_with('(') && !line.contains(':')).collect();
+    rows.join(", ")
+}

@@ -1,7 +1,7 @@
 //! INSERT.
 
 use super::from::column_type;
-use super::scope::{Clause, NamedColumn, Names, Scope};
+use super::scope::{Clause, CteNames, NamedColumn, Names, Scope};
 use super::tree::{Body, Expr, ExprKind, Query, RelId};
 use super::types::plain_name;
 use super::{Binder, error, syntax};
@@ -79,7 +79,11 @@ fn is_default(ident: &ast::Ident) -> bool {
 }
 
 impl<'a> Binder<'a> {
-    pub(crate) fn insert(&mut self, insert: &ast::Insert) -> Result<Insert, WireError> {
+    pub(crate) fn insert(
+        &mut self,
+        insert: &ast::Insert,
+        ctes: Option<&CteNames<'_>>,
+    ) -> Result<Insert, WireError> {
         let ast::Insert {
             insert_token: _,
             optimizer_hints: _,
@@ -174,7 +178,7 @@ impl<'a> Binder<'a> {
                     Rows::Values(bound)
                 }
                 None => {
-                    let mut query = self.query(query, None, None)?;
+                    let mut query = self.query(query, None, ctes)?;
                     self.check_width(query.columns.len(), targets.len(), explicit)?;
                     let mut to = Vec::with_capacity(query.columns.len());
                     let mut fillers: Vec<Option<usize>> = vec![None; table.columns.len()];
@@ -427,7 +431,7 @@ impl<'a> Binder<'a> {
                 // Bare names are the row's that is there; PostgreSQL finds them ambiguous, for SET's values alone.
                 let both = tables.iter().flat_map(|(_, columns)| columns.iter().cloned()).collect();
                 let names = Names { tables, columns: both, hidden: Vec::new() };
-                let sets = self.sets(assignments, table, &names)?;
+                let sets = self.sets(assignments, table, &names, None)?;
                 let scope = Scope { names: &names, outer: None, ctes: None, clause: Clause::Where };
                 let filter = match selection {
                     Some(selection) => Some(self.predicate(selection, "WHERE", &scope)?),
@@ -449,8 +453,9 @@ impl<'a> Binder<'a> {
         assignments: &[ast::Assignment],
         table: &'a Table,
         names: &Names<'a>,
+        ctes: Option<&CteNames<'_>>,
     ) -> Result<Vec<(usize, Expr)>, WireError> {
-        let scope = Scope { names, outer: None, ctes: None, clause: Clause::Set };
+        let scope = Scope { names, outer: None, ctes, clause: Clause::Set };
         let mut sets: Vec<(usize, Expr)> = Vec::with_capacity(assignments.len());
         for assignment in assignments {
             let ast::Assignment { target, value } = assignment;

@@ -1,7 +1,7 @@
 //! Row locks: FOR UPDATE and its kin.
 //!
-//! In come a SELECT's locking clauses and what its FROM has, out goes the one table whose rows are locked. What
-//! PostgreSQL refuses is refused in its words; several tables, and tables within subqueries, Shoal refuses for itself.
+//! In come a SELECT's locking clauses and what its FROM has, out go the tables whose rows are locked. What
+//! PostgreSQL refuses is refused in its words; tables within subqueries of FROM, Shoal refuses for itself.
 //! How rows are locked, and where, is the planner's affair.
 
 use super::scope::Names;
@@ -11,9 +11,6 @@ use crate::text::lock_clause;
 use proto::services::{LockWait, RowLock};
 use proto::{SqlState, WireError};
 use sqlparser::ast;
-
-/// What can't be locked together.
-const ONE_TABLE: &str = "Name one table with OF.";
 
 /// A clause, read.
 struct Clause<'t> {
@@ -93,14 +90,14 @@ fn find(from: &[From], rel: RelId) -> Option<&Relation> {
 }
 
 impl<'a> Binder<'a> {
-    /// The lock on a SELECT's rows; `None` if there is no table.
-    pub(super) fn row_lock(
+    /// The locks on a SELECT's rows: of each table one, in the order in which they were named.
+    pub(super) fn row_locks(
         &self,
         clauses: &[ast::LockClause],
         select: &Select,
         names: &Names<'a>,
-    ) -> Result<Option<Lock>, WireError> {
-        let mut lock: Option<Lock> = None;
+    ) -> Result<Vec<Lock>, WireError> {
+        let mut locks: Vec<Lock> = Vec::new();
         for clause in clauses {
             let Clause { mode, wait, of } = read(clause)?;
             let name = lock_name(mode);
@@ -114,7 +111,7 @@ impl<'a> Binder<'a> {
                         RelationSource::Query(_) => refused = Some("a subquery in FROM"),
                         RelationSource::System(_) => refused = Some("a system relation"),
                         // PostgreSQL locks nothing there either.
-                        RelationSource::Cte(_) => {}
+                        RelationSource::Cte(_) | RelationSource::Rows(_) => {}
                     });
                 }
                 if let Some(what) = refused {
@@ -127,18 +124,13 @@ impl<'a> Binder<'a> {
             }
             for rel in rels {
                 let here = Lock { rel, mode, wait };
-                lock = match lock {
-                    None => Some(here),
-                    Some(known) if known.rel == rel => Some(stronger(known, here)),
-                    Some(_) => {
-                        return Err(
-                            WireError::unsupported(format!("{name} of several tables")).with_hint(ONE_TABLE)
-                        );
-                    }
-                };
+                match locks.iter_mut().find(|known| known.rel == rel) {
+                    Some(known) => *known = stronger(*known, here),
+                    None => locks.push(here),
+                }
             }
         }
-        Ok(lock)
+        Ok(locks)
     }
 
     /// The table that OF names.
@@ -174,7 +166,7 @@ impl<'a> Binder<'a> {
         };
         match relation.map(|relation| (&relation.source, relation.id)) {
             Some((RelationSource::Table(_), rel)) => Ok(rel),
-            Some((RelationSource::Cte(_), _)) => refused("cannot be applied to a WITH query".to_owned()),
+            Some((RelationSource::Cte(_) | RelationSource::Rows(_), _)) => refused("cannot be applied to a WITH query".to_owned()),
             Some((RelationSource::Query(_), _)) => {
                 Err(WireError::unsupported(format!("{name} of a subquery in FROM")))
             }

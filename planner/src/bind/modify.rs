@@ -2,8 +2,8 @@
 
 use super::Binder;
 use super::insert::Returning;
-use super::scope::{Clause, Names, Scope};
-use super::tree::{Expr, RelId};
+use super::scope::{Clause, CteNames, Names, Scope};
+use super::tree::{Cte, Expr, From, RelId};
 use proto::WireError;
 use proto::catalog::Table;
 use sqlparser::ast::{self, TableFactor};
@@ -14,6 +14,10 @@ use std::sync::Arc;
 pub(crate) struct Modify {
     pub table: Arc<Table>,
     pub rel: RelId,
+    /// What stands beside it: UPDATE's FROM, DELETE's USING.
+    pub from: Vec<From>,
+    /// WITH.
+    pub ctes: Vec<Cte>,
     /// SET; `None` for a DELETE.
     pub sets: Option<Vec<(usize, Expr)>>,
     pub filter: Option<Expr>,
@@ -70,12 +74,48 @@ impl<'a> Binder<'a> {
         &mut self,
         selection: Option<&ast::Expr>,
         names: &Names<'a>,
+        ctes: Option<&CteNames<'_>>,
     ) -> Result<Option<Expr>, WireError> {
-        let scope = Scope { names, outer: None, ctes: None, clause: Clause::Where };
+        let scope = Scope { names, outer: None, ctes, clause: Clause::Where };
         selection.map(|selection| self.predicate(selection, "WHERE", &scope)).transpose()
     }
 
-    pub(crate) fn update(&mut self, update: &ast::Update) -> Result<Modify, WireError> {
+    /// What stands beside the table, and the names of both.
+    fn beside(
+        &mut self,
+        items: &[ast::TableWithJoins],
+        names: &Names<'a>,
+        ctes: Option<&CteNames<'_>>,
+    ) -> Result<(Vec<From>, Names<'a>), WireError> {
+        let empty = Names::default();
+        let outside = Scope { names: &empty, outer: None, ctes, clause: Clause::Where };
+        let (from, more) = self.items_of(items, &outside)?;
+        let mut all = names.clone();
+        all.join(more)?;
+        Ok((from, all))
+    }
+
+    /// RETURNING, of the table's own columns.
+    fn returned(
+        &mut self,
+        items: Option<&[ast::SelectItem]>,
+        rel: RelId,
+        names: &Names<'a>,
+    ) -> Result<Option<Returning>, WireError> {
+        let returning = self.returning(items, names)?;
+        let exprs = returning.iter().flat_map(|returning| &returning.exprs);
+        if exprs.flat_map(Expr::relations).any(|other| other != rel) {
+            return Err(WireError::unsupported("RETURNING of another table's columns")
+                .with_hint("Return the changed table's columns, for example as t.*."));
+        }
+        Ok(returning)
+    }
+
+    pub(crate) fn update(
+        &mut self,
+        update: &ast::Update,
+        ctes: Option<&CteNames<'_>>,
+    ) -> Result<Modify, WireError> {
         let ast::Update {
             update_token: _,
             optimizer_hints: _,
@@ -89,21 +129,29 @@ impl<'a> Binder<'a> {
             order_by,
             limit,
         } = update;
-        if from.is_some() {
-            return Err(WireError::unsupported("UPDATE .. FROM")
-                .with_hint("Use a subquery in WHERE, or several statements."));
-        }
         if output.is_some() || or.is_some() || !order_by.is_empty() || limit.is_some() {
             return Err(WireError::unsupported("this clause of UPDATE"));
         }
         let (table, rel, names) = self.target(table, "UPDATE")?;
-        let sets = self.sets(assignments, table, &names)?;
-        let filter = self.filter(selection.as_ref(), &names)?;
-        let returning = self.returning(returning.as_deref(), &names)?;
-        Ok(Modify { table: Arc::clone(table), rel, sets: Some(sets), filter, returning })
+        let (from, names) = match from {
+            None => (Vec::new(), names),
+            Some(ast::UpdateTableFromKind::AfterSet(items)) => self.beside(items, &names, ctes)?,
+            Some(ast::UpdateTableFromKind::BeforeSet(_)) => {
+                return Err(super::syntax("FROM stands behind SET"));
+            }
+        };
+        let sets = self.sets(assignments, table, &names, ctes)?;
+        let filter = self.filter(selection.as_ref(), &names, ctes)?;
+        let returning = self.returned(returning.as_deref(), rel, &names)?;
+        let table = Arc::clone(table);
+        Ok(Modify { table, rel, from, ctes: Vec::new(), sets: Some(sets), filter, returning })
     }
 
-    pub(crate) fn delete(&mut self, delete: &ast::Delete) -> Result<Modify, WireError> {
+    pub(crate) fn delete(
+        &mut self,
+        delete: &ast::Delete,
+        ctes: Option<&CteNames<'_>>,
+    ) -> Result<Modify, WireError> {
         let ast::Delete {
             delete_token: _,
             optimizer_hints: _,
@@ -116,9 +164,6 @@ impl<'a> Binder<'a> {
             order_by,
             limit,
         } = delete;
-        if using.is_some() {
-            return Err(WireError::unsupported("DELETE .. USING").with_hint("Use a subquery in WHERE."));
-        }
         let ast::FromTable::WithFromKeyword(from) = from else {
             return Err(super::syntax("DELETE takes FROM"));
         };
@@ -129,8 +174,13 @@ impl<'a> Binder<'a> {
             return Err(super::syntax("DELETE takes one table"));
         };
         let (table, rel, names) = self.target(item, "DELETE")?;
-        let filter = self.filter(selection.as_ref(), &names)?;
-        let returning = self.returning(returning.as_deref(), &names)?;
-        Ok(Modify { table: Arc::clone(table), rel, sets: None, filter, returning })
+        let (beside, names) = match using {
+            None => (Vec::new(), names),
+            Some(items) => self.beside(items, &names, ctes)?,
+        };
+        let filter = self.filter(selection.as_ref(), &names, ctes)?;
+        let returning = self.returned(returning.as_deref(), rel, &names)?;
+        let (table, from) = (Arc::clone(table), beside);
+        Ok(Modify { table, rel, from, ctes: Vec::new(), sets: None, filter, returning })
     }
 }

@@ -1,6 +1,6 @@
 //! Queries: WITH, set operations, VALUES, LIMIT, and subqueries. SELECT itself is in `select`.
 
-use super::lock::locked_with;
+use super::lock::{lock_name, locked_with};
 use super::scope::{Clause, CteNames, NamedColumn, Names, Scope};
 use super::tree::{Body, Cte, Expr, ExprKind, Query, Select, SetOp};
 use super::types::common_storage;
@@ -78,11 +78,6 @@ fn tail(query: &ast::Query) -> Result<Tail<'_>, WireError> {
 }
 
 impl<'a> Binder<'a> {
-    /// The query that is the statement: it alone may lock rows.
-    pub(crate) fn statement_query(&mut self, query: &ast::Query) -> Result<Query, WireError> {
-        self.query_with(query, None, None)
-    }
-
     /// A query within a statement. Columns of unknown type stay unknown: its context settles them.
     pub(crate) fn query(
         &mut self,
@@ -90,42 +85,42 @@ impl<'a> Binder<'a> {
         outer: Option<&Scope<'_, 'a>>,
         ctes: Option<&CteNames<'_>>,
     ) -> Result<Query, WireError> {
-        if let Some(name) = locked_with(query)? {
-            return Err(WireError::unsupported(format!("{name} within a statement"))
-                .with_hint("Lock the rows with a SELECT of its own, then use their keys."));
-        }
-        self.query_with(query, outer, ctes)
-    }
-
-    fn query_with(
-        &mut self,
-        query: &ast::Query,
-        outer: Option<&Scope<'_, 'a>>,
-        ctes: Option<&CteNames<'_>>,
-    ) -> Result<Query, WireError> {
-        grow(|| match &query.with {
-            None => self.query_body(query, outer, ctes),
-            Some(ast::With { with_token: _, recursive, cte_tables }) => {
-                if *recursive {
-                    return Err(WireError::unsupported("WITH RECURSIVE"));
-                }
-                self.with_ctes(query, cte_tables, Vec::new(), outer, ctes)
-            }
+        grow(|| {
+            let (mut bound, made) = self.with(query.with.as_ref(), outer, ctes, &mut |binder, ctes| {
+                binder.query_body(query, outer, ctes)
+            })?;
+            bound.ctes = made;
+            Ok(bound)
         })
     }
 
-    fn with_ctes(
+    /// Binds WITH's queries, and then what sees them.
+    pub(crate) fn with<R>(
         &mut self,
-        query: &ast::Query,
+        with: Option<&ast::With>,
+        outer: Option<&Scope<'_, 'a>>,
+        ctes: Option<&CteNames<'_>>,
+        body: &mut dyn FnMut(&mut Self, Option<&CteNames<'_>>) -> Result<R, WireError>,
+    ) -> Result<(R, Vec<Cte>), WireError> {
+        let Some(ast::With { with_token: _, recursive, cte_tables }) = with else {
+            return Ok((body(self, ctes)?, Vec::new()));
+        };
+        if *recursive {
+            return Err(WireError::unsupported("WITH RECURSIVE"));
+        }
+        self.with_ctes(cte_tables, Vec::new(), outer, ctes, body)
+    }
+
+    fn with_ctes<R>(
+        &mut self,
         tables: &[ast::Cte],
         mut bound: Vec<Cte>,
         outer: Option<&Scope<'_, 'a>>,
         ctes: Option<&CteNames<'_>>,
-    ) -> Result<Query, WireError> {
+        body: &mut dyn FnMut(&mut Self, Option<&CteNames<'_>>) -> Result<R, WireError>,
+    ) -> Result<(R, Vec<Cte>), WireError> {
         let Some((first, rest)) = tables.split_first() else {
-            let mut query = self.query_body(query, outer, ctes)?;
-            query.ctes = bound;
-            return Ok(query);
+            return Ok((body(self, ctes)?, bound));
         };
         let ast::Cte { alias, query: inner, from, materialized: _, closing_paren_token: _ } = first;
         let ast::TableAlias { explicit: _, name, columns, at } = alias;
@@ -155,7 +150,7 @@ impl<'a> Binder<'a> {
         let id = self.new_cte();
         bound.push(Cte { id, query: inner });
         let names = CteNames { name: &name.value, id, columns: &shape, outer: ctes };
-        self.with_ctes(query, rest, bound, outer, Some(&names))
+        self.with_ctes(rest, bound, outer, Some(&names), body)
     }
 
     /// A subquery of an expression.
@@ -335,7 +330,7 @@ impl<'a> Binder<'a> {
             having: None,
             projection,
             distinct: false,
-            lock: None,
+            locks: Vec::new(),
         };
         Query {
             ctes: Vec::new(),
@@ -412,7 +407,7 @@ impl<'a> Binder<'a> {
             having: None,
             projection,
             distinct: false,
-            lock: None,
+            locks: Vec::new(),
         };
         let body = Body::Select(Box::new(select));
         Ok(Query { ctes: Vec::new(), body, order_by: Vec::new(), limit: None, offset: None, columns })
@@ -442,6 +437,17 @@ impl<'a> Binder<'a> {
         };
         let mut left = grow(|| self.set_expr(left, outer, ctes))?;
         let mut right = grow(|| self.set_expr(right, outer, ctes))?;
+        for side in [&left, &right] {
+            if let Body::Select(select) = &side.body
+                && let Some(lock) = select.locks.first()
+            {
+                let message = format!(
+                    "{} is not allowed with UNION/INTERSECT/EXCEPT",
+                    lock_name(lock.mode)
+                );
+                return Err(error(SqlState::FEATURE_NOT_SUPPORTED, message));
+            }
+        }
         if left.columns.len() != right.columns.len() {
             return Err(syntax(format!("each {word} query must have the same number of columns")));
         }

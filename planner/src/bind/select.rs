@@ -121,11 +121,11 @@ impl<'a> Binder<'a> {
         for (expr, column) in projection.iter_mut().zip(&mut columns) {
             column.ty = expr.ty;
         }
-        let mut select = Select { from, filter, grouped, group_by, having, projection, distinct, lock: None };
+        let mut select = Select { from, filter, grouped, group_by, having, projection, distinct, locks: Vec::new() };
         if grouped {
             check_grouping(self, &select, &names)?;
         }
-        select.lock = self.row_lock(locks, &select, &names)?;
+        select.locks = self.row_locks(locks, &select, &names)?;
         if distinct && columns.iter().any(|c| c.ty.ty == Type::Unknown) {
             // DISTINCT compares, so it must know as what.
             let mut query = self.finished(select, keys, columns);
@@ -344,7 +344,7 @@ pub(crate) fn all_columns(
         having: None,
         projection,
         distinct: false,
-        lock: None,
+        locks: Vec::new(),
     };
     Ok(binder.finished(select, Vec::new(), columns))
 }

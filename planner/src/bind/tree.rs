@@ -4,7 +4,7 @@
 //! this module's types spell out; nothing in it refers to a name of the user's text, and nothing of PostgreSQL that
 //! Shoal doesn't have can be written in it.
 
-use crate::plan::{Environment, OutputColumn};
+use crate::plan::{Environment, OutputColumn, ScalarId};
 use dialect::Type;
 use dialect::functions::{Cast, Resolved, ResolvedAggregate};
 use dialect::types::Typed;
@@ -94,6 +94,8 @@ pub enum ExprKind {
     Subquery(Box<Query>),
     /// EXISTS.
     Exists(Box<Query>),
+    /// What a query that is run first gave as its one value.
+    Known(ScalarId),
     /// The column of a row that a RETURNING, SET or ON CONFLICT clause sees as proposed.
     Excluded(u32),
 }
@@ -246,8 +248,8 @@ pub struct Select {
     pub projection: Vec<Expr>,
     /// DISTINCT.
     pub distinct: bool,
-    /// The lock that its rows get. Only the SELECT that is the statement has one.
-    pub lock: Option<Lock>,
+    /// The locks that its rows get, of each table one.
+    pub locks: Vec<Lock>,
 }
 
 /// FOR UPDATE or one of its kin, about one table.
@@ -311,6 +313,8 @@ pub enum RelationSource {
     Query(Box<Query>),
     /// A query of a WITH clause.
     Cte(u32),
+    /// The rows of a query that is run first.
+    Rows(ScalarId),
 }
 
 impl Expr {

@@ -3,6 +3,7 @@
 //! One place knows which expressions an expression has in it, so that a question about all of them can't forget one.
 
 use super::tree::{Body, Expr, ExprKind, From, Query, RelId, RelationSource};
+use proto::WireError;
 
 /// Runs on a grown stack where the tree is deep.
 pub(crate) fn grow<R>(f: impl FnOnce() -> R) -> R {
@@ -20,6 +21,7 @@ impl Expr {
             | ExprKind::NextValue(..)
             | ExprKind::Column(..)
             | ExprKind::Excluded(_)
+            | ExprKind::Known(_)
             | ExprKind::Subquery(_)
             | ExprKind::Exists(_) => {}
             ExprKind::Call(_, parts)
@@ -53,6 +55,55 @@ impl Expr {
                 call.args.iter().for_each(&mut *f);
                 call.order_by.iter().for_each(|key| f(&key.expr));
                 call.filter.iter().for_each(f);
+            }
+        }
+    }
+
+    /// Calls `f` with each direct part: those of [`Expr::each_part`].
+    pub(crate) fn each_part_mut(
+        &mut self,
+        f: &mut dyn FnMut(&mut Expr) -> Result<(), WireError>,
+    ) -> Result<(), WireError> {
+        match &mut self.kind {
+            ExprKind::Literal(_)
+            | ExprKind::Value(_)
+            | ExprKind::Parameter(_)
+            | ExprKind::Environment(..)
+            | ExprKind::NextValue(..)
+            | ExprKind::Column(..)
+            | ExprKind::Excluded(_)
+            | ExprKind::Known(_)
+            | ExprKind::Subquery(_)
+            | ExprKind::Exists(_) => Ok(()),
+            ExprKind::Call(_, parts)
+            | ExprKind::And(parts)
+            | ExprKind::Or(parts)
+            | ExprKind::Coalesce(parts)
+            | ExprKind::Extreme(_, parts) => parts.iter_mut().try_for_each(f),
+            ExprKind::Cast(_, part)
+            | ExprKind::Not(part)
+            | ExprKind::IsNull(part, _)
+            | ExprKind::IsTruth(part, _, _)
+            | ExprKind::InQuery(part, _, _) => f(part),
+            ExprKind::Distinct(a, b, _) | ExprKind::InArray(a, b, _) | ExprKind::NullIf(a, b) => {
+                f(a)?;
+                f(b)
+            }
+            ExprKind::In(part, list, _) => {
+                f(part)?;
+                list.iter_mut().try_for_each(f)
+            }
+            ExprKind::Case(branches, otherwise) => {
+                for (condition, result) in branches {
+                    f(condition)?;
+                    f(result)?;
+                }
+                otherwise.iter_mut().try_for_each(|otherwise| f(otherwise))
+            }
+            ExprKind::Aggregate(call) => {
+                call.args.iter_mut().try_for_each(&mut *f)?;
+                call.order_by.iter_mut().try_for_each(|key| f(&mut key.expr))?;
+                call.filter.iter_mut().try_for_each(f)
             }
         }
     }

@@ -54,6 +54,7 @@ impl Writer<'_, '_, '_> {
                 let scalar = scalar.ok_or_else(|| WireError::internal("a scalar is none"))?;
                 self.param(scalar)
             }
+            ExprKind::Known(scalar) => self.param(*scalar),
             ExprKind::Column(rel, column) => self.column(*rel, *column),
             ExprKind::Excluded(column) => match self.target() {
                 Some(table) => format!("excluded.{}", column_name(table.columns[*column as usize].id)),

@@ -8,6 +8,7 @@ use crate::bind::tree::{
 use crate::bind::walk::grow;
 use dialect::key::key_sql;
 use dialect::physical::table_name;
+use dialect::rowset::table_sql;
 use proto::WireError;
 
 /// A key of ORDER BY. SQLite's own place for NULLs is the other end, so it's said, unless there can be none.
@@ -241,6 +242,10 @@ impl Writer<'_, '_, '_> {
             (RelationSource::Table(table), _) => format!("{} AS r{alias}", table_name(table.id)),
             (RelationSource::Query(query), _) => format!("({}) AS r{alias}", self.query(query)?),
             (RelationSource::Cte(id), _) => format!("w{id} AS r{alias}"),
+            (RelationSource::Rows(scalar), _) => {
+                let rows = table_sql(&self.param(*scalar), &relation.types);
+                format!("({rows}) AS r{alias}")
+            }
             (RelationSource::System(name), _) => {
                 return Err(WireError::internal(format!("the system relation {name} has no place")));
             }

@@ -68,6 +68,7 @@ impl Scalars {
                     })
                 })?
             }
+            ExprKind::Known(scalar) => *scalar,
             ExprKind::Value(value) => self.push(Scalar::Constant(value.clone())),
             ExprKind::Parameter(number) => {
                 self.keyed(Key::Parameter(*number), || Ok(Scalar::Parameter(*number)))?

@@ -36,7 +36,7 @@ impl Planner<'_, '_> {
             for relation in relations_of(select) {
                 let id = relation.id;
                 match &relation.source {
-                    RelationSource::Query(_) | RelationSource::Cte(_) => {}
+                    RelationSource::Query(_) | RelationSource::Cte(_) | RelationSource::Rows(_) => {}
                     RelationSource::System(system) => {
                         let name = format!("s{}", id.0);
                         relations.insert(id, Naming::Source(name.clone(), Vec::new()));

@@ -4,10 +4,10 @@
 //! [`KeyFilter`]. Facts may be missed, never made up.
 
 use super::{Planner, key_places};
-use crate::bind::tree::{Expr, ExprKind, From, JoinKind, RelId, Select};
+use crate::bind::tree::{Body, Expr, ExprKind, From, JoinKind, RelId, RelationSource, Select};
 use crate::bind::walk::grow;
 use crate::emit::is_plain;
-use crate::plan::{KeyFilter, ScalarId};
+use crate::plan::{KeyFilter, KeyPart, ScalarId};
 use proto::WireError;
 use proto::catalog::{Placement, Table};
 use proto::topology::Sharding;
@@ -26,6 +26,10 @@ pub(crate) struct Facts<'q> {
     pub values: Vec<(Col, Vec<&'q Expr>)>,
     /// The column is between bounds: the constant, whether it's the upper one, whether it is inclusive.
     pub bounds: Vec<(Col, &'q Expr, bool, bool)>,
+    /// The column is in the packed rows' column at this place.
+    pub rows: Vec<(Col, ScalarId, usize)>,
+    /// Relations that are packed rows.
+    pub given: Vec<(RelId, ScalarId)>,
     /// The columns are equal, in every row where neither is made up by an outer join.
     pub pairs: Vec<(Col, Col)>,
     /// The first column, which an outer join can make up, equals the second wherever it isn't made up. This says
@@ -78,7 +82,17 @@ impl<'q> Facts<'q> {
     }
 
     fn from(&mut self, from: &'q From, certain: bool) {
-        let From::Join { kind, left, right, on } = from else { return };
+        let (kind, left, right, on) = match from {
+            From::Join { kind, left, right, on } => (kind, left, right, on),
+            From::Relation(relation) => {
+                if let RelationSource::Rows(rows) = relation.source
+                    && certain
+                {
+                    self.given.push((relation.id, rows));
+                }
+                return;
+            }
+        };
         let (left_certain, right_certain) = match kind {
             JoinKind::Inner => (certain, certain),
             JoinKind::Left => (certain, false),
@@ -175,6 +189,18 @@ impl<'q> Facts<'q> {
                     self.values.push((col, list.iter().collect()));
                 }
             }
+            ExprKind::InQuery(value, query, false) if certain => {
+                if let Some(col) = column(value)
+                    && let Body::Select(select) = &query.body
+                    && let [From::Relation(relation)] = select.from.as_slice()
+                    && let RelationSource::Rows(rows) = relation.source
+                    && let Some((rel, place)) = select.projection.first().and_then(column)
+                    && rel == relation.id
+                    && same_keys(value, &select.projection[0])
+                {
+                    self.rows.push((col, rows, place as usize));
+                }
+            }
             ExprKind::Or(parts) if certain => {
                 let mut values = Vec::new();
                 let mut of: Option<Col> = None;
@@ -221,6 +247,21 @@ impl<'q> Facts<'q> {
             classes.union(root, *followed);
         }
         classes
+    }
+
+    /// The packed rows' column that a column, or one of its class, is known to be in.
+    fn row_of(&self, col: Col, classes: &Classes) -> Option<(ScalarId, usize)> {
+        let class = classes.find(col);
+        let found = self.rows.iter().find(|(other, _, _)| classes.find(*other) == class);
+        if let Some((_, rows, place)) = found {
+            return Some((*rows, *place));
+        }
+        let sides = self.pairs.iter().flat_map(|(a, b)| [*a, *b]);
+        let mut equal = sides.filter(|other| classes.find(*other) == class);
+        equal.find_map(|(rel, place)| {
+            let (_, rows) = self.given.iter().find(|(given, _)| *given == rel)?;
+            Some((*rows, place as usize))
+        })
     }
 
     /// The fewest constants that a column, or one of its class, is known to be one of.
@@ -275,6 +316,9 @@ impl Planner<'_, '_> {
             }
             return Ok((KeyFilter::In(columns), lookup));
         }
+        if let Some(filter) = self.rows_filter(rel, &places, facts, classes)? {
+            return Ok((filter, false));
+        }
         let range = self
             .binder
             .context
@@ -302,6 +346,31 @@ impl Planner<'_, '_> {
         let filter =
             if low.is_none() && high.is_none() { KeyFilter::All } else { KeyFilter::Between(low, high) };
         Ok((filter, lookup))
+    }
+
+    /// The shard key by rows that were found first, if those have it.
+    fn rows_filter(
+        &mut self,
+        rel: RelId,
+        places: &[usize],
+        facts: &Facts<'_>,
+        classes: &Classes,
+    ) -> Result<Option<KeyFilter>, WireError> {
+        let mut from = None;
+        let mut key = Vec::with_capacity(places.len());
+        for place in places {
+            let col = (rel, *place as u32);
+            if let Some([value]) = facts.values_of(col, classes) {
+                key.push(KeyPart::Scalar(self.scalar(value)?));
+                continue;
+            }
+            let Some((rows, place)) = facts.row_of(col, classes) else { return Ok(None) };
+            if *from.get_or_insert(rows) != rows {
+                return Ok(None);
+            }
+            key.push(KeyPart::Column(place));
+        }
+        Ok(from.map(|rows| KeyFilter::Rows { rows, key }))
     }
 
     pub(crate) fn scalar(&mut self, expr: &Expr) -> Result<ScalarId, WireError> {

@@ -28,7 +28,7 @@ pub(super) struct RowKeys {
 /// The lock of a query's rows.
 pub(super) fn of(query: &Query) -> Option<(&Select, Lock)> {
     match &query.body {
-        Body::Select(select) => select.lock.map(|lock| (&**select, lock)),
+        Body::Select(select) => select.locks.first().map(|lock| (&**select, *lock)),
         Body::Values(_) | Body::SetOperation { .. } => None,
     }
 }
@@ -42,6 +42,10 @@ impl Planner<'_, '_> {
         lock: Lock,
     ) -> Result<plan::Query, WireError> {
         let name = lock_name(lock.mode);
+        if select.locks.len() > 1 {
+            return Err(WireError::unsupported(format!("{name} of several tables"))
+                .with_hint("Name one table with OF."));
+        }
         if !query.ctes.is_empty() {
             return Err(WireError::unsupported(format!("{name} in a query with WITH"))
                 .with_hint("Write its queries as subqueries."));

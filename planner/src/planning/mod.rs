@@ -5,6 +5,7 @@
 //! the whole query run in the router ([`gather`]). The last is always right, and with all rules off it is the only
 //! one. Nothing here knows which shards there are.
 
+mod first;
 mod gather;
 pub(crate) mod keys;
 mod lock;
@@ -17,11 +18,12 @@ use crate::bind::Binder;
 use crate::bind::tree::{Body, Expr, ExprKind, From, Query, Relation, RelationSource, Select};
 use crate::emit::scalars::Scalars;
 use crate::emit::{Naming, Relations, Writer};
-use crate::plan::{self, Environment, Gather, KeyFilter, Target};
+use crate::plan::{self, Environment, Gather, KeyFilter, ScalarId, Target};
 use dialect::Type;
 use dialect::functions::Volatility;
 use proto::WireError;
 use proto::catalog::{Placement, Table};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A statement being planned.
@@ -29,12 +31,16 @@ pub(crate) struct Planner<'b, 'a> {
     pub binder: &'b mut Binder<'a>,
     pub scalars: Scalars,
     pub rules: Rules,
+    /// See [`plan::Plan::first`].
+    pub first: Vec<plan::Query>,
+    /// The queries of WITH that are run first, and their rows.
+    pub known: HashMap<u32, ScalarId>,
 }
 
 impl<'b, 'a> Planner<'b, 'a> {
     pub(crate) fn new(binder: &'b mut Binder<'a>) -> Self {
         let rules = binder.context.settings.rules;
-        Planner { binder, scalars: Scalars::default(), rules }
+        Planner { binder, scalars: Scalars::default(), rules, first: Vec::new(), known: HashMap::new() }
     }
 
     /// A query's fragments and gather.

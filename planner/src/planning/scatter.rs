@@ -26,7 +26,7 @@ const SOURCE: &str = "s";
 /// Which tables a FROM item has.
 #[derive(Clone, Copy, PartialEq)]
 enum Side {
-    /// Reference tables alone: the same on every shard.
+    /// Reference tables and given rows alone: the same on every shard.
     Everywhere,
     /// A sharded one, too.
     Sharded,
@@ -310,13 +310,17 @@ impl Planner<'_, '_> {
         }
         let relations = relations_of(select);
         // Rows can be locked on shards alone, whatever the rules are.
-        if relations.len() > 1 && !self.rules.has(Rule::PushJoin) && select.lock.is_none() {
+        if relations.len() > 1 && !self.rules.has(Rule::PushJoin) && select.locks.is_empty() {
             return Ok(None);
         }
         let classes = facts.classes();
         let mut anchor: Option<(&Relation, &Arc<Table>)> = None;
         for relation in &relations {
-            let RelationSource::Table(table) = &relation.source else { return Ok(None) };
+            let table = match &relation.source {
+                RelationSource::Table(table) => table,
+                RelationSource::Rows(_) => continue,
+                _ => return Ok(None),
+            };
             if !matches!(table.placement, Placement::Sharded { .. }) {
                 continue;
             }
@@ -361,6 +365,7 @@ fn side(from: &From) -> Option<Side> {
                 Placement::Reference => Some(Side::Everywhere),
                 Placement::Single { .. } => None,
             },
+            RelationSource::Rows(_) => Some(Side::Everywhere),
             RelationSource::Query(_) | RelationSource::Cte(_) | RelationSource::System(_) => None,
         },
         From::Join { kind, left, right, on: _ } => {
@@ -394,7 +399,7 @@ pub(super) fn subqueries_everywhere(select: &Select) -> bool {
             query.each_relation(&mut |relation| {
                 fine &= match &relation.source {
                     RelationSource::Table(table) => matches!(table.placement, Placement::Reference),
-                    RelationSource::Query(_) => true,
+                    RelationSource::Query(_) | RelationSource::Rows(_) => true,
                     RelationSource::Cte(_) | RelationSource::System(_) => false,
                 };
             });

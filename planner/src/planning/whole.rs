@@ -146,7 +146,7 @@ impl Planner<'_, '_> {
         for relation in &relations {
             match &relation.source {
                 RelationSource::System(_) => return Ok(false),
-                RelationSource::Cte(_) => seen.lookup = false,
+                RelationSource::Cte(_) | RelationSource::Rows(_) => seen.lookup = false,
                 RelationSource::Query(query) => {
                     seen.lookup = false;
                     if !self.see_query(query, seen)? {

@@ -1,6 +1,7 @@
 //! Statements that write: INSERT, UPDATE, DELETE, COPY.
 
 use super::keys::Facts;
+use super::scatter::subqueries_everywhere;
 use super::{Planner, is_volatile, key_places, key_types};
 use crate::Rule;
 use crate::bind::copy::BoundCopy;
@@ -162,17 +163,24 @@ impl Planner<'_, '_> {
     /// An UPDATE's or DELETE's plan.
     pub(crate) fn modify(
         &mut self,
-        modify: &Modify,
+        modify: &mut Modify,
     ) -> Result<(Action, Option<Vec<OutputColumn>>), WireError> {
-        let Modify { table, rel, sets, filter, returning } = modify;
-        let what = if sets.is_some() { "UPDATE" } else { "DELETE" };
-        let values = sets.iter().flatten().map(|(_, e)| e);
-        let shown = returning.iter().flat_map(|r| &r.exprs);
-        let all: Vec<&Expr> = values.chain(filter).chain(shown).collect();
+        let what = if modify.sets.is_some() { "UPDATE" } else { "DELETE" };
+        let mut placed = self.modify_target(modify)?;
+        if placed.is_none() {
+            self.lift_all(modify)?;
+            placed = self.modify_target(modify)?;
+        }
+        let (target, lookup) = placed.ok_or_else(|| {
+            WireError::unsupported(format!("{what} with a subquery over other shards' rows")).with_hint(
+                "Run the subquery first and pass its result, or give the shard key of each table.",
+            )
+        })?;
+        let Modify { table, rel, from, ctes: _, sets, filter, returning } = &*modify;
+        let all = exprs_of(modify);
         if all.iter().any(|e| is_volatile(e)) {
             return Err(volatile_error(what));
         }
-        let (target, lookup) = self.modify_target(table, *rel, filter.as_ref(), &all, what)?;
         let target = match target {
             Target::Any => Target::Everywhere,
             target => target,
@@ -180,6 +188,13 @@ impl Planner<'_, '_> {
         let mut relations = Relations::from([(*rel, Naming::Table(Arc::clone(table)))]);
         for expr in &all {
             expr.each_shallow_query(&mut |query| super::on_shards(query, &mut relations));
+        }
+        for item in from {
+            item.each_relation(&mut |relation| {
+                if let RelationSource::Table(table) = &relation.source {
+                    relations.insert(relation.id, Naming::Table(Arc::clone(table)));
+                }
+            });
         }
         let mut writer = Writer::new(self.binder, &mut self.scalars, &relations);
         let name = table_name(table.id);
@@ -196,8 +211,18 @@ impl Planner<'_, '_> {
                 format!("UPDATE {name} AS r{} SET {}", rel.0, list.join(", "))
             }
         };
+        if !from.is_empty() && sets.is_none() {
+            // SQLite's DELETE names one table: what stands beside it finds the rows.
+            sql = format!("DELETE FROM {name} WHERE rowid IN (SELECT r{0}.rowid FROM {name} AS r{0}", rel.0);
+            sql += &format!(", {}", writer.tables(from)?);
+        } else if !from.is_empty() {
+            sql += &format!(" FROM {}", writer.tables(from)?);
+        }
         if let Some(filter) = filter {
             sql += &format!(" WHERE {}", writer.expr(filter)?);
+        }
+        if !from.is_empty() && sets.is_none() {
+            sql.push(')');
         }
         let params = std::mem::take(&mut writer.params);
         let mut columns = Vec::new();
@@ -236,45 +261,57 @@ impl Planner<'_, '_> {
         Ok((Action::Modify(modify), returning.as_ref().map(|r| r.columns.clone())))
     }
 
-    fn modify_target(
-        &mut self,
-        table: &Arc<Table>,
-        rel: RelId,
-        filter: Option<&Expr>,
-        all: &[&Expr],
-        what: &str,
-    ) -> Result<(Target, bool), WireError> {
-        if all.iter().any(|e| e.has_query()) {
-            let relation =
-                Relation { id: rel, source: RelationSource::Table(Arc::clone(table)), types: Vec::new() };
-            let select = Select {
-                from: vec![From::Relation(relation)],
-                filter: filter.cloned(),
-                grouped: false,
-                group_by: Vec::new(),
-                having: None,
-                projection: all.iter().map(|e| (*e).clone()).collect(),
-                distinct: false,
-                lock: None,
-            };
-            let spot = self.spot_with(&select)?;
-            let reference = matches!(table.placement, Placement::Reference);
-            return match spot {
-                Some((Target::Any, _)) if reference => Ok((Target::Any, false)),
-                Some((target, lookup)) if !reference => Ok((target, lookup)),
-                _ => Err(WireError::unsupported(format!("{what} with a subquery over other shards' rows"))
-                    .with_hint(
-                        "Run the subquery first and pass its result, or give the shard key of each table.",
-                    )),
-            };
-        }
+    /// Where an UPDATE or DELETE runs, and whether it finds its rows by key; `None` if what it reads beside its table
+    /// isn't there.
+    fn modify_target(&mut self, modify: &Modify) -> Result<Option<(Target, bool)>, WireError> {
+        let Modify { table, rel, from, ctes: _, sets: _, filter, returning: _ } = modify;
+        let all = exprs_of(modify);
         let mut facts = Facts::default();
-        if let Some(filter) = filter {
-            facts.add(filter, true);
+        if from.is_empty() && !all.iter().any(|e| e.has_query()) {
+            if let Some(filter) = filter {
+                facts.add(filter, true);
+            }
+            return self.by_facts(table, *rel, &facts).map(Some);
         }
+        let relation =
+            Relation { id: *rel, source: RelationSource::Table(Arc::clone(table)), types: Vec::new() };
+        let select = Select {
+            from: std::iter::once(From::Relation(relation)).chain(from.iter().cloned()).collect(),
+            filter: filter.clone(),
+            grouped: false,
+            group_by: Vec::new(),
+            having: None,
+            projection: all.iter().map(|e| (*e).clone()).collect(),
+            distinct: false,
+            locks: Vec::new(),
+        };
+        let reference = matches!(table.placement, Placement::Reference);
+        match self.spot_with(&select)? {
+            Some((Target::Any, _)) if reference => return Ok(Some((Target::Any, false))),
+            Some((target, lookup)) if !reference => return Ok(Some((target, lookup))),
+            _ => {}
+        }
+        if reference || !subqueries_everywhere(&select) {
+            return Ok(None);
+        }
+        let mut beside = Vec::new();
+        from.iter().for_each(|from| from.each_relation(&mut |relation| beside.push(relation)));
+        let facts = Facts::of(&select);
+        if beside.iter().all(|relation| is_everywhere(&relation.source)) {
+            return self.by_facts(table, *rel, &facts).map(Some);
+        }
+        self.together(&select, &facts)
+    }
+
+    fn by_facts(
+        &mut self,
+        table: &Table,
+        rel: RelId,
+        facts: &Facts<'_>,
+    ) -> Result<(Target, bool), WireError> {
         let classes = facts.classes();
         let (filter, lookup) = if self.rules.has(Rule::RouteByKey) {
-            self.key_filter(rel, table, &facts, &classes)?
+            self.key_filter(rel, table, facts, &classes)?
         } else {
             (KeyFilter::All, false)
         };
@@ -291,7 +328,9 @@ impl Planner<'_, '_> {
             }
             BoundCopy::Out { query, format } => {
                 let columns = query.columns.clone();
-                Action::CopyOut(CopyOut { query: self.query(query)?, columns, format: format.clone() })
+                let mut query = query.clone();
+                self.lift_query(&mut query)?;
+                Action::CopyOut(CopyOut { query: self.query(&query)?, columns, format: format.clone() })
             }
         })
     }
@@ -310,6 +349,25 @@ fn conflict_targets(table: &Table, columns: &[ColumnId]) -> Result<Vec<String>, 
         targets.push(format!(" ({})", names.join(", ")));
     }
     Ok(targets)
+}
+
+/// The expressions of an UPDATE or DELETE.
+fn exprs_of(modify: &Modify) -> Vec<&Expr> {
+    let Modify { table: _, rel: _, from, ctes: _, sets, filter, returning } = modify;
+    let values = sets.iter().flatten().map(|(_, e)| e);
+    let mut all: Vec<&Expr> = values.chain(filter).collect();
+    from.iter().for_each(|from| super::conditions(from, &mut all));
+    all.extend(returning.iter().flat_map(|r| &r.exprs));
+    all
+}
+
+/// Whether a relation's rows are the same wherever it is read.
+fn is_everywhere(source: &RelationSource) -> bool {
+    match source {
+        RelationSource::Rows(_) => true,
+        RelationSource::Table(table) => matches!(table.placement, Placement::Reference),
+        RelationSource::Query(_) | RelationSource::Cte(_) | RelationSource::System(_) => false,
+    }
 }
 
 /// How many columns a table's key has.

@@ -13,7 +13,7 @@ use planner::plan::{
 use planner::text::{Text, split};
 use planner::{Context, Rules, Settings, route, route_row, system};
 use proto::services::SchemaChange;
-use proto::{ShardId, SqlState, Value, ValueRef, WireError};
+use proto::{RowBatchBuilder, ShardId, SqlState, Value, ValueRef, WireError};
 use rusqlite::Connection;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -202,6 +202,21 @@ impl Database {
                     ));
                 }
                 Scalar::NextValue(sequence) => self.next(*sequence),
+                Scalar::Query { place, columns, single } => {
+                    let mut rows = self.query(&plan.first[*place], &values)?;
+                    rows.iter_mut().for_each(|row| row.truncate((*columns).into()));
+                    if *single && rows.len() > 1 {
+                        let message = "more than one row returned by a subquery used as an expression";
+                        return Err(WireError::new(SqlState::CARDINALITY_VIOLATION, message));
+                    }
+                    if *single {
+                        rows.pop().and_then(|mut row| row.pop()).unwrap_or(Value::Null)
+                    } else {
+                        let mut batch = RowBatchBuilder::new(*columns);
+                        rows.iter().for_each(|row| batch.push_row(row.iter().map(Value::as_ref)));
+                        dialect::rowset::pack(&batch.finish())
+                    }
+                }
                 Scalar::Environment(fact) => environment(*fact),
                 Scalar::Expression { sql, params } => {
                     let params = pick(params, &values);

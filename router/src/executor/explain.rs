@@ -16,8 +16,11 @@ impl Executor {
         plan: &Arc<Plan>,
     ) -> Result<RowBatch, WireError> {
         let run = &Statement { plan, state: run.state.clone(), ..*run };
-        let scalars = self.scalars(plan, run).await?;
+        // Where the rest goes depends on what is run first, and EXPLAIN runs nothing.
+        let runs_first = !plan.first.is_empty();
+        let scalars = if runs_first { Vec::new() } else { self.scalars(plan, run).await? };
         let routes = match &plan.action {
+            _ if runs_first => Vec::new(),
             Action::Query(query) => self.routes(run, query, &scalars)?,
             Action::Insert(insert) => match &insert.rows {
                 InsertRows::Query { query, .. } => self.routes(run, query, &scalars)?,
@@ -30,6 +33,9 @@ impl Executor {
         };
         let mut lines = planner::explain(plan, &routes, &run.state.topology);
         if analyze {
+            if runs_first {
+                return Err(WireError::unsupported("EXPLAIN ANALYZE of a statement with subqueries that lock"));
+            }
             let Action::Query(query @ Query { lock: None, .. }) = &plan.action else {
                 return Err(WireError::unsupported("EXPLAIN ANALYZE of a statement that writes or locks"));
             };

@@ -7,6 +7,7 @@
 
 pub mod copy_in;
 pub mod explain;
+mod first;
 pub mod fragments;
 pub mod gather;
 pub mod insert;

@@ -75,6 +75,11 @@ impl Executor {
                 Scalar::NextValue(id) => {
                     Value::Int(self.sequences.next(*id, &self.cluster, run.retry_until()).await?)
                 }
+                Scalar::Query { place, columns, single } => {
+                    let query = plan.first.get(*place);
+                    let query = query.ok_or_else(|| WireError::internal("a plan names a query that it hasn't"))?;
+                    Box::pin(self.first(run, query, *columns, *single, &values)).await?
+                }
                 Scalar::Environment(fact) => environment(*fact, run.facts, &self.config.machine),
                 Scalar::Expression { sql, params } => {
                     let params: Vec<ValueRef<'_>> =

@@ -17,7 +17,7 @@ fn ints(values: &[i64]) -> Vec<Scalar> {
 }
 
 fn plan(scalars: Vec<Scalar>, action: Action) -> Arc<Plan> {
-    Arc::new(Plan { parameters: vec![], columns: None, scalars, action })
+    Arc::new(Plan { parameters: vec![], columns: None, scalars, first: vec![], action })
 }
 
 fn fragment(filter: KeyFilter, sql: &str, params: &[u32]) -> Fragment {

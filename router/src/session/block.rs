@@ -7,7 +7,7 @@
 use super::{Undo, settings::Settings};
 use crate::protocol::backend::{Status, warning};
 use crate::transaction::Mark;
-use planner::plan::{Action, CopyOut, Isolation, Notice, Plan, Query};
+use planner::plan::{Action, CopyOut, Isolation, Locking, Notice, Plan};
 use proto::services::{RowLock, SchemaChange};
 use proto::{SqlState, TableId, WireError};
 
@@ -29,14 +29,18 @@ pub enum Effect {
 /// What a plan does.
 pub fn effect(plan: &Plan) -> Effect {
     match &plan.action {
-        Action::Query(query) | Action::CopyOut(CopyOut { query, .. }) if query.lock.is_some() => {
-            Effect::Locks
-        }
+        Action::Query(_) | Action::CopyOut(_) if locks(plan).is_some() => Effect::Locks,
         Action::Query(_) | Action::CopyOut(_) | Action::Session(_) | Action::Explain(_) => Effect::None,
         Action::Insert(_) | Action::CopyIn(_) | Action::Modify(_) => Effect::Writes,
         Action::Schema(schema) if truncated(&schema.changes).is_some() => Effect::Truncates,
         Action::Schema(_) => Effect::Schema,
     }
+}
+
+/// The lock that a query's rows get, or those of a query within it.
+fn locks(plan: &Plan) -> Option<&Locking> {
+    let (Action::Query(query) | Action::CopyOut(CopyOut { query, .. })) = &plan.action else { return None };
+    query.lock.as_ref().or(plan.locks_first())
 }
 
 /// The tables that are emptied, if nothing else is done.
@@ -57,14 +61,14 @@ pub fn command(plan: &Plan) -> &'static str {
         Action::Modify(_) => "UPDATE",
         Action::CopyIn(_) => "COPY FROM",
         Action::Schema(schema) => schema.tag,
-        Action::Query(Query { lock: Some(lock), .. })
-        | Action::CopyOut(CopyOut { query: Query { lock: Some(lock), .. }, .. }) => match lock.mode {
-            RowLock::KeyShare => "SELECT FOR KEY SHARE",
-            RowLock::Share => "SELECT FOR SHARE",
-            RowLock::NoKeyUpdate => "SELECT FOR NO KEY UPDATE",
-            RowLock::Update => "SELECT FOR UPDATE",
+        Action::Query(_) | Action::CopyOut(_) => match locks(plan).map(|lock| lock.mode) {
+            Some(RowLock::KeyShare) => "SELECT FOR KEY SHARE",
+            Some(RowLock::Share) => "SELECT FOR SHARE",
+            Some(RowLock::NoKeyUpdate) => "SELECT FOR NO KEY UPDATE",
+            Some(RowLock::Update) => "SELECT FOR UPDATE",
+            None => "SELECT",
         },
-        Action::Query(_) | Action::CopyOut(_) | Action::Session(_) | Action::Explain(_) => "SELECT",
+        Action::Session(_) | Action::Explain(_) => "SELECT",
     }
 }
 
@@ -301,7 +305,7 @@ mod tests {
 
     fn schema(changes: Vec<SchemaChange>) -> Plan {
         let action = SchemaAction { tag: "DDL", changes, notices: vec![], fills: vec![] };
-        Plan { parameters: vec![], columns: None, scalars: vec![], action: Action::Schema(action) }
+        Plan { parameters: vec![], columns: None, scalars: vec![], first: vec![], action: Action::Schema(action) }
     }
 
     fn drop_table() -> Plan {

@@ -14,7 +14,7 @@ use crate::retry::Backoff;
 use dialect::Type;
 use dialect::types::Typed;
 use planner::Context;
-use planner::plan::{Action, CopyOut, Gather, Insert, InsertRows, OutputColumn, Plan, SourceRows};
+use planner::plan::{Action, CopyOut, Gather, Insert, InsertRows, OutputColumn, Plan, Query, SourceRows};
 use planner::text::Text;
 use proto::machine;
 use proto::services::ClusterState;
@@ -301,20 +301,17 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         let run = self.statement(plan, text, parameters, state, deadline);
         let started = match &plan.action {
             Action::Query(query) => {
-                let scalars = executor.scalars(plan, &run).await?;
-                let rows = executor.query(&run, query, &scalars).await?;
+                let rows = executor.query_plan(&run, plan, query).await?;
                 return Ok(self.rows(Columns::Plan(plan.clone()), rows, Tag::Rows("SELECT"), deadline));
             }
             Action::CopyOut(CopyOut { query, .. }) => {
-                let scalars = executor.scalars(plan, &run).await?;
-                let rows = executor.query(&run, query, &scalars).await?;
+                let rows = executor.query_plan(&run, plan, query).await?;
                 return Ok(Started::CopyOut(Box::new(rows), plan.clone(), deadline));
             }
             // It hasn't written yet: what its end has to say of that, `end_copy` says.
             Action::CopyIn(_) => return Ok(Started::CopyIn(Box::new(executor.copy_begin(&run).await?))),
             Action::Insert(insert) => {
-                let scalars = executor.scalars(plan, &run).await?;
-                let written = Box::pin(executor.insert(&run, insert, &scalars)).await?;
+                let written = Box::pin(executor.write_plan(&run, plan)).await?;
                 self.written(
                     plan,
                     insert.returning.is_some(),
@@ -324,8 +321,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 )
             }
             Action::Modify(modify) => {
-                let scalars = executor.scalars(plan, &run).await?;
-                let written = Box::pin(executor.modify(&run, modify, &scalars)).await?;
+                let written = Box::pin(executor.write_plan(&run, plan)).await?;
                 let word = if modify.delete { "DELETE" } else { "UPDATE" };
                 let tag = Tag::Count(word, written.affected);
                 self.written(plan, !modify.fragment.columns.is_empty(), tag, written, deadline)
@@ -437,12 +433,19 @@ impl<W: AsyncWrite + Unpin> Session<W> {
 
 /// Whether a plan reads the system's relations.
 fn reads_system(plan: &Plan) -> bool {
+    if plan.first.iter().any(gathers_system) {
+        return true;
+    }
     let query = match &plan.action {
         Action::Query(query) | Action::CopyOut(CopyOut { query, .. }) => query,
         Action::Insert(Insert { rows: InsertRows::Query { query, .. }, .. }) => query,
         Action::Explain(explain) => return reads_system(&explain.plan),
         _ => return false,
     };
+    gathers_system(query)
+}
+
+fn gathers_system(query: &Query) -> bool {
     match &query.gather {
         Gather::Sqlite { sources, .. } => sources.iter().any(|s| matches!(s.rows, SourceRows::System(_))),
         Gather::Stream { .. } => false,

@@ -3,11 +3,13 @@
 //! Arrays live in catalog queries and parameters only; they are one-dimensional here.
 
 use super::{Answer, Body::*, Native, int, text};
+use crate::rowset;
 use proto::{SqlState, Value, ValueRef, WireError};
 
 pub(super) static FUNCTIONS: &[Native] = &[
     Native { name: "pg_array_to_string", body: Loose(-1, to_string) },
     Native { name: "pg_array_json", body: Strict(1, json) },
+    Native { name: "pg_rows_json", body: Strict(1, rows_json) },
     Native { name: "pg_array_length", body: Strict(2, length) },
     Native { name: "pg_array_lower", body: Strict(2, lower) },
     Native {
@@ -16,6 +18,14 @@ pub(super) static FUNCTIONS: &[Native] = &[
     },
     Native { name: "pg_string_to_array", body: Loose(2, from_string) },
 ];
+
+/// The rows of a packed value: see [`crate::rowset`].
+fn rows_json(args: &[ValueRef<'_>]) -> Answer<Value> {
+    let ValueRef::Blob(packed) = args[0] else {
+        return Err(WireError::internal("rows that aren't packed"));
+    };
+    Ok(Value::Text(rowset::json(&rowset::unpack(packed)?)))
+}
 
 fn malformed(array: &str) -> WireError {
     let message = format!("malformed array literal: \"{array}\"");
