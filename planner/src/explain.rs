@@ -6,7 +6,7 @@ use crate::plan::{
     Route, Scalar, ScalarId, SourceRows, Target,
 };
 use dialect::physical::table_name;
-use proto::services::LockWait;
+use proto::services::{LockWait, LockedRows};
 use proto::topology::Topology;
 
 /// What EXPLAIN prints of a plan. `routes` are those of its fragments, in order; what is missing is left out.
@@ -69,16 +69,12 @@ impl Lines<'_> {
                 }
             }
         }
-        if let Some(Locking { table, key: _, mode, wait, limit }) = &query.lock {
-            let wait = match wait {
-                LockWait::Wait => "",
-                LockWait::NoWait => " NOWAIT",
-                LockWait::SkipLocked => " SKIP LOCKED",
-            };
+        if let Some(Locking { rows, limit }) = &query.lock {
+            let of: Vec<_> = rows.iter().map(locked_rows).collect();
             let limit = limit.map_or(String::new(), |limit| {
                 format!(", {} rows of each shard at most", self.scalar(limit))
             });
-            self.push(depth, format!("Lock: {} of {}{wait}{limit}", lock_name(*mode), table_name(*table)));
+            self.push(depth, format!("Lock: {}{limit}", of.join(", ")));
         }
         for (i, fragment) in query.fragments.iter().enumerate() {
             self.push(depth, format!("Fragment {}", i + 1));
@@ -210,6 +206,16 @@ impl Lines<'_> {
             }
         }
     }
+}
+
+fn locked_rows(rows: &LockedRows) -> String {
+    let LockedRows { table, key: _, mode, wait } = *rows;
+    let wait = match wait {
+        LockWait::Wait => "",
+        LockWait::NoWait => " NOWAIT",
+        LockWait::SkipLocked => " SKIP LOCKED",
+    };
+    format!("{} of {}{wait}", lock_name(mode), table_name(table))
 }
 
 fn merge_key(key: &MergeKey) -> String {

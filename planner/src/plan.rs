@@ -6,7 +6,7 @@
 //! it wants, and runs the one **gather** step over what comes back.
 
 use dialect::types::{Type, Typed};
-use proto::services::{LockWait, RowLock, SchemaChange};
+use proto::services::{LockedRows, SchemaChange};
 use proto::{ColumnId, KeyspaceNumber, SequenceId, ShardId, TableId, Value};
 use std::sync::Arc;
 
@@ -149,14 +149,8 @@ pub struct Query {
 /// PostgreSQL are locked then, never fewer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Locking {
-    /// Whose rows.
-    pub table: TableId,
-    /// How many columns the table's key has. The fragment's SQL returns them first, and the shard cuts them off.
-    pub key: u16,
-    /// How strong the locks are.
-    pub mode: RowLock,
-    /// What happens where another has one.
-    pub wait: LockWait,
+    /// Whose rows. The fragment's SQL returns their keys first, and the shard cuts them off.
+    pub rows: Arc<[LockedRows]>,
     /// The most rows that a shard locks and returns (LIMIT and OFFSET together, as rows that OFFSET skips are locked,
     /// too): a non-negative int8, or NULL for all.
     pub limit: Option<ScalarId>,

@@ -165,6 +165,9 @@ pub enum Retry {
     StaleSchema(SchemaVersion),
     /// Nothing was executed; the same request may succeed in a moment.
     Later,
+    /// Nothing was executed: a row that was waited for has moved to another shard. The statement is to be run again, on all
+    /// its shards.
+    Moved,
     /// It may have been executed. Repeating it is safe under the same request id alone.
     Unknown,
 }

@@ -30,7 +30,7 @@ pub fn no_answer() -> WireError {
 /// Whether an error says that nothing was executed.
 pub fn is_unexecuted(error: &WireError) -> bool {
     match error.retry {
-        Retry::NotLeader(_) | Retry::StaleEpoch(_) | Retry::StaleSchema(_) | Retry::Later => true,
+        Retry::NotLeader(_) | Retry::StaleEpoch(_) | Retry::StaleSchema(_) | Retry::Later | Retry::Moved => true,
         Retry::Never | Retry::Unknown => false,
     }
 }
@@ -146,7 +146,7 @@ impl<'a> Asked<'a> {
             }
             Retry::NotLeader(Some(node)) if self.hint != Some(node) => Some(Next::Pause(Some(node))),
             Retry::NotLeader(_) | Retry::Later | Retry::Unknown => Some(Next::Pause(None)),
-            Retry::Never | Retry::StaleEpoch(_) | Retry::StaleSchema(_) => None,
+            Retry::Never | Retry::StaleEpoch(_) | Retry::StaleSchema(_) | Retry::Moved => None,
         }
     }
 }

@@ -229,7 +229,7 @@ impl Cluster {
                         continue;
                     }
                 }
-                Retry::NotLeader(_) | Retry::Later | Retry::Unknown => {}
+                Retry::NotLeader(_) | Retry::Later | Retry::Moved | Retry::Unknown => {}
                 Retry::Never | Retry::StaleEpoch(_) | Retry::StaleSchema(_) => return Err(error),
             }
             if !backoff.pause().await {

@@ -381,10 +381,12 @@ fn cut_of(access: &Access) -> (usize, u64) {
     match access {
         Access::Write { touch, .. } => (usize::from(*touch), u64::MAX),
         Access::Branch { access: BranchAccess::Write { touch }, .. } => (usize::from(*touch), u64::MAX),
-        Access::Branch { access: BranchAccess::Lock { key, limit, .. }, .. } => {
-            (usize::from(*key), limit.unwrap_or(u64::MAX))
+        Access::Branch { access: BranchAccess::Lock { rows, limit, .. }, .. } => {
+            (rows.iter().map(|rows| usize::from(rows.key)).sum(), limit.unwrap_or(u64::MAX))
         }
-        Access::Read { .. } | Access::Branch { access: BranchAccess::Read, .. } => (0, u64::MAX),
+        Access::Read { .. } | Access::Branch { access: BranchAccess::Read | BranchAccess::Move, .. } => {
+            (0, u64::MAX)
+        }
     }
 }
 

@@ -249,6 +249,7 @@ impl ShardNode {
         &self,
         request: FragmentRequest,
         (id, settled, touch): (RequestId, u64, u16),
+        lock_timeout: Option<Duration>,
         deadline: Instant,
     ) -> ServiceResult<FragmentResponse> {
         let shard = request.shard;
@@ -262,12 +263,12 @@ impl ShardNode {
                 looked.store(true, Ordering::Relaxed);
                 return Err(transact::in_the_way());
             }
-            write::run(stage, &fast).map(|ran| ran.output)
+            write::run(stage, &fast, None).map(|ran| ran.output())
         };
         let write = Write { request: Some(id), settled, deadline, run: Box::new(run) };
         let written = match desk.replica.write(write).await {
             Err(error) if in_the_way.load(Ordering::Relaxed) && error == transact::in_the_way() => {
-                desk.single(job, id, settled, deadline).await
+                desk.single(job, (id, settled), lock_timeout, deadline).await
             }
             written => written,
         };
@@ -283,6 +284,7 @@ impl ShardNode {
             touch,
             schema_version: request.schema_version,
             returning_bytes: self.config.returning_bytes,
+            moves: false,
         }
     }
 
@@ -306,10 +308,11 @@ impl ShardNode {
                 }
                 None => Work::Read { request, limit },
             },
-            BranchAccess::Lock { table, key, mode, wait, limit: rows } => {
-                Work::Lock { request, limit, table, key, mode, wait, rows }
-            }
+            BranchAccess::Lock { rows, limit: most, anew } => Work::Lock { request, limit, rows, most, anew },
             BranchAccess::Write { touch } => Work::Write(Arc::new(self.job(request, touch))),
+            BranchAccess::Move => {
+                Work::Write(Arc::new(write::Job { moves: true, ..self.job(request, 0) }))
+            }
         };
         let answer = self.renew(shard, desk.statement(branch, work, deadline).await)?;
         write::decode(&answer.output, answer.index)
@@ -317,10 +320,10 @@ impl ShardNode {
 
     async fn run(&self, request: FragmentRequest) -> ServiceResult<FragmentResponse> {
         let deadline = machine::now() + request.timeout.min(LONGEST);
-        match request.access {
+        match request.access.clone() {
             Access::Read { consistency, lookup: _ } => self.read(request, consistency, deadline).await,
-            Access::Write { request: id, settled, touch } => {
-                self.write(request, (id, settled, touch), deadline).await
+            Access::Write { request: id, settled, touch, lock_timeout } => {
+                self.write(request, (id, settled, touch), lock_timeout, deadline).await
             }
             Access::Branch { branch, access } => self.in_branch(request, branch, access, deadline).await,
         }

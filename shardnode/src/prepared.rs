@@ -114,6 +114,7 @@ pub(crate) fn insert(
             Part::Row(key) => (ROW, 0, ValueRef::Blob(key)),
             Part::Unique(number, key) => (UNIQUE, i64::from(*number), ValueRef::Blob(key)),
             Part::Keys(key) => (KEYS, 0, ValueRef::Blob(key)),
+            Part::Moved(key) => (MOVED, 0, ValueRef::Blob(key)),
         };
         let int = |number| ValueRef::Int(number);
         locks.push_row([int(resource.table.0.into()), int(kind), int(number), key, int(mode_number(*mode))]);
@@ -187,6 +188,7 @@ const ROW: i64 = 1;
 const UNIQUE: i64 = 2;
 const KEYS: i64 = 3;
 const HASHES: i64 = 4;
+const MOVED: i64 = 5;
 const MODES: [Mode; 6] = [
     Mode::Row(RowLock::KeyShare),
     Mode::Row(RowLock::Share),
@@ -240,6 +242,7 @@ fn read(row: &Row<'_>) -> Result<Prepared, WireError> {
             (WHOLE, ValueRef::Null) => Part::Table,
             (ROW, ValueRef::Blob(key)) => Part::Row(key.into()),
             (KEYS, ValueRef::Blob(key)) => Part::Keys(key.into()),
+            (MOVED, ValueRef::Blob(key)) => Part::Moved(key.into()),
             (UNIQUE, ValueRef::Blob(key)) => Part::Unique(short(index)?, key.into()),
             _ => return Err(damaged()),
         };
@@ -274,10 +277,11 @@ mod tests {
         let resource = |part| Resource { table: TableId(16384), part };
         let locks = MODES.iter().enumerate().map(|(place, mode)| {
             let key: Box<[u8]> = vec![place as u8; place].into();
-            let part = match place % 4 {
+            let part = match place % 5 {
                 0 => Part::Table,
                 1 => Part::Row(key),
                 2 => Part::Keys(key),
+                3 => Part::Moved(key),
                 _ => Part::Unique(u32::MAX - place as u32, key),
             };
             (resource(part), *mode)

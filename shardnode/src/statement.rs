@@ -3,9 +3,10 @@
 //! In come a statement and the branch that it is for; out comes what it gave, with every row that it touched locked. It
 //! is rehearsed on the replica's writer above what its transaction has changed before. There, the rows and unique keys that
 //! it has touched are computed and their locks claimed; if another transaction has one, the statement is undone, keeps
-//! the locks that come before that one, waits its turn, and is run again as a whole on what is committed by then.
-//! (PostgreSQL runs such a statement on with the rows that it had found, in their newest version; running it anew is the
-//! same as if it had come later, which READ COMMITTED allows at any time.)
+//! the locks that come before that one, waits its turn, and is run again on what is committed by then. As in PostgreSQL
+//! it goes on with the rows that it had found, in their newest versions: what its second run does to others is undone.
+//! If a row that it waited for may have another key by now, or if it has a LIMIT, it is run again as a whole, as if it had
+//! come later.
 //!
 //! What only inserts given rows needn't see what its transaction has changed: it is run on **bare ground**, on what is
 //! committed, so it costs the same however much that is and whoever else writes. Only if it fails there, or wants what its
@@ -13,15 +14,15 @@
 //! there is.
 
 use crate::branch::{Answer, Claim, Handle, State, Transactions, leader_changed};
-use crate::locks::Party;
+use crate::locks::{Mode, Part, Party, Resource};
 use crate::touched::{self, Shape, Want};
 use crate::{fence, read, stream, write};
 use bytes::Bytes;
 use dialect::sqlite::{error, value_ref};
 use parking_lot::Mutex;
 use proto::machine;
-use proto::services::{FragmentRequest, LockWait, RowLock};
-use proto::{Retry, RowBatchBuilder, SqlState, TableId, WireError};
+use proto::services::{FragmentRequest, LockWait, LockedRows, RowLock};
+use proto::{Retry, RowBatchBuilder, SqlState, TableId, Value, WireError};
 use replica::{Rehearsal, Replica, RowOp, Stage};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -49,13 +50,12 @@ pub(crate) enum Work {
     Lock {
         request: FragmentRequest,
         limit: usize,
-        table: TableId,
-        /// How many columns of the result are the row's key.
-        key: u16,
-        mode: RowLock,
-        wait: LockWait,
+        /// Whose rows, in the order of the keys that the result's columns begin with.
+        rows: Arc<[LockedRows]>,
         /// Ends when so many rows are locked.
-        rows: Option<u64>,
+        most: Option<u64>,
+        /// Gives back first what the branch's statement before this one has locked.
+        anew: bool,
     },
 }
 
@@ -71,13 +71,40 @@ pub(crate) struct Attempt {
 /// Why a statement was undone that is to be run again.
 enum Met {
     /// Another has a lock that it needs.
-    Locked(oneshot::Receiver<Result<(), WireError>>),
+    Locked(Waiting),
+    /// Only as a whole can it be run again.
+    Whole,
     /// It failed, or left something out, because of a key that is there; another may be about to free it.
     Doubt(Option<WireError>),
     /// There was a key that another was about to free, and now there is nobody.
     Surprise,
     /// What its own transaction has changed matters to it.
     Own,
+}
+
+/// A statement that waits for a lock.
+struct Waiting {
+    granted: oneshot::Receiver<Result<(), WireError>>,
+    /// The rows that it has found, if those alone matter when it goes on.
+    found: Option<HashSet<Key>>,
+    /// The row that it waits for, if that may go to another shard.
+    moving: Option<(TableId, Key)>,
+}
+
+/// A row's key, or those of the rows that a join's row is made of.
+type Key = Box<[u8]>;
+
+/// What a statement has come to before it is run again.
+#[derive(Clone, Default)]
+struct Past {
+    /// The rows that its first run found: others that fit by now are none of its.
+    found: Option<Arc<HashSet<Key>>>,
+    /// It has to look at all rows again: one that it waited for may have another key by now.
+    is_whole: bool,
+    /// Rows that it waited for and that may be on another shard by now.
+    moving: Vec<(TableId, Key)>,
+    /// Whether it has been run before.
+    has_run: bool,
 }
 
 /// How a statement is run.
@@ -127,6 +154,7 @@ impl Attempt {
             _ => Manner::Plain,
         };
         let mut surprises = 0;
+        let mut past = Past::default();
         loop {
             let met = Arc::new(Mutex::new(None));
             let step = Step {
@@ -136,7 +164,9 @@ impl Attempt {
                 is_live: Arc::clone(&self.is_live),
                 work: Arc::clone(&work),
                 manner: manner.clone(),
+                past: past.clone(),
             };
+            past.has_run = true;
             let found = Arc::clone(&met);
             let run = move |stage: &Stage<'_>| match step.run(stage)? {
                 Ok(output) => Ok(output),
@@ -157,8 +187,20 @@ impl Attempt {
             let why = met.lock().take();
             manner = match why {
                 Some(why) if failure == undone() => match why {
-                    Met::Locked(granted) => {
+                    Met::Locked(Waiting { granted, found, moving }) => {
                         self.wait(replica, granted, lock_timeout, deadline).await?;
+                        past.is_whole |= found.is_none();
+                        match found {
+                            Some(found) if !past.is_whole => {
+                                past.found.get_or_insert(Arc::new(found));
+                            }
+                            _ => past.found = None,
+                        }
+                        past.moving.extend(moving);
+                        Manner::Plain
+                    }
+                    Met::Whole => {
+                        (past.found, past.is_whole) = (None, true);
                         Manner::Plain
                     }
                     Met::Own => Manner::Plain,
@@ -244,6 +286,14 @@ impl Drop for Attempt {
     }
 }
 
+/// What a statement hears that has waited for a row which is on another shard now.
+fn moved() -> WireError {
+    let message = "tuple to be locked was already moved to another partition due to concurrent update";
+    WireError::new(SqlState::SERIALIZATION_FAILURE, message)
+        .with_retry(Retry::Moved)
+        .with_hint("Run the transaction again.")
+}
+
 /// What a statement hears within, and nobody else: it is run again.
 fn undone() -> WireError {
     WireError::new(SqlState::LOCK_NOT_AVAILABLE, "undone, to be run again").with_retry(Retry::Later)
@@ -257,6 +307,7 @@ struct Step {
     is_live: Arc<AtomicBool>,
     work: Arc<Work>,
     manner: Manner,
+    past: Past,
 }
 
 impl Step {
@@ -264,11 +315,19 @@ impl Step {
     fn run(&self, stage: &Stage<'_>) -> Result<Result<Bytes, Met>, WireError> {
         // Whoever comes first in a term finds the locks of what is prepared.
         drop(self.enter(stage)?);
+        for (table, key) in &self.past.moving {
+            if !self.shape(stage, *table)?.exists(stage, key)? {
+                return Err(moved());
+            }
+        }
         match &*self.work {
             Work::Write(job) => self.write(stage, job),
             Work::Read { request, limit } => read_rows(stage, request, *limit).map(Ok),
-            Work::Lock { request, limit, table, key, mode, wait, rows } => {
-                self.lock(stage, request, (*limit, *rows), usize::from(*key), (*table, *mode, *wait))
+            Work::Lock { request, limit, rows, most, anew } => {
+                if *anew && !self.past.has_run {
+                    self.enter(stage)?.undo(self.party.id, self.party.statement.saturating_sub(2));
+                }
+                self.lock(stage, request, (*limit, *most), rows)
             }
         }
     }
@@ -309,7 +368,7 @@ impl Step {
             Ok(step.manner == Manner::Plain
                 && !step.enter(stage)?.locks.freed_by_others(table, step.party.id).is_empty())
         };
-        let ran = match write::run(stage, job) {
+        let mut ran = match write::run(stage, job, self.past.found.as_deref()) {
             Ok(ran) => ran,
             Err(failure) => {
                 return match &self.manner {
@@ -331,7 +390,24 @@ impl Step {
         if left_out && doubtful(self)? {
             return Ok(Err(Met::Doubt(None)));
         }
-        let wants = self.wants(stage, table, &gone)?;
+        let found = self.found(stage, job, &ran)?;
+        if let Some(only) = self.past.found.as_deref().filter(|_| gone.is_empty()) {
+            match self.confine(stage, only)? {
+                Some(affected) => ran.affected = affected,
+                None => return Ok(Err(Met::Whole)),
+            }
+        }
+        let mut wants = self.wants(stage, table, &gone)?;
+        if job.moves {
+            let deleted = wants.iter().filter_map(|want| match &want.resource.part {
+                Part::Keys(key) => Some((want.resource.table, Part::Moved(key.clone()))),
+                _ => None,
+            });
+            let moved: Vec<_> = deleted
+                .map(|(table, part)| Want { resource: Resource { table, part }, mode: Mode::Row(RowLock::Update) })
+                .collect();
+            wants.extend(moved);
+        }
         if self.manner == Manner::Bare {
             let state = self.enter(stage)?;
             if wants.iter().any(|want| state.locks.has(self.party.id, &want.resource)) {
@@ -339,10 +415,83 @@ impl Step {
             }
         }
         match (self.claim(stage, wants, false)?, &self.manner) {
-            (Claim::Waits(granted), _) => Ok(Err(Met::Locked(granted))),
+            (Claim::Waits(granted), _) => Ok(Err(Met::Locked(self.waiting(stage, granted, found)?))),
             (Claim::Held, Manner::Without(_)) => Ok(Err(Met::Surprise)),
-            (Claim::Held, _) => Ok(Ok(ran.output)),
+            (Claim::Held, _) => Ok(Ok(ran.output())),
         }
+    }
+
+    fn waiting(
+        &self,
+        stage: &Stage<'_>,
+        granted: oneshot::Receiver<Result<(), WireError>>,
+        found: Option<HashSet<Key>>,
+    ) -> Result<Waiting, WireError> {
+        let row = self.enter(stage)?.locks.awaited_row(self.party.id);
+        // A row that gets another key goes on under that, and isn't among those that were found.
+        let found = found.filter(|_| row.as_ref().is_some_and(|row| row.stays));
+        let moving = row.filter(|row| row.moves).map(|row| (row.table, row.key));
+        Ok(Waiting { granted, found, moving })
+    }
+
+    /// The rows that a statement has found which changes rows that are there. None if it gives them other keys, or if it
+    /// isn't known which of them it returns.
+    fn found(
+        &self,
+        stage: &Stage<'_>,
+        job: &write::Job,
+        ran: &write::Ran,
+    ) -> Result<Option<HashSet<Key>>, WireError> {
+        let is_known = ran.returned.columns() == 0 || job.touch > 0;
+        if job.rows.is_some() || self.manner != Manner::Plain || self.past.is_whole || !is_known {
+            return Ok(None);
+        }
+        let mut found = HashSet::new();
+        for change in replica::changes(&stage.changes()?)? {
+            if change.op == RowOp::Insert {
+                return Ok(None);
+            }
+            found.insert(self.shape(stage, named(&change.table)?)?.key_of(&change)?);
+        }
+        found.extend(self.updated(stage)?.into_iter().map(|(_, key)| key));
+        Ok(Some(found))
+    }
+
+    /// The rows that were updated and are still there, changed or not.
+    fn updated(&self, stage: &Stage<'_>) -> Result<Vec<(TableId, Key)>, WireError> {
+        let mut keys = Vec::new();
+        for (updated, rowids) in stage.updated() {
+            let id = named(&updated)?;
+            let shape = self.shape(stage, id)?;
+            for rowid in rowids {
+                keys.extend(shape.key_at(stage, rowid)?.map(|key| (id, key)));
+            }
+        }
+        Ok(keys)
+    }
+
+    /// Undoes what a statement that is run again has done to rows that its first run hadn't found. Gives how many rows are
+    /// left, or nothing if it can't be told which those are.
+    fn confine(&self, stage: &Stage<'_>, only: &HashSet<Key>) -> Result<Option<u64>, WireError> {
+        let mut kept = HashSet::new();
+        let mut others = Vec::new();
+        for change in replica::changes(&stage.changes()?)? {
+            if change.op == RowOp::Insert {
+                return Ok(None);
+            }
+            let shape = self.shape(stage, named(&change.table)?)?;
+            let key = shape.key_of(&change)?;
+            if only.contains(&key) {
+                kept.insert(key);
+            } else {
+                others.push((shape, change));
+            }
+        }
+        kept.extend(self.updated(stage)?.into_iter().map(|(_, key)| key).filter(|key| only.contains(key)));
+        for (shape, change) in others {
+            shape.undo(stage, &change)?;
+        }
+        Ok(Some(kept.len() as u64))
     }
 
     /// The locks of what a write has changed, and of what it came upon and left as it was.
@@ -361,12 +510,11 @@ impl Step {
             }
             shape.wants(stage, &change, &mut wants)?;
         }
-        for (updated, rowids) in stage.updated() {
-            let id = named(&updated)?;
-            let shape = self.shape(stage, id)?;
-            for rowid in rowids {
-                let key = shape.key_at(stage, rowid)?;
-                wants.extend(key.map(|key| Want::row(id, key, RowLock::NoKeyUpdate)));
+        let only = self.past.found.as_deref().filter(|_| gone.is_empty());
+        for (id, key) in self.updated(stage)? {
+            // What was undone was updated once more by that.
+            if only.is_none_or(|only| only.contains(&key)) {
+                wants.push(Want::row(id, key, RowLock::NoKeyUpdate));
             }
         }
         if let Some(table) = table.filter(|_| !gone.is_empty()) {
@@ -390,39 +538,56 @@ impl Step {
         stage: &Stage<'_>,
         request: &FragmentRequest,
         (limit, most): (usize, Option<u64>),
-        width: usize,
-        (table, mode, wait): (TableId, RowLock, LockWait),
+        tables: &[LockedRows],
     ) -> Result<Result<Bytes, Met>, WireError> {
         fence::check(stage, request.schema_version)?;
         let mut statement = read::prepare(stage, request)?;
         let columns = statement.column_count();
+        let width: usize = tables.iter().map(|table| usize::from(table.key)).sum();
         let returned =
             columns.checked_sub(width).filter(|_| width > 0).and_then(|left| u16::try_from(left).ok());
         let returned = returned
             .ok_or_else(|| WireError::internal("a fragment returns fewer columns than its key has"))?;
         let mut batch = RowBatchBuilder::new(returned);
-        let mut wants = Vec::new();
+        let (mut waits, mut no_waits) = (Vec::new(), Vec::new());
+        let mut found = (most.is_none() && !self.past.is_whole).then(HashSet::new);
         let mut key_bytes = 0;
         let mut locked = 0;
         let mut rows = statement.raw_query();
-        while most.is_none_or(|most| locked < most)
+        'rows: while most.is_none_or(|most| locked < most)
             && let Some(row) = rows.next().map_err(error)?
         {
-            let mut key = Vec::with_capacity(width);
+            let mut keys = Vec::with_capacity(width);
             for column in 0..width {
-                key.push(value_ref(row.get_ref(column).map_err(error)?)?);
+                keys.push(value_ref(row.get_ref(column).map_err(error)?)?);
             }
-            let key = touched::encode(key);
-            key_bytes += key.len();
-            let want = Want::row(table, key, mode);
-            if wait == LockWait::SkipLocked {
-                let mut state = self.enter(stage)?;
-                if !self.has(&mut state, &want)? {
+            if found.is_some() || self.past.found.is_some() {
+                let all = touched::encode(keys.iter().copied());
+                if self.past.found.as_ref().is_some_and(|found| !found.contains(&all)) {
                     continue;
                 }
-            } else {
-                wants.push(want);
+                key_bytes += all.len();
+                found.iter_mut().for_each(|found| {
+                    found.insert(all.clone());
+                });
             }
+            let mut keys = keys.as_slice();
+            for table in tables {
+                let (key, rest) = keys.split_at(usize::from(table.key));
+                keys = rest;
+                let want = Want::row(table.table, touched::encode(key.iter().copied()), table.mode);
+                match table.wait {
+                    LockWait::SkipLocked => {
+                        let mut state = self.enter(stage)?;
+                        if !self.has(&mut state, &want)? {
+                            continue 'rows;
+                        }
+                    }
+                    LockWait::NoWait => no_waits.push(want),
+                    LockWait::Wait => waits.push(want),
+                }
+            }
+            key_bytes += width * size_of::<Value>();
             locked += 1;
             if returned == 0 {
                 batch.push_row([]);
@@ -434,8 +599,9 @@ impl Step {
         }
         drop(rows);
         drop(statement);
-        match self.claim(stage, wants, wait == LockWait::NoWait)? {
-            Claim::Waits(granted) => Ok(Err(Met::Locked(granted))),
+        self.claim(stage, no_waits, true)?;
+        match self.claim(stage, waits, false)? {
+            Claim::Waits(granted) => Ok(Err(Met::Locked(self.waiting(stage, granted, found)?))),
             Claim::Held => Ok(Ok(write::encode(0, &batch.finish()))),
         }
     }

@@ -42,7 +42,7 @@ pub(crate) fn sort(wants: &mut [Want]) {
         let (rank, key) = match &want.resource.part {
             Part::Table => (0, None),
             Part::Row(key) => (1, Some(key)),
-            Part::Keys(key) => (2, Some(key)),
+            Part::Keys(key) | Part::Moved(key) => (2, Some(key)),
             Part::Unique(number, key) => (3 + u64::from(*number), Some(key)),
         };
         let place = key.map(|key| KeyspaceId::range(values(key).iter().map(Value::as_ref)));
@@ -171,6 +171,34 @@ impl Shape {
         let sql = format!("DELETE FROM {}{}", dialect::physical::table_name(self.table), self.by_key());
         let mut statement = connection.prepare_cached(&sql).map_err(error)?;
         statement.execute(params_from_iter(values(key).iter().map(parameter))).map_err(error)?;
+        Ok(())
+    }
+
+    /// Undoes an update or a deletion of a row, whose key stays.
+    pub fn undo(&self, connection: &Connection, change: &RowChange) -> Result<(), WireError> {
+        let name = dialect::physical::table_name(self.table);
+        let old = |place: &usize| change.old.get(*place).cloned().flatten().unwrap_or_default();
+        let (sql, values): (_, Vec<Value>) = match change.op {
+            RowOp::Insert => return Err(WireError::internal("a row that was added isn't one that was there")),
+            RowOp::Delete => {
+                let places: Vec<_> = (1..=self.columns.len()).map(|place| format!("?{place}")).collect();
+                let sql =
+                    format!("INSERT INTO {name} ({}) VALUES ({})", self.columns.join(", "), places.join(", "));
+                (sql, (0..self.columns.len()).map(|place| old(&place)).collect())
+            }
+            RowOp::Update => {
+                let changed = |place: &usize| matches!(change.new.get(*place), Some(Some(_)));
+                let changed: Vec<usize> = (0..self.columns.len()).filter(changed).collect();
+                let set = |(number, place): (usize, &usize)| {
+                    format!("{} = ?{}", self.columns[*place], self.key.len() + number + 1)
+                };
+                let sets: Vec<_> = changed.iter().enumerate().map(set).collect();
+                let sql = format!("UPDATE {name} SET {}{}", sets.join(", "), self.by_key());
+                (sql, self.key.iter().chain(&changed).map(old).collect())
+            }
+        };
+        let mut statement = connection.prepare_cached(&sql).map_err(error)?;
+        statement.execute(params_from_iter(values.iter().map(parameter))).map_err(error)?;
         Ok(())
     }
 
@@ -401,6 +429,7 @@ mod tests {
                 Part::Row(key) => (0, values(&key), mode),
                 Part::Unique(number, key) => (number, values(&key), mode),
                 Part::Keys(key) => (FREED, values(&key), mode),
+                Part::Moved(_) => panic!("nothing moves"),
                 Part::Table => panic!("no row needs it by itself"),
             }
         };

@@ -120,19 +120,22 @@ impl Desk {
     pub async fn single(
         &self,
         job: Arc<write::Job>,
-        request: RequestId,
-        settled: u64,
+        (request, settled): (RequestId, u64),
+        lock_timeout: Option<Duration>,
         deadline: Instant,
     ) -> Result<Written, WireError> {
         let name = Branch {
             transaction: own_id(request, self.transactions.count()),
             begun: self.transactions.micros(),
             statement: 1,
-            lock_timeout: None,
+            lock_timeout,
         };
         // Nothing of it is executed before it commits: it may be run again, by whoever asks.
         let again = |error: WireError| match error.sqlstate {
-            SqlState::SERIALIZATION_FAILURE if error.retry == Retry::Never => error.with_retry(Retry::Later),
+            // A row that has moved can't be one of a statement that is run on this shard alone.
+            SqlState::SERIALIZATION_FAILURE if matches!(error.retry, Retry::Never | Retry::Moved) => {
+                error.with_retry(Retry::Later)
+            }
             _ => error,
         };
         let mut single = Single { transactions: &self.transactions, id: name.transaction, is_over: false };

@@ -4,7 +4,7 @@
 //! and what they returned. The bytes travel in the log beside the rows, so that a repeated request is told the same.
 //! Nothing here knows when, or whether, what is around it commits.
 
-use crate::fence;
+use crate::{fence, touched};
 use bytes::{BufMut, Bytes, BytesMut};
 use dialect::sqlite::{error, error_on, parameter, value_ref};
 use proto::services::{FragmentResponse, RowSource};
@@ -25,19 +25,30 @@ pub(crate) struct Job {
     pub(crate) schema_version: SchemaVersion,
     /// The most bytes that it may return.
     pub(crate) returning_bytes: usize,
+    /// The rows that it deletes are added on other shards.
+    pub(crate) moves: bool,
 }
 
 /// What a write did.
 pub(crate) struct Ran {
-    /// What its caller is told, as bytes.
-    pub(crate) output: Bytes,
     /// Rows inserted, updated or deleted.
     pub(crate) affected: u64,
+    /// What it returned.
+    pub(crate) returned: RowBatch,
+}
+
+impl Ran {
+    /// What its caller is told, as bytes.
+    pub(crate) fn output(&self) -> Bytes {
+        encode(self.affected, &self.returned)
+    }
 }
 
 /// What has come together over the runs of a statement.
-struct Outcome {
+struct Outcome<'a> {
     affected: u64,
+    /// The rows of which it is told, if not of all: by their keys, as locks name them.
+    only: Option<&'a HashSet<Box<[u8]>>>,
     touch: usize,
     columns: usize,
     touched: HashSet<Vec<u8>>,
@@ -65,8 +76,12 @@ impl Job {
     }
 }
 
-/// Runs the write and encodes what it has to say.
-pub(crate) fn run(connection: &Connection, job: &Job) -> Result<Ran, WireError> {
+/// Runs the write. With `only`, the rows that it returns are those with these keys.
+pub(crate) fn run(
+    connection: &Connection,
+    job: &Job,
+    only: Option<&HashSet<Box<[u8]>>>,
+) -> Result<Ran, WireError> {
     fence::check(connection, job.schema_version)?;
     let failed = |failure| match written_table(&job.sql) {
         Some(table) => error_on(connection, table, failure),
@@ -85,6 +100,7 @@ pub(crate) fn run(connection: &Connection, job: &Job) -> Result<Ran, WireError> 
         .ok_or_else(|| WireError::internal("a fragment returns fewer columns than its key has"))?;
     let mut outcome = Outcome {
         affected: 0,
+        only,
         touch,
         columns,
         touched: HashSet::new(),
@@ -113,7 +129,7 @@ pub(crate) fn run(connection: &Connection, job: &Job) -> Result<Ran, WireError> 
             }
         }
     }
-    Ok(Ran { output: encode(outcome.affected, &outcome.returned.finish()), affected: outcome.affected })
+    Ok(Ran { affected: outcome.affected, returned: outcome.returned.finish() })
 }
 
 fn bound(value: ValueRef<'_>) -> ToSqlOutput<'_> {
@@ -127,7 +143,7 @@ fn bound(value: ValueRef<'_>) -> ToSqlOutput<'_> {
     })
 }
 
-impl Outcome {
+impl Outcome<'_> {
     /// Runs the statement to its end, with what is bound.
     fn run(
         &mut self,
@@ -156,6 +172,17 @@ impl Outcome {
                         "Ensure that no rows proposed for insertion within the same command have duplicate \
                          constrained values.",
                     ));
+                }
+            }
+            if let Some(only) = self.only
+                && self.touch > 0
+            {
+                let mut key = Vec::with_capacity(self.touch);
+                for column in 0..self.touch {
+                    key.push(value_ref(row.get_ref(column).map_err(error)?)?);
+                }
+                if !only.contains(&touched::encode(key)) {
+                    continue;
                 }
             }
             if self.columns > self.touch {
@@ -232,6 +259,7 @@ mod tests {
             touch: 0,
             schema_version: SchemaVersion(1),
             returning_bytes: 0,
+            moves: false,
         };
         let rows = || Some(RowBatchBuilder::new(1).finish());
         assert!(job("INSERT INTO t5 (c1) VALUES (?1) RETURNING c1", rows()).is_plain_insert());

@@ -574,7 +574,7 @@ impl Cluster {
             access: if reads {
                 Access::Read { consistency: Consistency::Strong, lookup: true }
             } else {
-                Access::Write { request, settled: 0, touch: 0 }
+                Access::Write { request, settled: 0, touch: 0, lock_timeout: None }
             },
             timeout: PATIENCE,
         };

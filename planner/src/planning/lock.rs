@@ -11,17 +11,16 @@ use super::write::key_width;
 use super::{Planner, relations_of};
 use crate::bind::lock::lock_name;
 use crate::bind::tree::{Body, Lock, Query, RelationSource, Select};
-use crate::plan::{self, Locking, Scalar, ScalarId};
+use crate::plan::{self, Locking, Scalar, ScalarId, Target};
 use dialect::physical::column_name;
 use proto::catalog::{Placement, Table};
-use proto::{SqlState, TableId, WireError};
+use proto::services::LockedRows;
+use proto::{SqlState, WireError};
 
-/// The keys that a fragment returns, and the lock they're for.
+/// The keys that a fragment returns, and the locks they're for.
 pub(super) struct RowKeys {
-    lock: Lock,
-    table: TableId,
-    width: u16,
-    /// The key's columns as SQL.
+    rows: Vec<LockedRows>,
+    /// The keys' columns as SQL.
     pub columns: Vec<String>,
 }
 
@@ -42,27 +41,25 @@ impl Planner<'_, '_> {
         lock: Lock,
     ) -> Result<plan::Query, WireError> {
         let name = lock_name(lock.mode);
-        if select.locks.len() > 1 {
-            return Err(WireError::unsupported(format!("{name} of several tables"))
-                .with_hint("Name one table with OF."));
-        }
         if !query.ctes.is_empty() {
             return Err(WireError::unsupported(format!("{name} in a query with WITH"))
                 .with_hint("Write its queries as subqueries."));
         }
-        let relation = relations_of(select).into_iter().find(|relation| relation.id == lock.rel);
-        let Some(RelationSource::Table(table)) = relation.map(|relation| &relation.source) else {
-            return Err(WireError::internal("a lock on rows of no table"));
-        };
-        if !select.from.iter().all(|from| !contains(from, lock.rel) || is_certain(from, lock.rel)) {
-            let message = format!("{name} cannot be applied to the nullable side of an outer join");
-            return Err(WireError::new(SqlState::FEATURE_NOT_SUPPORTED, message));
+        let mut keys = RowKeys { rows: Vec::new(), columns: Vec::new() };
+        let mut everywhere = false;
+        for lock in &select.locks {
+            let relation = relations_of(select).into_iter().find(|relation| relation.id == lock.rel);
+            let Some(RelationSource::Table(table)) = relation.map(|relation| &relation.source) else {
+                return Err(WireError::internal("a lock on rows of no table"));
+            };
+            if !select.from.iter().all(|from| !contains(from, lock.rel) || is_certain(from, lock.rel)) {
+                let name = lock_name(lock.mode);
+                let message = format!("{name} cannot be applied to the nullable side of an outer join");
+                return Err(WireError::new(SqlState::FEATURE_NOT_SUPPORTED, message));
+            }
+            everywhere |= matches!(table.placement, Placement::Reference);
+            keys.add(table, *lock)?;
         }
-        if matches!(table.placement, Placement::Reference) {
-            return Err(WireError::unsupported(format!("{name} of a reference table"))
-                .with_hint("Lock the rows of a sharded or single table that stand for it."));
-        }
-        let keys = row_keys(table, lock)?;
         let place = match self.spot_with(select)? {
             Some(place) => Some(place),
             None if subqueries_everywhere(select) => self.together(select, &Facts::of(select))?,
@@ -72,6 +69,12 @@ impl Planner<'_, '_> {
             return Err(WireError::unsupported(format!("{name} in a query over several shards' rows"))
                 .with_hint("Lock the rows of one table by a query of its own."));
         };
+        // Who writes a reference table locks its rows on the first shard first: that is where they are locked, and read
+        // when nothing but reference tables is.
+        if everywhere && !matches!(target, Target::Any) {
+            return Err(WireError::unsupported(format!("{name} of a reference table beside other tables"))
+                .with_hint("Name the other tables with OF, or lock its rows by a query of its own."));
+        }
         self.merged(query, select, target, lookup, Some(&keys))
     }
 
@@ -89,13 +92,15 @@ impl Planner<'_, '_> {
             }
             (limit, _) => limit,
         };
-        let RowKeys { lock, table, width, columns: _ } = keys;
-        Locking { table: *table, key: *width, mode: lock.mode, wait: lock.wait, limit }
+        Locking { rows: keys.rows.clone().into(), limit }
     }
 }
 
-fn row_keys(table: &Table, lock: Lock) -> Result<RowKeys, WireError> {
-    let columns =
-        table.primary_key.iter().map(|id| format!("r{}.{}", lock.rel.0, column_name(*id))).collect();
-    Ok(RowKeys { lock, table: table.id, width: key_width(table)?, columns })
+impl RowKeys {
+    fn add(&mut self, table: &Table, lock: Lock) -> Result<(), WireError> {
+        let Lock { rel, mode, wait } = lock;
+        self.columns.extend(table.primary_key.iter().map(|id| format!("r{}.{}", rel.0, column_name(*id))));
+        self.rows.push(LockedRows { table: table.id, key: key_width(table)?, mode, wait });
+        Ok(())
+    }
 }

@@ -12,7 +12,7 @@ use planner::plan::{
 };
 use planner::text::{Text, split};
 use planner::{Context, Rules, Settings, route, route_row, system};
-use proto::services::SchemaChange;
+use proto::services::{LockedRows, SchemaChange};
 use proto::{RowBatchBuilder, ShardId, SqlState, Value, ValueRef, WireError};
 use rusqlite::Connection;
 use std::cell::RefCell;
@@ -254,9 +254,11 @@ impl Database {
             for rows in fragments.iter_mut().flatten() {
                 rows.truncate(most);
                 for row in rows {
-                    let key = cut(row, lock.key);
-                    assert!(key.iter().all(|value| !value.is_null()), "{key:?}");
-                    self.locked.borrow_mut().insert(format!("{key:?}"));
+                    for LockedRows { table, key, .. } in lock.rows.iter() {
+                        let key = cut(row, *key);
+                        assert!(key.iter().all(|value| !value.is_null()), "{key:?}");
+                        self.locked.borrow_mut().insert(format!("{table} {key:?}"));
+                    }
                 }
             }
         }

@@ -51,7 +51,7 @@ pub struct FragmentRequest {
 }
 
 /// How a fragment uses its shard.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Access {
     /// Only reads.
     Read {
@@ -69,6 +69,8 @@ pub enum Access {
         /// The first so many columns of the result are a row's primary key. A row that comes up twice is 21000 (ON
         /// CONFLICT DO UPDATE may not hit a row twice). They are cut off the rows that are returned. 0 for no check.
         touch: u16,
+        /// How long it may wait for a lock; `None` for as long as it may take.
+        lock_timeout: Option<Duration>,
     },
     /// Within a transaction. Nothing of it is seen by others before the transaction is committed.
     Branch {

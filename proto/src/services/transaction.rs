@@ -7,6 +7,7 @@
 use super::shard::{Access, FragmentRequest};
 use crate::error::WireError;
 use crate::ids::{Epoch, LogIndex, RequestId, ShardId, TableId, TransactionId};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Which transaction a fragment belongs to. Its branch on the shard begins with its first statement.
@@ -24,29 +25,41 @@ pub struct Branch {
 }
 
 /// What a fragment does in its branch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BranchAccess {
     /// Reads what is committed, and what the transaction has written.
     Read,
-    /// Reads rows and locks them. The first `key` columns of the result are the row's primary key in `table`; they are
-    /// cut off the rows that are returned.
+    /// Reads rows and locks them. The result's first columns are the primary keys of the rows that each of its rows is made
+    /// of; they are cut off the rows that are returned.
     Lock {
-        /// Whose rows.
-        table: TableId,
-        /// How many columns the key has.
-        key: u16,
-        /// How strong the locks are.
-        mode: RowLock,
-        /// What happens if another has one.
-        wait: LockWait,
+        /// Whose rows, in the order of the keys in the result.
+        rows: Arc<[LockedRows]>,
         /// Ends when so many rows are locked; those that were skipped don't count. The SQL has no limit of its own.
         limit: Option<u64>,
+        /// Gives back first what the branch's statement before this one has locked, which was the same with another limit.
+        anew: bool,
     },
     /// Writes. The first `touch` columns are as in [`Access::Write`]; rows are locked by them, too.
     Write {
         /// How many columns the key has.
         touch: u16,
     },
+    /// Deletes rows that the transaction adds on other shards: their shard key has changed. A statement that has waited for
+    /// one of them ends with [`Retry::Moved`](crate::Retry::Moved), for it may have to find it there.
+    Move,
+}
+
+/// The rows of one table that a query locks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LockedRows {
+    /// The table.
+    pub table: TableId,
+    /// How many columns its key has.
+    pub key: u16,
+    /// How strong the locks are.
+    pub mode: RowLock,
+    /// What happens if another has one.
+    pub wait: LockWait,
 }
 
 /// PostgreSQL's row locks, the weakest first.

@@ -18,6 +18,7 @@ impl Convert for Retry {
             Retry::StaleSchema(version) => Kind::StaleSchema(version.0),
             Retry::Later => Kind::Later(pb::Nothing {}),
             Retry::Unknown => Kind::Unknown(pb::Nothing {}),
+            Retry::Moved => Kind::Moved(pb::Nothing {}),
         };
         pb::Retry { kind: Some(kind) }
     }
@@ -34,6 +35,7 @@ impl Convert for Retry {
             Kind::StaleSchema(version) => Retry::StaleSchema(SchemaVersion(version)),
             Kind::Later(pb::Nothing {}) => Retry::Later,
             Kind::Unknown(pb::Nothing {}) => Retry::Unknown,
+            Kind::Moved(pb::Nothing {}) => Retry::Moved,
         })
     }
 }

@@ -50,10 +50,11 @@ impl Convert for Access {
             Access::Read { consistency, lookup } => {
                 Kind::Read(Read { consistency: Some(consistency.to_message()), lookup: *lookup })
             }
-            Access::Write { request, settled, touch } => Kind::Write(Write {
+            Access::Write { request, settled, touch, lock_timeout } => Kind::Write(Write {
                 request: Some(request.to_message()),
                 settled: *settled,
                 touch: u32::from(*touch),
+                lock_timeout: lock_timeout.map(nanos),
             }),
             Access::Branch { branch, access } => Kind::Branch(in_branch(branch, access)),
         };
@@ -66,10 +67,11 @@ impl Convert for Access {
             Kind::Read(Read { consistency, lookup }) => {
                 Access::Read { consistency: one("read.consistency", consistency)?, lookup }
             }
-            Kind::Write(Write { request, settled, touch }) => Access::Write {
+            Kind::Write(Write { request, settled, touch, lock_timeout }) => Access::Write {
                 request: one("write.request", request)?,
                 settled,
                 touch: u16::try_from(touch).map_err(|e| DecodeError::new("write.touch", e))?,
+                lock_timeout: lock_timeout.map(Duration::from_nanos),
             },
             Kind::Branch(message) => {
                 let (branch, access) = from_in_branch(message)?;

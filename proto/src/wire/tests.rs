@@ -372,15 +372,28 @@ fn fragments_come_back() {
         read(Consistency::Session(LogIndex(5))),
         read(Consistency::Bounded(Duration::from_millis(1500))),
         read(Consistency::Eventual),
-        Access::Write { request, settled: 3, touch: u16::MAX },
+        Access::Write {
+            request,
+            settled: 3,
+            touch: u16::MAX,
+            lock_timeout: Some(Duration::from_nanos(5)),
+        },
         in_branch(BranchAccess::Read),
         in_branch(BranchAccess::Write { touch: 2 }),
+        in_branch(BranchAccess::Move),
         in_branch(BranchAccess::Lock {
-            table: TableId(7),
-            key: 1,
-            mode: RowLock::NoKeyUpdate,
-            wait: LockWait::SkipLocked,
+            rows: [
+                LockedRows {
+                    table: TableId(7),
+                    key: 1,
+                    mode: RowLock::NoKeyUpdate,
+                    wait: LockWait::SkipLocked,
+                },
+                LockedRows { table: TableId(8), key: 0, mode: RowLock::KeyShare, wait: LockWait::Wait },
+            ]
+            .into(),
             limit: Some(u64::MAX),
+            anew: true,
         }),
     ] {
         let fragment = FragmentRequest {
@@ -396,7 +409,7 @@ fn fragments_come_back() {
         check(&fragment, |a, b| {
             assert_eq!((a.shard, a.epoch, a.schema_version), (b.shard, b.epoch, b.schema_version));
             assert_eq!((&a.sql, &a.params, &a.rows), (&b.sql, &b.params, &b.rows));
-            (a.access, a.timeout) == (b.access, b.timeout)
+            (&a.access, a.timeout) == (&b.access, b.timeout)
         });
     }
 }

@@ -6,8 +6,8 @@ use super::{Convert, DecodeError, each, id, known, maybe, messages, one, require
 use crate::error::WireError;
 use crate::ids::{Epoch, LogIndex, RouterIncarnation, ShardId, TableId, TransactionId};
 use crate::services::{
-    Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus, Claim, Decision, LockWait, RowLock,
-    Spent, TransactionStatus, Verdict,
+    Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus, Claim, Decision, LockWait, LockedRows,
+    RowLock, Spent, TransactionStatus, Verdict,
 };
 use std::time::Duration;
 
@@ -64,26 +64,53 @@ fn key_width(field: &str, width: u32) -> Result<u16, DecodeError> {
 /// A branch and what it does, as one message.
 pub(super) fn in_branch(branch: &Branch, access: &BranchAccess) -> pb::access::InBranch {
     use pb::access::in_branch::Kind;
-    let kind = match *access {
+    let kind = match access {
         BranchAccess::Read => Kind::Read(pb::Nothing {}),
-        BranchAccess::Lock { table, key, mode, wait, limit } => {
-            let mode = match mode {
-                RowLock::KeyShare => pb::RowLock::KeyShare,
-                RowLock::Share => pb::RowLock::Share,
-                RowLock::NoKeyUpdate => pb::RowLock::NoKeyUpdate,
-                RowLock::Update => pb::RowLock::Update,
-            };
-            let wait = match wait {
-                LockWait::Wait => pb::LockWait::Wait,
-                LockWait::NoWait => pb::LockWait::NoWait,
-                LockWait::SkipLocked => pb::LockWait::SkipLocked,
-            };
-            let (table, key) = (table.0, u32::from(key));
-            Kind::Lock(pb::access::Lock { table, key, mode: mode.into(), wait: wait.into(), limit })
+        BranchAccess::Lock { rows, limit, anew } => {
+            let rows = rows.iter().map(locked_rows).collect();
+            Kind::Lock(pb::access::Lock { rows, limit: *limit, anew: *anew })
         }
-        BranchAccess::Write { touch } => Kind::Write(u32::from(touch)),
+        BranchAccess::Write { touch } => Kind::Write(u32::from(*touch)),
+        BranchAccess::Move => Kind::Move(pb::Nothing {}),
     };
     pb::access::InBranch { branch: Some(branch.to_message()), kind: Some(kind) }
+}
+
+fn locked_rows(rows: &LockedRows) -> pb::access::lock::Rows {
+    let LockedRows { table, key, mode, wait } = *rows;
+    let mode = match mode {
+        RowLock::KeyShare => pb::RowLock::KeyShare,
+        RowLock::Share => pb::RowLock::Share,
+        RowLock::NoKeyUpdate => pb::RowLock::NoKeyUpdate,
+        RowLock::Update => pb::RowLock::Update,
+    };
+    let wait = match wait {
+        LockWait::Wait => pb::LockWait::Wait,
+        LockWait::NoWait => pb::LockWait::NoWait,
+        LockWait::SkipLocked => pb::LockWait::SkipLocked,
+    };
+    pb::access::lock::Rows { table: table.0, key: u32::from(key), mode: mode.into(), wait: wait.into() }
+}
+
+fn from_locked_rows(message: pb::access::lock::Rows) -> Result<LockedRows, DecodeError> {
+    let pb::access::lock::Rows { table, key, mode, wait } = message;
+    Ok(LockedRows {
+        table: TableId(id("lock.table", table)?),
+        key: key_width("lock.key", key)?,
+        mode: match known("lock.mode", mode)? {
+            pb::RowLock::Unspecified => return Err(DecodeError::new("lock.mode", "it is missing")),
+            pb::RowLock::KeyShare => RowLock::KeyShare,
+            pb::RowLock::Share => RowLock::Share,
+            pb::RowLock::NoKeyUpdate => RowLock::NoKeyUpdate,
+            pb::RowLock::Update => RowLock::Update,
+        },
+        wait: match known("lock.wait", wait)? {
+            pb::LockWait::Unspecified => return Err(DecodeError::new("lock.wait", "it is missing")),
+            pb::LockWait::Wait => LockWait::Wait,
+            pb::LockWait::NoWait => LockWait::NoWait,
+            pb::LockWait::SkipLocked => LockWait::SkipLocked,
+        },
+    })
 }
 
 /// What [`in_branch`] made a message of.
@@ -92,25 +119,11 @@ pub(super) fn from_in_branch(message: pb::access::InBranch) -> Result<(Branch, B
     let branch = one("branch.branch", message.branch)?;
     let access = match required("branch.kind", message.kind)? {
         Kind::Read(pb::Nothing {}) => BranchAccess::Read,
-        Kind::Lock(pb::access::Lock { table, key, mode, wait, limit }) => BranchAccess::Lock {
-            table: TableId(id("lock.table", table)?),
-            key: key_width("lock.key", key)?,
-            mode: match known("lock.mode", mode)? {
-                pb::RowLock::Unspecified => return Err(DecodeError::new("lock.mode", "it is missing")),
-                pb::RowLock::KeyShare => RowLock::KeyShare,
-                pb::RowLock::Share => RowLock::Share,
-                pb::RowLock::NoKeyUpdate => RowLock::NoKeyUpdate,
-                pb::RowLock::Update => RowLock::Update,
-            },
-            wait: match known("lock.wait", wait)? {
-                pb::LockWait::Unspecified => return Err(DecodeError::new("lock.wait", "it is missing")),
-                pb::LockWait::Wait => LockWait::Wait,
-                pb::LockWait::NoWait => LockWait::NoWait,
-                pb::LockWait::SkipLocked => LockWait::SkipLocked,
-            },
-            limit,
-        },
+        Kind::Lock(pb::access::Lock { rows, limit, anew }) => {
+            BranchAccess::Lock { rows: rows.into_iter().map(from_locked_rows).collect::<Result<_, _>>()?, limit, anew }
+        }
         Kind::Write(touch) => BranchAccess::Write { touch: key_width("branch.touch", touch)? },
+        Kind::Move(pb::Nothing {}) => BranchAccess::Move,
     };
     Ok((branch, access))
 }

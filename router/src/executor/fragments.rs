@@ -11,7 +11,6 @@
 
 use super::Executor;
 use super::statement::Statement;
-use super::writes::collect;
 use crate::asking::{Asked, is_unexecuted, no_answer, no_leader};
 use crate::requests::Request;
 use crate::transaction::{Transaction, lost};
@@ -20,7 +19,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use planner::plan::Fragment;
 use proto::machine;
 use proto::services::{
-    Access, BranchAccess, ClusterState, Consistency, FragmentRequest, FragmentResponse, RowSource,
+    Access, BranchAccess, ClusterState, Consistency, FragmentRequest, FragmentResponse,
 };
 use proto::{Retry, RowBatch, SchemaVersion, ShardId, SqlState, TableId, Value, WireError};
 use std::sync::Arc;
@@ -40,6 +39,8 @@ pub struct ShardWrite {
     pub rows: Option<RowBatch>,
     /// See [`Access::Write`].
     pub touch: u16,
+    /// What it deletes is added on other shards.
+    pub moves: bool,
     /// The one table that its statement names, if it names but one.
     pub alone_in: Option<TableId>,
     /// Whether it is part of a write to every shard: a shard that joins meanwhile must get it too, so it goes only as
@@ -82,46 +83,7 @@ impl Executor {
         settle(transaction, shard, answer, unknown)
     }
 
-    /// Reads and locks rows of several shards, in the transaction's branches there. The rows come in the shards' order.
-    pub async fn lock_all(
-        &self,
-        run: &Statement<'_>,
-        shards: &[ShardId],
-        fragment: &Fragment,
-        scalars: &[Value],
-        access: BranchAccess,
-    ) -> Result<Vec<RowSource>, WireError> {
-        let Some(transaction) = run.transaction else {
-            return Err(WireError::internal("locks without a transaction"));
-        };
-        let locks: Vec<BoxFuture<'_, _>> = shards
-            .iter()
-            .map(|shard| self.lock(run, transaction, *shard, fragment, scalars, access).boxed())
-            .collect();
-        stream::iter(locks).buffered(self.config.shards_at_once).try_collect().await
-    }
-
-    async fn lock(
-        &self,
-        run: &Statement<'_>,
-        transaction: &Transaction,
-        shard: ShardId,
-        fragment: &Fragment,
-        scalars: &[Value],
-        access: BranchAccess,
-    ) -> Result<RowSource, WireError> {
-        let branch = transaction.statement(shard, true, run.lock_timeout);
-        let access = Access::Branch { branch, access };
-        let mut unknown = false;
-        let answer = self.ask(run, shard, fragment, scalars, access, &mut unknown).await;
-        let rows = collect(settle(transaction, shard, answer, unknown)?).await?.rows;
-        if rows.iter().all(RowBatch::is_empty) {
-            transaction.unbind(shard, branch);
-        }
-        Ok(RowSource::Stream(Box::pin(stream::iter(rows.into_iter().map(Ok)))))
-    }
-
-    async fn ask(
+    pub(super) async fn ask(
         &self,
         run: &Statement<'_>,
         shard: ShardId,
@@ -139,7 +101,7 @@ impl Executor {
                 sql: fragment.sql.clone(),
                 params: pick(&fragment.params, scalars)?,
                 rows: None,
-                access,
+                access: access.clone(),
                 timeout: run.time_left(),
             };
             let Some(service) = asked.service()? else {
@@ -246,8 +208,12 @@ impl Executor {
             if !unknown {
                 run.interrupt.check()?;
             }
-            let access =
-                Access::Write { request: name.id, settled: self.requests.settled(), touch: write.touch };
+            let access = Access::Write {
+                request: name.id,
+                settled: self.requests.settled(),
+                touch: write.touch,
+                lock_timeout: run.lock_timeout,
+            };
             // One that may have executed is asked for beyond the statement's deadline.
             let end = if unknown { asked.backoff.deadline() } else { run.deadline };
             let timeout = end.saturating_duration_since(machine::now());
@@ -286,7 +252,8 @@ impl Executor {
     ) -> Result<FragmentResponse, WireError> {
         let (shard, touch) = (write.shard, write.touch);
         let branch = transaction.statement(shard, true, run.lock_timeout);
-        let access = Access::Branch { branch, access: BranchAccess::Write { touch } };
+        let access = if write.moves { BranchAccess::Move } else { BranchAccess::Write { touch } };
+        let access = Access::Branch { branch, access };
         let mut unknown = false;
         let answer = self.ask_branch(run, write, access, &mut unknown).await;
         let written = settle(transaction, shard, answer, unknown)?;
@@ -306,7 +273,7 @@ impl Executor {
         let mut asked = Asked::new(&self.cluster, &run.state.topology, write.shard, run.retry_until());
         loop {
             run.interrupt.check()?;
-            let request = write.request(&asked, access, run.time_left());
+            let request = write.request(&asked, access.clone(), run.time_left());
             let error = match asked.service()? {
                 Some(service) => {
                     let answer = async {
@@ -334,7 +301,7 @@ impl Executor {
 
 /// What a branch's statement has come to, for the transaction as for who sent it. `unknown`: an attempt may have been
 /// executed.
-fn settle(
+pub(super) fn settle(
     transaction: &Transaction,
     shard: ShardId,
     answer: Result<FragmentResponse, WireError>,
@@ -346,7 +313,7 @@ fn settle(
             error
         }
         // It is undone before it's planned again.
-        Retry::StaleEpoch(_) | Retry::StaleSchema(_) => error,
+        Retry::StaleEpoch(_) | Retry::StaleSchema(_) | Retry::Moved => error,
         _ => lost(error),
     })
 }

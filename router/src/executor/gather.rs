@@ -12,9 +12,9 @@ use super::sqlite::{self, Pooled};
 use super::statement::Statement;
 use crate::cancel::Interrupt;
 use dialect::sqlite as functions;
-use planner::plan::{Fragment, Gather, Locking, MergeKey, Query, Route, ScalarId, Source, SourceRows};
+use planner::plan::{Fragment, Gather, MergeKey, Query, Route, ScalarId, Source, SourceRows};
 use planner::system::{self, SessionFacts};
-use proto::services::{BranchAccess, FragmentResponse, LockWait, RowSource, ServiceResult};
+use proto::services::{FragmentResponse, RowSource, ServiceResult};
 use proto::{RowBatch, RowBatchBuilder, ShardId, SqlState, Value, WireError};
 use std::fmt::Write;
 use std::sync::Arc;
@@ -62,53 +62,6 @@ impl Executor {
                 self.gather(run, sources, inputs, sql.clone(), pick(params, scalars)?).await
             }
         }
-    }
-
-    /// Opens a query whose rows are locked. Without a transaction it gets one for itself, and the locks end with it.
-    async fn query_locked(
-        &self,
-        run: &Statement<'_>,
-        query: &Query,
-        lock: &Locking,
-        scalars: &[Value],
-    ) -> Result<RowStream, WireError> {
-        let (Gather::Stream { order, offset, limit, visible: _ }, [fragment]) =
-            (&query.gather, query.fragments.as_slice())
-        else {
-            return Err(WireError::internal(
-                "a query that locks its rows has one fragment and a stream gather",
-            ));
-        };
-        let skip = row_count(*offset, scalars, 0)?;
-        let limit = row_count(*limit, scalars, u64::MAX)?;
-        let most = row_count(lock.limit, scalars, u64::MAX)?;
-        let access = BranchAccess::Lock {
-            table: lock.table,
-            key: lock.key,
-            mode: lock.mode,
-            wait: lock.wait,
-            limit: (most < u64::MAX).then_some(most),
-        };
-        let shards = shards_of(planner::route(&fragment.target, scalars, &run.state.topology)?);
-        let own = run.transaction.is_none().then(|| self.begin(run));
-        let within = run.within(own.as_ref());
-        let locked = self.lock_all(&within, &shards, fragment, scalars, access).await;
-        if let Some(own) = own {
-            // Nothing was written.
-            own.rollback().settle().await;
-        }
-        let locked = locked.map_err(|mut error| {
-            // The shard knows no names.
-            if error.sqlstate == SqlState::LOCK_NOT_AVAILABLE
-                && lock.wait == LockWait::NoWait
-                && let Some(table) = run.state.catalog.table(lock.table)
-            {
-                error.message = format!("could not obtain lock on row in relation \"{}\"", table.name);
-            }
-            error
-        })?;
-        let feed = feed(locked, order, fragment)?;
-        Ok(RowStream::new(feed, skip, limit, run.interrupt.clone(), run.deadline))
     }
 
     /// The shards that each fragment of a query goes to.
@@ -228,7 +181,11 @@ impl Executor {
 }
 
 /// What several shards send, as it is or merged in order.
-fn feed(sources: Vec<RowSource>, order: &[MergeKey], fragment: &Fragment) -> Result<Feed, WireError> {
+pub(super) fn feed(
+    sources: Vec<RowSource>,
+    order: &[MergeKey],
+    fragment: &Fragment,
+) -> Result<Feed, WireError> {
     if order.is_empty() || sources.len() < 2 {
         return Ok(Feed::Sources(sources.into()));
     }
@@ -247,7 +204,7 @@ pub fn shards_of(route: Route) -> Vec<ShardId> {
 }
 
 /// A LIMIT's or OFFSET's value.
-fn row_count(scalar: Option<ScalarId>, scalars: &[Value], none: u64) -> Result<u64, WireError> {
+pub(super) fn row_count(scalar: Option<ScalarId>, scalars: &[Value], none: u64) -> Result<u64, WireError> {
     let Some(id) = scalar else { return Ok(none) };
     match scalars.get(id.0 as usize) {
         Some(Value::Null) => Ok(none),

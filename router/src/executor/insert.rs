@@ -204,6 +204,7 @@ impl Executor {
             params: params.clone(),
             rows: Some(rows),
             touch: insert.touch,
+            moves: false,
             alone_in: Some(insert.table),
             everywhere: matches!(insert.target, InsertTarget::Everywhere),
         };

@@ -99,6 +99,27 @@ impl Input {
     }
 }
 
+/// How many of the first so many rows of all are of each source, whose rows are sorted.
+pub fn shares(sources: &[Vec<RowBatch>], keys: &[MergeKey], most: u64) -> Vec<u64> {
+    let rows = |source: &Vec<RowBatch>| -> Vec<Vec<Value>> {
+        source.iter().flat_map(RowBatch::rows).map(|row| row.map(ValueRef::to_owned).collect()).collect()
+    };
+    let rows: Vec<_> = sources.iter().map(rows).collect();
+    let mut shares = vec![0; rows.len()];
+    for _ in 0..most {
+        let mut first: Option<(usize, &Vec<Value>)> = None;
+        for (place, rows) in rows.iter().enumerate() {
+            let Some(row) = rows.get(shares[place]) else { continue };
+            if first.is_none_or(|(_, least)| compare(keys, row, least) == Ordering::Less) {
+                first = Some((place, row));
+            }
+        }
+        let Some((place, _)) = first else { break };
+        shares[place] += 1;
+    }
+    shares.into_iter().map(|share| share as u64).collect()
+}
+
 /// Compares two rows by the keys.
 fn compare(keys: &[MergeKey], left: &[Value], right: &[Value]) -> Ordering {
     for key in keys {
@@ -191,6 +212,20 @@ mod tests {
             source(vec![vec![None, Some(5), Some(-3)]], true),
         ];
         assert_eq!(merged(sources, key).await, [None, None, Some(5), Some(4), Some(1), Some(-3)]);
+    }
+
+    #[test]
+    fn the_first_rows_are_shared_out() {
+        let batch = |values: &[i64]| {
+            let mut builder = RowBatchBuilder::new(1);
+            values.iter().for_each(|v| builder.push(ValueRef::Int(*v)));
+            builder.finish()
+        };
+        let sources = [vec![batch(&[1, 4]), batch(&[5])], vec![batch(&[2, 3, 6])], vec![], vec![batch(&[9])]];
+        let key = [MergeKey { column: 0, descending: false, nulls_first: false }];
+        assert_eq!(shares(&sources, &key, 4), [2, 2, 0, 0]);
+        assert_eq!(shares(&sources, &key, 100), [3, 3, 0, 1]);
+        assert_eq!(shares(&sources, &key, 0), [0, 0, 0, 0]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod first;
 pub mod fragments;
 pub mod gather;
 pub mod insert;
+mod locks;
 pub mod merge;
 pub mod rows;
 pub mod scalars;

@@ -313,7 +313,10 @@ async fn an_update_takes_as_many_shards_as_its_rows() {
     let update = |filter| Modify {
         delete: false,
         table: TABLE,
-        fragment: fragment(filter, "UPDATE t16384 SET c2 = 'x' WHERE c1 = 1", &[]),
+        fragment: Fragment {
+            columns: vec![],
+            ..fragment(filter, "UPDATE t16384 SET c2 = 'x' WHERE c1 = 1", &[])
+        },
         locking_sql: "UPDATE t16384 SET c2 = 'y' RETURNING c1".into(),
         touch: 1,
     };
@@ -331,7 +334,7 @@ async fn an_update_takes_as_many_shards_as_its_rows() {
 }
 
 #[tokio::test]
-async fn a_bound_on_waiting_travels_with_a_branch() {
+async fn a_bound_on_waiting_travels_with_a_write() {
     let bench = Bench::new(2).await;
     let (scalars, one) = insert_rows(1);
     let plan = plan(scalars, Action::Insert(one));
@@ -340,10 +343,10 @@ async fn a_bound_on_waiting_travels_with_a_branch() {
     let values = bench.executor.scalars(&plan, &run).await.unwrap();
     let Action::Insert(insert) = &plan.action else { panic!() };
     assert_eq!(bench.executor.insert(&run, insert, &values).await.unwrap().affected, 1);
-    assert_eq!(bench.fake.acted("commit").len(), 1);
+    assert_eq!(bench.fake.acted("commit").len(), 0, "it is no transaction because of that");
     let requests = bench.fake.requests.lock();
-    let Access::Branch { branch, .. } = &requests[0].access else { panic!() };
-    assert_eq!((branch.statement, branch.lock_timeout), (1, run.lock_timeout));
+    let Access::Write { lock_timeout, .. } = &requests[0].access else { panic!() };
+    assert_eq!(*lock_timeout, run.lock_timeout);
 }
 
 #[tokio::test]

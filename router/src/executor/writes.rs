@@ -1,7 +1,7 @@
 //! Writes: on one shard as they are, on several as one transaction.
 //!
 //! A statement that is a transaction by itself and writes on one shard is sent there, and that's all. One that writes on
-//! several shards, or has a bound on waiting for locks, gets a transaction of its own around it; one in a session's
+//! several shards gets a transaction of its own around it; one in a session's
 //! transaction becomes part of that. Either way all of it is done or nothing.
 
 use super::Executor;
@@ -34,8 +34,7 @@ impl Executor {
 
     /// Whether a write on one shard needs no transaction around it.
     pub(super) fn is_alone(&self, run: &Statement<'_>) -> bool {
-        // What bounds the wait for a lock travels with branches alone.
-        run.transaction.is_none() && run.lock_timeout.is_none()
+        run.transaction.is_none()
     }
 
     /// Ends the transaction that a statement got for itself, by what the statement came to.
@@ -71,8 +70,9 @@ impl Executor {
         let shards = shards_of(planner::route(&fragment.target, scalars, &run.state.topology)?);
         let everywhere = matches!(fragment.target, Target::Everywhere);
         let is_alone = shards.len() == 1 && self.is_alone(run);
-        // A branch locks what it touches, so it must know that.
-        let (sql, touch) = if is_alone { (&fragment.sql, 0) } else { (&modify.locking_sql, modify.touch) };
+        // A branch locks what it touches, so it must know that; and who has waited must know which rows it returns.
+        let plain = is_alone && fragment.columns.is_empty();
+        let (sql, touch) = if plain { (&fragment.sql, 0) } else { (&modify.locking_sql, modify.touch) };
         let write = |shard| {
             Ok(ShardWrite {
                 shard,
@@ -81,6 +81,7 @@ impl Executor {
                 params: pick(&fragment.params, scalars)?,
                 rows: None,
                 touch,
+                moves: false,
                 // Its conditions may name other tables, so it is planned again when the catalog changes.
                 alone_in: None,
                 everywhere,
@@ -113,6 +114,7 @@ impl Executor {
                 params: Vec::new(),
                 rows: None,
                 touch: 0,
+                moves: false,
                 alone_in: Some(*id),
                 everywhere,
             };

@@ -61,7 +61,7 @@ pub fn command(plan: &Plan) -> &'static str {
         Action::Modify(_) => "UPDATE",
         Action::CopyIn(_) => "COPY FROM",
         Action::Schema(schema) => schema.tag,
-        Action::Query(_) | Action::CopyOut(_) => match locks(plan).map(|lock| lock.mode) {
+        Action::Query(_) | Action::CopyOut(_) => match locks(plan).and_then(|lock| lock.rows.first()).map(|rows| rows.mode) {
             Some(RowLock::KeyShare) => "SELECT FOR KEY SHARE",
             Some(RowLock::Share) => "SELECT FOR SHARE",
             Some(RowLock::NoKeyUpdate) => "SELECT FOR NO KEY UPDATE",

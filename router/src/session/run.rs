@@ -250,6 +250,17 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                     }
                     return Err(error.into());
                 }
+                // A row that it waited for is on another shard now, where it may have to find it.
+                Retry::Moved => {
+                    self.interrupt.check()?;
+                    if let (Some(transaction), Some(mark)) = (&self.transaction, &mark) {
+                        transaction.undo(mark, deadline).await?;
+                    }
+                    if backoff.pause().await {
+                        continue;
+                    }
+                    return Err(error.into());
+                }
                 _ => return Err(Report::named(error, &state.catalog)),
             };
             self.interrupt.check()?;

@@ -591,11 +591,11 @@ async fn rows_are_locked_in_branches() {
     assert_eq!(all.unwrap().concat(), [Some("3".to_owned()), Some("2".to_owned())]);
     let is_lock = |request: &FragmentRequest| {
         matches!(
-            request.access,
+            &request.access,
             Access::Branch {
-                access: BranchAccess::Lock { limit: Some(2), wait: LockWait::SkipLocked, .. },
+                access: BranchAccess::Lock { limit: Some(2), rows, .. },
                 branch: Branch { statement: 1, .. },
-            }
+            } if rows[0].wait == LockWait::SkipLocked
         )
     };
     assert_eq!(server.fake.requests.lock().iter().filter(|request| is_lock(request)).count(), 2);

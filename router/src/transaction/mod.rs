@@ -183,18 +183,35 @@ impl Transaction {
     pub async fn undo(&self, mark: &Mark, deadline: Instant) -> Result<(), WireError> {
         let beyond = self.branches.lock().beyond(mark);
         let until = deadline.min(self.all.patience());
-        let undo = beyond.into_iter().map(async |(shard, statement)| {
-            let undone = self.all.ask(self.id, shard, BranchAction::RollbackTo(statement), until).await;
-            match undone {
-                Ok(_) => {}
-                // Nothing of it is there, not even the branch.
-                Err(error) if statement == 0 && error.retry == Retry::Never => {}
-                Err(error) => return Err(lost(error)),
-            }
-            self.branches.lock().cut(shard, statement);
-            Ok(())
-        });
+        let undo = beyond.into_iter().map(|(shard, statement)| self.undo_after(shard, statement, until));
         try_join_all(undo).await.map(drop)
+    }
+
+    /// The same on one shard.
+    pub async fn undo_on(&self, shard: ShardId, mark: &Mark, deadline: Instant) -> Result<(), WireError> {
+        let beyond = self.branches.lock().beyond(mark);
+        let until = deadline.min(self.all.patience());
+        match beyond.into_iter().find(|(id, _)| *id == shard) {
+            Some((shard, statement)) => self.undo_after(shard, statement, until).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn undo_after(&self, shard: ShardId, statement: u32, until: Instant) -> Result<(), WireError> {
+        let undone = self.all.ask(self.id, shard, BranchAction::RollbackTo(statement), until).await;
+        match undone {
+            Ok(_) => {}
+            // Nothing of it is there, not even the branch.
+            Err(error) if statement == 0 && error.retry == Retry::Never => {}
+            Err(error) => return Err(lost(error)),
+        }
+        self.branches.lock().cut(shard, statement);
+        Ok(())
+    }
+
+    /// A number below `among`, another one for the next transaction.
+    pub fn spread(&self, among: usize) -> usize {
+        usize::try_from(self.id.sequence % among.max(1) as u64).unwrap_or(0)
     }
 }
 

@@ -107,6 +107,7 @@ pub(crate) fn hash(resource: &Resource) -> u64 {
         Part::Row(key) => (1, 0, key),
         Part::Unique(number, key) => (2, *number, key),
         Part::Keys(key) => (3, 0, key),
+        Part::Moved(key) => (4, 0, key),
     };
     let mut hasher = Xxh3::new();
     hasher.update(&[kind]);

@@ -48,6 +48,20 @@ pub(crate) enum Part {
     /// The keys of the row with this primary key: its transaction deletes it, or gives it others. It has the row locked,
     /// so nobody ever waits for this.
     Keys(Box<[u8]>),
+    /// The row with this primary key: its transaction deletes it here and adds it on another shard. Nobody ever waits for
+    /// this, either.
+    Moved(Box<[u8]>),
+}
+
+/// A row that a transaction waits for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct AwaitedRow {
+    pub table: TableId,
+    pub key: Box<[u8]>,
+    /// Whether it keeps its key, whatever becomes of those who have it.
+    pub stays: bool,
+    /// Whether it may go to another shard.
+    pub moves: bool,
 }
 
 /// How strong a lock is.
@@ -386,6 +400,18 @@ impl Locks {
         self.owners.get(&id).is_some_and(|owner| owner.wait.is_some())
     }
 
+    /// The row that a transaction waits for, if it is one.
+    pub fn awaited_row(&self, id: TransactionId) -> Option<AwaitedRow> {
+        let resource = &self.owners.get(&id)?.wait.as_ref()?.resource;
+        let Part::Row(key) = &resource.part else { return None };
+        let have = |part: Part| {
+            let key = self.keys.get(&Resource { table: resource.table, part });
+            key.is_some_and(|key| key.holders.iter().any(|(holder, _)| *holder != id))
+        };
+        let (stays, moves) = (!have(Part::Keys(key.clone())), have(Part::Moved(key.clone())));
+        Some(AwaitedRow { table: resource.table, key: key.clone(), stays, moves })
+    }
+
     /// The transactions for which this one waits.
     pub fn waits_for(&self, id: TransactionId) -> Vec<TransactionId> {
         let Some(wait) = self.owners.get(&id).and_then(|owner| owner.wait.as_ref()) else {
@@ -430,7 +456,7 @@ impl Locks {
             let Some(wait) = &self.owners[id].wait else { continue };
             let of = match &wait.resource.part {
                 Part::Table => "a table",
-                Part::Row(_) | Part::Keys(_) => "a row",
+                Part::Row(_) | Part::Keys(_) | Part::Moved(_) => "a row",
                 Part::Unique(..) => "a unique key",
             };
             let by = circle[(place + 1) % circle.len()];

@@ -158,7 +158,7 @@ impl Node {
 
     pub fn write(&self, sql: &str, sequence: u64) -> FragmentRequest {
         let request = RequestId { router: RouterIncarnation(77), sequence };
-        FragmentRequest { access: Access::Write { request, settled: 0, touch: 0 }, ..self.read(sql, false) }
+        FragmentRequest { access: Access::Write { request, settled: 0, touch: 0, lock_timeout: None }, ..self.read(sql, false) }
     }
 
     pub fn step(&self, job: u64, statements: &[&str], least_version: Option<SchemaVersion>) -> SchemaRequest {
@@ -255,7 +255,9 @@ pub fn with_rows<const N: usize>(
 /// The write with a check that no row is touched twice.
 pub fn touching(access: Access, columns: u16) -> Access {
     match access {
-        Access::Write { request, settled, .. } => Access::Write { request, settled, touch: columns },
+        Access::Write { request, settled, .. } => {
+            Access::Write { request, settled, touch: columns, lock_timeout: None }
+        }
         Access::Branch { branch, .. } => {
             Access::Branch { branch, access: BranchAccess::Write { touch: columns } }
         }

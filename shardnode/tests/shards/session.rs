@@ -2,7 +2,7 @@
 
 use crate::common::{Node, SHARD, rows};
 use proto::services::{
-    Access, Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus, FragmentRequest, LockWait,
+    Access, Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus, FragmentRequest, LockWait, LockedRows,
     RowLock, ShardService,
 };
 use proto::{
@@ -83,7 +83,8 @@ impl<'a> Session<'a> {
         wait: LockWait,
         limit: Option<u64>,
     ) -> Result<Vec<Vec<Value>>, WireError> {
-        let access = BranchAccess::Lock { table: TableId(1), key: 1, mode, wait, limit };
+        let locked = [LockedRows { table: TableId(1), key: 1, mode, wait }].into();
+        let access = BranchAccess::Lock { rows: locked, limit, anew: false };
         rows(self.node.shards.execute(self.next(sql, access)).await?.rows).await
     }
 
