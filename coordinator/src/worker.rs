@@ -250,12 +250,9 @@ impl Worker {
             rows,
             access: match write {
                 None => Access::Read { consistency: Consistency::Strong, lookup: false },
-                Some(request) => Access::Write {
-                    request,
-                    settled: request.sequence,
-                    touch: 0,
-                    lock_timeout: None,
-                },
+                Some(request) => {
+                    Access::Write { request, settled: request.sequence, touch: 0, lock_timeout: None }
+                }
             },
             timeout: self.reach.config.attempt_timeout,
         }

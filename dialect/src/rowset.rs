@@ -101,7 +101,12 @@ mod tests {
     fn packed_rows_are_what_they_were_to_rust_and_to_sqlite() {
         let types = [Type::Int8, Type::Text, Type::Float8, Type::Bytea];
         let rows = [
-            [ValueRef::Int(i64::MIN), ValueRef::Text("a\"b\\\n\u{1}é"), ValueRef::Real(0.1), ValueRef::Blob(&[0, 255])],
+            [
+                ValueRef::Int(i64::MIN),
+                ValueRef::Text("a\"b\\\n\u{1}é"),
+                ValueRef::Real(0.1),
+                ValueRef::Blob(&[0, 255]),
+            ],
             [ValueRef::Null, ValueRef::Text(""), ValueRef::Real(f64::INFINITY), ValueRef::Blob(&[])],
             [ValueRef::Int(i64::MAX), ValueRef::Null, ValueRef::Null, ValueRef::Null],
         ];

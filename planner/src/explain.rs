@@ -2,8 +2,8 @@
 
 use crate::bind::lock::lock_name;
 use crate::plan::{
-    Action, Fragment, Gather, Insert, InsertRows, InsertTarget, KeyFilter, KeyPart, Locking, MergeKey, Plan, Query,
-    Route, Scalar, ScalarId, SourceRows, Target,
+    Action, Fragment, Gather, Insert, InsertRows, InsertTarget, KeyFilter, KeyPart, Locking, MergeKey, Plan,
+    Query, Route, Scalar, ScalarId, SourceRows, Target,
 };
 use dialect::physical::table_name;
 use proto::services::{LockWait, LockedRows};

@@ -104,7 +104,12 @@ const WITHIN: &[(&str, &str, usize, &str)] = &[
         0,
         "1 b, 2 new, 3 done, 4 e",
     ),
-    ("UPDATE job SET state = 'x' FROM one WHERE id = one.v AND one.v > 1", "", 0, "1 new, 2 x, 3 done, 4 new"),
+    (
+        "UPDATE job SET state = 'x' FROM one WHERE id = one.v AND one.v > 1",
+        "",
+        0,
+        "1 new, 2 x, 3 done, 4 new",
+    ),
     (
         "DELETE FROM job WHERE id IN (SELECT v FROM one FOR SHARE) AND due = 3.5 RETURNING id",
         "1",
@@ -163,6 +168,7 @@ fn queries_within_lock_once_whatever_the_rules_are() {
 
 /// The rows of what was rendered, beside each other.
 fn flat(rendered: &str) -> String {
-    let rows: Vec<_> = rendered.lines().filter(|line| !line.starts_with('(') && !line.contains(':')).collect();
+    let rows: Vec<_> =
+        rendered.lines().filter(|line| !line.starts_with('(') && !line.contains(':')).collect();
     rows.join(", ")
 }

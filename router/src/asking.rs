@@ -30,7 +30,9 @@ pub fn no_answer() -> WireError {
 /// Whether an error says that nothing was executed.
 pub fn is_unexecuted(error: &WireError) -> bool {
     match error.retry {
-        Retry::NotLeader(_) | Retry::StaleEpoch(_) | Retry::StaleSchema(_) | Retry::Later | Retry::Moved => true,
+        Retry::NotLeader(_) | Retry::StaleEpoch(_) | Retry::StaleSchema(_) | Retry::Later | Retry::Moved => {
+            true
+        }
         Retry::Never | Retry::Unknown => false,
     }
 }

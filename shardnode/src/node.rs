@@ -310,9 +310,7 @@ impl ShardNode {
             },
             BranchAccess::Lock { rows, limit: most, anew } => Work::Lock { request, limit, rows, most, anew },
             BranchAccess::Write { touch } => Work::Write(Arc::new(self.job(request, touch))),
-            BranchAccess::Move => {
-                Work::Write(Arc::new(write::Job { moves: true, ..self.job(request, 0) }))
-            }
+            BranchAccess::Move => Work::Write(Arc::new(write::Job { moves: true, ..self.job(request, 0) })),
         };
         let answer = self.renew(shard, desk.statement(branch, work, deadline).await)?;
         write::decode(&answer.output, answer.index)

@@ -404,7 +404,10 @@ impl Step {
                 _ => None,
             });
             let moved: Vec<_> = deleted
-                .map(|(table, part)| Want { resource: Resource { table, part }, mode: Mode::Row(RowLock::Update) })
+                .map(|(table, part)| Want {
+                    resource: Resource { table, part },
+                    mode: Mode::Row(RowLock::Update),
+                })
                 .collect();
             wants.extend(moved);
         }

@@ -179,11 +179,16 @@ impl Shape {
         let name = dialect::physical::table_name(self.table);
         let old = |place: &usize| change.old.get(*place).cloned().flatten().unwrap_or_default();
         let (sql, values): (_, Vec<Value>) = match change.op {
-            RowOp::Insert => return Err(WireError::internal("a row that was added isn't one that was there")),
+            RowOp::Insert => {
+                return Err(WireError::internal("a row that was added isn't one that was there"));
+            }
             RowOp::Delete => {
                 let places: Vec<_> = (1..=self.columns.len()).map(|place| format!("?{place}")).collect();
-                let sql =
-                    format!("INSERT INTO {name} ({}) VALUES ({})", self.columns.join(", "), places.join(", "));
+                let sql = format!(
+                    "INSERT INTO {name} ({}) VALUES ({})",
+                    self.columns.join(", "),
+                    places.join(", ")
+                );
                 (sql, (0..self.columns.len()).map(|place| old(&place)).collect())
             }
             RowOp::Update => {

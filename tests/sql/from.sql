@@ -3,7 +3,7 @@ CREATE TABLE job (id int PRIMARY KEY, state text, due numeric, who text, at time
 CREATE TABLE part (id int, n int, v text, PRIMARY KEY (id, n)) PARTITION BY HASH (id);
 CREATE TABLE kind (code int PRIMARY KEY, name text) WITH (placement = 'reference');
 CREATE TABLE one (k text PRIMARY KEY, v int) WITH (placement = 'single');
-INSERT INTO job VALUES (1, 'new', 3.50, NULL, '2026-01-01', 0.1), (2, 'new', 1.25, 'x', NULL, 'NaN'), (3, 'done', 2, 'y"\', '2026-01-03 12:00:00.5', 'Infinity'), (4, 'new', NULL, '', 'infinity', -0.0);
+INSERT INTO job VALUES (1, 'new', 3.50, NULL, '2026-01-01', 0.1), (2, 'new', 1.25, 'x', NULL, 2.5), (3, 'done', 2, 'y"\', '2026-01-03 12:00:00.5', 'Infinity'), (4, 'new', NULL, '', 'infinity', -0.0);
 INSERT INTO part VALUES (1, 1, 'a'), (1, 2, 'b'), (2, 1, 'c'), (4, 1, 'd'), (4, 2, 'e');
 INSERT INTO kind VALUES (1, 'x'), (2, 'y');
 INSERT INTO one VALUES ('new', 1), ('done', 3);

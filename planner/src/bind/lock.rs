@@ -166,7 +166,9 @@ impl<'a> Binder<'a> {
         };
         match relation.map(|relation| (&relation.source, relation.id)) {
             Some((RelationSource::Table(_), rel)) => Ok(rel),
-            Some((RelationSource::Cte(_) | RelationSource::Rows(_), _)) => refused("cannot be applied to a WITH query".to_owned()),
+            Some((RelationSource::Cte(_) | RelationSource::Rows(_), _)) => {
+                refused("cannot be applied to a WITH query".to_owned())
+            }
             Some((RelationSource::Query(_), _)) => {
                 Err(WireError::unsupported(format!("{name} of a subquery in FROM")))
             }

@@ -77,6 +77,9 @@ fn tail(query: &ast::Query) -> Result<Tail<'_>, WireError> {
     Ok(Tail { order_by, limit, offset, fetch_one, locks })
 }
 
+/// What is bound where WITH's queries are seen.
+type Bound<'f, 'a, R> = &'f mut dyn FnMut(&mut Binder<'a>, Option<&CteNames<'_>>) -> Result<R, WireError>;
+
 impl<'a> Binder<'a> {
     /// A query within a statement. Columns of unknown type stay unknown: its context settles them.
     pub(crate) fn query(
@@ -100,7 +103,7 @@ impl<'a> Binder<'a> {
         with: Option<&ast::With>,
         outer: Option<&Scope<'_, 'a>>,
         ctes: Option<&CteNames<'_>>,
-        body: &mut dyn FnMut(&mut Self, Option<&CteNames<'_>>) -> Result<R, WireError>,
+        body: Bound<'_, 'a, R>,
     ) -> Result<(R, Vec<Cte>), WireError> {
         let Some(ast::With { with_token: _, recursive, cte_tables }) = with else {
             return Ok((body(self, ctes)?, Vec::new()));
@@ -117,7 +120,7 @@ impl<'a> Binder<'a> {
         mut bound: Vec<Cte>,
         outer: Option<&Scope<'_, 'a>>,
         ctes: Option<&CteNames<'_>>,
-        body: &mut dyn FnMut(&mut Self, Option<&CteNames<'_>>) -> Result<R, WireError>,
+        body: Bound<'_, 'a, R>,
     ) -> Result<(R, Vec<Cte>), WireError> {
         let Some((first, rest)) = tables.split_first() else {
             return Ok((body(self, ctes)?, bound));
@@ -441,10 +444,7 @@ impl<'a> Binder<'a> {
             if let Body::Select(select) = &side.body
                 && let Some(lock) = select.locks.first()
             {
-                let message = format!(
-                    "{} is not allowed with UNION/INTERSECT/EXCEPT",
-                    lock_name(lock.mode)
-                );
+                let message = format!("{} is not allowed with UNION/INTERSECT/EXCEPT", lock_name(lock.mode));
                 return Err(error(SqlState::FEATURE_NOT_SUPPORTED, message));
             }
         }

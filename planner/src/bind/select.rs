@@ -121,7 +121,8 @@ impl<'a> Binder<'a> {
         for (expr, column) in projection.iter_mut().zip(&mut columns) {
             column.ty = expr.ty;
         }
-        let mut select = Select { from, filter, grouped, group_by, having, projection, distinct, locks: Vec::new() };
+        let mut select =
+            Select { from, filter, grouped, group_by, having, projection, distinct, locks: Vec::new() };
         if grouped {
             check_grouping(self, &select, &names)?;
         }

@@ -8,9 +8,7 @@ use super::Planner;
 use crate::bind::insert::{Insert, Rows};
 use crate::bind::lock::lock_name;
 use crate::bind::modify::Modify;
-use crate::bind::tree::{
-    Body, Cte, Expr, ExprKind, From, Query, RelId, Relation, RelationSource, Select,
-};
+use crate::bind::tree::{Body, Cte, Expr, ExprKind, From, Query, RelId, Relation, RelationSource, Select};
 use crate::bind::walk::grow;
 use crate::plan::{Scalar, ScalarId};
 use dialect::Type;
@@ -260,8 +258,10 @@ impl Planner<'_, '_> {
     fn run_first(&mut self, query: &Query, single: bool) -> Result<ScalarId, WireError> {
         if is_correlated(query) {
             let name = locks(query).map_or("a query", lock_name);
-            return Err(WireError::unsupported(format!("{name} in a subquery that depends on the rows around it"))
-                .with_hint("Lock the rows with a SELECT of its own, then use their keys."));
+            return Err(WireError::unsupported(format!(
+                "{name} in a subquery that depends on the rows around it"
+            ))
+            .with_hint("Lock the rows with a SELECT of its own, then use their keys."));
         }
         let columns = u16::try_from(query.columns.len());
         let columns = columns.map_err(|_| WireError::internal("a query has too many columns"))?;

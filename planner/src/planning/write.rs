@@ -172,9 +172,8 @@ impl Planner<'_, '_> {
             placed = self.modify_target(modify)?;
         }
         let (target, lookup) = placed.ok_or_else(|| {
-            WireError::unsupported(format!("{what} with a subquery over other shards' rows")).with_hint(
-                "Run the subquery first and pass its result, or give the shard key of each table.",
-            )
+            WireError::unsupported(format!("{what} with a subquery over other shards' rows"))
+                .with_hint("Run the subquery first and pass its result, or give the shard key of each table.")
         })?;
         let Modify { table, rel, from, ctes: _, sets, filter, returning } = &*modify;
         let all = exprs_of(modify);

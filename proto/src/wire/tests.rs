@@ -372,12 +372,7 @@ fn fragments_come_back() {
         read(Consistency::Session(LogIndex(5))),
         read(Consistency::Bounded(Duration::from_millis(1500))),
         read(Consistency::Eventual),
-        Access::Write {
-            request,
-            settled: 3,
-            touch: u16::MAX,
-            lock_timeout: Some(Duration::from_nanos(5)),
-        },
+        Access::Write { request, settled: 3, touch: u16::MAX, lock_timeout: Some(Duration::from_nanos(5)) },
         in_branch(BranchAccess::Read),
         in_branch(BranchAccess::Write { touch: 2 }),
         in_branch(BranchAccess::Move),

@@ -119,9 +119,11 @@ pub(super) fn from_in_branch(message: pb::access::InBranch) -> Result<(Branch, B
     let branch = one("branch.branch", message.branch)?;
     let access = match required("branch.kind", message.kind)? {
         Kind::Read(pb::Nothing {}) => BranchAccess::Read,
-        Kind::Lock(pb::access::Lock { rows, limit, anew }) => {
-            BranchAccess::Lock { rows: rows.into_iter().map(from_locked_rows).collect::<Result<_, _>>()?, limit, anew }
-        }
+        Kind::Lock(pb::access::Lock { rows, limit, anew }) => BranchAccess::Lock {
+            rows: rows.into_iter().map(from_locked_rows).collect::<Result<_, _>>()?,
+            limit,
+            anew,
+        },
         Kind::Write(touch) => BranchAccess::Write { touch: key_width("branch.touch", touch)? },
         Kind::Move(pb::Nothing {}) => BranchAccess::Move,
     };

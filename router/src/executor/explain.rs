@@ -34,7 +34,9 @@ impl Executor {
         let mut lines = planner::explain(plan, &routes, &run.state.topology);
         if analyze {
             if runs_first {
-                return Err(WireError::unsupported("EXPLAIN ANALYZE of a statement with subqueries that lock"));
+                return Err(WireError::unsupported(
+                    "EXPLAIN ANALYZE of a statement with subqueries that lock",
+                ));
             }
             let Action::Query(query @ Query { lock: None, .. }) = &plan.action else {
                 return Err(WireError::unsupported("EXPLAIN ANALYZE of a statement that writes or locks"));

@@ -18,9 +18,7 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use planner::plan::Fragment;
 use proto::machine;
-use proto::services::{
-    Access, BranchAccess, ClusterState, Consistency, FragmentRequest, FragmentResponse,
-};
+use proto::services::{Access, BranchAccess, ClusterState, Consistency, FragmentRequest, FragmentResponse};
 use proto::{Retry, RowBatch, SchemaVersion, ShardId, SqlState, TableId, Value, WireError};
 use std::sync::Arc;
 use std::time::Duration;

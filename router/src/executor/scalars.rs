@@ -77,7 +77,8 @@ impl Executor {
                 }
                 Scalar::Query { place, columns, single } => {
                     let query = plan.first.get(*place);
-                    let query = query.ok_or_else(|| WireError::internal("a plan names a query that it hasn't"))?;
+                    let query =
+                        query.ok_or_else(|| WireError::internal("a plan names a query that it hasn't"))?;
                     Box::pin(self.first(run, query, *columns, *single, &values)).await?
                 }
                 Scalar::Environment(fact) => environment(*fact, run.facts, &self.config.machine),

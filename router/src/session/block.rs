@@ -61,13 +61,15 @@ pub fn command(plan: &Plan) -> &'static str {
         Action::Modify(_) => "UPDATE",
         Action::CopyIn(_) => "COPY FROM",
         Action::Schema(schema) => schema.tag,
-        Action::Query(_) | Action::CopyOut(_) => match locks(plan).and_then(|lock| lock.rows.first()).map(|rows| rows.mode) {
-            Some(RowLock::KeyShare) => "SELECT FOR KEY SHARE",
-            Some(RowLock::Share) => "SELECT FOR SHARE",
-            Some(RowLock::NoKeyUpdate) => "SELECT FOR NO KEY UPDATE",
-            Some(RowLock::Update) => "SELECT FOR UPDATE",
-            None => "SELECT",
-        },
+        Action::Query(_) | Action::CopyOut(_) => {
+            match locks(plan).and_then(|lock| lock.rows.first()).map(|rows| rows.mode) {
+                Some(RowLock::KeyShare) => "SELECT FOR KEY SHARE",
+                Some(RowLock::Share) => "SELECT FOR SHARE",
+                Some(RowLock::NoKeyUpdate) => "SELECT FOR NO KEY UPDATE",
+                Some(RowLock::Update) => "SELECT FOR UPDATE",
+                None => "SELECT",
+            }
+        }
         Action::Session(_) | Action::Explain(_) => "SELECT",
     }
 }
@@ -305,7 +307,13 @@ mod tests {
 
     fn schema(changes: Vec<SchemaChange>) -> Plan {
         let action = SchemaAction { tag: "DDL", changes, notices: vec![], fills: vec![] };
-        Plan { parameters: vec![], columns: None, scalars: vec![], first: vec![], action: Action::Schema(action) }
+        Plan {
+            parameters: vec![],
+            columns: None,
+            scalars: vec![],
+            first: vec![],
+            action: Action::Schema(action),
+        }
     }
 
     fn drop_table() -> Plan {

@@ -158,7 +158,10 @@ impl Node {
 
     pub fn write(&self, sql: &str, sequence: u64) -> FragmentRequest {
         let request = RequestId { router: RouterIncarnation(77), sequence };
-        FragmentRequest { access: Access::Write { request, settled: 0, touch: 0, lock_timeout: None }, ..self.read(sql, false) }
+        FragmentRequest {
+            access: Access::Write { request, settled: 0, touch: 0, lock_timeout: None },
+            ..self.read(sql, false)
+        }
     }
 
     pub fn step(&self, job: u64, statements: &[&str], least_version: Option<SchemaVersion>) -> SchemaRequest {

@@ -2,8 +2,8 @@
 
 use crate::common::{Node, SHARD, rows};
 use proto::services::{
-    Access, Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus, FragmentRequest, LockWait, LockedRows,
-    RowLock, ShardService,
+    Access, Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus, FragmentRequest, LockWait,
+    LockedRows, RowLock, ShardService,
 };
 use proto::{
     Epoch, LogIndex, RequestId, Retry, RouterIncarnation, ShardId, TableId, TransactionId, Value, WireError,

@@ -363,7 +363,10 @@ fn read(sql: &str, params: Vec<Value>) -> FragmentRequest {
 
 fn write(sql: &str, params: Vec<Value>) -> FragmentRequest {
     let request = RequestId { router: RouterIncarnation(1), sequence: 1 };
-    FragmentRequest { access: Access::Write { request, settled: 0, touch: 0, lock_timeout: None }, ..read(sql, params) }
+    FragmentRequest {
+        access: Access::Write { request, settled: 0, touch: 0, lock_timeout: None },
+        ..read(sql, params)
+    }
 }
 
 async fn ask(client: &NodeClient, request: FragmentRequest) -> ServiceResult<FragmentResponse> {
