@@ -1,4 +1,5 @@
-//! The simulator: a replicated group and its clients in one thread, from one seed.
+//! The simulator: a replicated group and its clients in one thread, from one seed. Its second part, a whole cluster, is
+//! [`cluster`].
 //!
 //! 1. [`plan`] draws from the seed how the group is set up, and which faults strike when.
 //! 2. [`world`] runs it: the hosts, consensus and engines of production, whose loops are turned by hand (`node`), on a
@@ -14,6 +15,7 @@
 
 mod client;
 mod clock;
+pub mod cluster;
 mod file_disk;
 mod history;
 mod linear;
@@ -23,13 +25,16 @@ mod node;
 pub mod plan;
 pub mod random;
 mod rows;
+pub mod scenario;
 pub mod shrink;
 mod trace;
 pub mod world;
 
-use plan::Plan;
+use plan::{Fault, Kind, Plan};
+use scenario::{Report, Scenario};
 use std::path::PathBuf;
-use world::{Report, World};
+use trace::Time;
+use world::World;
 
 /// Where files are kept in memory, if the system has such a place.
 fn scratch() -> PathBuf {
@@ -37,13 +42,33 @@ fn scratch() -> PathBuf {
     if memory.is_dir() { memory } else { std::env::temp_dir() }
 }
 
-/// Runs a plan.
-///
-/// # Errors
-/// If there is no place for the files, or no runtime.
-pub fn run(plan: Plan) -> std::io::Result<Report> {
-    let directory = tempfile::Builder::new().prefix("shoal-sim").tempdir_in(scratch())?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
-    let world = World::new(plan, directory.path());
-    Ok(runtime.block_on(tokio::task::unconstrained(world.run())))
+impl Scenario for Plan {
+    type Kind = Kind;
+    type Fault = Fault;
+
+    const KINDS: &'static [Kind] = &Kind::ALL;
+
+    fn draw(seed: u64) -> Self {
+        Plan::new(seed)
+    }
+
+    fn run(self) -> std::io::Result<Report<Kind>> {
+        let directory = tempfile::Builder::new().prefix("shoal-sim").tempdir_in(scratch())?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
+        let world = World::new(self, directory.path());
+        Ok(runtime.block_on(tokio::task::unconstrained(world.run())))
+    }
+
+    fn faults(&mut self) -> &mut Vec<(Time, Fault)> {
+        &mut self.faults
+    }
+
+    fn kind(fault: &Fault) -> Kind {
+        fault.kind()
+    }
+
+    fn clients(&mut self) -> &mut usize {
+        &mut self.clients
+    }
 }

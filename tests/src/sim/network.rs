@@ -42,6 +42,9 @@ impl Quality {
     }
 }
 
+/// After this long, what wasn't acknowledged is sent again.
+const AGAIN: Time = 200 * MILLISECOND;
+
 /// A cut that can be mended.
 pub type CutId = usize;
 
@@ -64,8 +67,7 @@ impl Network {
     /// How long each copy of a message takes that is sent now; none if it's lost.
     pub fn carry(&mut self, from: u64, to: u64) -> Vec<Time> {
         let quality = self.quality;
-        let cut = self.cuts.values().any(|links| links.contains(&(from, to)));
-        if cut || self.random.permille(quality.lost) {
+        if self.is_cut(from, to) || self.random.permille(quality.lost) {
             return Vec::new();
         }
         let copies = 1 + u64::from(self.random.permille(quality.doubled));
@@ -81,6 +83,24 @@ impl Network {
                 delay
             })
             .collect()
+    }
+
+    /// How long something takes that is sent again until it arrives. The link isn't cut.
+    pub fn carry_surely(&mut self, from: u64, to: u64) -> Time {
+        let quality = self.quality;
+        let mut delay = self.random.within(20 * MICROSECOND..quality.delay.max(21 * MICROSECOND));
+        while self.random.permille(quality.lost) {
+            delay += AGAIN;
+        }
+        if let Some(slow) = self.slow.get(&(from, to)) {
+            delay += self.random.within(slow / 2..*slow);
+        }
+        delay
+    }
+
+    /// Whether nothing gets through.
+    pub fn is_cut(&self, from: u64, to: u64) -> bool {
+        self.cuts.values().any(|links| links.contains(&(from, to)))
     }
 
     /// Cuts links, each from one node to another.

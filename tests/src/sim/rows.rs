@@ -37,7 +37,8 @@ pub fn read(snapshot: &Snapshot) -> rusqlite::Result<Rows> {
     Ok(Rows { position: snapshot.position().0, appended, registers, hash: hash(connection)? })
 }
 
-fn hash(connection: &Connection) -> rusqlite::Result<u128> {
+/// A hash of all tables that replicas must agree on.
+pub fn hash(connection: &Connection) -> rusqlite::Result<u128> {
     let mut hash = Xxh3::new();
     let names: Vec<String> = connection
         .prepare_cached("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")?

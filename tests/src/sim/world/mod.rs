@@ -16,7 +16,8 @@ use super::node::Node;
 use super::plan::{Kind, Plan};
 use super::random::Random;
 use super::rows;
-use super::trace::{MICROSECOND, MILLISECOND, SECOND, Time, Trace};
+use super::scenario::Report;
+use super::trace::{MICROSECOND, MILLISECOND, SECOND, Time};
 use chores::{Chore, Wound};
 use proto::NodeId;
 use proto::services::{Consistency, RaftMessage, RaftService};
@@ -70,19 +71,6 @@ enum Loop {
     Images,
 }
 
-/// What a run was.
-#[derive(Default)]
-pub struct Report {
-    /// Why it failed.
-    pub failure: Option<String>,
-    /// How often each kind of fault happened.
-    pub faults: BTreeMap<Kind, u64>,
-    /// How often something worth counting happened.
-    pub counts: BTreeMap<Cow<'static, str>, u64>,
-    /// What happened.
-    pub trace: Trace,
-}
-
 /// A simulated cluster with its clients.
 pub struct World {
     plan: Plan,
@@ -113,7 +101,7 @@ pub struct World {
     checks: BTreeMap<u64, u128>,
     /// Tokio's time, which lags behind the world's by less than its own precision.
     advanced: Time,
-    report: Report,
+    report: Report<Kind>,
 }
 
 type Outcome = Result<(), String>;
@@ -153,7 +141,7 @@ impl World {
     }
 
     /// Lets it run to its end. It wants a runtime whose time is paused.
-    pub async fn run(mut self) -> Report {
+    pub async fn run(mut self) -> Report<Kind> {
         let outcome = self.live().await;
         if let Err(why) = outcome {
             self.report.trace.note(self.now(), format_args!("FAILED: {why}"));

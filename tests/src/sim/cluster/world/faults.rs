@@ -1,0 +1,183 @@
+//! Faults that strike a world, and how they pass.
+
+use super::super::super::plan::Way;
+use super::super::plan::{Fault, Who};
+use super::{Event, KEEPALIVE, Outcome, World};
+use crate::sim::network::Quality;
+use proto::{GroupId, NodeId};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+impl World {
+    /// The groups that there are, the coordinator's first.
+    fn groups(&self) -> Vec<GroupId> {
+        let processes = self.nodes.values().filter_map(|node| node.process.as_ref());
+        let groups: BTreeSet<GroupId> =
+            processes.flat_map(|process| process.host.replicas()).map(|replica| replica.group()).collect();
+        groups.into_iter().collect()
+    }
+
+    /// The so-manyth group, and who leads it.
+    fn leader(&self, number: u64) -> Option<(GroupId, u64)> {
+        let group = *self.groups().get(usize::try_from(number).ok()?)?;
+        let leading = self.nodes.values().filter_map(|node| {
+            let replica = node.process.as_ref()?.host.replica(group)?;
+            replica.is_leader().then(|| (replica.status().term, node.id))
+        });
+        leading.max().map(|(_, node)| (group, node))
+    }
+
+    /// Whom a fault hits now.
+    fn whom(&self, who: Who) -> u64 {
+        match who {
+            Who::Node(node) => node,
+            Who::Leader(group, otherwise) => self.leader(group).map_or(otherwise, |(_, node)| node),
+        }
+    }
+
+    /// A fault of the plan happens.
+    pub(super) fn strike(&mut self, number: usize) -> Outcome {
+        let Some((_, fault)) = self.plan.faults.get(number).cloned().filter(|_| !self.healed) else {
+            return Ok(());
+        };
+        *self.report.faults.entry(fault.kind()).or_default() += 1;
+        self.note(format_args!("FAULT {fault:?}"));
+        let now = self.now();
+        match fault {
+            Fault::Crash(who, down) => {
+                let id = self.whom(who);
+                if self.will_die(id, down) {
+                    self.crash(id, "crashes")?;
+                }
+            }
+            Fault::CrashSending(who, after, down) => {
+                let id = self.whom(who);
+                if self.will_die(id, down) {
+                    self.nodes.get_mut(&id).expect("it was just seen").dies_after = Some(after);
+                }
+            }
+            Fault::CrashInLog(who, down) => {
+                let id = self.whom(who);
+                if self.will_die(id, down) {
+                    self.nodes[&id].log.die_at_next_write();
+                }
+            }
+            Fault::CrashInFile(who, writes, down) => {
+                let id = self.whom(who);
+                if self.will_die(id, down) {
+                    self.nodes[&id].files.die_in(writes);
+                }
+            }
+            Fault::CrashAll(down) => {
+                for id in self.ids() {
+                    if self.will_die(id, down) {
+                        self.crash(id, "crashes with all others")?;
+                    }
+                }
+            }
+            Fault::Pause(who, time) => {
+                let id = self.whom(who);
+                let node = self.nodes.get_mut(&id).expect("faults hit nodes that are there");
+                if node.process.is_some() {
+                    node.paused = true;
+                    let life = node.life;
+                    self.note(format_args!("node {id} isn't run"));
+                    self.at(now + time, Event::Resume { node: id, life });
+                    self.watch(id, None);
+                }
+            }
+            Fault::Isolate(who, way, time) => {
+                let id = self.whom(who);
+                self.note(format_args!("node {id} is cut off: {way:?}"));
+                let others = self.ids().into_iter().filter(|other| *other != id);
+                let links = others.flat_map(|other| match way {
+                    Way::Both => vec![(id, other), (other, id)],
+                    Way::Out => vec![(id, other)],
+                    Way::In => vec![(other, id)],
+                });
+                let cut = self.network.cut(links.collect());
+                self.at(now + time, Event::Mend(cut));
+                self.watch(id, None);
+            }
+            Fault::SlowLink(who, to, delay, time) => {
+                let from = self.whom(who);
+                self.network.slow(from, to, delay);
+                self.at(now + time, Event::Unslow { from, to });
+            }
+            Fault::Network(quality, time) => {
+                self.network.set_quality(quality);
+                self.at(now + time, Event::Calm);
+            }
+            Fault::ClockRate(who, permille) => {
+                let id = self.whom(who);
+                self.note(format_args!("node {id}'s clock runs at {permille}/1000"));
+                self.nodes[&id].clock.set_rate(permille);
+                // What it wants to do next comes at another time now.
+                self.nodes.get_mut(&id).expect("faults hit nodes that are there").tick_at = None;
+                self.touch(id);
+            }
+            Fault::SlowNode(who, delay, time) => {
+                let id = self.whom(who);
+                self.note(format_args!("node {id} is slow"));
+                self.nodes.get_mut(&id).expect("faults hit nodes that are there").turn_delay = delay;
+                self.at(now + time, Event::Hurry { node: id });
+            }
+            Fault::SlowDisk(who, delay, time) => {
+                let id = self.whom(who);
+                self.note(format_args!("node {id}'s disk is slow"));
+                self.nodes.get_mut(&id).expect("faults hit nodes that are there").disk_delay = delay;
+                self.at(now + time, Event::Quick { node: id });
+            }
+            Fault::Transfer(group, to) => {
+                if let Some((group, from)) = self.leader(group).filter(|(_, from)| *from != to)
+                    && let Some(process) = &self.nodes[&from].process
+                    && let Some(replica) = process.host.replica(group)
+                {
+                    process.tasks.handle().spawn(async move {
+                        let patience = proto::machine::now() + Duration::from_secs(8);
+                        // It may fail, and then all stays as it is.
+                        let _ = replica.transfer_leader(NodeId(to), patience).await;
+                    });
+                    self.wake(from);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a node is there that can die.
+    fn will_die(&mut self, id: u64, down: super::Time) -> bool {
+        let node = self.nodes.get_mut(&id).expect("faults hit nodes that are there");
+        node.down_for = down;
+        node.process.is_some()
+    }
+
+    /// Whoever has a stream to the node finds out that it says nothing.
+    fn watch(&mut self, id: u64, other: Option<u64>) {
+        for wire in self.wires.between(id, other) {
+            let time = self.now() + self.random.within(KEEPALIVE.0..KEEPALIVE.1);
+            self.at(time, Event::Keepalive { wire });
+        }
+    }
+
+    /// Everything works from now on.
+    pub(super) fn heal(&mut self) {
+        self.healed = true;
+        self.note(format_args!("all is healed"));
+        self.network.heal();
+        self.network.set_quality(Quality::GOOD);
+        for id in self.ids() {
+            let node = self.nodes.get_mut(&id).expect("it was just seen");
+            node.log.spare();
+            node.files.spare();
+            node.clock.set_rate(1000);
+            (node.turn_delay, node.disk_delay, node.dies_after) = (self.plan.setup.turn_delay, 0, None);
+            (node.paused, node.tick_at) = (false, None);
+            if node.process.is_some() {
+                self.touch(id);
+                self.wake(id);
+            }
+        }
+        self.release();
+    }
+}
