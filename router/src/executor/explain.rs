@@ -63,7 +63,7 @@ impl Executor {
         while let Some(chunk) = rows.next().await? {
             returned += chunk.len();
         }
-        let took = started.elapsed();
+        let took = machine::now().saturating_duration_since(started);
         for (place, (fragment, route)) in query.fragments.iter().zip(routes).enumerate() {
             for shard in super::gather::shards_of(route.clone()) {
                 let started = machine::now();
@@ -82,7 +82,7 @@ impl Executor {
                     }
                 }
                 let name = run.state.topology.shard_name(shard);
-                let took = started.elapsed().as_secs_f64() * 1000.0;
+                let took = machine::now().saturating_duration_since(started).as_secs_f64() * 1000.0;
                 lines.push(format!(
                     "Fragment {} on {name}: rows={rows} bytes={bytes} time={took:.3} ms",
                     place + 1

@@ -43,16 +43,17 @@ fn scratch() -> PathBuf {
 }
 
 impl Scenario for Plan {
-    type Kind = Kind;
     type Fault = Fault;
 
-    const KINDS: &'static [Kind] = &Kind::ALL;
+    fn kinds() -> Vec<String> {
+        Kind::ALL.iter().map(Kind::to_string).collect()
+    }
 
     fn draw(seed: u64) -> Self {
         Plan::new(seed)
     }
 
-    fn run(self) -> std::io::Result<Report<Kind>> {
+    fn run(self) -> std::io::Result<Report> {
         let directory = tempfile::Builder::new().prefix("shoal-sim").tempdir_in(scratch())?;
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
@@ -64,8 +65,8 @@ impl Scenario for Plan {
         &mut self.faults
     }
 
-    fn kind(fault: &Fault) -> Kind {
-        fault.kind()
+    fn kind(fault: &Fault) -> String {
+        fault.kind().to_string()
     }
 
     fn clients(&mut self) -> &mut usize {

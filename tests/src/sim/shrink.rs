@@ -3,77 +3,93 @@
 //! Whole kinds of faults first, then halves and single faults, then clients. A shorter plan is another run (chance
 //! falls otherwise), so it counts only if it fails, too; any failure will do.
 
-use super::scenario::{Report, Scenario};
-use super::trace::Time;
+use super::scenario::{Report, Variant};
 
-/// The shortest failing plan that was found in so many runs, with its run; the plan that was given, if it doesn't fail.
-pub fn shrink<S: Scenario>(plan: S, report: Report<S::Kind>, runs: u64) -> (S, Report<S::Kind>) {
-    let mut search = Search { plan, report, left: runs };
-    search.drop_kinds();
+/// The shortest failing run that was found in so many, of a seed with these kinds of faults and so many clients.
+/// `run` runs one.
+pub fn shrink(
+    seed: u64,
+    kinds: &[String],
+    clients: usize,
+    report: Report,
+    runs: u64,
+    run: impl FnMut(&Variant) -> Report,
+) -> (Variant, Report) {
+    let keep = (0..kinds.len()).collect();
+    let mut search = Search { seed, keep, clients, report, left: runs, run };
+    search.drop_kinds(kinds);
     search.drop_faults();
-    search.drop_clients();
-    (search.plan, search.report)
+    while search.clients > 1 && search.attempt(search.keep.clone(), search.clients - 1) {}
+    (search.variant(search.keep.clone(), search.clients), search.report)
 }
 
-struct Search<S: Scenario> {
-    plan: S,
-    report: Report<S::Kind>,
+struct Search<R> {
+    seed: u64,
+    keep: Vec<usize>,
+    clients: usize,
+    report: Report,
     left: u64,
+    run: R,
 }
 
-impl<S: Scenario> Search<S> {
+impl<R: FnMut(&Variant) -> Report> Search<R> {
+    fn variant(&self, keep: Vec<usize>, clients: usize) -> Variant {
+        Variant { seed: self.seed, keep: Some(keep), clients: Some(clients) }
+    }
+
     /// Takes a shorter plan, if it fails.
-    fn attempt(&mut self, plan: S) -> bool {
+    fn attempt(&mut self, keep: Vec<usize>, clients: usize) -> bool {
         let Some(left) = self.left.checked_sub(1) else { return false };
         self.left = left;
-        match plan.clone().run() {
-            Ok(report) if report.failure.is_some() => {
-                (self.plan, self.report) = (plan, report);
-                true
-            }
-            _ => false,
+        let variant = self.variant(keep.clone(), clients);
+        let report = (self.run)(&variant);
+        let fails = report.failure.is_some();
+        if fails {
+            (self.keep, self.clients, self.report) = (keep, clients, report);
         }
+        fails
     }
 
-    fn with_faults(&self, faults: Vec<(Time, S::Fault)>) -> S {
-        let mut plan = self.plan.clone();
-        *plan.faults() = faults;
-        plan
-    }
-
-    fn drop_kinds(&mut self) {
-        let mut kinds: Vec<_> = self.plan.faults().iter().map(|(_, fault)| S::kind(fault)).collect();
-        kinds.sort_unstable();
-        kinds.dedup();
-        for kind in kinds {
-            let mut faults = self.plan.faults().clone();
-            faults.retain(|(_, fault)| S::kind(fault) != kind);
-            self.attempt(self.with_faults(faults));
+    fn drop_kinds(&mut self, kinds: &[String]) {
+        let mut names = kinds.to_vec();
+        names.sort_unstable();
+        names.dedup();
+        for name in names {
+            let keep = self.keep.iter().copied().filter(|place| kinds[*place] != name).collect();
+            self.attempt(keep, self.clients);
         }
     }
 
     fn drop_faults(&mut self) {
-        let mut size = self.plan.faults().len() / 2;
+        let mut size = self.keep.len() / 2;
         while size > 0 {
             let mut at = 0;
-            while at < self.plan.faults().len() {
-                let mut faults = self.plan.faults().clone();
-                faults.drain(at..(at + size).min(faults.len()));
-                if !self.attempt(self.with_faults(faults)) {
+            while at < self.keep.len() {
+                let mut keep = self.keep.clone();
+                keep.drain(at..(at + size).min(keep.len()));
+                if !self.attempt(keep, self.clients) {
                     at += size;
                 }
             }
             size /= 2;
         }
     }
+}
 
-    fn drop_clients(&mut self) {
-        while *self.plan.clients() > 1 {
-            let mut plan = self.plan.clone();
-            *plan.clients() -= 1;
-            if !self.attempt(plan) {
-                return;
-            }
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_needed_stays() {
+        let kinds: Vec<String> = ["a", "b", "a", "c", "b", "c", "c"].map(str::to_owned).into();
+        let run = |variant: &Variant| {
+            let needs = |place| variant.keep.as_ref().is_some_and(|keep| keep.contains(&place));
+            let fails = needs(4) && needs(6) && variant.clients >= Some(2);
+            Report { failure: fails.then(String::new), ..Report::default() }
+        };
+        let (variant, _) = shrink(1, &kinds, 5, Report::default(), 100, run);
+        assert_eq!(variant, Variant { seed: 1, keep: Some(vec![4, 6]), clients: Some(2) });
+        assert_eq!(variant.arguments().join(" "), "--seed 1 --keep 4,6 --clients 2");
     }
 }

@@ -17,12 +17,13 @@ pub const SECOND: Time = 1_000 * MILLISECOND;
 pub struct Trace {
     lines: Vec<(Time, String)>,
     hash: Xxh3,
-    events: u64,
+    /// When each thing happened, and the hash up to there.
+    moments: Vec<(Time, u64)>,
 }
 
 impl Default for Trace {
     fn default() -> Self {
-        Self { lines: Vec::new(), hash: Xxh3::new(), events: 0 }
+        Self { lines: Vec::new(), hash: Xxh3::new(), moments: Vec::new() }
     }
 }
 
@@ -36,19 +37,14 @@ impl Trace {
 
     /// Something that only has to be the same the next time.
     pub fn count(&mut self, now: Time, what: &[u8]) {
-        self.events += 1;
         self.hash.update(&now.to_le_bytes());
         self.hash.update(what);
+        self.moments.push((now, self.hash.digest()));
     }
 
-    /// How many things happened.
-    pub fn events(&self) -> u64 {
-        self.events
-    }
-
-    /// All that happened, as one number.
-    pub fn hash(&self) -> u64 {
-        self.hash.digest()
+    /// When each thing happened, and the hash up to there.
+    pub fn moments(&self) -> &[(Time, u64)] {
+        &self.moments
     }
 
     /// The lines, each with its time in seconds.

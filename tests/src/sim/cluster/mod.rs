@@ -50,16 +50,17 @@ use world::World;
 const CUTS: bool = false;
 
 impl Scenario for Plan {
-    type Kind = Kind;
     type Fault = Fault;
 
-    const KINDS: &'static [Kind] = &Kind::ALL;
+    fn kinds() -> Vec<String> {
+        Kind::ALL.iter().map(Kind::to_string).collect()
+    }
 
     fn draw(seed: u64) -> Self {
         Plan::new(seed)
     }
 
-    fn run(self) -> std::io::Result<Report<Kind>> {
+    fn run(self) -> std::io::Result<Report> {
         let directory = tempfile::Builder::new().prefix("shoal-sim").tempdir_in(scratch())?;
         Ok(World::new(self, directory.path())?.run())
     }
@@ -68,8 +69,8 @@ impl Scenario for Plan {
         &mut self.faults
     }
 
-    fn kind(fault: &Fault) -> Kind {
-        fault.kind()
+    fn kind(fault: &Fault) -> String {
+        fault.kind().to_string()
     }
 
     fn clients(&mut self) -> &mut usize {

@@ -270,6 +270,8 @@ impl Node {
         self.founded = true;
         let mut config = shardnode::Config::new(id);
         config.machine = machine.clone();
+        // Until routers give signs of life, one that is gone is noticed by its silence alone.
+        config.branch_idle_timeout = Duration::from_nanos(self.setup.branch_idle_timeout);
         // A thread that waits for its reader has no place here: all results fit one batch.
         (config.batch_bytes, config.batch_rows) = (64 << 20, u32::MAX);
         let shards = ShardNode::new(host.clone(), config);

@@ -42,6 +42,8 @@ pub struct Setup {
     pub sleep_ticks: u32,
     /// As in `router::Config`.
     pub retry_timeout: Time,
+    /// As in `shardnode::Config`.
+    pub branch_idle_timeout: Time,
     /// How long clients think between two transactions at most.
     pub think: Time,
     /// How long whatever has something to do waits for its turn at most.
@@ -226,6 +228,7 @@ impl Plan {
             log_keep_bytes: *random.pick(&[16 << 10, 64 << 20]).expect("there are some"),
             sleep_ticks: *random.pick(&[5, 30]).expect("there are some"),
             retry_timeout: *random.pick(&[3 * SECOND, 30 * SECOND]).expect("there are some"),
+            branch_idle_timeout: *random.pick(&[5 * SECOND, 12 * SECOND]).expect("there are some"),
             think: *random
                 .pick(&[20 * MILLISECOND, 100 * MILLISECOND, 500 * MILLISECOND])
                 .expect("there are some"),

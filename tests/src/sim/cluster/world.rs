@@ -10,7 +10,7 @@ use super::super::clock::WorldClock;
 use super::super::network::{CutId, Network, Quality};
 use super::super::random::Random;
 use super::super::scenario::Report;
-use super::super::trace::{MICROSECOND, MILLISECOND, SECOND, Time};
+use super::super::trace::{MICROSECOND, MILLISECOND, SECOND, Time, Trace};
 use super::clients::{Client, Door, Shared, found, lock};
 use super::history::Outcome as Ended;
 use super::node::Node;
@@ -115,7 +115,9 @@ pub struct World {
     shared: Arc<Shared>,
     random: Random,
     healed: bool,
-    report: Report<Kind>,
+    counts: BTreeMap<&'static str, u64>,
+    faults: BTreeMap<Kind, u64>,
+    trace: Trace,
 }
 
 type Outcome = Result<(), String>;
@@ -151,31 +153,32 @@ impl World {
             shared,
             random: Random::stream(seed, "world", 0),
             healed: false,
-            report: Report::default(),
+            counts: BTreeMap::new(),
+            faults: BTreeMap::new(),
+            trace: Trace::default(),
             clock,
             plan,
         })
     }
 
     /// Lets it run to its end.
-    pub fn run(mut self) -> Report<Kind> {
+    pub fn run(mut self) -> Report {
         let outcome = self.live();
-        if let Err(why) = outcome {
-            self.report.trace.note(self.now(), format_args!("FAILED: {why}"));
-            self.report.failure = Some(why);
+        if let Err(why) = &outcome {
+            self.trace.note(self.now(), format_args!("FAILED: {why}"));
         }
-        let mut report = std::mem::take(&mut self.report);
+        let mut report = Report::new(&self.trace, outcome.err());
+        report.faults = self.faults.iter().map(|(kind, count)| (kind.to_string(), *count)).collect();
+        report.counts = self.counts.iter().map(|(what, count)| ((*what).to_owned(), *count)).collect();
         let history = lock(&self.shared.history);
         for (what, ended) in [
             ("transactions committed", Ended::Committed),
             ("transactions failed", Ended::Failed),
             ("transactions of which nobody knows", Ended::Unknown),
         ] {
-            *report.counts.entry(what.into()).or_default() += history.count(ended);
+            report.counts.insert(what.to_owned(), history.count(ended));
         }
-        for (what, count) in lock(&self.shared.counts).iter() {
-            *report.counts.entry(what.clone().into()).or_default() += count;
-        }
+        report.counts.extend(lock(&self.shared.counts).clone());
         report
     }
 
@@ -210,13 +213,13 @@ impl World {
     }
 
     fn count(&mut self, what: &'static str) {
-        *self.report.counts.entry(what.into()).or_default() += 1;
+        *self.counts.entry(what).or_default() += 1;
     }
 
     fn note(&mut self, what: std::fmt::Arguments<'_>) {
         // The files lie elsewhere in each run.
         let what = what.to_string().replace(&self.root, "");
-        self.report.trace.note(self.clock.now(), what);
+        self.trace.note(self.clock.now(), what);
     }
 
     fn at(&mut self, time: Time, event: Event) {
@@ -581,7 +584,7 @@ impl World {
             what[..8].copy_from_slice(&id.to_le_bytes());
             what[8..16].copy_from_slice(&to.to_le_bytes());
             what[16..].copy_from_slice(&xxhash_rust::xxh3::xxh3_64(&message.body).to_le_bytes());
-            self.report.trace.count(now, &what);
+            self.trace.count(now, &what);
             self.count("Raft's packets");
             for delay in self.network.carry(id, to) {
                 self.at(now + wait + delay, Event::Deliver { from: id, to, message: message.clone() });
@@ -598,7 +601,7 @@ impl World {
                         what[..8].copy_from_slice(&wire.to_le_bytes());
                         what[8..16].copy_from_slice(&xxhash_rust::xxh3::xxh3_64(frame).to_le_bytes());
                         what[16] = up.into();
-                        self.report.trace.count(now, &what);
+                        self.trace.count(now, &what);
                     }
                     if !dies {
                         self.carry(wire, up, item);

@@ -272,7 +272,7 @@ impl World {
             Wish::BoundedRead { staleness } => {
                 let since = self.clock.now().saturating_sub(staleness * 6 / 5);
                 self.history.bounded_returned(since, rows, who)?;
-                self.report.counts.entry("bounded reads".into()).and_modify(|count| *count += 1).or_insert(1);
+                self.counts.entry("bounded reads".into()).and_modify(|count| *count += 1).or_insert(1);
             }
             _ => self.history.saw(rows, who)?,
         }

@@ -36,7 +36,7 @@ impl World {
     /// A fault of the plan happens.
     pub(super) fn strike(&mut self, number: usize) -> Outcome {
         let Some((_, fault)) = self.plan.faults.get(number).cloned() else { return Ok(()) };
-        *self.report.faults.entry(fault.kind()).or_default() += 1;
+        *self.faults.entry(fault.kind()).or_default() += 1;
         self.note(format_args!("FAULT {fault:?}"));
         let now = self.now();
         match fault {

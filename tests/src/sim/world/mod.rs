@@ -17,7 +17,7 @@ use super::plan::{Kind, Plan};
 use super::random::Random;
 use super::rows;
 use super::scenario::Report;
-use super::trace::{MICROSECOND, MILLISECOND, SECOND, Time};
+use super::trace::{MICROSECOND, MILLISECOND, SECOND, Time, Trace};
 use chores::{Chore, Wound};
 use proto::NodeId;
 use proto::services::{Consistency, RaftMessage, RaftService};
@@ -101,7 +101,9 @@ pub struct World {
     checks: BTreeMap<u64, u128>,
     /// Tokio's time, which lags behind the world's by less than its own precision.
     advanced: Time,
-    report: Report<Kind>,
+    counts: BTreeMap<Cow<'static, str>, u64>,
+    faults: BTreeMap<Kind, u64>,
+    trace: Trace,
 }
 
 type Outcome = Result<(), String>;
@@ -135,20 +137,24 @@ impl World {
             chores: Vec::new(),
             checks: BTreeMap::new(),
             advanced: 0,
-            report: Report::default(),
+            counts: BTreeMap::new(),
+            faults: BTreeMap::new(),
+            trace: Trace::default(),
             plan,
         }
     }
 
     /// Lets it run to its end. It wants a runtime whose time is paused.
-    pub async fn run(mut self) -> Report<Kind> {
+    pub async fn run(mut self) -> Report {
         let outcome = self.live().await;
-        if let Err(why) = outcome {
-            self.report.trace.note(self.now(), format_args!("FAILED: {why}"));
-            self.report.failure = Some(why);
+        if let Err(why) = &outcome {
+            self.trace.note(self.now(), format_args!("FAILED: {why}"));
         }
-        self.report.counts.insert("snapshots compared".into(), self.history.compared());
-        self.report
+        self.counts.insert("snapshots compared".into(), self.history.compared());
+        let mut report = Report::new(&self.trace, outcome.err());
+        report.faults = self.faults.iter().map(|(kind, count)| (kind.to_string(), *count)).collect();
+        report.counts = self.counts.iter().map(|(what, count)| (what.to_string(), *count)).collect();
+        report
     }
 
     async fn live(&mut self) -> Outcome {
@@ -188,8 +194,8 @@ impl World {
         }
         self.compare().await?;
         let undecided = self.history.judge()?;
-        self.report.counts.insert("registers undecided".into(), undecided);
-        self.report.trace.note(self.now(), "the end");
+        self.counts.insert("registers undecided".into(), undecided);
+        self.trace.note(self.now(), "the end");
         Ok(())
     }
 
@@ -202,7 +208,7 @@ impl World {
     }
 
     fn count(&mut self, what: impl Into<Cow<'static, str>>) {
-        *self.report.counts.entry(what.into()).or_default() += 1;
+        *self.counts.entry(what.into()).or_default() += 1;
     }
 
     fn at(&mut self, time: Time, event: Event) {
@@ -336,7 +342,7 @@ impl World {
     fn note(&mut self, what: std::fmt::Arguments<'_>) {
         // The files lie elsewhere in each run.
         let what = what.to_string().replace(&self.root, "");
-        self.report.trace.note(self.clock.now(), what);
+        self.trace.note(self.clock.now(), what);
     }
 
     fn is_alive(&self, node: u64, life: u64) -> bool {
@@ -493,7 +499,7 @@ impl World {
             what[..8].copy_from_slice(&id.to_le_bytes());
             what[8..16].copy_from_slice(&to.to_le_bytes());
             what[16..].copy_from_slice(&xxhash_rust::xxh3::xxh3_64(&message.body).to_le_bytes());
-            self.report.trace.count(now, &what);
+            self.trace.count(now, &what);
             self.count(match message.body.first() {
                 Some(0) => "packets: Raft",
                 Some(1) => "packets: image requests",

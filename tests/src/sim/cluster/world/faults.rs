@@ -40,7 +40,7 @@ impl World {
         let Some((_, fault)) = self.plan.faults.get(number).cloned().filter(|_| !self.healed) else {
             return Ok(());
         };
-        *self.report.faults.entry(fault.kind()).or_default() += 1;
+        *self.faults.entry(fault.kind()).or_default() += 1;
         self.note(format_args!("FAULT {fault:?}"));
         let now = self.now();
         match fault {
