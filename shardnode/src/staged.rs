@@ -14,6 +14,7 @@ use crate::prepared;
 use crate::transact::Desk;
 use bytes::Bytes;
 use dialect::sqlite::error;
+use proto::machine;
 use proto::{LogIndex, RequestId, Retry, RouterIncarnation, SqlState, Term, TransactionId, WireError};
 use replica::{Overlay, Piece, Pieces, Replay, Stage, Staging, Write};
 use rusqlite::Connection;
@@ -220,7 +221,7 @@ impl Desk {
             pieces,
             strike: vec![TABLE, prepared::TABLE, prepared::LOCKS],
             term: Some(term),
-            deadline: Instant::now() + crate::transact::AS_LONG_AS_IT_TAKES,
+            deadline: machine::now() + crate::transact::AS_LONG_AS_IT_TAKES,
         };
         self.replica.replay(replay).await
     }
@@ -246,7 +247,7 @@ impl Desk {
                     pieces: Pieces::default(),
                     strike: vec![TABLE, prepared::LOCKS],
                     term: Some(term),
-                    deadline: Instant::now() + TIDYING,
+                    deadline: machine::now() + TIDYING,
                 };
                 if let Err(error) = desk.replica.replay(replay).await {
                     tracing::debug!(transaction = %id, %error, "what it has staged is left for later");

@@ -192,7 +192,7 @@ impl Desk {
             let (desk, handle) = (self.clone(), Arc::clone(handle));
             let ending = async move {
                 let told = output.clone();
-                let until = Instant::now() + AS_LONG_AS_IT_TAKES;
+                let until = machine::now() + AS_LONG_AS_IT_TAKES;
                 let index = desk.commit_staged(&handle, (request, settled), told, until).await?;
                 Ok(Written { output, index, repeated: false })
             };
@@ -347,7 +347,7 @@ impl Desk {
         };
         let desk = self.clone();
         let ending = async move {
-            let deadline = Instant::now() + AS_LONG_AS_IT_TAKES;
+            let deadline = machine::now() + AS_LONG_AS_IT_TAKES;
             let write = Write { request: None, settled: 0, deadline, run: Box::new(run) };
             let mut written = desk.replica.write(write).await?;
             let staged = staged.lock().take();
