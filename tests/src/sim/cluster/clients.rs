@@ -335,9 +335,19 @@ impl Client {
         self.shared.note(format!("{}: {outcome:?}{why}", under.name));
     }
 
+    /// Runs statements, and notes what they gave.
+    async fn run(&mut self, name: &str, sql: &str) -> Result<Vec<Vec<String>>, Trouble> {
+        self.shared.note(format!("{name}: {sql}"));
+        let answer = self.connection.run(sql).await;
+        if let Ok(rows) = &answer {
+            self.shared.note(format!("{name}: {rows:?}"));
+        }
+        answer
+    }
+
     /// Runs what is a transaction by itself.
     async fn at_once(&mut self, under: &Under, sql: &str) -> Option<Vec<Vec<String>>> {
-        match self.connection.run(sql).await {
+        match self.run(&under.name, sql).await {
             Ok(rows) => Some(rows),
             Err(trouble) => {
                 let outcome = self.outcome(&under.name, &trouble, true);
@@ -349,7 +359,7 @@ impl Client {
 
     /// Runs a statement of a block; one that fails ends it.
     async fn within(&mut self, under: &Under, sql: &str) -> Option<Vec<Vec<String>>> {
-        match self.connection.run(sql).await {
+        match self.run(&under.name, sql).await {
             Ok(rows) => Some(rows),
             Err(trouble) => {
                 let outcome = self.outcome(&under.name, &trouble, false);
