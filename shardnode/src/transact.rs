@@ -99,6 +99,8 @@ impl Desk {
     ) -> Result<LogIndex, WireError> {
         match action {
             BranchAction::RollbackTo(statement) => {
+                // Who doesn't lead knows nothing of what the leader has, and it counts as undone when somebody says so.
+                self.take_up(deadline).await?;
                 let _turn = self.turn_of(id, deadline).await?;
                 self.transactions.roll_back_to(id, statement)?;
                 Ok(self.applied())

@@ -3,7 +3,7 @@
 use crate::common::{GROUP, Network, Node, PATIENCE, SHARD, text, values};
 use crate::session::{Session, told};
 use proto::services::{Consistency, LockWait, RowLock, ShardService};
-use proto::{NodeId, SchemaVersion, ShardId, SqlState, Value};
+use proto::{NodeId, Retry, SchemaVersion, ShardId, SqlState, Value};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::join;
@@ -182,6 +182,24 @@ async fn a_new_leader_ends_what_is_open_and_keeps_what_is_prepared() {
     }
     three.roll_back().await;
     assert_eq!(texts(&nodes[0]).await, text("A!bc"));
+}
+
+/// A router may know an old leader, and takes the word of whoever answers: what is undone must be so where it was done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_the_leader_undoes_a_statement() {
+    let (nodes, _network) = three(|_| {}).await;
+    let one = Session::new(&nodes[0], 1);
+    one.write("UPDATE t1 SET c2 = 'A' WHERE c1 = 1").await.unwrap();
+    for node in &nodes[1..] {
+        let refused = one.at(node).roll_back_to(0).await.unwrap_err();
+        assert_eq!(refused.retry, Retry::NotLeader(Some(NodeId(1))), "{refused}");
+    }
+    one.roll_back_to(0).await.unwrap();
+    // An old leader that still has the branch doesn't undo it for the new one.
+    one.write("UPDATE t1 SET c2 = 'B' WHERE c1 = 2").await.unwrap();
+    hand_over(&nodes[0], &nodes[1]).await;
+    let refused = one.roll_back_to(0).await.unwrap_err();
+    assert!(matches!(refused.retry, Retry::NotLeader(_)), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
