@@ -528,10 +528,13 @@ impl World {
     fn step(&mut self, id: u64, group: GroupId) -> Outcome {
         let now = self.now();
         let node = self.nodes.get_mut(&id).expect("it's alive");
-        if node.step_at.get(&group).is_none_or(|at| *at > now) || node.paused {
+        if node.step_at.get(&group).is_none_or(|at| *at > now) {
             return Ok(());
         }
         node.step_at.remove(&group);
+        if node.paused {
+            return Ok(());
+        }
         let process = node.process.as_ref().expect("it's alive");
         let entered = process.tasks.enter();
         let worked = process.loops.step_engine(group);
