@@ -70,9 +70,13 @@ impl Router {
         self.shared.metrics.gather(self.shared.sessions.count())
     }
 
-    /// Keeps up with the cluster until it is dropped. [`Self::serve`] does so by itself.
-    pub async fn follow(&self) {
-        self.shared.executor.cluster.follow().await;
+    /// Keeps up with the cluster, and its transactions alive, until it is dropped. [`Self::serve`] does so by itself.
+    pub fn follow(&self) -> impl Future<Output = ()> + Send + use<> {
+        let shared = self.shared.clone();
+        async move {
+            let Executor { cluster, transactions, .. } = &shared.executor;
+            tokio::join!(cluster.follow(), transactions.keep_alive());
+        }
     }
 
     /// Answers one client that has connected in another way than by [`Self::serve`]'s listener, until it leaves.
@@ -89,10 +93,7 @@ impl Router {
     /// for.
     pub async fn serve(&self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
         let mut connections = JoinSet::new();
-        let cluster = self.shared.executor.cluster.clone();
-        let follower = tokio::spawn(async move { cluster.follow().await });
-        let transactions = self.shared.executor.transactions.clone();
-        let keeper = tokio::spawn(async move { transactions.keep_alive().await });
+        let follower = tokio::spawn(self.follow());
         tokio::pin!(shutdown);
         loop {
             let accepted = tokio::select! {
@@ -122,7 +123,6 @@ impl Router {
             }
         }
         follower.abort();
-        keeper.abort();
     }
 }
 

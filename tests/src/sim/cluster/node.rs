@@ -262,6 +262,8 @@ impl Node {
         let mut config = coordinator::Config::new(id, all.to_vec());
         config.cluster = CLUSTER;
         config.shards = self.setup.shards;
+        config.finish_after = Duration::from_nanos(self.setup.finish_after);
+        config.abort_after = Duration::from_nanos(self.setup.abort_after);
         config.machine = machine.clone();
         let coordinator = match host.replica(GroupId::COORDINATOR) {
             Some(replica) if self.founded => Coordinator::open(replica, peers.clone(), config),
@@ -270,8 +272,7 @@ impl Node {
         self.founded = true;
         let mut config = shardnode::Config::new(id);
         config.machine = machine.clone();
-        // Until routers give signs of life, one that is gone is noticed by its silence alone.
-        config.branch_idle_timeout = Duration::from_nanos(self.setup.branch_idle_timeout);
+        config.stage_bytes = self.setup.stage_bytes;
         // A thread that waits for its reader has no place here: all results fit one batch.
         (config.batch_bytes, config.batch_rows) = (64 << 20, u32::MAX);
         let shards = ShardNode::new(host.clone(), config);
@@ -302,8 +303,7 @@ impl Node {
             machine,
         };
         tokio::spawn(agent.run());
-        let follower = router.clone();
-        tokio::spawn(async move { follower.follow().await });
+        tokio::spawn(router.follow());
         drop(entered);
         self.process =
             Some(Process { tasks, host, loops, router, shards, coordinator, offer, port, outbox, peers });

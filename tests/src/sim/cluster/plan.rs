@@ -43,7 +43,11 @@ pub struct Setup {
     /// As in `router::Config`.
     pub retry_timeout: Time,
     /// As in `shardnode::Config`.
-    pub branch_idle_timeout: Time,
+    pub stage_bytes: usize,
+    /// As in `coordinator::Config`.
+    pub finish_after: Time,
+    /// As in `coordinator::Config`.
+    pub abort_after: Time,
     /// How long clients think between two transactions at most.
     pub think: Time,
     /// How long whatever has something to do waits for its turn at most.
@@ -228,7 +232,9 @@ impl Plan {
             log_keep_bytes: *random.pick(&[16 << 10, 64 << 20]).expect("there are some"),
             sleep_ticks: *random.pick(&[5, 30]).expect("there are some"),
             retry_timeout: *random.pick(&[3 * SECOND, 30 * SECOND]).expect("there are some"),
-            branch_idle_timeout: *random.pick(&[5 * SECOND, 12 * SECOND]).expect("there are some"),
+            stage_bytes: *random.pick(&[1, 40, 4 << 20]).expect("there are some"),
+            finish_after: *random.pick(&[300 * MILLISECOND, 2 * SECOND]).expect("there are some"),
+            abort_after: *random.pick(&[SECOND, 3 * SECOND, 10 * SECOND]).expect("there are some"),
             think: *random
                 .pick(&[20 * MILLISECOND, 100 * MILLISECOND, 500 * MILLISECOND])
                 .expect("there are some"),
