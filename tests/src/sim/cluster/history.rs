@@ -398,7 +398,7 @@ mod tests {
             let called = self.history.moment();
             let lists = lists.iter().map(|(key, list)| (*key, list.to_vec())).collect();
             self.history.read(number, called, lists, true).unwrap();
-            self.history.end(number, Outcome::Committed);
+            self.history.end(number, Committed);
         }
 
         fn fails(&self, why: &str) {
