@@ -1,7 +1,8 @@
 //! What a write pays beside SQLite itself: capturing its changes on the leader, applying them on a follower.
 
+use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use replica::session::{self, Session};
+use replica::session::{self, Capturing};
 use rusqlite::Connection;
 
 const TABLE: &str = "CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2 INTEGER, c3 TEXT) STRICT";
@@ -27,25 +28,22 @@ fn update(connection: &Connection, rows: u32) {
     }
 }
 
+fn captured(leader: &mut Capturing, rows: u32) -> Bytes {
+    leader.begin_capture();
+    update(leader, rows);
+    let changeset = leader.capture().expect("it is under way").changeset().expect("it was captured");
+    leader.end_capture();
+    changeset
+}
+
 fn capture(c: &mut Criterion) {
     for rows in [1u32, 100] {
         let mut group = c.benchmark_group(format!("update of {rows} rows"));
         group.throughput(Throughput::Elements(rows.into()));
-        let leader = database(1000);
+        let mut leader = Capturing::new(database(1000));
         group.bench_function("plain", |b| b.iter(|| update(&leader, rows)));
-        group.bench_function("captured", |b| {
-            b.iter(|| {
-                let session = Session::new(&leader).expect("the connection is open");
-                update(&leader, rows);
-                session.changeset().expect("it was captured")
-            })
-        });
-        let leader = database(1000);
-        let changeset = {
-            let session = Session::new(&leader).expect("the connection is open");
-            update(&leader, rows);
-            session.changeset().expect("it was captured")
-        };
+        group.bench_function("captured", |b| b.iter(|| captured(&mut leader, rows)));
+        let changeset = captured(&mut Capturing::new(database(1000)), rows);
         let follower = database(1000);
         group.bench_function("apply", |b| {
             b.iter_batched(

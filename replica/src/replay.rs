@@ -111,7 +111,7 @@ fn quoted(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::Session;
+    use crate::session::Capturing;
     use bytes::Bytes;
 
     const TABLES: &str = r#"
@@ -126,12 +126,12 @@ mod tests {
         connection
     }
 
-    fn captured(sql: &str) -> (Connection, Bytes) {
-        let connection = open();
-        let session = Session::new(&connection).unwrap();
+    fn captured(sql: &str) -> (Capturing, Bytes) {
+        let mut connection = Capturing::new(open());
+        connection.begin_capture();
         connection.execute_batch(sql).unwrap();
-        let changeset = session.changeset().unwrap();
-        drop(session);
+        let changeset = connection.capture().unwrap().changeset().unwrap();
+        connection.end_capture();
         (connection, changeset)
     }
 

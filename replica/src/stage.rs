@@ -8,7 +8,7 @@ use crate::connection::Hooks;
 use crate::fault;
 use crate::overlay::altered;
 use crate::replay::replay;
-use crate::session::{RowChange, Session};
+use crate::session::{Capture, RowChange};
 use bytes::Bytes;
 use proto::{SqlState, Term, WireError};
 use rusqlite::Connection;
@@ -24,7 +24,7 @@ pub struct Stage<'a> {
     hooks: &'a Hooks,
     shapes: RefCell<&'a mut Shapes>,
     /// What has been changed since the closure began, if that is captured by itself.
-    capture: Option<&'a Session<'static>>,
+    capture: Option<Capture<'a>>,
     spoiled: Cell<Option<Spoiled>>,
 }
 
@@ -43,7 +43,7 @@ impl<'a> Stage<'a> {
         term: Term,
         hooks: &'a Hooks,
         shapes: &'a mut Shapes,
-        capture: Option<&'a Session<'static>>,
+        capture: Option<Capture<'a>>,
     ) -> Self {
         let shapes = RefCell::new(shapes);
         Self { connection, term, hooks, shapes, capture, spoiled: Cell::new(None) }

@@ -5,7 +5,6 @@ use crate::connection::Cancel;
 use crate::entry::{Batch, Body, Entry, Request, Transaction};
 use crate::error::ReplicaError;
 use crate::fault;
-use crate::session::Session;
 use crate::stage::{Spoiled, Stage};
 use crate::write::WriteFn;
 use bytes::Bytes;
@@ -39,7 +38,7 @@ impl Engine {
         self.lift()?;
         self.follow(false)?;
         self.execute("/*replica*/ BEGIN IMMEDIATE")?;
-        self.connection.begin_capture().map_err(|e| self.stop(e))?;
+        self.connection.begin_capture();
         self.batch = Some(OpenBatch { term, ..OpenBatch::default() });
         Ok(())
     }
@@ -115,7 +114,7 @@ impl Engine {
 
     /// How much the batch has changed, in bytes. It only grows.
     fn captured(&self) -> usize {
-        self.connection.capture().map_or(0, Session::size)
+        self.connection.capture().map_or(0, |capture| capture.size())
     }
 
     fn accept(
@@ -157,8 +156,7 @@ impl Engine {
 
     /// The open batch as a log entry; `None` if nothing in it needs one. Its transaction stays open.
     ///
-    /// What its writes changed is one changeset. Capturing each of them for itself would cost more than most of them do:
-    /// for every capture, SQLite asks for each table's columns and prepares how to read its rows.
+    /// What its writes changed is one changeset.
     pub fn seal(&mut self, floor: u64) -> Result<Option<Bytes>, ReplicaError> {
         let Some(capture) = self.connection.capture() else { return Ok(None) };
         let mut changeset = capture.changeset().map_err(|e| self.stop(e))?;

@@ -59,7 +59,7 @@ impl Engine {
             return Ok(Err(error));
         }
         self.execute("/*replica*/ SAVEPOINT replica_rehearsal")?;
-        self.connection.begin_capture().map_err(|e| self.stop(e))?;
+        self.connection.begin_capture();
         let outcome = self.stage(term, run, cancel)?;
         if self.connection.is_autocommit() {
             // It does so when a statement is interrupted, or finds no memory.

@@ -5,6 +5,7 @@ use super::*;
 use crate::connection::Cancel;
 use crate::entry::{Body, Entry, Schema};
 use crate::overlay::Overlay;
+use crate::session::Capturing;
 use crate::stage::{Stage, changes};
 use crate::write::WriteFn;
 use bytes::Bytes;
@@ -387,11 +388,11 @@ fn a_batchs_write_knows_its_term_but_not_its_own_changes() {
         assert_eq!(stage.changes().unwrap_err().sqlstate, SqlState::INTERNAL_ERROR);
         // What isn't said in rows is no transaction's.
         let state = {
-            let other = Connection::open_in_memory().unwrap();
+            let mut other = Capturing::new(Connection::open_in_memory().unwrap());
             other.execute_batch("CREATE TABLE REPLICA_STATE (one INTEGER PRIMARY KEY)").unwrap();
-            let session = crate::session::Session::new(&other).unwrap();
+            other.begin_capture();
             other.execute_batch("INSERT INTO REPLICA_STATE VALUES (2)").unwrap();
-            session.changeset().unwrap()
+            other.capture().unwrap().changeset().unwrap()
         };
         assert_eq!(stage.apply(&state).unwrap_err().sqlstate, SqlState::SERIALIZATION_FAILURE);
         Ok(Bytes::new())

@@ -35,6 +35,7 @@ impl Engine {
         }
         self.execute("/*replica*/ SAVEPOINT replica_schema_entry")?;
         self.shapes.forget();
+        self.connection.forget_tables();
         let answer = match self.run_schema(schema) {
             Ok(()) => Ok(index),
             Err(Refusal::Answer(error)) => Err(error),
@@ -46,6 +47,7 @@ impl Engine {
         }
         self.execute("/*replica*/ RELEASE replica_schema_entry")?;
         self.shapes.forget();
+        self.connection.forget_tables();
         let failure = answer.as_ref().err().map(|error| Failure::from(error).encode_to_vec());
         let insert = || -> rusqlite::Result<()> {
             self.connection

@@ -3,6 +3,7 @@
 use super::*;
 use crate::connection::Cancel;
 use crate::entry::{Body, Entry, Request, Schema};
+use crate::session::Capturing;
 use crate::write::WriteFn;
 use bytes::Bytes;
 use prost::Message as _;
@@ -119,16 +120,16 @@ fn sqlite_is_the_version_that_was_tried() {
     assert_eq!(rusqlite::version(), "3.54.1");
 }
 
-/// The session extension ignores tables without a primary key, and rows that have a NULL in it.
+/// A changeset ignores tables without a primary key, and rows that have a NULL in it.
 #[test]
 fn tables_whose_changes_could_be_missed_are_refused() {
     let tables = ["CREATE TABLE t2 (c1 TEXT)", "CREATE TABLE t2 (c1 TEXT PRIMARY KEY, c2)"];
     for table in tables {
-        let connection = Connection::open_in_memory().unwrap();
+        let mut connection = Capturing::new(Connection::open_in_memory().unwrap());
         connection.execute_batch(table).unwrap();
-        let session = crate::session::Session::new(&connection).unwrap();
+        connection.begin_capture();
         connection.execute("INSERT INTO t2 (c1) VALUES (NULL)", []).unwrap();
-        assert!(session.changeset().unwrap().is_empty(), "it is missed: {table}");
+        assert!(connection.capture().unwrap().changeset().unwrap().is_empty(), "it is missed: {table}");
 
         let directory = tempfile::tempdir().unwrap();
         let refused = Engine::create(directory.path(), &[1], &[table.to_owned()], LIMITS).err().unwrap();

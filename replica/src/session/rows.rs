@@ -2,15 +2,13 @@
 //!
 //! Changesets go in, values and changesets come out; no database is needed for it. It must never know what a row means.
 
+use super::format::{Part, Reader, values};
 use super::{
-    Change, RawGroup, RawIter, check, each, length, sqlite3changegroup_add, sqlite3changegroup_delete,
-    sqlite3changegroup_new, sqlite3changegroup_output, sqlite3changeset_new, sqlite3changeset_old, take,
+    RawGroup, check, length, sqlite3changegroup_add, sqlite3changegroup_delete, sqlite3changegroup_new,
+    sqlite3changegroup_output, take,
 };
 use bytes::Bytes;
 use proto::Value;
-use rusqlite::ffi;
-use rusqlite::types::Type;
-use std::ffi::c_int;
 use std::ptr;
 
 /// What happened to a row.
@@ -43,71 +41,21 @@ pub struct RowChange {
 
 /// The rows that a changeset changes. Generated columns aren't among theirs.
 pub fn changes(changeset: &[u8]) -> rusqlite::Result<Vec<RowChange>> {
-    let mut found = Vec::new();
-    each(changeset, |change| {
-        found.push(row(change)?);
-        Ok(())
-    })?;
+    let (mut found, mut table, mut key) = (Vec::new(), "", Vec::new());
+    let mut reader = Reader::new(changeset);
+    while let Some(part) = reader.next()? {
+        match part {
+            Part::Table(of) => (table, key) = (of.name, of.key),
+            Part::Change { op, old, new } => found.push(RowChange {
+                table: table.to_owned(),
+                op,
+                old: values(key.len(), old)?,
+                new: values(key.len(), new)?,
+                key: key.clone(),
+            }),
+        }
+    }
     Ok(found)
-}
-
-fn row(change: Change) -> rusqlite::Result<RowChange> {
-    let key = change.key()?;
-    let op = match change.op {
-        ffi::SQLITE_INSERT => RowOp::Insert,
-        ffi::SQLITE_DELETE => RowOp::Delete,
-        _ => RowOp::Update,
-    };
-    type Get = unsafe extern "C" fn(*mut RawIter, c_int, *mut *mut ffi::sqlite3_value) -> c_int;
-    let values = |get: Get, is_known: bool| -> rusqlite::Result<Vec<Option<Value>>> {
-        let columns = 0..c_int::try_from(key.len()).unwrap_or(c_int::MAX);
-        let value = |column: c_int| {
-            if !is_known {
-                return Ok(None);
-            }
-            let mut raw = ptr::null_mut();
-            // SAFETY: the iterator stands on a change that has such values, and they live until it moves on.
-            unsafe {
-                check(get(change.iter, column, &mut raw))?;
-                value(column, raw)
-            }
-        };
-        columns.map(value).collect()
-    };
-    let old = values(sqlite3changeset_old, op != RowOp::Insert)?;
-    let new = values(sqlite3changeset_new, op != RowOp::Delete)?;
-    Ok(RowChange { table: change.table, op, key, old, new })
-}
-
-/// The value behind a pointer that SQLite gave out; nothing for none.
-///
-/// # Safety
-/// `raw` is null, or points at a protected value that lives until this returns.
-unsafe fn value(column: c_int, raw: *mut ffi::sqlite3_value) -> rusqlite::Result<Option<Value>> {
-    if raw.is_null() {
-        return Ok(None);
-    }
-    // SAFETY: not null, and the caller vouches for the rest. The length is asked for after the pointer, as SQLite wants
-    // it, and the bytes are copied before anything else is asked.
-    unsafe {
-        let bytes = |data: *const u8| match usize::try_from(ffi::sqlite3_value_bytes(raw)) {
-            Ok(len) if len > 0 && !data.is_null() => std::slice::from_raw_parts(data, len).to_vec(),
-            _ => Vec::new(),
-        };
-        Ok(Some(match ffi::sqlite3_value_type(raw) {
-            ffi::SQLITE_INTEGER => Value::Int(ffi::sqlite3_value_int64(raw)),
-            ffi::SQLITE_FLOAT => Value::Real(ffi::sqlite3_value_double(raw)),
-            ffi::SQLITE_TEXT => {
-                let text = String::from_utf8(bytes(ffi::sqlite3_value_text(raw)));
-                Value::Text(text.map_err(|error| {
-                    let column = usize::try_from(column).unwrap_or_default();
-                    rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error))
-                })?)
-            }
-            ffi::SQLITE_BLOB => Value::Blob(bytes(ffi::sqlite3_value_blob(raw).cast())),
-            _ => Value::Null,
-        }))
-    }
 }
 
 /// What several changesets do one after the other, as one. It fails if they don't agree on a table's columns.
@@ -140,27 +88,29 @@ pub fn merge(changesets: &[Bytes]) -> rusqlite::Result<Bytes> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::session::{Session, apply};
+    use crate::session::{Capturing, apply};
     use rusqlite::Connection;
 
-    fn captured(connection: &Connection, sql: &str) -> Bytes {
-        let session = Session::new(connection).unwrap();
+    fn captured(connection: &mut Capturing, sql: &str) -> Bytes {
+        connection.begin_capture();
         connection.execute_batch(sql).unwrap();
-        session.changeset().unwrap()
+        let changeset = connection.capture().unwrap().changeset().unwrap();
+        connection.end_capture();
+        changeset
     }
 
-    fn open() -> Connection {
+    fn open() -> Capturing {
         let connection = Connection::open_in_memory().unwrap();
         let table = "CREATE TABLE t1 (c1 TEXT, c2 ANY, c3 ANY AS (c2 + 1), c4 INTEGER NOT NULL UNIQUE,
                                       PRIMARY KEY (c4, c1)) STRICT, WITHOUT ROWID;
                      INSERT INTO t1 VALUES ('a', NULL, 1), ('b', 2.5, 2), ('c', x'00ff', 3)";
         connection.execute_batch(table).unwrap();
-        connection
+        Capturing::new(connection)
     }
 
     #[test]
     fn a_changed_row_has_its_key_and_what_was_changed() {
-        let connection = open();
+        let mut connection = open();
         let text = |text: &str| Some(Value::Text(text.to_owned()));
         let int = |int| Some(Value::Int(int));
         let sorted = |changeset: &[u8]| {
@@ -176,7 +126,7 @@ mod tests {
             new: new.into(),
         };
         let rows = sorted(&captured(
-            &connection,
+            &mut connection,
             "UPDATE t1 SET c2 = 'ä' WHERE c1 = 'a'; UPDATE t1 SET c2 = c2 WHERE c1 = 'b';
              DELETE FROM t1 WHERE c1 = 'c'; INSERT INTO t1 VALUES ('', NULL, -9)",
         ));
@@ -190,7 +140,7 @@ mod tests {
             ]
         );
         // Another key is another row.
-        let rows = sorted(&captured(&connection, "UPDATE t1 SET c4 = 7 WHERE c1 = 'b'"));
+        let rows = sorted(&captured(&mut connection, "UPDATE t1 SET c4 = 7 WHERE c1 = 'b'"));
         let real = || Some(Value::Real(2.5));
         assert_eq!(
             rows,
@@ -205,7 +155,7 @@ mod tests {
 
     #[test]
     fn several_changesets_do_together_what_they_do_one_after_the_other() {
-        let (leader, other) = (open(), open());
+        let (mut leader, other) = (open(), open());
         let steps = [
             "INSERT INTO t1 VALUES ('d', 0, 4)",
             "UPDATE t1 SET c2 = 1 WHERE c1 = 'd'; DELETE FROM t1 WHERE c1 = 'a'",
@@ -213,7 +163,7 @@ mod tests {
             "INSERT INTO t1 VALUES ('e', 'e', 9); INSERT INTO t1 VALUES ('a', NULL, 10)",
             "DELETE FROM t1 WHERE c1 = 'e'; UPDATE t1 SET c2 = c2 || '!' WHERE typeof(c2) <> 'blob'",
         ];
-        let chunks: Vec<Bytes> = steps.iter().map(|sql| captured(&leader, sql)).collect();
+        let chunks: Vec<Bytes> = steps.iter().map(|sql| captured(&mut leader, sql)).collect();
         let merged = merge(&chunks).unwrap();
         assert!(!changes(&merged).unwrap().iter().any(|row| row.new[0] == Some(Value::Text("e".into()))));
         apply(&other, &merged).unwrap();
@@ -223,8 +173,8 @@ mod tests {
         };
         assert_eq!(dump(&leader), dump(&other));
         assert_eq!(merge(&[]).unwrap(), Bytes::new());
-        let wider = Connection::open_in_memory().unwrap();
+        let mut wider = Capturing::new(Connection::open_in_memory().unwrap());
         wider.execute_batch("CREATE TABLE t1 (c1 TEXT PRIMARY KEY NOT NULL, c2)").unwrap();
-        assert!(merge(&[chunks[0].clone(), captured(&wider, "INSERT INTO t1 VALUES ('a', 1)")]).is_err());
+        assert!(merge(&[chunks[0].clone(), captured(&mut wider, "INSERT INTO t1 VALUES ('a', 1)")]).is_err());
     }
 }
