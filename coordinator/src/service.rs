@@ -32,12 +32,15 @@ use replica::{Host, Replica};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 /// How soon a request is tried again that others were in the way of.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// What the replica applies is looked at no more often than this.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// The coordinator's part on one node.
 pub struct Coordinator {
@@ -138,11 +141,16 @@ impl Drop for Coordinator {
     }
 }
 
-/// Tells everyone what the replica applies.
+/// Tells everyone what the replica applies: at once, but not for every decision of a busy cluster.
 async fn follow(core: Arc<Core>) {
     let mut status = core.replica.watch();
     let mut pause = Pause::default();
+    let mut looked: Option<Instant> = None;
     loop {
+        if let Some(looked) = looked {
+            tokio::time::sleep_until((looked + LOOK_EVERY).into()).await;
+        }
+        looked = Some(machine::now());
         status.mark_unchanged();
         match core.state.refresh(&core.replica).await {
             Ok(()) => pause = Pause::default(),
