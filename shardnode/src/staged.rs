@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 const TABLE: &str = "shoal_staged";
 
 /// Pieces have at most so many bytes, unless one statement has changed more.
-const PIECE_BYTES: usize = 4 << 20;
+const PIECE_BYTES: usize = 1 << 20;
 
 /// How long striking out may take before it is tried anew.
 const TIDYING: Duration = Duration::from_secs(60);

@@ -4,8 +4,9 @@
 //! image, apply what is committed, undo what leadership that was lost has left open. Then, if nothing is open that
 //! waits for Raft, rehearse, or begin the next batch; those two take turns if both are wanted. Replies of a batch that
 //! lost its leader wait until what stands at the batch's index is known: the batch after all, or something else. A
-//! rehearsal leaves its overlay applied for the next one; whatever else is done undoes it first. It must never know who
-//! steps it.
+//! rehearsal leaves its overlay applied for the next one; whatever else is done undoes it first. If applying it has taken
+//! long, its transaction has a **slice**: others wait as long as it took, up to a bound, while its steps follow each other
+//! closely. Else each step of a big transaction would cost as much as all before it. It must never know who steps it.
 
 use super::hashing::{Hashing, TakeHash};
 use super::inbox::{Callers, Closing, Committed, Inbox, PendingOrder, PendingRehearsal, PendingWrite};
@@ -16,7 +17,7 @@ use crate::entry::Entry;
 use crate::error::ReplicaError;
 use crate::image::install;
 use crate::log::{Cut, LogReader};
-use crate::overlay::Rehearsed;
+use crate::overlay::{Overlay, Rehearsed};
 use crate::write::Written;
 use bytes::Bytes;
 use prost::Message as _;
@@ -35,6 +36,13 @@ const BATCH_WRITES: usize = 1024;
 /// the next.
 const TURN_REHEARSALS: usize = 64;
 const TURN_TIME: Duration = Duration::from_millis(5);
+
+/// An overlay that took less than this to apply has no slice.
+const SLICE_LEAST: Duration = Duration::from_millis(2);
+/// A slice is no longer than this, however long applying took.
+const SLICE_MOST: Duration = Duration::from_millis(50);
+/// It is over when no step has come for so long.
+const SLICE_PATIENCE: Duration = Duration::from_millis(2);
 
 /// What a step of a loop did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +64,7 @@ pub(crate) struct EngineLoop {
     limbo: Vec<Limbo>,
     /// Whether rehearsals had the last turn, so that the next batch comes before more of them.
     rehearsed: bool,
+    slice: Option<Slice>,
     patience: Patience,
     hasher: TakeHash,
     /// Whether a configuration was applied of which consensus doesn't know that it is.
@@ -69,6 +78,14 @@ pub(crate) struct Patience {
     pub hold: Duration,
     /// A reader that has held it for less isn't ended.
     pub age: Duration,
+}
+
+/// For how long the overlay that is applied stays so, though others wait.
+#[derive(Clone, Copy, Debug)]
+struct Slice {
+    until: Duration,
+    /// When the next step must have come.
+    next: Duration,
 }
 
 /// The batch whose SQLite transaction is open.
@@ -117,8 +134,8 @@ impl EngineLoop {
         hasher: TakeHash,
     ) -> Self {
         shared.set_holds(engine.holds());
-        let (open, limbo, rehearsed, reconfigured) = Default::default();
-        Self { shared, engine, log, open, limbo, rehearsed, patience, hasher, reconfigured }
+        let (open, limbo, rehearsed, slice, reconfigured) = Default::default();
+        Self { shared, engine, log, open, limbo, rehearsed, slice, patience, hasher, reconfigured }
     }
 
     /// Does one thing, if there is one to do. A panic stops this replica and no other.
@@ -182,7 +199,12 @@ impl EngineLoop {
             if work.is_some() || !wait {
                 return work;
             }
-            shared.wait(&mut inbox);
+            let slice = self.slice.map(|slice| slice.left(self.shared.clock.now()));
+            if slice.is_some_and(|left| left.is_zero()) {
+                self.slice = None;
+                continue;
+            }
+            shared.wait(&mut inbox, slice);
         }
     }
 
@@ -238,6 +260,19 @@ impl EngineLoop {
         let order_under_way = self.limbo.iter().any(|limbo| limbo.term == standing.term);
         if applied < first || order_under_way {
             return None;
+        }
+        if let Some(slice) = self.slice {
+            let is_over = slice.left(self.shared.clock.now()).is_zero();
+            let next = inbox.rehearsals.iter().position(|pending| self.engine.is_resident(&pending.overlay));
+            match next {
+                Some(at) if !is_over => {
+                    self.rehearsed = true;
+                    let next = inbox.rehearsals.remove(at).into_iter().collect();
+                    return Some(Work::Rehearse(standing.term, next));
+                }
+                None if !is_over && self.engine.resident_term().is_some() => return None,
+                _ => self.slice = None,
+            }
         }
         self.rehearsed = to_rehearse && !(to_write && self.rehearsed);
         if self.rehearsed {
@@ -329,11 +364,16 @@ impl EngineLoop {
                 continue;
             }
             self.shared.metrics.rehearsals.inc();
-            if !bare && !self.engine.is_resident(&overlay) {
+            let is_laid = !bare && !self.engine.is_resident(&overlay);
+            if is_laid {
                 self.shared.metrics.overlays_applied.inc();
             }
+            let begun = self.shared.clock.now();
             match self.engine.rehearse(term, (&overlay, bare), run, &cancel) {
-                Ok(result) => replies.push(Reply::Rehearsal(reply, result)),
+                Ok(result) => {
+                    replies.push(Reply::Rehearsal(reply, result));
+                    self.have_slice(&overlay, is_laid.then_some(begun));
+                }
                 Err(error) => {
                     let refusal = self.nothing_happened(&error.to_string());
                     drop(reply.send(Err(refusal.clone())));
@@ -348,6 +388,23 @@ impl EngineLoop {
         }
         self.confirm(office, replies);
         Ok(())
+    }
+
+    /// After a step above this overlay: it may have a slice, if it was applied for it since then, or have one.
+    fn have_slice(&mut self, overlay: &Overlay, applied_since: Option<Duration>) {
+        let now = self.shared.clock.now();
+        if !self.engine.is_resident(overlay) {
+            self.slice = None;
+            return;
+        }
+        if let Some(since) = applied_since {
+            let took = now.saturating_sub(since);
+            let until = now + took.min(SLICE_MOST);
+            self.slice = (took >= SLICE_LEAST).then_some(Slice { until, next: now });
+        }
+        if let Some(slice) = &mut self.slice {
+            slice.next = now + SLICE_PATIENCE;
+        }
     }
 
     fn requeue(&self, writes: impl DoubleEndedIterator<Item = PendingWrite> + ExactSizeIterator) {
@@ -632,6 +689,13 @@ impl EngineLoop {
 fn undone() -> WireError {
     let message = "undone together with a write that was interrupted";
     WireError::new(SqlState::SERIALIZATION_FAILURE, message).with_retry(Retry::Later)
+}
+
+impl Slice {
+    /// How much longer others wait, if no step comes.
+    fn left(&self, now: Duration) -> Duration {
+        self.until.min(self.next).saturating_sub(now)
+    }
 }
 
 impl Open {

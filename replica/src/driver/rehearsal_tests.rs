@@ -119,6 +119,43 @@ async fn an_overlay_is_applied_once_for_steps_that_follow_each_other() {
     assert_eq!(overlays_applied(&leader) - before, 4);
 }
 
+/// Else each step of a big transaction would cost as much as all before it.
+#[tokio::test]
+async fn others_wait_while_steps_above_a_big_overlay_follow_each_other() {
+    let (world, leader) = World::leased().await;
+    let ms = Duration::from_millis;
+    for (took, is_slice) in [(ms(1), false), (ms(10), true)] {
+        let overlay = Overlay::new();
+        let delay = world.delay();
+        let run = Box::new(move |_: &Stage<'_>| {
+            delay(took);
+            Ok(Bytes::new())
+        });
+        let slow = Rehearsal { overlay: overlay.clone(), bare: false, deadline: later(), run };
+        world.rehearse(&leader, slow).await.unwrap();
+        let applied = overlays_applied(&leader);
+        let writer = leader.clone();
+        let run = Box::new(|_: &Stage<'_>| Ok(Bytes::new()));
+        let write = Write { request: None, settled: 0, deadline: later(), run };
+        let write = tokio::spawn(async move { writer.write(write).await });
+        tokio::task::yield_now().await;
+        world.settle().await;
+        assert_eq!(!write.is_finished(), is_slice);
+        if is_slice {
+            for _ in 0..3 {
+                world.delay()(ms(1));
+                world.rehearse(&leader, step(&overlay, None)).await.unwrap();
+            }
+            assert!(overlays_applied(&leader) == applied && !write.is_finished());
+            world.delay()(ms(3));
+            world.settle().await;
+        }
+        write.await.unwrap().unwrap();
+        world.rehearse(&leader, step(&overlay, None)).await.unwrap();
+        assert_eq!(overlays_applied(&leader), applied + 1);
+    }
+}
+
 /// Neither those who write nor those who rehearse keep the others from it.
 #[tokio::test]
 async fn rehearsals_and_batches_take_turns() {

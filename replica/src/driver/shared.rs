@@ -178,8 +178,11 @@ impl Shared {
     }
 
     /// Lets go of the inbox until [`Self::wake`].
-    pub fn wait(&self, inbox: &mut MutexGuard<'_, Inbox>) {
-        self.arrived.wait(inbox);
+    pub fn wait(&self, inbox: &mut MutexGuard<'_, Inbox>, most: Option<Duration>) {
+        match most {
+            Some(most) => drop(self.arrived.wait_for(inbox, most)),
+            None => self.arrived.wait(inbox),
+        }
     }
 
     /// What the database has.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tests::load::quantile;
+use tests::nodes::groups;
 use tests::wait;
 use tokio_postgres::Client;
 
@@ -26,9 +27,9 @@ pub struct Copy {
     /// How many rows are copied
     #[arg(long, default_value_t = 5_000_000)]
     rows: u64,
-    /// Kills this node when half of the rows are sent, and copies them all again when it is back
+    /// Kills a shard's leader when half of the rows are sent, and copies them all when it is back
     #[arg(long)]
-    kill: Option<usize>,
+    kill: bool,
     /// What no process may grow by, in MB
     #[arg(long, default_value_t = 300)]
     most_mb: u64,
@@ -42,8 +43,11 @@ pub fn run(arguments: &Arguments, trial: &Copy) -> Result<(), Failure> {
     if !load.wait_for_each(50, PATIENCE) {
         return Err("the load stands still".into());
     }
-    if let Some(victim) = trial.kill {
-        let victim = victim % stage.nodes.count();
+    if trial.kill {
+        let status = stage.nodes.status(0).ok_or("no status")?;
+        let shard =
+            groups(&status).filter_map(|group| group["shard"].as_str()).find(|s| s.starts_with("main/"));
+        let victim = stage.nodes.leader(0, shard.ok_or("no shard")?).ok_or("no leader")?;
         let half = trial.rows / 2;
         let client = stage.runtime.block_on(stage.nodes.connect((victim + 1) % stage.nodes.count()));
         let sent = stage.runtime.block_on(async { send(&client, half).await });
@@ -64,7 +68,8 @@ pub fn run(arguments: &Arguments, trial: &Copy) -> Result<(), Failure> {
         if count != 0 && count != trial.rows {
             return Err(format!("{count} of {} rows are there", trial.rows).into());
         }
-        stage.runtime.block_on(client.batch_execute("DELETE FROM copied"))?;
+        let emptied = stage.runtime.block_on(client.batch_execute("TRUNCATE copied"));
+        emptied.map_err(|error| told(&error))?;
     }
 
     let quiet = Instant::now();
@@ -120,12 +125,12 @@ type Sink = std::pin::Pin<Box<tokio_postgres::CopyInSink<Bytes>>>;
 
 /// Begins a COPY and sends the first rows.
 async fn send(client: &Client, rows: u64) -> Result<Sink, Failure> {
-    let sink = client.copy_in("COPY copied FROM STDIN").await?;
+    let sink = client.copy_in("COPY copied FROM STDIN").await.map_err(|error| told(&error))?;
     let mut sink = Box::pin(sink);
     let mut next = 0;
     while next < rows {
         let end = rows.min(next + AT_ONCE);
-        sink.send(lines(next, end)).await?;
+        sink.send(lines(next, end)).await.map_err(|error| told(&error))?;
         next = end;
     }
     Ok(sink)
@@ -149,13 +154,14 @@ fn told(error: &tokio_postgres::Error) -> String {
 fn lines(from: u64, to: u64) -> Bytes {
     let mut text = String::with_capacity(110 * (to - from) as usize);
     for id in from..to {
-        text.push_str(&format!("{id}\t{}\t0\t{:84}\n", id / 100_000, ""));
+        text.push_str(&format!("{id}\t{}\t0\t{id:084}\n", id / 100_000));
     }
     text.into()
 }
 
 async fn count(client: &Client) -> Result<u64, Failure> {
-    let count: i64 = client.query_one("SELECT count(*) FROM copied", &[]).await?.get(0);
+    let counted = client.query_one("SELECT count(*) FROM copied", &[]).await;
+    let count: i64 = counted.map_err(|error| told(&error))?.get(0);
     Ok(u64::try_from(count)?)
 }
 
