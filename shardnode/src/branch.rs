@@ -59,6 +59,8 @@ pub(crate) struct State {
     pub shapes: Shapes,
     /// Transactions that are over, and may have left changes staged.
     pub left_over: Vec<TransactionId>,
+    /// Those of which it is being struck out.
+    pub striking: HashSet<TransactionId>,
 }
 
 /// What a transaction has on this shard.
@@ -152,7 +154,7 @@ impl Transactions {
             let left_over = staged::left_over(stage)?;
             state.begin_term(stage.term(), prepared);
             // All others of earlier terms have just ended.
-            state.left_over = left_over;
+            (state.left_over, state.striking) = (left_over, HashSet::new());
         }
         Ok(state)
     }
@@ -476,6 +478,11 @@ impl State {
     pub fn bind(&mut self, handle: &Arc<Handle>) -> Result<(), WireError> {
         let term = self.term;
         self.branch(handle)?.term = term;
+        // What is staged in its name is an earlier leader's, and goes. Who repeats a first statement here would lose with it
+        // what that stages.
+        if self.left_over.contains(&handle.id) || self.striking.contains(&handle.id) {
+            return Err(leader_changed());
+        }
         Ok(())
     }
 

@@ -231,7 +231,9 @@ impl Desk {
         let (left, term) = {
             let mut state = self.transactions.look();
             let Some(term) = state.term() else { return };
-            (std::mem::take(&mut state.left_over), term)
+            let left = std::mem::take(&mut state.left_over);
+            state.striking.extend(&left);
+            (left, term)
         };
         if left.is_empty() {
             return;
@@ -249,12 +251,15 @@ impl Desk {
                     term: Some(term),
                     deadline: machine::now() + TIDYING,
                 };
-                if let Err(error) = desk.replica.replay(replay).await {
+                let struck = desk.replica.replay(replay).await;
+                let mut state = desk.transactions.look();
+                if state.term() != Some(term) {
+                    continue;
+                }
+                state.striking.remove(&id);
+                if let Err(error) = struck {
                     tracing::debug!(transaction = %id, %error, "what it has staged is left for later");
-                    let mut state = desk.transactions.look();
-                    if state.term() == Some(term) {
-                        state.left_over.push(id);
-                    }
+                    state.left_over.push(id);
                 }
             }
         });

@@ -270,6 +270,21 @@ async fn what_is_staged_is_prepared_and_finished_after_a_restart() {
     }
 }
 
+/// Its router hasn't heard of it, and asks the next leader for the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_an_earlier_leader_has_staged_takes_nothing_along() {
+    let (nodes, _network) = three(|_| {}).await;
+    let ids = || (1..=3).map(NodeId).collect();
+    let nodes: Vec<_> = nodes.into_iter().map(|node| node.staging(1, ids())).collect();
+    let update = "UPDATE t1 SET c2 = 'A' WHERE c1 = 1";
+    Session::new(&nodes[0], 1).write(update).await.unwrap();
+    assert!(pieces(&nodes[0]).await > 0);
+    hand_over(&nodes[0], &nodes[1]).await;
+    let changed = "40001: the transaction was aborted: the shard's leader has changed";
+    assert_eq!(told(Session::new(&nodes[1], 1).write(update).await), changed);
+    nothing_is_left(&nodes[1]).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_leader_keeps_what_is_prepared_of_what_is_staged() {
     let (nodes, _network) = three(|_| {}).await;
