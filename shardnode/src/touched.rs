@@ -399,6 +399,7 @@ fn expressions(sql: &str) -> Option<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use replica::session::Capturing;
 
     fn open() -> Connection {
         let connection = Connection::open_in_memory().unwrap();
@@ -419,12 +420,13 @@ mod tests {
     const FREED: u32 = u32::MAX;
 
     /// The locks of what a statement changes, as (unique key or 0, its values, mode).
-    fn wants(connection: &Connection, sql: &str) -> Vec<(u32, Vec<Value>, RowLock)> {
-        let session = replica::session::Session::new(connection).unwrap();
+    fn wants(connection: &mut Capturing, sql: &str) -> Vec<(u32, Vec<Value>, RowLock)> {
+        connection.begin_capture();
         connection.execute_batch(sql).unwrap();
+        let changeset = connection.capture().unwrap().changeset().unwrap();
         let shape = Shapes::default().get(connection, TableId(5)).unwrap();
         let mut wants = Vec::new();
-        for change in replica::changes(&session.changeset().unwrap()).unwrap() {
+        for change in replica::changes(&changeset).unwrap() {
             shape.wants(connection, &change, &mut wants).unwrap();
         }
         sort(&mut wants);
@@ -443,13 +445,13 @@ mod tests {
 
     #[test]
     fn rows_and_unique_keys_are_locked_as_they_were_and_as_they_are() {
-        let connection = open();
+        let mut connection = Capturing::new(open());
         let int = Value::Int;
         let row = |key: i64, name: &str, mode| (0, vec![int(key), text(name)], mode);
         let freed = |key: i64, name: &str| (FREED, vec![int(key), text(name)], RowLock::Update);
         let (key, other) = (RowLock::Update, RowLock::NoKeyUpdate);
         assert_eq!(
-            wants(&connection, "INSERT INTO t5 VALUES ('b', 1, 'x', -4, 0), ('a', 2, NULL, 5, 0)"),
+            wants(&mut connection, "INSERT INTO t5 VALUES ('b', 1, 'x', -4, 0), ('a', 2, NULL, 5, 0)"),
             [
                 row(1, "b", key),
                 row(2, "a", key),
@@ -458,10 +460,14 @@ mod tests {
                 (7, vec![int(5), text("a")], key),
             ]
         );
-        assert_eq!(wants(&connection, "UPDATE t5 SET c5 = 7"), [row(1, "b", other), row(2, "a", other)]);
-        assert_eq!(wants(&connection, "UPDATE t5 SET c5 = 7"), [], "what isn't changed isn't in a changeset");
+        assert_eq!(wants(&mut connection, "UPDATE t5 SET c5 = 7"), [row(1, "b", other), row(2, "a", other)]);
         assert_eq!(
-            wants(&connection, "UPDATE t5 SET c3 = 'y' WHERE c1 = 'b'"),
+            wants(&mut connection, "UPDATE t5 SET c5 = 7"),
+            [],
+            "what isn't changed isn't in a changeset"
+        );
+        assert_eq!(
+            wants(&mut connection, "UPDATE t5 SET c3 = 'y' WHERE c1 = 'b'"),
             [
                 row(1, "b", key),
                 freed(1, "b"),
@@ -471,7 +477,7 @@ mod tests {
             "the half of it that was not changed is read back"
         );
         assert_eq!(
-            wants(&connection, "UPDATE t5 SET c4 = 4 WHERE c1 = 'b'"),
+            wants(&mut connection, "UPDATE t5 SET c4 = 4 WHERE c1 = 'b'"),
             [
                 row(1, "b", key),
                 freed(1, "b"),
@@ -482,7 +488,7 @@ mod tests {
             ]
         );
         assert_eq!(
-            wants(&connection, "UPDATE t5 SET c2 = 3 WHERE c1 = 'b'; DELETE FROM t5 WHERE c1 = 'a'"),
+            wants(&mut connection, "UPDATE t5 SET c2 = 3 WHERE c1 = 'b'; DELETE FROM t5 WHERE c1 = 'a'"),
             [
                 row(1, "b", key),
                 row(2, "a", key),
