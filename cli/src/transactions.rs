@@ -170,7 +170,11 @@ fn show(seen: &Seen, transaction: TransactionId) -> Option<String> {
             table.add_row([name.as_str(), if asked { "none" } else { "unknown" }, "", ""]);
             continue;
         };
-        let state = if branch.prepared.is_some() { "prepared" } else { "open" };
+        let state = match branch {
+            BranchStatus { committed: true, .. } => "committed",
+            BranchStatus { prepared: Some(_), .. } => "prepared",
+            _ => "open",
+        };
         let waits = branch.waits_for.iter().map(TransactionId::to_string).collect::<Vec<_>>().join(", ");
         table.add_row([name, state.to_owned(), seconds(branch.idle), waits]);
     }
@@ -226,6 +230,15 @@ async fn resolve(admin: &Admin, transaction: TransactionId) -> Result<(), Failur
 fn undecided(seen: &Seen, transaction: TransactionId) -> Result<Vec<ShardId>, Failure> {
     match seen.state(transaction) {
         None => Err(unknown(seen, transaction)),
+        Some("prepared") if seen.of(transaction).any(|branch| branch.parallel) => {
+            let message = format!("transaction {transaction} is committed by its votes");
+            let error = WireError::new(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, message);
+            Err(Failure::Cluster(
+                error.with_hint(
+                    "The coordinator finds out what it becomes, as soon as its shards can be asked.",
+                ),
+            ))
+        }
         Some("prepared") => Ok(seen.shards(transaction).into_iter().collect()),
         Some("open") => {
             let message = format!("transaction {transaction} is not prepared");
@@ -256,6 +269,8 @@ mod tests {
             transaction: id(sequence),
             begun: 0,
             prepared: prepared.then(|| vec![ShardId(1), ShardId(2)]),
+            parallel: false,
+            committed: false,
             idle: Duration::from_millis(millis),
             waits_for: if prepared { Vec::new() } else { vec![id(1)] },
         }

@@ -205,6 +205,8 @@ mod tests {
             transaction: wait.waiter,
             begun: wait.waiter.sequence,
             prepared: None,
+            parallel: false,
+            committed: false,
             idle: Default::default(),
             waits_for: vec![wait.holder],
         };

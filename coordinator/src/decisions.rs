@@ -152,21 +152,26 @@ pub(crate) struct Prepared {
     pub(crate) shard: ShardId,
     /// What the branch knows of the others.
     pub(crate) participants: Vec<ShardId>,
+    /// What the transaction becomes if nobody has decided it.
+    pub(crate) commit: bool,
 }
 
-/// Has transactions ended whose branches wait for it: those that nothing is decided of are aborted, those that count as
+/// Has transactions ended whose branches wait for it: those that nothing is decided of are decided, those that count as
 /// finished are finished again. Returns those that it has aborted.
 pub(crate) fn settle(store: Store<'_>, prepared: &[Prepared], keep: Keep) -> Result<Vec<TransactionId>> {
     let mut aborted = Vec::new();
-    for Prepared { transaction, shard, participants } in prepared {
+    for Prepared { transaction, shard, participants, commit } in prepared {
         let named = participants.iter().chain([shard]).copied();
         match store.decision(*transaction)? {
             None => {
                 let participants: BTreeSet<_> = named.collect();
                 let participants = participants.into_iter().collect();
-                let decision = Decision { transaction: *transaction, participants, commit: false, key: None };
+                let commit = *commit;
+                let decision = Decision { transaction: *transaction, participants, commit, key: None };
                 store.put_decision(&decision, keep)?;
-                aborted.push(*transaction);
+                if !commit {
+                    aborted.push(*transaction);
+                }
             }
             Some(Record { mut decision, finished }) => {
                 let unknown: BTreeSet<_> =
@@ -269,6 +274,23 @@ impl Core {
             .await?;
         }
         Ok(())
+    }
+
+    /// Those of these transactions that nothing is decided of.
+    pub(crate) async fn undecided(
+        &self,
+        transactions: BTreeSet<TransactionId>,
+    ) -> ServiceResult<BTreeSet<TransactionId>> {
+        let deadline = machine::now() + self.config.write_timeout;
+        let snapshot = self.replica.snapshot(Consistency::Strong, deadline).await?;
+        let store = Store(snapshot.connection());
+        let mut undecided = BTreeSet::new();
+        for transaction in transactions {
+            if store.decision(transaction)?.is_none() {
+                undecided.insert(transaction);
+            }
+        }
+        Ok(undecided)
     }
 
     /// Has these transactions ended. Returns those that it has aborted.
@@ -391,7 +413,7 @@ mod tests {
 
     fn prepared(sequence: u64, shard: u64) -> Prepared {
         let participants = vec![ShardId(1), ShardId(2)];
-        Prepared { transaction: id(sequence), shard: ShardId(shard), participants }
+        Prepared { transaction: id(sequence), shard: ShardId(shard), participants, commit: false }
     }
 
     fn record(commit: bool, finished: bool) -> Option<Record> {
@@ -429,6 +451,10 @@ mod tests {
         let found = store.decision(id(1)).unwrap().unwrap();
         assert_eq!(found.decision.participants, [1, 2, 3].map(ShardId));
         assert!(found.decision.commit && !found.finished);
+        // One whose votes were all found is committed, unless somebody was faster.
+        let voted = |sequence| Prepared { commit: true, ..prepared(sequence, 1) };
+        assert_eq!(settle(store, &[voted(2), voted(4)]).unwrap(), []);
+        assert!(!decide(store, &decision(2, true)).unwrap() && decide(store, &decision(4, false)).unwrap());
     }
 
     #[test]

@@ -202,7 +202,7 @@ async fn tell(
     transaction: TransactionId,
     commit: bool,
 ) -> Result<(), WireError> {
-    let action = BranchAction::Finish { commit };
+    let action = BranchAction::Finish { commit, keep: false };
     let call = |service: Arc<dyn ShardService>| {
         let epoch = reach.state.borrow().topology.epoch;
         let request = BranchRequest { shard, epoch, transaction, action: action.clone(), timeout: TELLING };

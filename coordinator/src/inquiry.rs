@@ -11,6 +11,11 @@
 //! of the coordinator in the end, it asks every shard that the topology names, and goes on asking those that don't
 //! answer. A shard needs no way to the coordinator, and one party fewer has a clock to mind.
 //!
+//! **Votes that commit.** A transaction whose votes alone commit it (`parallel`) may be committed already when nobody has decided it:
+//! its router needs nobody's word. So its other participants matter: if all have voted, or one has committed, it is committed;
+//! one that hasn't voted is asked never to, and once it has promised, the transaction is aborted, if the branch that
+//! waits is still prepared then: a shard forgets that it has committed only once all have.
+//!
 //! **Deadlocks.** A shard ends the deadlocks that it sees. One over several shards is a cycle of waits that no shard sees
 //! whole (`deadlock.rs`). Its victim is told where it waits.
 //!
@@ -18,11 +23,12 @@
 
 use crate::deadlock::{Deadlock, Rounds, Wait};
 use crate::decisions::Prepared;
+use crate::reach::Reach;
 use crate::service::Core;
 use proto::machine;
 use proto::services::{BranchAction, BranchRequest, BranchStatus, ShardService};
-use proto::{ShardId, SqlState, WireError};
-use std::collections::BTreeSet;
+use proto::{ShardId, SqlState, TransactionId, WireError};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -36,6 +42,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const FOR_EACH: Duration = Duration::from_millis(5);
 /// How long the end of a deadlock's victim may take.
 const ENDING: Duration = Duration::from_secs(2);
+/// How many promises are asked for in a round.
+const PROMISES: usize = 256;
 
 /// Asks shards until it is dropped.
 pub(crate) async fn inquire(core: Arc<Core>) {
@@ -129,14 +137,20 @@ impl Core {
     async fn end_orphans(&self, branches: &[BranchStatus]) -> Result<(), WireError> {
         let mut prepared = Vec::new();
         let mut late = Vec::new();
-        for BranchStatus { shard, transaction, prepared: participants, idle, .. } in branches {
+        let mut voted = Vec::new();
+        for status in branches {
+            let BranchStatus { shard, transaction, prepared: participants, idle, .. } = status;
             let Some(participants) = participants.clone().filter(|_| *idle >= self.config.abort_after) else {
                 continue;
             };
             late.push((*transaction, *shard, *idle));
-            prepared.push(Prepared { transaction: *transaction, shard: *shard, participants });
+            let orphan = Prepared { transaction: *transaction, shard: *shard, participants, commit: false };
+            if status.parallel { voted.push(orphan) } else { prepared.push(orphan) }
         }
         self.lingering.lock().prepared(late);
+        if !voted.is_empty() {
+            prepared.extend(self.count_votes(voted, branches).await?);
+        }
         if prepared.is_empty() {
             return Ok(());
         }
@@ -145,4 +159,83 @@ impl Core {
         }
         Ok(())
     }
+
+    /// Finds out what becomes of transactions that their votes commit; those of which that can't be known yet are left out.
+    async fn count_votes(
+        &self,
+        orphans: Vec<Prepared>,
+        branches: &[BranchStatus],
+    ) -> Result<Vec<Prepared>, WireError> {
+        let ids = orphans.iter().map(|orphan| orphan.transaction).collect();
+        let undecided = self.undecided(ids).await?;
+        // For each transaction: who has voted, and whether it has committed there.
+        let mut votes: BTreeMap<TransactionId, BTreeMap<ShardId, bool>> = BTreeMap::new();
+        for status in branches.iter().filter(|status| status.prepared.is_some()) {
+            let of = votes.entry(status.transaction).or_default();
+            *of.entry(status.shard).or_default() |= status.committed;
+        }
+        let mut known = Vec::new();
+        let mut asked = JoinSet::new();
+        for mut orphan in orphans {
+            let votes = votes.get(&orphan.transaction);
+            let has_voted = |shard: &ShardId| votes.is_some_and(|votes| votes.contains_key(shard));
+            let committed = votes.is_some_and(|votes| votes.values().any(|committed| *committed));
+            let missing: Vec<_> =
+                orphan.participants.iter().copied().filter(|shard| !has_voted(shard)).collect();
+            if !undecided.contains(&orphan.transaction) || committed || missing.is_empty() {
+                orphan.commit = true;
+                known.push(orphan);
+            } else if asked.len() < PROMISES {
+                let reach = self.reach();
+                asked.spawn(async move {
+                    let commit = has_votes(&reach, &orphan, &missing).await?;
+                    Ok(commit.map(|commit| Prepared { commit, ..orphan }))
+                });
+            }
+        }
+        while let Some(answer) = asked.join_next().await {
+            match answer {
+                Ok(Ok(orphan)) => known.extend(orphan),
+                Ok(Err::<_, WireError>(error)) => {
+                    tracing::debug!(%error, "a shard can't be asked for its vote")
+                }
+                Err(error) => tracing::error!(%error, "asking a shard for its vote has failed"),
+            }
+        }
+        Ok(known)
+    }
+}
+
+/// Has those vote that haven't, or promise never to. Whether all have voted; `None` if it's over.
+async fn has_votes(reach: &Reach, orphan: &Prepared, missing: &[ShardId]) -> Result<Option<bool>, WireError> {
+    let transaction = orphan.transaction;
+    for shard in missing.iter().copied() {
+        let call = |service: Arc<dyn ShardService>| {
+            let epoch = reach.state.borrow().topology.epoch;
+            let action = BranchAction::Renounce;
+            let request = BranchRequest { shard, epoch, transaction, action, timeout: ENDING };
+            async move { service.transact(request).await }
+        };
+        match in_time(reach.leader(shard, call)).await {
+            Ok(_) => {
+                // If it has committed everywhere since it was found prepared, it's forgotten now where it was asked for.
+                let call =
+                    |service: Arc<dyn ShardService>| async move { service.branches(orphan.shard).await };
+                let branches = in_time(reach.leader(orphan.shard, call)).await?;
+                let is_it = |status: &BranchStatus| {
+                    status.transaction == transaction && status.prepared.is_some() && !status.committed
+                };
+                return Ok(branches.iter().any(is_it).then_some(false));
+            }
+            // It has voted meanwhile.
+            Err(error) if error.sqlstate == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Some(true))
+}
+
+async fn in_time<T>(asked: impl Future<Output = Result<T, WireError>>) -> Result<T, WireError> {
+    let silent = || WireError::new(SqlState::CONNECTION_FAILURE, "the shard doesn't answer");
+    tokio::time::timeout(ENDING, asked).await.unwrap_or_else(|_| Err(silent()))
 }

@@ -16,6 +16,9 @@ pub struct Config {
     pub retry_timeout: Duration,
     /// How long a statement may take where `statement_timeout` sets no bound.
     pub statement_timeout: Duration,
+    /// Whether the votes of a transaction over several shards commit it; else the coordinator's verdict does, one round
+    /// later.
+    pub parallel_commit: bool,
     /// Plans that are kept.
     pub cached_plans: usize,
     /// Bytes of rows that go to a shard in one request, and that COPY and INSERT .. SELECT hold back for a shard.
@@ -36,6 +39,7 @@ impl Default for Config {
             startup_timeout: Duration::from_secs(60),
             retry_timeout: Duration::from_secs(30),
             statement_timeout: Duration::from_secs(3600),
+            parallel_commit: true,
             cached_plans: 4096,
             batch_bytes: 1 << 20,
             shards_at_once: 64,

@@ -23,7 +23,7 @@ use proto::services::*;
 use proto::topology::{Keyspace, Leaders, Node, Sharding, Topology};
 use proto::*;
 use rusqlite::Connection;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
@@ -55,6 +55,10 @@ pub struct Fake {
     branches: Mutex<BTreeMap<(ShardId, TransactionId), FakeBranch>>,
     /// What was decided.
     pub verdicts: Mutex<HashMap<TransactionId, bool>>,
+    /// Who hasn't voted yet.
+    votes: Mutex<HashMap<TransactionId, BTreeSet<ShardId>>>,
+    /// Where it is remembered that a transaction has committed.
+    pub kept: Mutex<BTreeSet<(ShardId, TransactionId)>>,
     /// The idempotency keys that were claimed, by whom, and whether that was committed.
     pub keys: Mutex<HashMap<String, (TransactionId, bool)>>,
     /// The routers that said that they live.
@@ -71,6 +75,7 @@ struct FakeBranch {
     last: u32,
     undone: bool,
     prepared: bool,
+    parallel: bool,
 }
 
 pub const TABLE: TableId = TableId(16384);
@@ -171,6 +176,8 @@ impl Fake {
             actions: Mutex::default(),
             branches: Mutex::default(),
             verdicts: Mutex::default(),
+            votes: Mutex::default(),
+            kept: Mutex::default(),
             keys: Mutex::default(),
             kept_alive: Mutex::default(),
             finished: Mutex::default(),
@@ -295,13 +302,27 @@ impl Fake {
                 self.done.lock().insert(*id, 0);
                 branches.remove(&key);
             }
-            (BranchAction::Prepare { .. }, Some(branch)) => branch.prepared = true,
-            (BranchAction::Finish { commit }, Some(branch)) => {
+            (BranchAction::Prepare { participants, parallel }, Some(branch)) => {
+                branch.prepared = true;
+                let mut votes = self.votes.lock();
+                let missing = votes
+                    .entry(request.transaction)
+                    .or_insert_with(|| participants.iter().copied().collect());
+                missing.remove(&request.shard);
+                branch.parallel = *parallel;
+            }
+            (BranchAction::Finish { commit, keep }, Some(branch)) => {
                 let verdict = self.verdicts.lock().get(&request.transaction).copied();
+                let all_voted = self.votes.lock().get(&request.transaction).is_some_and(BTreeSet::is_empty);
                 assert!(
-                    verdict == Some(*commit) || (!branch.prepared && !commit && verdict != Some(true)),
+                    verdict == Some(*commit)
+                        || (*commit && *keep && branch.parallel && all_voted && verdict.is_none())
+                        || (!branch.prepared && !commit && verdict != Some(true)),
                     "{request:?} against {verdict:?}"
                 );
+                if *commit && *keep {
+                    self.kept.lock().insert(key);
+                }
                 if *commit {
                     self.execute_sql(request.shard, branch.statements.iter().map(|(_, r, _)| r), None, true)?;
                 }
@@ -310,6 +331,10 @@ impl Fake {
             (BranchAction::Finish { .. }, None) => {}
             (BranchAction::Fail(_), _) => {
                 branches.remove(&key);
+            }
+            (BranchAction::Forget(ids), _) => {
+                let mut kept = self.kept.lock();
+                kept.retain(|(shard, id)| *shard != request.shard || !ids.contains(id));
             }
             _ => return Err(unknown_branch()),
         }
@@ -451,8 +476,10 @@ impl ShardService for Fake {
                 BranchAction::RollbackTo(_) => "rollback to",
                 BranchAction::Commit { .. } => "commit",
                 BranchAction::Prepare { .. } => "prepare",
-                BranchAction::Finish { commit: true } => "finish",
-                BranchAction::Finish { commit: false } => "let go",
+                BranchAction::Finish { commit: true, .. } => "finish",
+                BranchAction::Finish { commit: false, .. } => "let go",
+                BranchAction::Renounce => "renounce",
+                BranchAction::Forget(_) => "forget",
                 BranchAction::Fail(_) => "fail",
             };
             match self.note(kind, request.shard.0) {

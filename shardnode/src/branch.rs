@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::locks::{Locks, Mode, Part, Party, Resource, Settled};
 use crate::routers::Routers;
 use crate::touched::{Shapes, Want};
-use crate::{prepared, staged};
+use crate::{ended, prepared, staged};
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use proto::machine::{self, Machine};
@@ -21,6 +21,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+
+/// What has committed and is remembered for so long is told of.
+const KEPT: Duration = Duration::from_secs(2);
 
 /// How many transactions that have ended are remembered, so that what comes late for them begins none anew.
 const REMEMBERED: usize = 10_000;
@@ -61,6 +64,8 @@ pub(crate) struct State {
     pub left_over: Vec<TransactionId>,
     /// Those of which it is being struck out.
     pub striking: HashSet<TransactionId>,
+    /// Those that have committed here and are remembered, with their participants, and since when.
+    kept: HashMap<TransactionId, (Vec<ShardId>, Instant)>,
 }
 
 /// What a transaction has on this shard.
@@ -79,6 +84,8 @@ struct Branch {
     lengths: Vec<(u32, usize)>,
     /// What its next statement fails with.
     fault: Option<WireError>,
+    /// Whether its votes commit it, once it is prepared.
+    parallel: bool,
     since: Instant,
 }
 
@@ -152,7 +159,10 @@ impl Transactions {
         if state.term != Some(stage.term()) {
             let prepared = prepared::load(stage)?;
             let left_over = staged::left_over(stage)?;
+            let kept = ended::load(stage)?;
             state.begin_term(stage.term(), prepared);
+            let now = machine::now();
+            state.kept = kept.into_iter().map(|(id, participants)| (id, (participants, now))).collect();
             // All others of earlier terms have just ended.
             (state.left_over, state.striking) = (left_over, HashSet::new());
         }
@@ -318,9 +328,24 @@ impl Transactions {
                 Phase::Prepared(participants) => Some(participants.clone()),
             },
             idle: machine::now().saturating_duration_since(branch.since),
+            parallel: branch.parallel && matches!(branch.phase, Phase::Prepared(_)),
+            committed: false,
             waits_for: state.locks.waits_for(*id),
         };
         let mut statuses: Vec<_> = state.branches.iter().map(status).collect();
+        let now = machine::now();
+        let kept = state.kept.iter().map(|(id, (participants, since))| BranchStatus {
+            shard,
+            transaction: *id,
+            begun: 0,
+            prepared: Some(participants.clone()),
+            parallel: true,
+            committed: true,
+            idle: now.saturating_duration_since(*since),
+            waits_for: Vec::new(),
+        });
+        // Mostly they are forgotten in a moment.
+        statuses.extend(kept.filter(|status| status.idle >= KEPT));
         statuses.sort_by_key(|status| (status.begun, status.transaction));
         statuses
     }
@@ -402,6 +427,7 @@ impl Branch {
             undone: false,
             lengths: Vec::new(),
             fault: None,
+            parallel: false,
             since: machine::now(),
         }
     }
@@ -426,12 +452,13 @@ impl State {
         for id in lost {
             self.end(id, Some(leader_changed()));
         }
-        for prepared::Prepared { id, begun, participants, locks, hashes } in prepared {
+        for prepared::Prepared { id, begun, participants, parallel, locks, hashes } in prepared {
             self.ended.remove(&id);
             let (overlay, has_staged, turn) = (Overlay::new(), AtomicBool::new(false), Arc::default());
             let handle = Handle { id, begun, overlay, has_staged, turn };
             let mut branch = Branch::new(Arc::new(handle));
             (branch.term, branch.phase) = (Some(term), Phase::Prepared(participants));
+            branch.parallel = parallel;
             self.branches.insert(id, branch);
             let party = Party { id, begun, statement: 1 };
             for (resource, mode) in locks {
@@ -491,6 +518,22 @@ impl State {
         let branch = self.branch(handle)?;
         (branch.phase, branch.since) = (phase, machine::now());
         Ok(())
+    }
+
+    /// The branch's votes commit it.
+    pub fn set_parallel(&mut self, handle: &Arc<Handle>) -> Result<(), WireError> {
+        self.branch(handle)?.parallel = true;
+        Ok(())
+    }
+
+    /// It has committed here, and that is remembered.
+    pub fn keep(&mut self, id: TransactionId, participants: Vec<ShardId>) {
+        self.kept.insert(id, (participants, machine::now()));
+    }
+
+    /// These needn't be remembered any more.
+    pub fn forget(&mut self, ids: &[TransactionId]) {
+        ids.iter().for_each(|id| drop(self.kept.remove(id)));
     }
 
     /// Gives the branch's locks to those who wait for them: its commit has run.

@@ -4,7 +4,7 @@
 //! version is read where the rows are read and raised by the entry that changes the tables, so a plan can never meet
 //! tables that it wasn't made for.
 
-use crate::{prepared, staged};
+use crate::{ended, prepared, staged};
 use dialect::sqlite::error;
 use proto::{Retry, SchemaVersion, SqlState, WireError};
 use rusqlite::Connection;
@@ -15,6 +15,7 @@ pub(crate) fn init() -> Vec<String> {
         prepared::init(),
         prepared::init_locks(),
         staged::init(),
+        ended::init(),
         "CREATE TABLE shoal_shard (id INTEGER NOT NULL PRIMARY KEY, least_version INTEGER NOT NULL) STRICT"
             .into(),
         "INSERT INTO shoal_shard VALUES (1, 0)".into(),

@@ -16,7 +16,8 @@
 //! 2. It is rehearsed on the replica's writer, above what its transaction has changed so far (`statement`).
 //! 3. What it has touched is computed, as locks (`touched`), and they are claimed (`locks`). If another transaction has
 //!    one of them, it is undone, waits, and is run again.
-//! 4. The branch is committed, or prepared and finished, by writes like any others (`transact`, `prepared`).
+//! 4. The branch is committed, or prepared and finished, by writes like any others (`transact`, `prepared`). What its votes
+//!    alone commit is remembered until all know (`ended`).
 //!
 //! A transaction lives as long as its router does, which says so to the node (`routers`).
 //!
@@ -31,6 +32,7 @@ mod agent;
 mod altering;
 mod branch;
 mod config;
+mod ended;
 mod fence;
 mod locks;
 mod node;

@@ -330,7 +330,11 @@ impl ShardNode {
     async fn act(&self, request: BranchRequest) -> ServiceResult<LogIndex> {
         let BranchRequest { shard, epoch, transaction, action, timeout } = request;
         // What ends a transaction is never refused for an old epoch.
-        let ends = matches!(action, BranchAction::Finish { .. } | BranchAction::Fail(_));
+        let ends = match action {
+            BranchAction::Finish { .. } | BranchAction::Fail(_) => true,
+            BranchAction::Renounce | BranchAction::Forget(_) => true,
+            BranchAction::RollbackTo(_) | BranchAction::Commit { .. } | BranchAction::Prepare { .. } => false,
+        };
         let desk = self.desk(shard, (!ends).then_some(epoch))?;
         let deadline = machine::now() + timeout.min(LONGEST);
         self.renew(shard, desk.act(transaction, action, deadline).await)

@@ -22,6 +22,7 @@ pub(crate) const TABLE: &str = "shoal_prepared";
 pub(crate) fn init() -> String {
     "CREATE TABLE shoal_prepared (router INTEGER NOT NULL, sequence INTEGER NOT NULL, begun INTEGER NOT NULL,
                                   participants BLOB NOT NULL, locks BLOB NOT NULL, changes BLOB NOT NULL, staged BLOB,
+                                  parallel INTEGER NOT NULL,
                                   PRIMARY KEY (router, sequence)) STRICT"
         .into()
 }
@@ -85,6 +86,8 @@ pub(crate) struct Prepared {
     pub id: TransactionId,
     pub begun: u64,
     pub participants: Vec<ShardId>,
+    /// Whether the votes commit it.
+    pub parallel: bool,
     pub locks: Vec<(Resource, Mode)>,
     /// Those that are kept as hashes.
     pub hashes: Vec<(TableId, RowLock, Vec<u64>)>,
@@ -126,7 +129,7 @@ pub(crate) fn insert(
         locks.push_row([int(table.0.into()), int(HASHES), int(0), ValueRef::Blob(&bytes), int(mode)]);
     }
     let mut statement = connection
-        .prepare_cached("INSERT INTO shoal_prepared VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")
+        .prepare_cached("INSERT INTO shoal_prepared VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")
         .map_err(error)?;
     let (router, sequence) = key(prepared.id);
     let (whole, staged) = match changes {
@@ -141,6 +144,7 @@ pub(crate) fn insert(
         pack(&locks.finish()),
         whole,
         staged.as_deref(),
+        prepared.parallel,
     );
     statement.execute(values).map_err(error)?;
     Ok(())
@@ -168,8 +172,7 @@ pub(crate) fn delete(connection: &Connection, id: TransactionId) -> Result<(), W
 
 /// All of them.
 pub(crate) fn load(connection: &Connection) -> Result<Vec<Prepared>, WireError> {
-    let sql =
-        "SELECT router, sequence, begun, participants, locks FROM shoal_prepared ORDER BY router, sequence";
+    let sql = "SELECT router, sequence, begun, participants, locks, parallel FROM shoal_prepared ORDER BY router, sequence";
     let mut statement = connection.prepare_cached(sql).map_err(error)?;
     let mut rows = statement.query([]).map_err(error)?;
     let mut found = Vec::new();
@@ -251,6 +254,7 @@ fn read(row: &Row<'_>) -> Result<Prepared, WireError> {
     Ok(Prepared {
         id: TransactionId { router: RouterIncarnation(number(0)?), sequence: number(1)? },
         begun: number(2)?,
+        parallel: number(5)? != 0,
         participants: participants.rows().flatten().map(shard).collect::<Result<_, _>>()?,
         locks,
         hashes,
@@ -290,14 +294,21 @@ mod tests {
             id: id(1),
             begun: u64::MAX,
             participants: vec![ShardId(3), ShardId(u64::MAX)],
+            parallel: true,
             locks: locks.collect(),
             hashes: vec![
                 (TableId(7), RowLock::Update, vec![1, u64::MAX]),
                 (TableId(8), RowLock::Share, vec![]),
             ],
         };
-        let other =
-            Prepared { id: id(2), begun: 0, participants: Vec::new(), locks: Vec::new(), hashes: Vec::new() };
+        let other = Prepared {
+            id: id(2),
+            begun: 0,
+            participants: Vec::new(),
+            parallel: false,
+            locks: Vec::new(),
+            hashes: Vec::new(),
+        };
         let whole = |changes: &'static [u8]| Changes::Whole(Bytes::from_static(changes));
         insert(&connection, &one, &whole(b"changes")).unwrap();
         insert(&connection, &other, &Changes::Staged(Pieces::default())).unwrap();

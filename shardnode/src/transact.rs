@@ -10,6 +10,7 @@
 //! ([`is_in_the_way`]). It must never know what a statement does, or what other shards do.
 
 use crate::branch::{Answer, Begun, Handle, Phase, Transactions};
+use crate::ended;
 use crate::prepared::{self, Changes, Prepared};
 use crate::statement::{Attempt, Work};
 use crate::{staged, stream, write};
@@ -109,8 +110,12 @@ impl Desk {
                 let written = self.commit(id, request, settled, Bytes::new(), deadline).await?;
                 Ok(written.index)
             }
-            BranchAction::Prepare { participants } => self.prepare(id, participants, deadline).await,
-            BranchAction::Finish { commit } => self.finish(id, commit, deadline).await,
+            BranchAction::Prepare { participants, parallel } => {
+                self.prepare(id, participants, parallel, deadline).await
+            }
+            BranchAction::Finish { commit, keep } => self.finish(id, commit, keep, deadline).await,
+            BranchAction::Renounce => self.renounce(id, deadline).await,
+            BranchAction::Forget(ids) => self.forget(ids, deadline).await,
             BranchAction::Fail(error) => {
                 self.transactions.look().fail(id, error);
                 Ok(self.applied())
@@ -241,6 +246,7 @@ impl Desk {
         &self,
         id: TransactionId,
         participants: Vec<ShardId>,
+        parallel: bool,
         deadline: Instant,
     ) -> Result<LogIndex, WireError> {
         // Its end may be under way already.
@@ -266,6 +272,11 @@ impl Desk {
             if prepared::changes(stage, id)?.is_some() {
                 return Ok(Bytes::new());
             }
+            match if parallel { ended::find(stage, id)? } else { None } {
+                None => {}
+                Some(true) => return Ok(Bytes::new()),
+                Some(false) => return Err(renounced()),
+            }
             let handle = known.ok_or_else(|| state.unknown(id))?;
             state.bind(&handle)?;
             if state.is_being_committed(id) {
@@ -284,7 +295,8 @@ impl Desk {
                 // Trying it would take long. Its locks see to it that it still fits what it was made on.
                 Changes::Staged(pieces) => staged::check(stage, id, pieces)?,
             }
-            let prepared = Prepared { id, begun: handle.begun, participants: shards, locks, hashes };
+            let prepared =
+                Prepared { id, begun: handle.begun, participants: shards, parallel, locks, hashes };
             prepared::insert(stage, &prepared, &changes)?;
             Ok(Bytes::new())
         };
@@ -296,6 +308,9 @@ impl Desk {
                 (Ok(_), Some(handle)) => {
                     // What is staged is the row's now.
                     handle.has_staged.store(false, Ordering::Relaxed);
+                    if parallel {
+                        drop(state.set_parallel(&handle));
+                    }
                     drop(state.advance(&handle, Phase::Prepared(participants)));
                 }
                 (Err(error), _) if error.retry == Retry::Never => state.end(id, Some(error.clone())),
@@ -313,6 +328,7 @@ impl Desk {
         &self,
         id: TransactionId,
         commit: bool,
+        keep: bool,
         deadline: Instant,
     ) -> Result<LogIndex, WireError> {
         // Who has it open and leads in the same term knows that nothing of it is written down.
@@ -325,9 +341,14 @@ impl Desk {
         let transactions = Arc::clone(&self.transactions);
         let staged = Arc::new(Mutex::new(None));
         let met = Arc::clone(&staged);
+        let remembered = Arc::new(Mutex::new(None));
+        let kept = Arc::clone(&remembered);
         let run = move |stage: &Stage<'_>| {
             let known = transactions.enter(stage)?.find(id);
             let Some(changes) = prepared::changes(stage, id)? else {
+                if !keep {
+                    ended::forget(stage, &[id])?;
+                }
                 return match known {
                     Some((_, Phase::Open)) if commit => Err(WireError::internal(format!(
                         "transaction {id} is to be committed and isn't prepared"
@@ -335,6 +356,14 @@ impl Desk {
                     _ => Ok(Bytes::new()),
                 };
             };
+            if commit && keep {
+                let participants = match known {
+                    Some((_, Phase::Prepared(participants))) => participants,
+                    _ => Vec::new(),
+                };
+                ended::commit(stage, id, &participants)?;
+                *kept.lock() = Some(participants);
+            }
             match changes {
                 Changes::Whole(changes) if commit => stage.apply(&changes)?,
                 Changes::Whole(_) => {}
@@ -356,10 +385,53 @@ impl Desk {
             if let Some((pieces, term)) = staged {
                 written.index = desk.replay(id, None, pieces, term).await?;
             }
-            desk.transactions.look().end(id, None);
+            let mut state = desk.transactions.look();
+            state.end(id, None);
+            match remembered.lock().take() {
+                Some(participants) => state.keep(id, participants),
+                None if !keep => state.forget(&[id]),
+                None => {}
+            }
+            drop(state);
             Ok(written)
         };
         see_through(turn, deadline, ending).await.map(|written| written.index)
+    }
+
+    /// Writes down that this shard never votes for the transaction. 55000 if it has.
+    async fn renounce(&self, id: TransactionId, deadline: Instant) -> Result<LogIndex, WireError> {
+        // Its vote may be under way already.
+        let turn = self.turn_of(id, deadline).await.map_err(|_| unknown())?;
+        let transactions = Arc::clone(&self.transactions);
+        let run = move |stage: &Stage<'_>| {
+            drop(transactions.enter(stage)?);
+            if prepared::changes(stage, id)?.is_some() || ended::find(stage, id)? == Some(true) {
+                return Err(WireError::new(
+                    SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+                    format!("the shard has voted for transaction {id}"),
+                ));
+            }
+            ended::renounce(stage, id)?;
+            Ok(Bytes::new())
+        };
+        let transactions = Arc::clone(&self.transactions);
+        let ended = move |written: Result<Written, WireError>| {
+            if written.is_ok() {
+                transactions.look().end(id, Some(renounced()));
+            }
+            written
+        };
+        self.see_through(None, turn, deadline, run, ended).await.map(|written| written.index)
+    }
+
+    /// These have committed everywhere.
+    async fn forget(&self, ids: Vec<TransactionId>, deadline: Instant) -> Result<LogIndex, WireError> {
+        let forgotten = ids.clone();
+        let run = move |stage: &Stage<'_>| ended::forget(stage, &ids).map(|()| Bytes::new());
+        let write = Write { request: None, settled: 0, deadline, run: Box::new(run) };
+        let written = self.replica.write(write).await?;
+        self.transactions.look().forget(&forgotten);
+        Ok(written.index)
     }
 
     fn is_open_here(&self, id: TransactionId) -> bool {
@@ -447,6 +519,12 @@ fn unknown() -> WireError {
     WireError::new(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, message)
         .with_retry(Retry::Unknown)
         .with_hint("It may have been committed, or may still be.")
+}
+
+/// What a prepare hears that comes too late.
+fn renounced() -> WireError {
+    let message = "the transaction was aborted: its vote was missing for too long";
+    WireError::new(SqlState::SERIALIZATION_FAILURE, message).with_hint("Run the transaction again.")
 }
 
 /// What a transaction hears whose commit was undone with its batch.

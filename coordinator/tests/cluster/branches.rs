@@ -64,7 +64,26 @@ impl Stage {
     }
 
     async fn prepare(&self, sequence: u64, shard: usize) -> ServiceResult<LogIndex> {
-        self.act(sequence, shard, BranchAction::Prepare { participants: self.shards.clone() }).await
+        self.act(
+            sequence,
+            shard,
+            BranchAction::Prepare { participants: self.shards.clone(), parallel: false },
+        )
+        .await
+    }
+
+    /// Has a shard vote for what its votes commit.
+    async fn vote(&self, sequence: u64, shard: usize) -> ServiceResult<LogIndex> {
+        let participants = self.shards.clone();
+        self.act(sequence, shard, BranchAction::Prepare { participants, parallel: true }).await
+    }
+
+    /// What the coordinator has written down.
+    async fn record(&self, sequence: u64) -> Option<bool> {
+        let list = |coordinator: Arc<dyn CoordinatorService>| async move {
+            coordinator.transactions(Some(id(sequence))).await
+        };
+        self.cluster.ask(list).await.unwrap().first().map(|record| record.committed)
     }
 
     async fn decide(&self, sequence: u64, commit: bool) -> bool {
@@ -168,7 +187,7 @@ async fn the_younger_of_two_that_wait_for_each_other_on_two_shards_ends() {
     let (older, younger) = tokio::join!(stage.add(1, 1, 1), async {
         let error = stage.add(2, 0, 1).await.unwrap_err();
         for shard in 0..2 {
-            stage.act(2, shard, BranchAction::Finish { commit: false }).await.unwrap();
+            stage.act(2, shard, BranchAction::Finish { commit: false, keep: false }).await.unwrap();
         }
         error
     });
@@ -188,4 +207,67 @@ async fn the_younger_of_two_that_wait_for_each_other_on_two_shards_ends() {
     assert!(stage.decide(1, true).await);
     stage.settled().await;
     assert_eq!(stage.values().await, ["Int(1)", "Int(1)"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_all_have_voted_for_is_committed_without_its_router() {
+    let shape = Shape { nodes: 1, coordinators: 1, replicas: 1, ..Shape::default() };
+    let mut stage = Stage::new(Shape { abort_after: Duration::from_millis(300), ..shape }).await;
+    let keep = BranchAction::Finish { commit: true, keep: true };
+    for sequence in [1, 10] {
+        for shard in 0..2 {
+            assert_eq!(stage.add(sequence, shard, 1).await.unwrap(), 1);
+            stage.vote(sequence, shard).await.unwrap();
+        }
+        if sequence == 10 {
+            // One has finished, and remembers, though its node was started anew.
+            stage.act(10, 0, keep.clone()).await.unwrap();
+            let node = stage.cluster.leader().await;
+            stage.cluster.stop(node).await;
+            stage.cluster.open(node);
+        }
+        stage.settled().await;
+        assert_eq!(stage.record(sequence).await, Some(true));
+    }
+    assert_eq!(stage.values().await, ["Int(11)", "Int(11)"]);
+    assert!(stage.decide(10, false).await, "a router that comes late hears it");
+    // One that finished everywhere by itself leaves no record.
+    for shard in 0..2 {
+        assert_eq!(stage.add(100, shard, 1).await.unwrap(), 1);
+        stage.vote(100, shard).await.unwrap();
+    }
+    for shard in 0..2 {
+        stage.act(100, shard, keep.clone()).await.unwrap();
+        stage.act(100, shard, keep.clone()).await.unwrap();
+    }
+    for shard in 0..2 {
+        stage.act(100, shard, BranchAction::Forget(vec![id(100)])).await.unwrap();
+    }
+    assert_eq!((stage.record(100).await, stage.values().await), (None, vec!["Int(111)".to_owned(); 2]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_lacks_a_vote_is_aborted_once_that_can_never_come() {
+    let shape = Shape { nodes: 1, coordinators: 1, replicas: 1, ..Shape::default() };
+    let mut stage = Stage::new(Shape { abort_after: Duration::from_millis(300), ..shape }).await;
+    for shard in 0..2 {
+        assert_eq!(stage.add(1, shard, 1).await.unwrap(), 1);
+    }
+    stage.vote(1, 0).await.unwrap();
+    stage.settled().await;
+    assert_eq!(stage.record(1).await, Some(false));
+    let late = stage.vote(1, 1).await.unwrap_err();
+    assert_eq!(late.sqlstate, SqlState::SERIALIZATION_FAILURE);
+    assert_eq!(stage.values().await, ["Int(0)", "Int(0)"]);
+    // The promise outlives the leader that gave it: a branch that begins anew can't be voted for.
+    let node = stage.cluster.leader().await;
+    stage.cluster.stop(node).await;
+    stage.cluster.open(node);
+    assert_eq!(stage.add(1, 1, 1).await.unwrap(), 1);
+    assert_eq!(stage.vote(1, 1).await.unwrap_err().sqlstate, SqlState::SERIALIZATION_FAILURE);
+    assert_eq!(stage.add(2, 1, 1).await.unwrap(), 1);
+    // Who has voted promises nothing, whether it has finished or not.
+    let voted = async |stage: &Stage| stage.act(2, 1, BranchAction::Renounce).await.unwrap_err().sqlstate;
+    stage.vote(2, 1).await.unwrap();
+    assert_eq!(voted(&stage).await, SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE);
 }

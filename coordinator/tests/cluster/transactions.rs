@@ -11,8 +11,8 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
-const COMMIT: BranchAction = BranchAction::Finish { commit: true };
-const ABORT: BranchAction = BranchAction::Finish { commit: false };
+const COMMIT: BranchAction = BranchAction::Finish { commit: true, keep: false };
+const ABORT: BranchAction = BranchAction::Finish { commit: false, keep: false };
 
 fn id(sequence: u64) -> TransactionId {
     TransactionId { router: RouterIncarnation(9), sequence }
@@ -69,6 +69,8 @@ fn branch(sequence: u64, shard: ShardId) -> BranchStatus {
         transaction: id(sequence),
         begun: sequence,
         prepared: None,
+        parallel: false,
+        committed: false,
         idle: Duration::from_millis(1),
         waits_for: Vec::new(),
     }

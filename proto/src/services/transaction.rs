@@ -2,7 +2,8 @@
 //!
 //! A transaction begins in its router. On each shard that it touches it has a **branch**, which the shard's leader keeps
 //! in memory until it is committed or **prepared**. A transaction with one branch is committed by that shard; one with
-//! several is prepared on all, then the coordinator's **verdict** makes it what it is, then all branches finish.
+//! several is prepared on all: the votes commit it, or (with an idempotency key) the coordinator's **verdict** does. Then
+//! all branches finish. A transaction that lacks a vote is what the coordinator's verdict makes it.
 
 use super::shard::{Access, FragmentRequest};
 use crate::error::WireError;
@@ -126,13 +127,21 @@ pub enum BranchAction {
     Prepare {
         /// All shards on which the transaction has a branch.
         participants: Vec<ShardId>,
+        /// Whether the transaction is committed once all have voted; else by the coordinator's verdict.
+        parallel: bool,
     },
-    /// Ends a branch as the verdict says. A prepared one ends by the coordinator's verdict alone; one that isn't prepared
-    /// is rolled back by `commit: false`. A branch that has ended is answered with success.
+    /// Ends a branch as it was decided. One that isn't prepared is rolled back by `commit: false`. A branch that has ended
+    /// is answered with success.
     Finish {
         /// Whether the transaction is committed.
         commit: bool,
+        /// Whether the shard must remember that it has committed, for nothing but the votes says so.
+        keep: bool,
     },
+    /// Has the shard promise never to vote for the transaction. 55000 if it has.
+    Renounce,
+    /// All participants of these have committed, or it's written down elsewhere that they do: the shard needn't remember.
+    Forget(Vec<TransactionId>),
     /// Ends a branch that isn't prepared: its statement that waits, or else its next one, fails with this error.
     Fail(WireError),
 }
@@ -146,8 +155,12 @@ pub struct BranchStatus {
     pub transaction: TransactionId,
     /// See [`Branch::begun`].
     pub begun: u64,
-    /// If it is prepared: the transaction's participants.
+    /// If the shard has voted: the transaction's participants.
     pub prepared: Option<Vec<ShardId>>,
+    /// Whether the votes commit the transaction, if it is prepared.
+    pub parallel: bool,
+    /// Whether it has committed here, and is remembered because nothing but the votes says so.
+    pub committed: bool,
     /// How long it has been as it is: since its last statement, or since it was prepared as far as this leader knows.
     pub idle: Duration,
     /// The transactions that its statement waits for.

@@ -299,9 +299,12 @@ fn transactions_come_back() {
     for action in [
         BranchAction::RollbackTo(0),
         BranchAction::Commit { request, settled: 2 },
-        BranchAction::Prepare { participants: vec![ShardId(3), ShardId(4)] },
-        BranchAction::Finish { commit: true },
-        BranchAction::Finish { commit: false },
+        BranchAction::Prepare { participants: vec![ShardId(3), ShardId(4)], parallel: false },
+        BranchAction::Prepare { participants: vec![ShardId(3), ShardId(4)], parallel: true },
+        BranchAction::Finish { commit: true, keep: true },
+        BranchAction::Finish { commit: false, keep: false },
+        BranchAction::Renounce,
+        BranchAction::Forget(vec![transaction()]),
         BranchAction::Fail(WireError::internal("x")),
     ] {
         check_equal(BranchRequest {
@@ -317,10 +320,13 @@ fn transactions_come_back() {
         transaction: transaction(),
         begun: 9,
         prepared: None,
+        parallel: false,
+        committed: false,
         idle: Duration::from_secs(2),
         waits_for: vec![transaction()],
     };
-    check_equal(BranchStatus { prepared: Some(vec![ShardId(3)]), ..status.clone() });
+    check_equal(BranchStatus { prepared: Some(vec![ShardId(3)]), parallel: true, ..status.clone() });
+    check_equal(BranchStatus { committed: true, ..status.clone() });
     check_equal(status);
     let participants = vec![ShardId(3), ShardId(4)];
     for key in [None, Some("k".to_owned())] {

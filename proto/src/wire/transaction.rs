@@ -135,17 +135,20 @@ impl Convert for BranchRequest {
     const NAME: &'static str = "branch_request";
 
     fn to_message(&self) -> pb::BranchRequest {
-        use pb::branch_request::{Action, Commit};
+        use pb::branch_request::{Action, Commit, Finish};
         let BranchRequest { shard, epoch, transaction, action, timeout } = self;
         let action = match action {
             BranchAction::RollbackTo(statement) => Action::RollbackTo(*statement),
             BranchAction::Commit { request, settled } => {
                 Action::Commit(Commit { request: Some(request.to_message()), settled: *settled })
             }
-            BranchAction::Prepare { participants } => {
-                Action::Prepare(pb::Shards { shards: shard_numbers(participants) })
+            BranchAction::Prepare { participants, parallel } => {
+                let shards = pb::Shards { shards: shard_numbers(participants) };
+                if *parallel { Action::PrepareInParallel(shards) } else { Action::Prepare(shards) }
             }
-            BranchAction::Finish { commit } => Action::Finish(*commit),
+            BranchAction::Finish { commit, keep } => Action::Finish(Finish { commit: *commit, keep: *keep }),
+            BranchAction::Renounce => Action::Renounce(pb::Nothing {}),
+            BranchAction::Forget(ids) => Action::Forget(pb::TransactionIds { transactions: messages(ids) }),
             BranchAction::Fail(error) => Action::Fail(error.to_message()),
         };
         pb::BranchRequest {
@@ -158,7 +161,7 @@ impl Convert for BranchRequest {
     }
 
     fn from_message(message: pb::BranchRequest) -> Result<Self, DecodeError> {
-        use pb::branch_request::{Action, Commit};
+        use pb::branch_request::{Action, Commit, Finish};
         let pb::BranchRequest { shard, epoch, transaction, action, timeout } = message;
         Ok(BranchRequest {
             shard: ShardId(id("shard", shard)?),
@@ -170,9 +173,16 @@ impl Convert for BranchRequest {
                     BranchAction::Commit { request: one("commit.request", request)?, settled }
                 }
                 Action::Prepare(pb::Shards { shards: participants }) => {
-                    BranchAction::Prepare { participants: shards("prepare", participants)? }
+                    BranchAction::Prepare { participants: shards("prepare", participants)?, parallel: false }
                 }
-                Action::Finish(commit) => BranchAction::Finish { commit },
+                Action::PrepareInParallel(pb::Shards { shards: participants }) => {
+                    BranchAction::Prepare { participants: shards("prepare", participants)?, parallel: true }
+                }
+                Action::Finish(Finish { commit, keep }) => BranchAction::Finish { commit, keep },
+                Action::Renounce(pb::Nothing {}) => BranchAction::Renounce,
+                Action::Forget(pb::TransactionIds { transactions }) => {
+                    BranchAction::Forget(each("forget", transactions)?)
+                }
                 Action::Fail(error) => {
                     BranchAction::Fail(WireError::from_message(error).map_err(|e| e.inside("fail"))?)
                 }
@@ -187,7 +197,7 @@ impl Convert for BranchStatus {
     const NAME: &'static str = "branch_status";
 
     fn to_message(&self) -> pb::BranchStatus {
-        let BranchStatus { shard, transaction, begun, prepared, idle, waits_for } = self;
+        let BranchStatus { shard, transaction, begun, prepared, parallel, committed, idle, waits_for } = self;
         let prepared = prepared.as_deref().map(|shards| pb::Shards { shards: shard_numbers(shards) });
         pb::BranchStatus {
             shard: shard.0,
@@ -196,11 +206,14 @@ impl Convert for BranchStatus {
             prepared,
             idle: nanos(*idle),
             waits_for: messages(waits_for),
+            parallel: *parallel,
+            committed: *committed,
         }
     }
 
     fn from_message(message: pb::BranchStatus) -> Result<Self, DecodeError> {
-        let pb::BranchStatus { shard, transaction, begun, prepared, idle, waits_for } = message;
+        let pb::BranchStatus { shard, transaction, begun, prepared, idle, waits_for, parallel, committed } =
+            message;
         Ok(BranchStatus {
             shard: ShardId(id("shard", shard)?),
             transaction: one("transaction", transaction)?,
@@ -208,6 +221,8 @@ impl Convert for BranchStatus {
             prepared: prepared.map(|prepared| shards("prepared", prepared.shards)).transpose()?,
             idle: Duration::from_nanos(idle),
             waits_for: each("waits_for", waits_for)?,
+            parallel,
+            committed,
         })
     }
 }

@@ -48,7 +48,7 @@ impl Executor {
     pub fn new(config: Config, cluster: Arc<Cluster>) -> Self {
         let gather_slots = Arc::new(Semaphore::new(config.gathers_at_once));
         let requests = Requests::new(&config.machine);
-        let transactions = Transactions::new(cluster.clone(), requests.clone(), config.retry_timeout);
+        let transactions = Transactions::new(cluster.clone(), requests.clone(), &config);
         Self {
             config,
             cluster,

@@ -3,13 +3,13 @@
 //! COMMIT, by how many branches are bound:
 //! - None: nothing happens. The branches are let go.
 //! - One: its shard commits it, under a request id, so that asking again is safe.
-//! - Several: all are **prepared**, at once; each answer is a vote. With all votes the coordinator **decides**: that
-//!   record is the commit. Then all **finish**, and when they have, the coordinator is told so.
-//! - A transaction with an idempotency key goes that way however many there are: the record is what uses the key up.
+//! - Several: all are **prepared**, at once; each answer is a vote, and names all participants. With all votes the
+//!   transaction is committed. All **finish**, and remember it until all have ([`super::kept`]).
+//! - A transaction with an idempotency key is prepared, too, however many branches it has. With all votes the
+//!   coordinator **decides**: that record is the commit, and uses the key up. Then all finish, and the coordinator is told so.
 //!
-//! A shard that doesn't vote in time ends the transaction, whatever else it may have done: as only this router asks
-//! for a commit, what it hasn't asked for can't happen. What it did ask for and has no answer to is unknown (08007);
-//! the coordinator and the shards see to the rest.
+//! If a vote is missing, the coordinator is asked for a verdict: an abort, unless it has found all votes before. What has no
+//! answer then is unknown (08007); the coordinator and the shards see to the rest.
 
 use super::keyed::{already_committed, claim_lost};
 use super::{Transaction, Transactions, lost};
@@ -23,6 +23,12 @@ use tokio::task::JoinHandle;
 
 /// How long who rolled back waits for its locks to be free.
 pub const ROLLBACK_PATIENCE: Duration = Duration::from_millis(500);
+
+/// How branches end.
+const ROLLBACK: BranchAction = BranchAction::Finish { commit: false, keep: false };
+const COMMIT: BranchAction = BranchAction::Finish { commit: true, keep: false };
+/// Nothing but the votes says that it is committed.
+const KEPT: BranchAction = BranchAction::Finish { commit: true, keep: true };
 
 /// A rollback that is under way.
 #[derive(Debug, Default)]
@@ -49,7 +55,8 @@ impl Transaction {
         match (&bound[..], key) {
             ([], None) => Ok(()),
             ([shard], None) => all.commit_one(self.id, *shard).await,
-            (_, key) => all.commit_all(self.id, bound, key, deadline).await,
+            (_, None) if all.parallel => all.commit_by_votes(self.id, bound, deadline).await,
+            (_, key) => all.commit_by_record(self.id, bound, key, deadline).await,
         }
     }
 
@@ -80,18 +87,18 @@ impl Transactions {
         let Ok(runtime) = Handle::try_current() else { return Ending::default() };
         let all = self.clone();
         Ending(Some(runtime.spawn(async move {
-            all.finish(transaction, shards, false).await;
+            all.finish(transaction, &shards, ROLLBACK).await;
         })))
     }
 
     /// Ends branches as it was decided. Says whether all have.
-    async fn finish(&self, transaction: TransactionId, shards: Vec<ShardId>, commit: bool) -> bool {
+    async fn finish(&self, transaction: TransactionId, shards: &[ShardId], end: BranchAction) -> bool {
         let until = self.patience();
-        let finish = shards.into_iter().map(async |shard| {
-            let finished = self.ask(transaction, shard, BranchAction::Finish { commit }, until).await;
+        let finish = shards.iter().copied().map(async |shard| {
+            let finished = self.ask(transaction, shard, end.clone(), until).await;
             if let Err(error) = &finished {
                 // The shard, or the coordinator, will see to it.
-                tracing::debug!(%transaction, %shard, commit, %error, "a branch was left to its shard");
+                tracing::debug!(%transaction, %shard, ?end, %error, "a branch was left to its shard");
             }
             finished.is_ok()
         });
@@ -113,14 +120,53 @@ impl Transactions {
         Err(lost(error))
     }
 
-    async fn commit_all(
+    /// Commits what all its participants vote for.
+    async fn commit_by_votes(
+        self: &Arc<Self>,
+        id: TransactionId,
+        shards: Vec<ShardId>,
+        deadline: Instant,
+    ) -> Result<(), WireError> {
+        let Err(error) = self.prepare(id, &shards, true, deadline.min(self.patience())).await else {
+            let all = self.clone();
+            let finishing = tokio::spawn(async move {
+                if all.finish(id, &shards, KEPT).await {
+                    all.forget(id, &shards);
+                }
+            });
+            // Who waits for it sees its effects everywhere, unless a shard is away for long.
+            let _ = tokio::time::timeout(self.retry_timeout, finishing).await;
+            return Ok(());
+        };
+        // Nobody can say that it is committed but this router, and whoever has found all votes and has that written down.
+        let decision = Decision { transaction: id, participants: shards.clone(), commit: false, key: None };
+        let verdict = self.decide(decision).await.map_err(|error| {
+            let hint = format!("\"shoal txn show {id}\" tells what has become of it.");
+            unknown().with_detail(format!("Its id is {id}: {error}")).with_hint(hint)
+        })?;
+        let (all, end) = (self.clone(), if verdict.committed { COMMIT } else { ROLLBACK });
+        let finishing = tokio::spawn(async move {
+            if all.finish(id, &shards, end).await {
+                all.tell_finished(id);
+            }
+        });
+        if verdict.committed {
+            let _ = tokio::time::timeout(self.retry_timeout, finishing).await;
+            return Ok(());
+        }
+        Ending(Some(finishing)).settle().await;
+        Err(lost(error))
+    }
+
+    /// Commits by the coordinator's record.
+    async fn commit_by_record(
         self: &Arc<Self>,
         id: TransactionId,
         shards: Vec<ShardId>,
         key: Option<String>,
         deadline: Instant,
     ) -> Result<(), WireError> {
-        if let Err(error) = self.prepare(id, &shards, deadline.min(self.patience())).await {
+        if let Err(error) = self.prepare(id, &shards, false, deadline.min(self.patience())).await {
             // Whatever else was prepared ends by the coordinator's word alone.
             let all = self.clone();
             let ending = tokio::spawn(async move {
@@ -128,7 +174,8 @@ impl Transactions {
                     Decision { transaction: id, participants: shards.clone(), commit: false, key: None };
                 match all.decide(decision).await {
                     Ok(verdict) => {
-                        if all.finish(id, shards, verdict.committed).await {
+                        let end = if verdict.committed { COMMIT } else { ROLLBACK };
+                        if all.finish(id, &shards, end).await {
                             all.tell_finished(id);
                         }
                     }
@@ -151,7 +198,8 @@ impl Transactions {
         })?;
         let all = self.clone();
         let finishing = tokio::spawn(async move {
-            if all.finish(id, shards, verdict.committed).await {
+            let end = if verdict.committed { COMMIT } else { ROLLBACK };
+            if all.finish(id, &shards, end).await {
                 all.tell_finished(id);
             }
         });
@@ -172,9 +220,15 @@ impl Transactions {
     }
 
     /// Has every shard vote. The first that doesn't ends it.
-    async fn prepare(&self, id: TransactionId, shards: &[ShardId], until: Instant) -> Result<(), WireError> {
+    async fn prepare(
+        &self,
+        id: TransactionId,
+        shards: &[ShardId],
+        parallel: bool,
+        until: Instant,
+    ) -> Result<(), WireError> {
         let vote = shards.iter().map(|shard| {
-            self.ask(id, *shard, BranchAction::Prepare { participants: shards.to_vec() }, until)
+            self.ask(id, *shard, BranchAction::Prepare { participants: shards.to_vec(), parallel }, until)
         });
         try_join_all(vote).await.map(drop)
     }

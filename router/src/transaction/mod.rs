@@ -15,6 +15,7 @@ mod alive;
 mod branches;
 mod end;
 mod finished;
+mod kept;
 mod keyed;
 
 #[cfg(test)]
@@ -22,6 +23,7 @@ mod tests;
 
 use crate::asking::{Asked, no_answer, no_leader};
 use crate::cluster::Cluster;
+use crate::config::Config;
 use crate::requests::Requests;
 use alive::{Open, Opened};
 use branches::Branches;
@@ -29,6 +31,7 @@ pub use branches::Mark;
 pub use end::{Ending, ROLLBACK_PATIENCE};
 use finished::Finished;
 use futures::future::try_join_all;
+use kept::Kept;
 use parking_lot::Mutex;
 use proto::machine;
 use proto::services::{Branch, BranchAction, BranchRequest, CoordinatorService};
@@ -42,7 +45,10 @@ pub struct Transactions {
     requests: Arc<Requests>,
     /// How long a shard or the coordinator is asked again where that may help.
     retry_timeout: Duration,
+    /// Whether votes commit.
+    parallel: bool,
     finished: Finished,
+    kept: Kept,
     open: Arc<Open>,
 }
 
@@ -62,9 +68,10 @@ pub struct Transaction {
 
 impl Transactions {
     /// The transactions of a router over this cluster.
-    pub fn new(cluster: Arc<Cluster>, requests: Arc<Requests>, retry_timeout: Duration) -> Arc<Self> {
-        let (finished, open) = (Finished::default(), Arc::default());
-        Arc::new(Self { cluster, requests, retry_timeout, finished, open })
+    pub fn new(cluster: Arc<Cluster>, requests: Arc<Requests>, config: &Config) -> Arc<Self> {
+        let (retry_timeout, parallel) = (config.retry_timeout, config.parallel_commit);
+        let (finished, kept, open) = (Finished::default(), Kept::default(), Arc::default());
+        Arc::new(Self { cluster, requests, retry_timeout, parallel, finished, kept, open })
     }
 
     /// Begins one. `begun` is in microseconds since 1970.

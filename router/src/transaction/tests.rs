@@ -2,6 +2,7 @@
 
 use super::{Transaction, Transactions};
 use crate::cluster::Cluster;
+use crate::config::Config;
 use crate::fake::Fault::{self, After, Before, Hang};
 use crate::fake::{Fake, FakePeers};
 use crate::requests::Requests;
@@ -23,13 +24,19 @@ impl Bench {
     async fn new() -> Self {
         let fake = Fake::new(2);
         let cluster = Arc::new(Cluster::new(Arc::new(FakePeers(fake.clone()))));
+        let config = Config { retry_timeout: Duration::from_millis(50), ..Config::default() };
         cluster.install(fake.watch().await.unwrap().next().await.unwrap());
-        let all = Transactions::new(cluster, Requests::new(&Default::default()), Duration::from_millis(50));
+        let all = Transactions::new(cluster, Requests::new(&Default::default()), &config);
         Self { fake, all }
     }
 
     fn begin(&self) -> Transaction {
         self.all.begin(1)
+    }
+
+    /// One that is committed by the coordinator's record.
+    async fn begin_with_key(&self) -> Transaction {
+        self.all.begin_with_key(1, "k".into(), later()).await.unwrap()
     }
 
     async fn write(&self, transaction: &Transaction, shard: ShardId, value: i64) -> Result<(), WireError> {
@@ -117,7 +124,7 @@ async fn one_shard_commits_by_itself_and_once() {
 #[tokio::test]
 async fn several_shards_vote_then_it_is_decided_then_they_finish() {
     let bench = Bench::new().await;
-    let transaction = bench.begin();
+    let transaction = bench.begin_with_key().await;
     bench.write(&transaction, A, 1).await.unwrap();
     bench.write(&transaction, B, 2).await.unwrap();
     for kind in ["prepare", "decide", "finish"] {
@@ -132,6 +139,62 @@ async fn several_shards_vote_then_it_is_decided_then_they_finish() {
     let last = |kind| kinds.iter().rposition(|k| *k == kind).unwrap();
     assert!(last("prepare") < first("decide") && last("decide") < first("finish"), "{kinds:?}");
     bench.until(|fake| *fake.finished.lock() == [id]).await;
+}
+
+#[tokio::test]
+async fn several_shards_vote_and_that_commits() {
+    let bench = Bench::new().await;
+    let transaction = bench.begin();
+    bench.write(&transaction, A, 1).await.unwrap();
+    bench.write(&transaction, B, 2).await.unwrap();
+    for kind in ["prepare", "finish", "forget"] {
+        bench.fault(kind, After(error(Retry::Unknown)));
+        bench.fault(kind, Before(error(Retry::Later)));
+    }
+    let id = transaction.id;
+    transaction.commit(later()).await.unwrap();
+    assert_eq!(bench.rows(), [1, 1]);
+    let kinds: Vec<_> = bench.fake.actions.lock().iter().map(|(kind, _)| *kind).collect();
+    let first = |kind| kinds.iter().position(|k| *k == kind).unwrap();
+    let last = |kind| kinds.iter().rposition(|k| *k == kind).unwrap();
+    assert!(last("prepare") < first("finish"), "{kinds:?}");
+    assert!(bench.fake.verdicts.lock().is_empty(), "nobody else was asked");
+    assert_eq!(bench.fake.kept.lock().iter().copied().collect::<Vec<_>>(), [(A, id), (B, id)]);
+    bench.until(|fake| fake.kept.lock().is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_shard_that_has_not_finished_leaves_the_others_remembering() {
+    let bench = Bench::new().await;
+    let transaction = bench.begin();
+    bench.write(&transaction, A, 1).await.unwrap();
+    bench.write(&transaction, B, 2).await.unwrap();
+    let id = transaction.id;
+    bench.fault("finish", After(error(Retry::Never)));
+    transaction.commit(later()).await.unwrap();
+    assert_eq!(bench.fake.kept.lock().iter().copied().collect::<Vec<_>>(), [(A, id), (B, id)]);
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!((bench.fake.kept.lock().len(), bench.fake.acted("forget")), (2, vec![]));
+}
+
+#[tokio::test]
+async fn who_lacks_a_vote_does_what_the_coordinator_says() {
+    for committed in [false, true] {
+        let bench = Bench::new().await;
+        let transaction = bench.begin();
+        bench.write(&transaction, A, 1).await.unwrap();
+        bench.write(&transaction, B, 2).await.unwrap();
+        // Both votes are given, and one is never heard; the coordinator has asked both, or was asked first.
+        bench.fault("prepare", After(error(Retry::Never)));
+        if committed {
+            bench.fake.verdicts.lock().insert(transaction.id, true);
+        }
+        let id = transaction.id;
+        let told = code(transaction.commit(later()).await);
+        assert_eq!(told.is_empty(), committed, "{told}");
+        bench.until(|fake| *fake.finished.lock() == [id]).await;
+        assert_eq!((bench.rows(), bench.fake.open_branches()), (vec![i64::from(committed); 2], 0));
+    }
 }
 
 #[tokio::test]
@@ -173,7 +236,7 @@ async fn a_branch_that_is_lost_aborts() {
 #[tokio::test]
 async fn who_decided_first_was_right() {
     let bench = Bench::new().await;
-    let transaction = bench.begin();
+    let transaction = bench.begin_with_key().await;
     bench.write(&transaction, A, 1).await.unwrap();
     bench.write(&transaction, B, 2).await.unwrap();
     bench.fake.verdicts.lock().insert(transaction.id, false);
@@ -189,8 +252,9 @@ async fn an_outcome_that_cannot_be_learned_names_the_transaction() {
     let id = transaction.id.to_string();
     bench.write(&transaction, A, 1).await.unwrap();
     bench.write(&transaction, B, 2).await.unwrap();
+    bench.fault("prepare", After(error(Retry::Never)));
     for _ in 0..100 {
-        bench.fault("decide", After(error(Retry::Unknown)));
+        bench.fault("abort", After(error(Retry::Unknown)));
     }
     let unknown = transaction.commit(later()).await.unwrap_err();
     assert_eq!(unknown.sqlstate, SqlState::TRANSACTION_RESOLUTION_UNKNOWN);
@@ -263,7 +327,10 @@ async fn nothing_bound_is_nothing_to_commit() {
     bench.until(|fake| fake.open_branches() == 0).await;
     assert!(bench.fake.acted("commit").is_empty());
     assert_eq!(
-        bench.all.ask(bench.begin().id, A, BranchAction::Finish { commit: false }, later()).await,
+        bench
+            .all
+            .ask(bench.begin().id, A, BranchAction::Finish { commit: false, keep: false }, later())
+            .await,
         Ok(LogIndex(1))
     );
 }

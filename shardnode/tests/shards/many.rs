@@ -224,17 +224,23 @@ async fn move_under_new_leaders(nodes: Vec<Node>) {
                     && if chance.below(2) == 0 {
                         session.act_anywhere(&nodes, session.commitment()).await.is_ok()
                     } else {
-                        let prepare = BranchAction::Prepare { participants: vec![SHARD] };
+                        let prepare = BranchAction::Prepare { participants: vec![SHARD], parallel: false };
                         let commit =
                             session.act_anywhere(&nodes, prepare).await.is_ok() && chance.below(4) > 0;
-                        session.act_anywhere(&nodes, BranchAction::Finish { commit }).await.unwrap();
+                        session
+                            .act_anywhere(&nodes, BranchAction::Finish { commit, keep: false })
+                            .await
+                            .unwrap();
                         commit
                     };
                 if is_committed {
                     committed += 1;
                     total.iter_mut().zip(moved).for_each(|(total, moved)| *total += moved);
                 } else {
-                    session.act_anywhere(&nodes, BranchAction::Finish { commit: false }).await.unwrap();
+                    session
+                        .act_anywhere(&nodes, BranchAction::Finish { commit: false, keep: false })
+                        .await
+                        .unwrap();
                 }
             }
             (total, committed)

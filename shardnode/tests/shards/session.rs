@@ -126,11 +126,11 @@ impl<'a> Session<'a> {
     }
 
     pub async fn prepare(&self) -> Result<LogIndex, WireError> {
-        self.act(BranchAction::Prepare { participants: vec![SHARD, ShardId(9)] }).await
+        self.act(BranchAction::Prepare { participants: vec![SHARD, ShardId(9)], parallel: false }).await
     }
 
     pub async fn finish(&self, commit: bool) -> Result<LogIndex, WireError> {
-        self.act(BranchAction::Finish { commit }).await
+        self.act(BranchAction::Finish { commit, keep: false }).await
     }
 
     pub async fn roll_back(&self) {

@@ -172,6 +172,8 @@ fn branch(shard: ShardId) -> BranchStatus {
         transaction: transaction(),
         begun: 5,
         prepared,
+        parallel: true,
+        committed: false,
         idle: HANG,
         waits_for: vec![transaction()],
     }

@@ -178,7 +178,7 @@ async fn every_other_request_crosses() {
         shard: ShardId(1),
         epoch: Epoch(1),
         transaction: transaction(),
-        action: BranchAction::Finish { commit: true },
+        action: BranchAction::Finish { commit: true, keep: false },
         timeout: HANG,
     };
     assert_eq!(soon(client.transact(finish)).await, Ok(LogIndex(7)));

@@ -1,0 +1,116 @@
+//! What a shard remembers of transactions that it hasn't prepared any more, or never will.
+//!
+//! In come transactions whose votes alone commit them; they lie in a table that is captured and replicated as every other.
+//! One that **has committed** here is remembered with its participants until everyone has, or until it's written down
+//! elsewhere that it is committed: else it would look, to who asks for its votes, as if it had never given one. One that
+//! is **renounced** will never be voted for, though its prepare come yet. It must never know who asks.
+
+use bytes::Bytes;
+use dialect::sqlite::error;
+use proto::{RouterIncarnation, ShardId, SqlState, TransactionId, WireError};
+use rusqlite::{Connection, OptionalExtension, Row};
+
+/// How many transactions that are renounced are remembered. A prepare can't be so late that it isn't among them.
+const RENOUNCED: i64 = 10_000;
+
+/// What every replica of a shard runs before its first log entry.
+pub(crate) fn init() -> String {
+    "CREATE TABLE shoal_ended (router INTEGER NOT NULL, sequence INTEGER NOT NULL, committed INTEGER NOT NULL,
+                               participants BLOB NOT NULL, PRIMARY KEY (router, sequence)) STRICT"
+        .into()
+}
+
+/// What is remembered of a transaction: whether it has committed here. If not, it is renounced.
+pub(crate) fn find(connection: &Connection, id: TransactionId) -> Result<Option<bool>, WireError> {
+    let sql = "SELECT committed FROM shoal_ended WHERE router = ?1 AND sequence = ?2";
+    let mut statement = connection.prepare_cached(sql).map_err(error)?;
+    statement.query_row(key(id), |row| row.get(0)).optional().map_err(error)
+}
+
+/// It has committed here.
+pub(crate) fn commit(
+    connection: &Connection,
+    id: TransactionId,
+    participants: &[ShardId],
+) -> Result<(), WireError> {
+    let participants: Vec<u8> = participants.iter().flat_map(|shard| shard.0.to_be_bytes()).collect();
+    put(connection, id, true, &participants)
+}
+
+/// It will never be voted for.
+pub(crate) fn renounce(connection: &Connection, id: TransactionId) -> Result<(), WireError> {
+    put(connection, id, false, &[])?;
+    let sql =
+        "DELETE FROM shoal_ended WHERE committed = 0 AND rowid <= (SELECT max(rowid) FROM shoal_ended) - ?1";
+    connection.prepare_cached(sql).map_err(error)?.execute([RENOUNCED]).map_err(error)?;
+    Ok(())
+}
+
+fn put(connection: &Connection, id: TransactionId, committed: bool, bytes: &[u8]) -> Result<(), WireError> {
+    let sql = "INSERT INTO shoal_ended VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING";
+    let (router, sequence) = key(id);
+    let mut statement = connection.prepare_cached(sql).map_err(error)?;
+    statement.execute((router, sequence, committed, bytes)).map_err(error)?;
+    Ok(())
+}
+
+/// That these have committed needn't be remembered any more.
+pub(crate) fn forget(connection: &Connection, ids: &[TransactionId]) -> Result<(), WireError> {
+    let sql = "DELETE FROM shoal_ended WHERE router = ?1 AND sequence = ?2 AND committed = 1";
+    let mut statement = connection.prepare_cached(sql).map_err(error)?;
+    for id in ids {
+        statement.execute(key(*id)).map_err(error)?;
+    }
+    Ok(())
+}
+
+/// Those that have committed here, with their participants.
+pub(crate) fn load(connection: &Connection) -> Result<Vec<(TransactionId, Vec<ShardId>)>, WireError> {
+    let sql = "SELECT router, sequence, participants FROM shoal_ended WHERE committed = 1";
+    let mut statement = connection.prepare_cached(sql).map_err(error)?;
+    let mut rows = statement.query([]).map_err(error)?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next().map_err(error)? {
+        found.push(read(row)?);
+    }
+    Ok(found)
+}
+
+fn read(row: &Row<'_>) -> Result<(TransactionId, Vec<ShardId>), WireError> {
+    let number = |column| row.get::<_, i64>(column).map(i64::cast_unsigned).map_err(error);
+    let id = TransactionId { router: RouterIncarnation(number(0)?), sequence: number(1)? };
+    let bytes = Bytes::from(row.get::<_, Vec<u8>>(2).map_err(error)?);
+    let (participants, rest) = bytes.as_chunks::<8>();
+    if !rest.is_empty() {
+        let message = "what is written of a transaction that has committed is damaged";
+        return Err(WireError::new(SqlState::DATA_CORRUPTED, message));
+    }
+    Ok((id, participants.iter().map(|shard| ShardId(u64::from_be_bytes(*shard))).collect()))
+}
+
+fn key(id: TransactionId) -> (i64, i64) {
+    (id.router.0.cast_signed(), id.sequence.cast_signed())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_committed_is_remembered_until_it_is_forgotten() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(&init()).unwrap();
+        let id = |sequence| TransactionId { router: RouterIncarnation(u64::MAX), sequence };
+        commit(&connection, id(1), &[ShardId(1), ShardId(u64::MAX)]).unwrap();
+        commit(&connection, id(1), &[]).unwrap();
+        renounce(&connection, id(2)).unwrap();
+        assert_eq!([1, 2, 3].map(|n| find(&connection, id(n)).unwrap()), [Some(true), Some(false), None]);
+        assert_eq!(load(&connection).unwrap(), [(id(1), vec![ShardId(1), ShardId(u64::MAX)])]);
+        forget(&connection, &[id(1), id(2), id(3)]).unwrap();
+        assert_eq!([1, 2].map(|n| find(&connection, id(n)).unwrap()), [None, Some(false)]);
+        for n in 3..=RENOUNCED as u64 + 2 {
+            renounce(&connection, id(n)).unwrap();
+        }
+        assert_eq!([2, 3].map(|n| find(&connection, id(n)).unwrap()), [None, Some(false)]);
+    }
+}
