@@ -15,6 +15,7 @@
 //! its router needs nobody's word. So its other participants matter: if all have voted, or one has committed, it is committed;
 //! one that hasn't voted is asked never to, and once it has promised, the transaction is aborted, if the branch that
 //! waits is still prepared then: a shard forgets that it has committed only once all have.
+//! A vote counts once it's as old: a cut that withholds it lasts for a second or so, and this is no way round one.
 //!
 //! **Deadlocks.** A shard ends the deadlocks that it sees. One over several shards is a cycle of waits that no shard sees
 //! whole (`deadlock.rs`). Its victim is told where it waits.
@@ -168,28 +169,26 @@ impl Core {
     ) -> Result<Vec<Prepared>, WireError> {
         let ids = orphans.iter().map(|orphan| orphan.transaction).collect();
         let undecided = self.undecided(ids).await?;
-        // For each transaction: who has voted, and whether it has committed there.
-        let mut votes: BTreeMap<TransactionId, BTreeMap<ShardId, bool>> = BTreeMap::new();
+        // For each transaction: who has voted.
+        let mut votes: BTreeMap<TransactionId, BTreeMap<ShardId, &BranchStatus>> = BTreeMap::new();
         for status in branches.iter().filter(|status| status.prepared.is_some()) {
-            let of = votes.entry(status.transaction).or_default();
-            *of.entry(status.shard).or_default() |= status.committed;
+            votes.entry(status.transaction).or_default().insert(status.shard, status);
         }
         let mut known = Vec::new();
         let mut asked = JoinSet::new();
-        for mut orphan in orphans {
-            let votes = votes.get(&orphan.transaction);
-            let has_voted = |shard: &ShardId| votes.is_some_and(|votes| votes.contains_key(shard));
-            let committed = votes.is_some_and(|votes| votes.values().any(|committed| *committed));
+        for orphan in orphans {
+            let Some(votes) = votes.get(&orphan.transaction) else { continue };
+            let committed = votes.values().any(|vote| vote.committed);
             let missing: Vec<_> =
-                orphan.participants.iter().copied().filter(|shard| !has_voted(shard)).collect();
-            if !undecided.contains(&orphan.transaction) || committed || missing.is_empty() {
-                orphan.commit = true;
-                known.push(orphan);
-            } else if asked.len() < PROMISES {
+                orphan.participants.iter().copied().filter(|shard| !votes.contains_key(shard)).collect();
+            let count = votes.values().all(|vote| vote.idle >= self.config.abort_after);
+            if !undecided.contains(&orphan.transaction) || committed || (missing.is_empty() && count) {
+                known.push(Prepared { commit: true, ..orphan });
+            } else if !missing.is_empty() && asked.len() < PROMISES {
                 let reach = self.reach();
                 asked.spawn(async move {
-                    let commit = has_votes(&reach, &orphan, &missing).await?;
-                    Ok(commit.map(|commit| Prepared { commit, ..orphan }))
+                    let renounced = is_renounced(&reach, &orphan, &missing).await?;
+                    Ok(renounced.then_some(orphan))
                 });
             }
         }
@@ -206,8 +205,8 @@ impl Core {
     }
 }
 
-/// Has those vote that haven't, or promise never to. Whether all have voted; `None` if it's over.
-async fn has_votes(reach: &Reach, orphan: &Prepared, missing: &[ShardId]) -> Result<Option<bool>, WireError> {
+/// Whether one of these shards has promised never to vote, so that the transaction is aborted.
+async fn is_renounced(reach: &Reach, orphan: &Prepared, missing: &[ShardId]) -> Result<bool, WireError> {
     let transaction = orphan.transaction;
     for shard in missing.iter().copied() {
         let call = |service: Arc<dyn ShardService>| {
@@ -222,17 +221,16 @@ async fn has_votes(reach: &Reach, orphan: &Prepared, missing: &[ShardId]) -> Res
                 let call =
                     |service: Arc<dyn ShardService>| async move { service.branches(orphan.shard).await };
                 let branches = in_time(reach.leader(orphan.shard, call)).await?;
-                let is_it = |status: &BranchStatus| {
+                return Ok(branches.iter().any(|status| {
                     status.transaction == transaction && status.prepared.is_some() && !status.committed
-                };
-                return Ok(branches.iter().any(is_it).then_some(false));
+                }));
             }
             // It has voted meanwhile.
             Err(error) if error.sqlstate == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(Some(true))
+    Ok(false)
 }
 
 async fn in_time<T>(asked: impl Future<Output = Result<T, WireError>>) -> Result<T, WireError> {

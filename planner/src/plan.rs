@@ -455,10 +455,16 @@ pub enum SessionCommand {
         /// The isolation level that was asked for.
         isolation: Option<Isolation>,
     },
-    /// COMMIT or END.
-    Commit,
+    /// COMMIT or END. `chain`: another block begins at once, and is as this one was.
+    Commit {
+        /// AND CHAIN.
+        chain: bool,
+    },
     /// ROLLBACK or ABORT.
-    Rollback,
+    Rollback {
+        /// AND CHAIN.
+        chain: bool,
+    },
     /// SAVEPOINT name.
     Savepoint(String),
     /// RELEASE SAVEPOINT name.

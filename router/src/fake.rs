@@ -678,6 +678,7 @@ impl Bench {
             zone: TimeZone::utc(),
             backend_pid: 1,
             settings: vec![],
+            transactions: vec![],
         };
         Self {
             fake,

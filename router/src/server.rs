@@ -65,9 +65,11 @@ impl Router {
         }
     }
 
-    /// Statements and sessions, in Prometheus' form.
+    /// Statements, sessions and transactions, in Prometheus' form.
     pub fn metrics(&self) -> Vec<MetricFamily> {
-        self.shared.metrics.gather(self.shared.sessions.count())
+        let mut families = self.shared.metrics.gather(self.shared.sessions.count());
+        families.extend(self.shared.executor.transactions.metrics());
+        families
     }
 
     /// Keeps up with the cluster, and its transactions alive, until it is dropped. [`Self::serve`] does so by itself.

@@ -7,6 +7,7 @@
 
 use crate::config::Config;
 use crate::locks::{Locks, Mode, Part, Party, Resource, Settled};
+use crate::metrics::Figures;
 use crate::routers::Routers;
 use crate::touched::{Shapes, Want};
 use crate::{ended, prepared, staged};
@@ -66,6 +67,8 @@ pub(crate) struct State {
     pub striking: HashSet<TransactionId>,
     /// Those that have committed here and are remembered, with their participants, and since when.
     kept: HashMap<TransactionId, (Vec<ShardId>, Instant)>,
+    /// How many statements were ended for a deadlock.
+    deadlocks: u64,
 }
 
 /// What a transaction has on this shard.
@@ -308,6 +311,23 @@ impl Transactions {
         branch.answer = None;
         state.undo(id, statement);
         Ok(())
+    }
+
+    /// What there is of them.
+    pub fn figures(&self) -> Figures {
+        let state = self.state.lock();
+        let now = machine::now();
+        let prepared = state.branches.values().filter(|b| matches!(b.phase, Phase::Prepared(_)));
+        let ages: Vec<_> =
+            prepared.map(|branch| now.saturating_duration_since(branch.since).as_secs_f64()).collect();
+        Figures {
+            branches: state.branches.len(),
+            prepared: ages.len(),
+            oldest_seconds: ages.iter().copied().fold(0.0, f64::max),
+            locks: state.locks.len(),
+            waiting: state.locks.waiting(),
+            deadlocks: state.deadlocks,
+        }
     }
 
     /// What has been idle for too long is rolled back, if its router is silent, too.
@@ -560,6 +580,7 @@ impl State {
         if branch.phase != Phase::Open {
             return;
         }
+        self.deadlocks += u64::from(error.sqlstate == SqlState::DEADLOCK_DETECTED);
         match self.waiters.remove(&id) {
             Some(waiter) => {
                 let granted = self.locks.cancel(id);
@@ -666,6 +687,7 @@ impl State {
             }
         }
         for deadlock in settled.victims {
+            self.deadlocks += 1;
             if let Some(waiter) = self.waiters.remove(&deadlock.victim) {
                 let error = WireError::new(SqlState::DEADLOCK_DETECTED, "deadlock detected");
                 let _ = waiter.send(Err(error.with_detail(deadlock.detail)));

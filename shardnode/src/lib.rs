@@ -35,6 +35,7 @@ mod config;
 mod ended;
 mod fence;
 mod locks;
+mod metrics;
 mod node;
 mod prepared;
 mod read;

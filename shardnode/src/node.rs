@@ -10,6 +10,7 @@
 use crate::altering::Altering;
 use crate::branch::Transactions;
 use crate::config::Config;
+use crate::metrics::Figures;
 use crate::routers::Routers;
 use crate::statement::Work;
 use crate::stream::Readers;
@@ -135,6 +136,16 @@ impl ShardNode {
         let topology = &shards.topology;
         let complete = topology.shards.values().all(|shard| !self.lacks(topology, shard));
         complete && self.left_over(topology).is_empty()
+    }
+
+    /// What the shards that this node leads have of transactions.
+    pub(crate) fn figures(&self) -> Vec<(GroupId, Figures)> {
+        let shards = self.shards.load();
+        let led = shards
+            .by_id
+            .values()
+            .filter(|known| known.replica.load().as_ref().is_some_and(|replica| replica.is_leader()));
+        led.map(|known| (known.shard.group, known.transactions.figures())).collect()
     }
 
     fn holds(&self, shard: &Shard) -> bool {

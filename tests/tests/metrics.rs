@@ -68,6 +68,29 @@ fn a_node_tells_prometheus_how_it_does_and_what_is_wrong() {
         assert_eq!(of("shoal_statements_total", &["kind=\"select\""]), 1.0, "{text}");
         assert_eq!(of("shoal_statements_total", &["kind=\"schema\""]), 1.0, "{text}");
         assert_eq!(of("shoal_sessions", &[]), 1.0, "{text}");
+
+        // Transactions, in figures and in SQL.
+        client.batch_execute("BEGIN; INSERT INTO t VALUES (100), (101), (102), (103); COMMIT").await.unwrap();
+        client.batch_execute("BEGIN; DELETE FROM t WHERE n = 100; ROLLBACK").await.unwrap();
+        let other = nodes.connect(1).await;
+        other.batch_execute("BEGIN; INSERT INTO t VALUES (200)").await.unwrap();
+        let (_, text) = get(&addresses[0], "/metrics");
+        let of = |name, labels: &[&str]| figure(&text, name, labels).unwrap_or(-1.0);
+        assert_eq!(of("shoal_commits_total", &["by=\"votes\""]), 1.0, "{text}");
+        assert_eq!(of("shoal_commit_seconds_count", &["by=\"votes\""]), 1.0, "{text}");
+        assert_eq!((of("shoal_rollbacks_total", &[]), of("shoal_open_transactions", &[])), (1.0, 0.0), "{text}");
+        let branches = || {
+            let texts = addresses.iter().map(|address| get(address, "/metrics").1);
+            texts.filter_map(|text| figure(&text, "shoal_branches", &[])).sum::<f64>()
+        };
+        assert_eq!(branches(), 1.0);
+        let sql = "SELECT shard, state, idle_ms, waits_for FROM shoal_transactions ORDER BY shard";
+        let rows = client.query(sql, &[]).await.unwrap();
+        assert_eq!(rows.len(), 1);
+        assert!(rows[0].get::<_, &str>(0).starts_with("main/") && rows[0].get::<_, &str>(1) == "open");
+        assert!(rows[0].get::<_, i64>(2) >= 0 && rows[0].get::<_, Option<&str>>(3).is_none());
+        other.batch_execute("ROLLBACK").await.unwrap();
+        assert!(client.query(sql, &[]).await.unwrap().is_empty());
     });
     let texts: Vec<String> = addresses.iter().map(|address| get(address, "/metrics").1).collect();
     let sum = |name, labels: &[&str]| texts.iter().filter_map(|text| figure(text, name, labels)).sum::<f64>();

@@ -169,9 +169,10 @@ impl Running {
         services.raft = Some(self.host.clone() as Arc<dyn RaftService>);
     }
 
-    /// What its replicas and its part of the coordinator have done, and how they are.
+    /// What its replicas, its shards and its part of the coordinator have done, and how they are.
     pub fn metrics(&self) -> Vec<MetricFamily> {
         let mut families = self.host.metrics();
+        families.extend(self.shards.as_ref().map(|shards| shards.metrics()).unwrap_or_default());
         families.extend(self.coordinator.lock().as_ref().map(|it| it.metrics()).unwrap_or_default());
         families
     }

@@ -8,7 +8,8 @@
 //! `pg_catalog.shoal_definition` isn't PostgreSQL's: it holds what `pg_get_indexdef(oid, attnum)` and
 //! `pg_get_constraintdef(oid)` answer (attnum 0 for the whole; `shoal_pretty` is the form of their pretty
 //! argument): the binder reads those as lookups. `pg_attrdef.adbin` and `pg_constraint.conbin` are the expressions' text
-//! already, which is what `pg_get_expr` makes of them. `shoal_keyspace` and `shoal_shard` show the topology.
+//! already, which is what `pg_get_expr` makes of them. `shoal_keyspace` and `shoal_shard` show the topology,
+//! `shoal_transactions` what is under way.
 
 mod definitions;
 mod fixed;
@@ -21,7 +22,7 @@ use dialect::Type;
 use dialect::types::Typed;
 use proto::catalog::{Catalog, Column};
 use proto::topology::Topology;
-use proto::{ColumnId, TableId, Value};
+use proto::{ColumnId, ShardId, TableId, TransactionId, Value};
 use relations::RELATIONS;
 
 /// A system relation.
@@ -50,6 +51,26 @@ pub struct SessionFacts {
     pub database: String,
     /// Every setting: name, value, and what it does.
     pub settings: Vec<(String, String, String)>,
+    /// The transactions that are under way, if `shoal_transactions` is read.
+    pub transactions: Vec<TransactionFact>,
+}
+
+/// The relation whose rows are [`SessionFacts::transactions`].
+pub const TRANSACTIONS: &str = "shoal_transactions";
+
+/// What a transaction has on a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TransactionFact {
+    /// The transaction.
+    pub transaction: TransactionId,
+    /// The shard.
+    pub shard: ShardId,
+    /// `open`, `prepared`, `committing`, `aborting` or `committed`.
+    pub state: &'static str,
+    /// How long it has been so, in milliseconds; `None` if the shard has nothing of it.
+    pub idle_ms: Option<i64>,
+    /// The transactions that it waits for there.
+    pub waits_for: Vec<TransactionId>,
 }
 
 /// The relation of this name; without a schema one of `pg_catalog`.

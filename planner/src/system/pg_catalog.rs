@@ -3,6 +3,7 @@
 use super::{
     Row, Sources, attnum, by_name, definitions, fixed, format_type, made, oid, relations, tables, typed,
 };
+use super::{TRANSACTIONS, TransactionFact};
 use dialect::Type;
 use dialect::types::Typed;
 use proto::catalog::{ColumnDefault, IndexColumn, Table};
@@ -33,6 +34,7 @@ pub(super) fn rows(name: &str, sources: &Sources<'_>) -> Vec<Vec<Value>> {
         "pg_depend" => dependencies(sources),
         "shoal_keyspace" => keyspaces(sources),
         "shoal_shard" => shards(sources),
+        TRANSACTIONS => transactions(sources),
         _ => Vec::new(),
     };
     rows.into_iter().map(|row| row.values).collect()
@@ -576,4 +578,20 @@ fn shards(sources: &Sources<'_>) -> Vec<Row> {
         }
     }
     rows
+}
+
+fn transactions(sources: &Sources<'_>) -> Vec<Row> {
+    let row = |fact: &TransactionFact| {
+        let waits: Vec<_> = fact.waits_for.iter().map(|id| id.to_string()).collect();
+        let row = Row::empty(by_name(TRANSACTIONS))
+            .set("transaction", fact.transaction.to_string())
+            .set("shard", sources.topology.shard_name(fact.shard))
+            .set("state", fact.state);
+        let row = match fact.idle_ms {
+            Some(idle) => row.set("idle_ms", idle),
+            None => row,
+        };
+        if waits.is_empty() { row } else { row.set("waits_for", waits.join(", ")) }
+    };
+    sources.facts.transactions.iter().map(row).collect()
 }

@@ -1061,4 +1061,18 @@ pub(super) static RELATIONS: &[Relation] = &[
         view: true,
         columns: &[("name", Text), ("keyspace", Name), ("shard", Int8)],
     },
+    Relation {
+        schema: "pg_catalog",
+        name: "shoal_transactions",
+        key: "shoal_transactions",
+        oid: 9996,
+        view: true,
+        columns: &[
+            ("transaction", Text),
+            ("shard", Text),
+            ("state", Text),
+            ("idle_ms", Int8),
+            ("waits_for", Text),
+        ],
+    },
 ];

@@ -64,7 +64,19 @@ fn catalog() -> Catalog {
 
 fn facts() -> SessionFacts {
     let setting = |name: &str| (name.to_owned(), "on".to_owned(), String::new());
-    SessionFacts { user: "shoal".into(), database: "shoal".into(), settings: vec![setting("a")] }
+    let fact = TransactionFact {
+        transaction: "8f2c-1a".parse().unwrap(),
+        shard: ShardId(1),
+        state: "open",
+        idle_ms: Some(7),
+        waits_for: vec!["1-2".parse().unwrap()],
+    };
+    SessionFacts {
+        user: "shoal".into(),
+        database: "shoal".into(),
+        settings: vec![setting("a")],
+        transactions: vec![fact],
+    }
 }
 
 fn read(relation: &Relation) -> Vec<Vec<Value>> {

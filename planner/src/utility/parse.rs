@@ -48,8 +48,8 @@ fn command(cursor: &mut Cursor<'_>) -> Result<Option<Kind>, WireError> {
             return Err(refused("COMMIT PREPARED", Some(TWO_PHASE)));
         }
         cursor.accept_one(&["work", "transaction"]);
-        no_chain(cursor)?;
-        return session(SessionCommand::Commit);
+        let chain = chain(cursor)?;
+        return session(SessionCommand::Commit { chain });
     }
     if let Some(word) = cursor.accept_one(&["rollback", "abort"]) {
         if word == "rollback" && cursor.accept("prepared") {
@@ -59,8 +59,8 @@ fn command(cursor: &mut Cursor<'_>) -> Result<Option<Kind>, WireError> {
         if word == "rollback" && cursor.accept("to") {
             return session(SessionCommand::RollbackTo(savepoint(cursor)?));
         }
-        no_chain(cursor)?;
-        return session(SessionCommand::Rollback);
+        let chain = chain(cursor)?;
+        return session(SessionCommand::Rollback { chain });
     }
     if cursor.accept("savepoint") {
         return session(SessionCommand::Savepoint(cursor.name()?.value));
@@ -163,14 +163,14 @@ fn command(cursor: &mut Cursor<'_>) -> Result<Option<Kind>, WireError> {
 
 const TWO_PHASE: &str = "Shoal commits over several shards by itself: COMMIT is enough.";
 
-fn no_chain(cursor: &mut Cursor<'_>) -> Result<(), WireError> {
-    if cursor.accept("and") {
-        if cursor.accept("chain") {
-            return Err(refused("AND CHAIN", Some("Send BEGIN after it.")));
-        }
-        cursor.expect_all(&["no", "chain"])?;
+/// AND [NO] CHAIN.
+fn chain(cursor: &mut Cursor<'_>) -> Result<bool, WireError> {
+    if !cursor.accept("and") {
+        return Ok(false);
     }
-    Ok(())
+    let chain = !cursor.accept("no");
+    cursor.expect_all(&["chain"])?;
+    Ok(chain)
 }
 
 /// `[SAVEPOINT] name`, where the name may be `savepoint`.

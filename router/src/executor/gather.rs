@@ -108,6 +108,7 @@ impl Executor {
             user: USER.to_owned(),
             database: DATABASE.to_owned(),
             settings: run.facts.settings.clone(),
+            transactions: run.facts.transactions.clone(),
         };
         let width = u16::try_from(source.columns.len());
         let width = width.map_err(|_| WireError::internal("a relation has too many columns"))?;

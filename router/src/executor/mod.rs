@@ -18,6 +18,7 @@ pub mod scalars;
 pub mod schema;
 pub mod sqlite;
 pub mod statement;
+pub mod transactions;
 pub mod writes;
 
 #[cfg(test)]

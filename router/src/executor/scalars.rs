@@ -9,6 +9,7 @@ use super::statement::Statement;
 use dialect::datetime::TimeZone;
 use dialect::io;
 use planner::plan::{Environment, Plan, Scalar};
+use planner::system::TransactionFact;
 use proto::machine::Machine;
 use proto::{Value, ValueRef, WireError};
 use rand::Rng;
@@ -30,6 +31,8 @@ pub struct Facts {
     pub backend_pid: i32,
     /// Every setting, with its name, value and description; filled for queries of the system's relations.
     pub settings: Vec<(String, String, String)>,
+    /// The transactions that are under way; filled for queries of `shoal_transactions`.
+    pub transactions: Vec<TransactionFact>,
 }
 
 impl Facts {
@@ -131,6 +134,7 @@ mod tests {
             zone: TimeZone::utc(),
             backend_pid: 7,
             settings: vec![],
+            transactions: vec![],
         };
         assert_eq!(environment(Environment::TransactionTime, &facts, &Machine::default()), Value::Int(1));
         assert_eq!(

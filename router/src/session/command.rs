@@ -42,8 +42,8 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 }
                 done(if *start { "START TRANSACTION" } else { "BEGIN" })
             }
-            SessionCommand::Commit => self.end_block(true).await,
-            SessionCommand::Rollback => self.end_block(false).await,
+            SessionCommand::Commit { chain } => self.end_block(true, *chain).await,
+            SessionCommand::Rollback { chain } => self.end_block(false, *chain).await,
             SessionCommand::Savepoint(name) => {
                 let mark = self.transaction.as_ref().map(|transaction| transaction.mark());
                 let (mark, settings) = (mark.unwrap_or_default(), self.settings.clone());
@@ -147,8 +147,15 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         }
     }
 
-    async fn end_block(&mut self, commit: bool) -> Result<Started, WireError> {
+    /// COMMIT or ROLLBACK. `chain`: the next block begins at once.
+    async fn end_block(&mut self, commit: bool, chain: bool) -> Result<Started, WireError> {
+        let read_only = self.block.is_read_only();
         if !self.block.is_open() {
+            if chain {
+                let command = if commit { "COMMIT" } else { "ROLLBACK" };
+                let message = format!("{command} AND CHAIN can only be used in transaction blocks");
+                return Err(WireError::new(SqlState::NO_ACTIVE_SQL_TRANSACTION, message));
+            }
             let code = SqlState::NO_ACTIVE_SQL_TRANSACTION;
             self.notice(&warning(code, "there is no transaction in progress"));
         }
@@ -179,6 +186,10 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             self.report_changes(&before);
         }
         ended?;
+        if chain {
+            self.facts.transaction_time = self.facts.statement_time;
+            self.block.begin(read_only);
+        }
         Ok(Started::Done(Tag::Plain(if committed { "COMMIT" } else { "ROLLBACK" })))
     }
 
@@ -220,17 +231,23 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         let before = self.settings.clone();
         let (_, old) = self.settings.show(name)?;
         self.settings.set(name, value)?;
-        if self.block.is_open() {
-            let undo =
-                self.undo.get_or_insert_with(|| Box::new(Undo { before: before.clone(), local: Vec::new() }));
-            if local {
-                undo.local.push((name.to_owned(), old));
-            } else {
-                undo.local.retain(|(local, _)| local != name);
-            }
+        let undo =
+            self.undo.get_or_insert_with(|| Box::new(Undo { before: before.clone(), local: Vec::new() }));
+        if local {
+            undo.local.push((name.to_owned(), old));
+        } else {
+            undo.local.retain(|(local, _)| local != name);
         }
         self.report_changes(&before);
         Ok(())
+    }
+
+    /// A string or pipeline has failed outside a block: what it has set is as it was.
+    pub(super) fn undo_settings(&mut self) {
+        if let Some(undo) = self.undo.take() {
+            let before = std::mem::replace(&mut self.settings, undo.before);
+            self.report_changes(&before);
+        }
     }
 
     /// SET shoal.idempotency_key: of the next transaction; in a block, of the block itself. It's the same with and without
@@ -261,6 +278,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         }
         let before = self.settings.clone();
         self.settings.reset_all()?;
+        self.undo.get_or_insert_with(|| Box::new(Undo { before: before.clone(), local: Vec::new() }));
         self.report_changes(&before);
         Ok(())
     }

@@ -333,7 +333,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
     fn keep(&mut self, name: String, portal: Portal) {
         let ends = portal.plan.as_ref().is_some_and(|plan| {
             use SessionCommand::{Commit, Discard, Rollback};
-            matches!(&plan.action, Action::Session(Commit | Rollback | Discard(_)))
+            matches!(&plan.action, Action::Session(Commit { .. } | Rollback { .. } | Discard(_)))
         });
         if !ends {
             self.portals.insert(name, portal);

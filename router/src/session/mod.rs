@@ -46,7 +46,7 @@ pub struct Session<W> {
     /// What is answered.
     pub output: Output<W>,
     settings: Settings,
-    /// The settings to go back to when the block is rolled back, and those that SET LOCAL hides.
+    /// The settings to go back to when the block, string or pipeline comes to nothing, and those that SET LOCAL hides.
     undo: Option<Box<Undo>>,
     block: Block,
     /// What the block, string or pipeline has written, from its first write on.
@@ -110,6 +110,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             zone: settings.output.zone.clone(),
             backend_pid: registration.pid,
             settings: Vec::new(),
+            transactions: Vec::new(),
         };
         Self {
             shared,
@@ -295,6 +296,8 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         self.block.end_implicit();
         if !self.block.is_open() {
             self.portals.clear();
+            // What was set stays.
+            self.undo = None;
         }
         // Who hears that its transaction has ended, or failed, may count on the locks being free.
         if let Some(ending) = self.ending.take() {
@@ -348,6 +351,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             self.portals.clear();
             // Whoever uses the session next must not use up another's key.
             self.key = None;
+            self.undo_settings();
         }
         backend::error(&mut self.output.buffer, Severity::Error, &report);
     }

@@ -15,6 +15,7 @@ use dialect::Type;
 use dialect::types::Typed;
 use planner::Context;
 use planner::plan::{Action, CopyOut, Gather, Insert, InsertRows, OutputColumn, Plan, Query, SourceRows};
+use planner::system::TRANSACTIONS;
 use planner::text::Text;
 use proto::machine;
 use proto::services::ClusterState;
@@ -302,7 +303,12 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         if let Action::Session(command) = &plan.action {
             return Box::pin(self.command(command, text, parameters, plan, state, deadline)).await;
         }
-        if reads_system(plan) {
+        if reads(plan, &|key| key == TRANSACTIONS) {
+            let shared = self.shared.clone();
+            let asked = shared.executor.transactions_now(&state, deadline);
+            self.facts.transactions = attend(&self.interrupt, deadline, Box::pin(asked)).await?;
+        }
+        if reads(plan, &|_| true) {
             let settings = self.settings.all();
             self.facts.settings =
                 settings.map(|(name, value, about)| (name.into(), value.into(), about.into())).collect();
@@ -434,7 +440,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
     pub(super) fn check_failed(&self, plan: &Plan) -> std::result::Result<(), WireError> {
         use planner::plan::SessionCommand::{Commit, Rollback, RollbackTo};
         if self.block.is_failed()
-            && !matches!(&plan.action, Action::Session(Commit | Rollback | RollbackTo(_)))
+            && !matches!(&plan.action, Action::Session(Commit { .. } | Rollback { .. } | RollbackTo(_)))
         {
             return Err(failed_block());
         }
@@ -442,23 +448,25 @@ impl<W: AsyncWrite + Unpin> Session<W> {
     }
 }
 
-/// Whether a plan reads the system's relations.
-fn reads_system(plan: &Plan) -> bool {
-    if plan.first.iter().any(gathers_system) {
+/// Whether a plan reads such relations of the system's.
+fn reads(plan: &Plan, which: &dyn Fn(&str) -> bool) -> bool {
+    if plan.first.iter().any(|query| gathers(query, which)) {
         return true;
     }
     let query = match &plan.action {
         Action::Query(query) | Action::CopyOut(CopyOut { query, .. }) => query,
         Action::Insert(Insert { rows: InsertRows::Query { query, .. }, .. }) => query,
-        Action::Explain(explain) => return reads_system(&explain.plan),
+        Action::Explain(explain) => return reads(&explain.plan, which),
         _ => return false,
     };
-    gathers_system(query)
+    gathers(query, which)
 }
 
-fn gathers_system(query: &Query) -> bool {
+fn gathers(query: &Query, which: &dyn Fn(&str) -> bool) -> bool {
     match &query.gather {
-        Gather::Sqlite { sources, .. } => sources.iter().any(|s| matches!(s.rows, SourceRows::System(_))),
+        Gather::Sqlite { sources, .. } => {
+            sources.iter().any(|source| matches!(&source.rows, SourceRows::System(key) if which(key)))
+        }
         Gather::Stream { .. } => false,
     }
 }

@@ -258,6 +258,43 @@ async fn settings_follow_their_transactions() {
 }
 
 #[tokio::test]
+async fn what_a_string_has_set_is_undone_with_it() {
+    let server = Server::start(Config::default()).await;
+    let client = server.client().await;
+    client.batch_execute("SET application_name = 'a'").await.unwrap();
+    assert_eq!(rows(&client, "SET application_name = 'b'; SELECT 1 / 0").await, Err("22012".into()));
+    assert_eq!(shown(&client, "application_name").await, "a");
+    // What a COMMIT in it has ended stays, what a BEGIN has taken in goes with the block.
+    let halves = "SET application_name = 'c'; COMMIT; SET application_name = 'd'; SELECT 1 / 0";
+    assert_eq!(rows(&client, halves).await, Err("22012".into()));
+    assert_eq!(shown(&client, "application_name").await, "c");
+    client.batch_execute("SET application_name = 'd'; BEGIN; SET application_name = 'e'").await.unwrap();
+    client.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(shown(&client, "application_name").await, "c");
+    assert_eq!(rows(&client, "RESET ALL; SELECT 1 / 0").await, Err("22012".into()));
+    assert_eq!(shown(&client, "application_name").await, "c");
+    client.batch_execute("SET application_name = 'f'; SELECT 1").await.unwrap();
+    assert_eq!(rows(&client, "SELECT 1 / 0").await, Err("22012".into()));
+    assert_eq!(shown(&client, "application_name").await, "f");
+}
+
+#[tokio::test]
+async fn a_block_begins_where_one_ends_with_and_chain() {
+    let server = Server::start(Config::default()).await;
+    let client = server.client().await;
+    assert_eq!(rows(&client, "COMMIT AND CHAIN").await, Err("25P01".into()));
+    client.batch_execute("BEGIN; INSERT INTO t VALUES (1); COMMIT AND CHAIN").await.unwrap();
+    client.batch_execute("INSERT INTO t VALUES (2); ROLLBACK AND CHAIN").await.unwrap();
+    assert_eq!(rows(&client, "SELECT 1 / 0").await, Err("22012".into()));
+    client.batch_execute("COMMIT AND CHAIN; INSERT INTO t VALUES (3); COMMIT AND NO CHAIN").await.unwrap();
+    assert_eq!(rows(&client, "ROLLBACK AND CHAIN").await, Err("25P01".into()));
+    assert_eq!(count(&client).await, "2");
+    client.batch_execute("BEGIN READ ONLY; COMMIT AND CHAIN").await.unwrap();
+    assert_eq!(rows(&client, "INSERT INTO t VALUES (4)").await, Err("25006".into()));
+    client.batch_execute("ROLLBACK").await.unwrap();
+}
+
+#[tokio::test]
 async fn a_failed_block_waits_for_its_end() {
     let server = Server::start(Config::default()).await;
     let client = server.client().await;

@@ -32,8 +32,12 @@ impl Open {
         Opened(self.clone())
     }
 
+    pub(super) fn count(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
-        self.count.load(Ordering::Relaxed) == 0
+        self.count() == 0
     }
 }
 

@@ -12,8 +12,10 @@
 //! answer then is unknown (08007); the coordinator and the shards see to the rest.
 
 use super::keyed::{already_committed, claim_lost};
+use super::metrics::Way;
 use super::{Transaction, Transactions, lost};
 use futures::future::{join_all, try_join_all};
+use proto::machine;
 use proto::services::{BranchAction, CoordinatorService, Decision, Verdict};
 use proto::{Retry, ShardId, SqlState, TransactionId, WireError};
 use std::sync::Arc;
@@ -52,12 +54,15 @@ impl Transaction {
         // From here on dropping it does nothing: it may be on its way to a commit.
         let (bound, loose) = std::mem::take(&mut *self.branches.lock()).parts();
         drop(all.let_go(self.id, loose));
-        match (&bound[..], key) {
-            ([], None) => Ok(()),
-            ([shard], None) => all.commit_one(self.id, *shard).await,
-            (_, None) if all.parallel => all.commit_by_votes(self.id, bound, deadline).await,
-            (_, key) => all.commit_by_record(self.id, bound, key, deadline).await,
-        }
+        let begun = machine::now();
+        let (way, result) = match (&bound[..], key) {
+            ([], None) => return Ok(()),
+            ([shard], None) => (Way::Shard, all.commit_one(self.id, *shard).await),
+            (_, None) if all.parallel => (Way::Votes, all.commit_by_votes(self.id, bound, deadline).await),
+            (_, key) => (Way::Record, all.commit_by_record(self.id, bound, key, deadline).await),
+        };
+        all.metrics.ended(way, machine::now().saturating_duration_since(begun), &result);
+        result
     }
 
     /// Rolls it back, in the background.
@@ -67,6 +72,9 @@ impl Transaction {
 
     fn abandon(&self) -> Ending {
         let shards = std::mem::take(&mut *self.branches.lock()).shards();
+        if !shards.is_empty() {
+            self.all.metrics.rolled_back();
+        }
         self.all.let_go(self.id, shards)
     }
 }

@@ -17,6 +17,7 @@ mod end;
 mod finished;
 mod kept;
 mod keyed;
+mod metrics;
 
 #[cfg(test)]
 mod tests;
@@ -32,7 +33,9 @@ pub use end::{Ending, ROLLBACK_PATIENCE};
 use finished::Finished;
 use futures::future::try_join_all;
 use kept::Kept;
+use metrics::Metrics;
 use parking_lot::Mutex;
+use prometheus::proto::MetricFamily;
 use proto::machine;
 use proto::services::{Branch, BranchAction, BranchRequest, CoordinatorService};
 use proto::{LogIndex, Retry, SchemaVersion, ShardId, SqlState, TransactionId, WireError};
@@ -50,6 +53,7 @@ pub struct Transactions {
     finished: Finished,
     kept: Kept,
     open: Arc<Open>,
+    metrics: Metrics,
 }
 
 /// How long one coordinator is waited for before another is asked: one that is paused may never answer.
@@ -71,7 +75,13 @@ impl Transactions {
     pub fn new(cluster: Arc<Cluster>, requests: Arc<Requests>, config: &Config) -> Arc<Self> {
         let (retry_timeout, parallel) = (config.retry_timeout, config.parallel_commit);
         let (finished, kept, open) = (Finished::default(), Kept::default(), Arc::default());
-        Arc::new(Self { cluster, requests, retry_timeout, parallel, finished, kept, open })
+        let metrics = Metrics::new();
+        Arc::new(Self { cluster, requests, retry_timeout, parallel, finished, kept, open, metrics })
+    }
+
+    /// What they come to, in Prometheus' form.
+    pub fn metrics(&self) -> Vec<MetricFamily> {
+        self.metrics.gather(&self.open)
     }
 
     /// Begins one. `begun` is in microseconds since 1970.
