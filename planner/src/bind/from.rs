@@ -412,7 +412,9 @@ impl<'a> Binder<'a> {
                         .with_hint("It may be a system relation of PostgreSQL's that Shoal doesn't have.")
                 })
             }
-            None if name.starts_with("pg_") => Ok(crate::system::relation(None, name)),
+            None if name.starts_with("pg_") || name == crate::system::TRANSACTIONS => {
+                Ok(crate::system::relation(None, name))
+            }
             _ => Ok(None),
         }
     }
