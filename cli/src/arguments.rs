@@ -19,7 +19,7 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Runs a whole cluster in one process, for development
-    Dev(Dev),
+    Dev(Box<Dev>),
     /// Runs one node of a cluster
     Node(Box<NodeOptions>),
     /// Makes a cluster of the nodes that run, once

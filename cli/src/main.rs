@@ -48,7 +48,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::Runtime)?;
     match arguments.command {
-        Command::Dev(options) => runtime.block_on(dev::run(options)),
+        Command::Dev(options) => runtime.block_on(dev::run(*options)),
         Command::Node(options) => runtime.block_on(serve::run(*options)),
         Command::Init(options) => runtime.block_on(init::run(options)),
         Command::Status(options) => runtime.block_on(status::run(options)),
