@@ -349,3 +349,52 @@ async fn a_transaction_that_is_too_big_fails_alone() {
     nothing_is_left(&node).await;
     assert_eq!(node.one("SELECT count(*) FROM t1").await, Value::Int(1));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_brings_what_is_staged() {
+    let small = |config: &mut replica::Config| {
+        config.log_keep_bytes = 16 << 10;
+        config.log_cut_entries = 16;
+        config.log_file_bytes = 64 << 10;
+        config.checkpoint_bytes = 64 << 10;
+    };
+    let ids = || (1..=3).map(NodeId).collect::<Vec<_>>();
+    let (nodes, network) = three(small).await;
+    let mut nodes: Vec<_> = nodes.into_iter().map(|node| node.staging(1000, ids())).collect();
+    let insert = async |session: &Session<'_>, first: i64| {
+        let sql = format!(
+            "WITH RECURSIVE n(i) AS (SELECT {first} UNION ALL SELECT i + 1 FROM n WHERE i < {first} + 99)
+             INSERT INTO t1 SELECT i, hex(randomblob(50)) FROM n"
+        );
+        assert_eq!(session.write(&sql).await.unwrap(), 100);
+    };
+    // One is prepared, one committed, and one open while a node is away; the log forgets all of it.
+    let third = nodes.pop().unwrap();
+    let [one, two, open] = [1, 2, 3].map(|number| Session::new(&nodes[0], number));
+    insert(&one, 1000).await;
+    insert(&two, 2000).await;
+    let host = Arc::clone(&third.host);
+    tokio::task::spawn_blocking(move || host.shutdown()).await.unwrap();
+    insert(&one, 1100).await;
+    one.prepare().await.unwrap();
+    insert(&two, 2100).await;
+    two.commit().await.unwrap();
+    for number in 0..50 {
+        let other = Session::new(&nodes[0], 100 + number);
+        insert(&other, 10_000 + 100 * number as i64).await;
+        other.commit().await.unwrap();
+    }
+    insert(&open, 3000).await;
+    let third = third.restart(ids(), &network, small).await;
+    hand_over(&nodes[0], &third).await;
+    let rows = "SELECT count(*) FROM t1 WHERE c1 >= 1000 AND c1 < 10000";
+    assert_eq!(third.one(rows).await, Value::Int(200));
+    assert_eq!(third.one("SELECT count(*) FROM t1 WHERE c1 >= 10000").await, Value::Int(5000));
+    assert!(told(open.at(&third).commit().await).starts_with("40001"));
+    one.at(&third).finish(true).await.unwrap();
+    assert_eq!(third.one(rows).await, Value::Int(400));
+    nothing_is_left(&third).await;
+    hand_over(&third, &nodes[0]).await;
+    assert_eq!(nodes[0].one(rows).await, Value::Int(400));
+    assert_eq!(pieces(&nodes[0]).await, 0);
+}
