@@ -3,12 +3,12 @@
 use super::world::{ELECTION, GROUP, TICK, World, later};
 use crate::overlay::{Overlay, Rehearsal, Rehearsed};
 use crate::simulation::holds_lease;
-use crate::{Replica, SchemaEntry, Stage, Write};
+use crate::{Pieces, Replay, Replica, SchemaEntry, Stage, Staging, Write};
 use bytes::Bytes;
 use futures::poll;
 use parking_lot::Mutex;
 use proto::services::Consistency::Strong;
-use proto::{LogIndex, NodeId, Retry, SqlState, WireError};
+use proto::{LogIndex, NodeId, Retry, RouterIncarnation, SqlState, Term, TransactionId, WireError};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -153,6 +153,33 @@ async fn others_wait_while_steps_above_a_big_overlay_follow_each_other() {
         write.await.unwrap().unwrap();
         world.rehearse(&leader, step(&overlay, None)).await.unwrap();
         assert_eq!(overlays_applied(&leader), applied + 1);
+    }
+}
+
+/// What a transaction had locked is known in its own term alone.
+#[tokio::test]
+async fn staged_changes_are_made_in_the_term_that_was_meant_or_not_at_all() {
+    let (world, leader) = World::leased().await;
+    let owner = TransactionId { router: RouterIncarnation(1), sequence: 2 };
+    let now = leader.status().term.0;
+    let before = leader.status().applied.0;
+    for (term, is_done) in [(now - 1, false), (now + 1, false), (now, true)] {
+        let replay = Replay {
+            request: None,
+            settled: 0,
+            output: Bytes::new(),
+            staging: Staging { table: "staged", owner },
+            pieces: Pieces::default(),
+            strike: Vec::new(),
+            term: Some(Term(term)),
+            deadline: later(),
+        };
+        let replica = leader.clone();
+        let replayed = world.finish(async move { replica.replay(replay).await }).await;
+        match replayed {
+            Ok(index) => assert!(is_done && index.0 == before + 1),
+            Err(error) => assert!(!is_done && matches!(error.retry, Retry::NotLeader(_)), "{error}"),
+        }
     }
 }
 
