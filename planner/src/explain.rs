@@ -21,7 +21,15 @@ pub fn explain(plan: &Plan, routes: &[Route], topology: &Topology) -> Vec<String
         Action::Insert(insert) => lines.insert(insert, routes),
         Action::Modify(modify) => {
             lines.push(0, if modify.delete { "Delete" } else { "Update" });
-            lines.fragment(&modify.fragment, routes.first(), 1);
+            match &modify.moves {
+                None => lines.fragment(&modify.fragment, routes.first(), 1),
+                Some(moves) => {
+                    lines.push(1, "Move: each row is deleted and inserted anew");
+                    lines.push(1, format!("SQL: {}", moves.delete));
+                    lines.query(&moves.read, routes, 1);
+                    lines.insert(&moves.insert, &[]);
+                }
+            }
         }
         Action::CopyOut(copy) => lines.query(&copy.query, routes, 0),
         Action::CopyIn(copy) => lines.insert(&copy.insert, routes),

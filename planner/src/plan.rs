@@ -370,6 +370,26 @@ pub struct Modify {
     pub locking_sql: Arc<str>,
     /// How many columns the key has. See [`proto::services::Access::Write`].
     pub touch: u16,
+    /// It changes the shard key: this is done instead. The fragment is the one that finds the rows then, but for
+    /// its columns.
+    pub moves: Option<Box<Move>>,
+}
+
+/// An UPDATE of the shard key: its rows are found and locked, deleted where they are, and added where they belong.
+#[derive(Clone, Debug)]
+pub struct Move {
+    /// Finds the rows. Each comes as its primary key, its shard key, and the values that it is to have.
+    pub read: Query,
+    /// The types of the primary key's columns, and their places among the values.
+    pub key: Vec<(Type, usize)>,
+    /// By what of a found row its shard is known.
+    pub place: InsertTarget,
+    /// Deletes a row by its primary key, `?1..`.
+    pub delete: Arc<str>,
+    /// How many columns of a found row stand before the values.
+    pub before: usize,
+    /// Adds the rows; it has none of its own.
+    pub insert: Insert,
 }
 
 /// A COPY .. FROM STDIN.

@@ -398,6 +398,11 @@ impl Step {
             }
         }
         let mut wants = self.wants(stage, table, &gone)?;
+        if job.spares()
+            && let Some(table) = table
+        {
+            wants.extend(write::spared(stage)?.into_iter().map(|(mode, key)| Want::row(table, key, mode)));
+        }
         if job.moves {
             let deleted = wants.iter().filter_map(|want| match &want.resource.part {
                 Part::Keys(key) => Some((want.resource.table, Part::Moved(key.clone()))),

@@ -7,7 +7,7 @@
 use crate::{fence, touched};
 use bytes::{BufMut, Bytes, BytesMut};
 use dialect::sqlite::{error, error_on, parameter, value_ref};
-use proto::services::{FragmentResponse, RowSource};
+use proto::services::{FragmentResponse, RowLock, RowSource};
 use proto::{
     LogIndex, RowBatch, RowBatchBuilder, SchemaVersion, SqlState, TableId, Value, ValueRef, WireError,
 };
@@ -70,6 +70,11 @@ impl Job {
         verb && self.rows.is_some() && !reads("SELECT") && !reads("ON CONFLICT") && !reads("INSERT OR")
     }
 
+    /// Whether it may leave rows as they are that are in its way, and lock them all the same.
+    pub(crate) fn spares(&self) -> bool {
+        self.sql.contains(" ELSE pg_spare(")
+    }
+
     /// Whether it may leave out rows whose keys are there already.
     pub(crate) fn may_do_nothing(&self) -> bool {
         self.sql.contains(" DO NOTHING")
@@ -87,6 +92,10 @@ pub(crate) fn run(
         Some(table) => error_on(connection, table, failure),
         None => error(failure),
     };
+    if job.spares() {
+        // Of an earlier statement.
+        spared(connection)?;
+    }
     let mut statement = connection.prepare_cached(&job.sql).map_err(error)?;
     // The replica lets a write touch rows alone; what touches none has another intent.
     if statement.readonly() {
@@ -130,6 +139,22 @@ pub(crate) fn run(
         }
     }
     Ok(Ran { affected: outcome.affected, returned: outcome.returned.finish() })
+}
+
+/// The rows that statements have spared since this was last asked: how strong their locks are to be, and their keys.
+pub(crate) fn spared(connection: &Connection) -> Result<Vec<(RowLock, Box<[u8]>)>, WireError> {
+    let mut statement = connection.prepare_cached("SELECT pg_spared()").map_err(error)?;
+    let packed: Option<Vec<u8>> = statement.query_row([], |row| row.get(0)).map_err(error)?;
+    let Some(packed) = packed else { return Ok(Vec::new()) };
+    let rows = dialect::rowset::unpack(&packed)?;
+    let lock = |mut row: proto::rows::Row<'_>| {
+        let mode = match row.next() {
+            Some(ValueRef::Int(0)) => RowLock::NoKeyUpdate,
+            _ => RowLock::Update,
+        };
+        (mode, touched::encode(row))
+    };
+    Ok(rows.rows().map(lock).collect())
 }
 
 fn bound(value: ValueRef<'_>) -> ToSqlOutput<'_> {

@@ -7,7 +7,9 @@ use crate::Rule;
 use crate::bind::copy::BoundCopy;
 use crate::bind::insert::{Conflict, Filler, Insert, Returning, Rows};
 use crate::bind::modify::Modify;
-use crate::bind::tree::{Expr, ExprKind, From, RelId, Relation, RelationSource, Select};
+use crate::bind::tree::{
+    Body, Expr, ExprKind, From, Lock, Query, RelId, Relation, RelationSource, Select,
+};
 use crate::emit::{Naming, Relations, Writer};
 use crate::plan::{
     self, Action, CopyIn, CopyOut, Fragment, InsertRows, InsertTarget, KeyFilter, OutputColumn, RowValue,
@@ -15,6 +17,7 @@ use crate::plan::{
 };
 use dialect::physical::{column_name, key_column, rowid_column, table_name};
 use proto::catalog::{Placement, Table};
+use proto::services::{LockWait, RowLock};
 use proto::{ColumnId, WireError};
 use std::sync::Arc;
 
@@ -97,7 +100,18 @@ impl Planner<'_, '_> {
                     }
                     action += &format!(" DO UPDATE SET {}", sets.join(", "));
                     if let Some(filter) = &update.filter {
-                        action += &format!(" WHERE {}", writer.expr(filter)?);
+                        // PostgreSQL locks the row that it leaves as it is, too, so the shard is told of it.
+                        let unique = table.indexes.iter().filter(|index| index.unique);
+                        let mut keys = table.primary_key.clone();
+                        keys.extend(unique.flat_map(|index| index.columns.iter().map(|c| c.column)));
+                        let is_key = |place: &usize| keys.contains(&table.columns[*place].id);
+                        let strong = u8::from(update.sets.iter().any(|(place, _)| is_key(place)));
+                        let key: Vec<_> = table.primary_key.iter().map(|id| column_name(*id)).collect();
+                        action += &format!(
+                            " WHERE CASE WHEN {} THEN 1 ELSE pg_spare({strong}, {}) END",
+                            writer.expr(filter)?,
+                            key.join(", ")
+                        );
                     }
                     touch = key_width(table)?;
                 }
@@ -180,6 +194,12 @@ impl Planner<'_, '_> {
         if all.iter().any(|e| is_volatile(e)) {
             return Err(volatile_error(what));
         }
+        let shard_key = key_places(table);
+        if let Some(sets) = sets
+            && sets.iter().any(|(place, _)| shard_key.contains(place))
+        {
+            return self.moves(modify, sets);
+        }
         let target = match target {
             Target::Any => Target::Everywhere,
             target => target,
@@ -200,10 +220,8 @@ impl Planner<'_, '_> {
         let mut sql = match sets {
             None => format!("DELETE FROM {name} AS r{}", rel.0),
             Some(sets) => {
-                let shard_key = key_places(table);
                 let mut list = Vec::with_capacity(sets.len());
                 for (place, value) in sets {
-                    refuse_key_change(table, *place, &shard_key)?;
                     let value = not_null_key(table, *place, writer.expr(value)?);
                     list.push(format!("{} = {value}", column_name(table.columns[*place].id)));
                 }
@@ -256,6 +274,95 @@ impl Planner<'_, '_> {
             fragment,
             locking_sql: locking_sql.into(),
             touch: key_width(table)?,
+            moves: None,
+        };
+        Ok((Action::Modify(modify), returning.as_ref().map(|r| r.columns.clone())))
+    }
+
+    /// The plan of an UPDATE that changes the shard key.
+    fn moves(
+        &mut self,
+        modify: &Modify,
+        sets: &[(usize, Expr)],
+    ) -> Result<(Action, Option<Vec<OutputColumn>>), WireError> {
+        let Modify { table, rel, from, ctes: _, sets: _, filter, returning } = modify;
+        let column = |place: usize| -> Result<Expr, WireError> {
+            let ty = crate::bind::from::column_type(table, &table.columns[place])?;
+            Ok(Expr { kind: ExprKind::Column(*rel, place as u32), ty })
+        };
+        let key = table.primary_key.iter().map(|id| {
+            let place = table.columns.iter().position(|c| c.id == *id);
+            place.ok_or_else(|| WireError::internal("a key's column is missing"))
+        });
+        let key: Vec<usize> = key.collect::<Result<_, _>>()?;
+        let shard_key = key_places(table);
+        let mut projection = Vec::new();
+        for place in key.iter().chain(&shard_key) {
+            projection.push(column(*place)?);
+        }
+        let before = projection.len();
+        for place in 0..table.columns.len() {
+            let set = sets.iter().find(|(set, _)| *set == place);
+            projection.push(match set {
+                Some((_, value)) => value.clone(),
+                None => column(place)?,
+            });
+        }
+        let columns = projection
+            .iter()
+            .map(|e| OutputColumn { name: String::new(), ty: e.ty, origin: None })
+            .collect();
+        let relation =
+            Relation { id: *rel, source: RelationSource::Table(Arc::clone(table)), types: Vec::new() };
+        let select = Select {
+            from: std::iter::once(From::Relation(relation)).chain(from.iter().cloned()).collect(),
+            filter: filter.clone(),
+            grouped: false,
+            group_by: Vec::new(),
+            having: None,
+            projection,
+            distinct: false,
+            locks: vec![Lock { rel: *rel, mode: RowLock::Update, wait: LockWait::Wait }],
+        };
+        let query = Query {
+            ctes: Vec::new(),
+            body: Body::Select(Box::new(select)),
+            order_by: Vec::new(),
+            limit: None,
+            offset: None,
+            columns,
+        };
+        let read = self.query(&query)?;
+        let types = key_types(table)?;
+        let place = match &table.placement {
+            Placement::Sharded { keyspace, key: _ } => {
+                let places = (key.len()..before).zip(types);
+                InsertTarget::Sharded { keyspace: *keyspace, key: places.collect() }
+            }
+            Placement::Single { .. } | Placement::Reference => {
+                return Err(WireError::internal("a table without a shard key has one"));
+            }
+        };
+        let equal = |(number, id): (usize, &ColumnId)| format!("{} = ?{}", column_name(*id), number + 1);
+        let equal: Vec<_> = table.primary_key.iter().enumerate().map(equal).collect();
+        let delete = format!("DELETE FROM {} WHERE {}", table_name(table.id), equal.join(" AND "));
+        let insert = self.insert_rows(table, *rel, None, returning.as_ref())?;
+        let [fragment] = read.fragments.as_slice() else {
+            return Err(WireError::internal("a query that locks its rows has one fragment"));
+        };
+        let fragment = Fragment { columns: insert.returning.clone().unwrap_or_default(), ..fragment.clone() };
+        let mut typed = Vec::with_capacity(key.len());
+        for place in key {
+            typed.push((crate::bind::from::column_type(table, &table.columns[place])?.ty, place));
+        }
+        let moves = Box::new(plan::Move { read, key: typed, place, delete: delete.into(), before, insert });
+        let modify = plan::Modify {
+            delete: false,
+            table: table.id,
+            fragment,
+            locking_sql: "".into(),
+            touch: key_width(table)?,
+            moves: Some(moves),
         };
         Ok((Action::Modify(modify), returning.as_ref().map(|r| r.columns.clone())))
     }

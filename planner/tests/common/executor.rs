@@ -86,6 +86,17 @@ impl Database {
         match &plan.action {
             Action::Query(query) => Ok((self.query(query, &scalars)?, 0)),
             Action::Insert(insert) => self.insert(insert, &scalars),
+            Action::Modify(modify) if modify.moves.is_some() => {
+                let moves = modify.moves.as_ref().unwrap();
+                let found = self.query(&moves.read, &scalars)?;
+                for row in &found {
+                    let shards = self.shards_of(route_row(&moves.place, row, &self.world.topology)?);
+                    let key = &row[..moves.key.len()];
+                    assert_eq!(execute(&self.shards[&shards[0]], &moves.delete, key)?.1, 1);
+                }
+                let rows: Vec<_> = found.into_iter().map(|row| row[moves.before..].to_vec()).collect();
+                self.insert_rows(&moves.insert, &rows, &pick(&moves.insert.params, &scalars))
+            }
             Action::Modify(modify) => {
                 let fragment = &modify.fragment;
                 let shards = self.shards_of(route(&fragment.target, &scalars, &self.world.topology)?);

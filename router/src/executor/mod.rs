@@ -13,6 +13,7 @@ pub mod gather;
 pub mod insert;
 mod locks;
 pub mod merge;
+mod moves;
 pub mod rows;
 pub mod scalars;
 pub mod schema;

@@ -277,6 +277,7 @@ async fn copies_that_differ_are_not_written() {
         fragment: Fragment { target: Target::Everywhere, ..fragment(KeyFilter::All, "", &[]) },
         locking_sql: "UPDATE t16385 SET c2 = 'y' RETURNING c1".into(),
         touch: 1,
+        moves: None,
     };
     let plan = plan(vec![], Action::Session(SessionCommand::Empty));
     let error = bench.executor.modify(&bench.statement(&plan), &update, &[]).await.unwrap_err();
@@ -319,6 +320,7 @@ async fn an_update_takes_as_many_shards_as_its_rows() {
         },
         locking_sql: "UPDATE t16384 SET c2 = 'y' RETURNING c1".into(),
         touch: 1,
+        moves: None,
     };
     let plan = plan(ints(&[1]), Action::Session(SessionCommand::Empty));
     let run = bench.statement(&plan);

@@ -66,6 +66,9 @@ impl Executor {
         modify: &Modify,
         scalars: &[Value],
     ) -> Result<Written, WireError> {
+        if let Some(moves) = &modify.moves {
+            return self.modify_moving(run, modify.table, moves, scalars).await;
+        }
         let fragment = &modify.fragment;
         let shards = shards_of(planner::route(&fragment.target, scalars, &run.state.topology)?);
         let everywhere = matches!(fragment.target, Target::Everywhere);

@@ -15,6 +15,7 @@ mod letters;
 mod numerics;
 mod pattern;
 mod raise;
+mod spare;
 mod regexp;
 mod strings;
 mod texts;
@@ -72,6 +73,7 @@ pub(super) fn register(connection: &Connection) -> rusqlite::Result<()> {
             body.call(context).map_err(error::raise)
         })?;
     }
+    spare::register(connection)?;
     pattern::register(connection, flags)?;
     regexp::register(connection, flags)
 }
