@@ -401,7 +401,7 @@ impl Step {
         if job.spares()
             && let Some(table) = table
         {
-            wants.extend(write::spared(stage)?.into_iter().map(|(mode, key)| Want::row(table, key, mode)));
+            wants.extend(write::spared(stage, table)?);
         }
         if job.moves {
             let deleted = wants.iter().filter_map(|want| match &want.resource.part {

@@ -4,6 +4,7 @@
 //! and what they returned. The bytes travel in the log beside the rows, so that a repeated request is told the same.
 //! Nothing here knows when, or whether, what is around it commits.
 
+use crate::touched::Want;
 use crate::{fence, touched};
 use bytes::{BufMut, Bytes, BytesMut};
 use dialect::sqlite::{error, error_on, parameter, value_ref};
@@ -94,7 +95,8 @@ pub(crate) fn run(
     };
     if job.spares() {
         // Of an earlier statement.
-        spared(connection)?;
+        let mut statement = connection.prepare_cached("SELECT pg_spared() IS NULL").map_err(error)?;
+        statement.query_row([], |_| Ok(())).map_err(error)?;
     }
     let mut statement = connection.prepare_cached(&job.sql).map_err(error)?;
     // The replica lets a write touch rows alone; what touches none has another intent.
@@ -141,8 +143,8 @@ pub(crate) fn run(
     Ok(Ran { affected: outcome.affected, returned: outcome.returned.finish() })
 }
 
-/// The rows that statements have spared since this was last asked: how strong their locks are to be, and their keys.
-pub(crate) fn spared(connection: &Connection) -> Result<Vec<(RowLock, Box<[u8]>)>, WireError> {
+/// The locks of the rows of a table that statements have spared since this was last asked.
+pub(crate) fn spared(connection: &Connection, table: TableId) -> Result<Vec<Want>, WireError> {
     let mut statement = connection.prepare_cached("SELECT pg_spared()").map_err(error)?;
     let packed: Option<Vec<u8>> = statement.query_row([], |row| row.get(0)).map_err(error)?;
     let Some(packed) = packed else { return Ok(Vec::new()) };
@@ -152,7 +154,7 @@ pub(crate) fn spared(connection: &Connection) -> Result<Vec<(RowLock, Box<[u8]>)
             Some(ValueRef::Int(0)) => RowLock::NoKeyUpdate,
             _ => RowLock::Update,
         };
-        (mode, touched::encode(row))
+        Want::row(table, touched::encode(row), mode)
     };
     Ok(rows.rows().map(lock).collect())
 }

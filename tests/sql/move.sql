@@ -37,5 +37,5 @@ UPDATE by_name SET name = 'three' WHERE v = 2;
 INSERT INTO by_name VALUES ('four', 4);
 UPDATE by_name SET name = name || '?';
 SELECT * FROM by_name ORDER BY v;
-ROLLBACK;
+COMMIT;
 SELECT * FROM by_name ORDER BY v;

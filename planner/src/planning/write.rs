@@ -7,9 +7,7 @@ use crate::Rule;
 use crate::bind::copy::BoundCopy;
 use crate::bind::insert::{Conflict, Filler, Insert, Returning, Rows};
 use crate::bind::modify::Modify;
-use crate::bind::tree::{
-    Body, Expr, ExprKind, From, Lock, Query, RelId, Relation, RelationSource, Select,
-};
+use crate::bind::tree::{Body, Expr, ExprKind, From, Lock, Query, RelId, Relation, RelationSource, Select};
 use crate::emit::{Naming, Relations, Writer};
 use crate::plan::{
     self, Action, CopyIn, CopyOut, Fragment, InsertRows, InsertTarget, KeyFilter, OutputColumn, RowValue,
@@ -308,10 +306,8 @@ impl Planner<'_, '_> {
                 None => column(place)?,
             });
         }
-        let columns = projection
-            .iter()
-            .map(|e| OutputColumn { name: String::new(), ty: e.ty, origin: None })
-            .collect();
+        let columns =
+            projection.iter().map(|e| OutputColumn { name: String::new(), ty: e.ty, origin: None }).collect();
         let relation =
             Relation { id: *rel, source: RelationSource::Table(Arc::clone(table)), types: Vec::new() };
         let select = Select {

@@ -4,10 +4,11 @@ use super::World;
 use dialect::Type;
 use dialect::datetime::TimeZone;
 use dialect::io::{self, OutputSettings};
+use dialect::key::key_form;
 use dialect::physical;
 use dialect::types::Typed;
 use planner::plan::{
-    Action, Environment, Fragment, Gather, Insert, InsertRows, Plan, Query, Route, RowValue, Scalar,
+    Action, Environment, Fragment, Gather, Insert, InsertRows, Modify, Plan, Query, Route, RowValue, Scalar,
     ScalarId, SessionCommand, SourceRows,
 };
 use planner::text::{Text, split};
@@ -86,16 +87,34 @@ impl Database {
         match &plan.action {
             Action::Query(query) => Ok((self.query(query, &scalars)?, 0)),
             Action::Insert(insert) => self.insert(insert, &scalars),
-            Action::Modify(modify) if modify.moves.is_some() => {
-                let moves = modify.moves.as_ref().unwrap();
-                let found = self.query(&moves.read, &scalars)?;
-                for row in &found {
-                    let shards = self.shards_of(route_row(&moves.place, row, &self.world.topology)?);
-                    let key = &row[..moves.key.len()];
-                    assert_eq!(execute(&self.shards[&shards[0]], &moves.delete, key)?.1, 1);
+            Action::Modify(Modify { moves: Some(moves), .. }) => {
+                let mut found = self.query(&moves.read, &scalars)?;
+                let width = moves.key.len();
+                let key = |row: &[Value], places: &mut dyn Iterator<Item = usize>| -> Vec<Value> {
+                    let types = moves.key.iter().map(|(ty, _)| *ty);
+                    types.zip(places).map(|(ty, place)| key_form(ty, row[place].as_ref())).collect()
+                };
+                let old = |row: &Vec<Value>| key(row, &mut (0..width));
+                found.sort_by(|a, b| {
+                    let keys = old(a).into_iter().zip(old(b));
+                    keys.fold(std::cmp::Ordering::Equal, |known, (a, b)| known.then(compare(&a, &b)))
+                });
+                found.dedup_by_key(|row| old(row));
+                for (place, row) in found.iter().enumerate() {
+                    let new = key(row, &mut moves.key.iter().map(|(_, place)| moves.before + place));
+                    if found[place + 1..].iter().any(|row| old(row) == new) {
+                        return Err(WireError::new(SqlState::UNIQUE_VIOLATION, "a key that is there"));
+                    }
                 }
-                let rows: Vec<_> = found.into_iter().map(|row| row[moves.before..].to_vec()).collect();
-                self.insert_rows(&moves.insert, &rows, &pick(&moves.insert.params, &scalars))
+                self.atomically(|this| {
+                    for row in &found {
+                        let shards = this.shards_of(route_row(&moves.place, row, &this.world.topology)?);
+                        let connection = &this.shards[&shards[0]];
+                        assert_eq!(execute(connection, &moves.delete, &row[..width])?.1, 1);
+                    }
+                    let rows: Vec<_> = found.iter().map(|row| row[moves.before..].to_vec()).collect();
+                    this.insert_rows(&moves.insert, &rows, &pick(&moves.insert.params, &scalars))
+                })
             }
             Action::Modify(modify) => {
                 let fragment = &modify.fragment;
@@ -345,15 +364,14 @@ impl Database {
             }
         };
         let params = pick(&insert.params, scalars);
-        let shards: Vec<ShardId> = self.shards.keys().copied().collect();
-        for shard in &shards {
-            self.shards[shard].execute_batch("SAVEPOINT s").unwrap();
-        }
-        let done = self.insert_rows(insert, &rows, &params);
-        let end = if done.is_ok() { "RELEASE s" } else { "ROLLBACK TO s; RELEASE s" };
-        for shard in &shards {
-            self.shards[shard].execute_batch(end).unwrap();
-        }
+        self.atomically(|this| this.insert_rows(insert, &rows, &params))
+    }
+
+    fn atomically<T>(&self, run: impl FnOnce(&Self) -> Result<T, WireError>) -> Result<T, WireError> {
+        let each = |sql: &str| self.shards.values().for_each(|shard| shard.execute_batch(sql).unwrap());
+        each("SAVEPOINT s");
+        let done = run(self);
+        each(if done.is_ok() { "RELEASE s" } else { "ROLLBACK TO s; RELEASE s" });
         done
     }
 

@@ -82,10 +82,7 @@ impl Executor {
 }
 
 /// A row's primary key, as it is compared. `value` gives a column of it, by its number and its place among the values.
-fn key<'r>(
-    moves: &Move,
-    value: impl Fn(usize, usize) -> Option<&'r Value>,
-) -> Result<KeyspaceId, WireError> {
+fn key<'r>(moves: &Move, value: impl Fn(usize, usize) -> Option<&'r Value>) -> Result<KeyspaceId, WireError> {
     let mut forms = Vec::with_capacity(moves.key.len());
     for (number, (ty, place)) in moves.key.iter().enumerate() {
         let value = value(number, *place).ok_or_else(|| WireError::internal("a row lacks its key"))?;

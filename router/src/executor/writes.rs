@@ -53,8 +53,11 @@ impl Executor {
             }
         };
         result.map_err(|error| match (error.sqlstate, &error.retry) {
-            // Nobody has seen anything of it, so it can run again.
-            (SqlState::SERIALIZATION_FAILURE, Retry::Never) => error.with_retry(Retry::Later),
+            // Nobody has seen anything of it, so it can run again. Its parts lock rows on several shards at once, so two
+            // statements may meet in a circle that PostgreSQL's, one row after the other, wouldn't be in.
+            (SqlState::SERIALIZATION_FAILURE | SqlState::DEADLOCK_DETECTED, Retry::Never) => {
+                error.with_retry(Retry::Later)
+            }
             _ => error,
         })
     }

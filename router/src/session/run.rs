@@ -244,7 +244,12 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 Retry::StaleSchema(version) => (version, Epoch(0)),
                 Retry::StaleEpoch(epoch) => (state.catalog.version(), epoch),
                 // Its own transaction met another one, and nothing of it is left.
-                Retry::Later if error.sqlstate == SqlState::SERIALIZATION_FAILURE => {
+                Retry::Later
+                    if matches!(
+                        error.sqlstate,
+                        SqlState::SERIALIZATION_FAILURE | SqlState::DEADLOCK_DETECTED
+                    ) =>
+                {
                     self.interrupt.check()?;
                     if self.transaction.is_none() && backoff.pause().await {
                         continue;

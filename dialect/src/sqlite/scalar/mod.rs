@@ -15,8 +15,8 @@ mod letters;
 mod numerics;
 mod pattern;
 mod raise;
-mod spare;
 mod regexp;
+mod spare;
 mod strings;
 mod texts;
 
