@@ -78,7 +78,11 @@ fn a_node_tells_prometheus_how_it_does_and_what_is_wrong() {
         let of = |name, labels: &[&str]| figure(&text, name, labels).unwrap_or(-1.0);
         assert_eq!(of("shoal_commits_total", &["by=\"votes\""]), 1.0, "{text}");
         assert_eq!(of("shoal_commit_seconds_count", &["by=\"votes\""]), 1.0, "{text}");
-        assert_eq!((of("shoal_rollbacks_total", &[]), of("shoal_open_transactions", &[])), (1.0, 0.0), "{text}");
+        assert_eq!(
+            (of("shoal_rollbacks_total", &[]), of("shoal_open_transactions", &[])),
+            (1.0, 0.0),
+            "{text}"
+        );
         let branches = || {
             let texts = addresses.iter().map(|address| get(address, "/metrics").1);
             texts.filter_map(|text| figure(&text, "shoal_branches", &[])).sum::<f64>()

@@ -29,6 +29,9 @@ pub trait Scenario: Sized {
 
     /// How many clients there are.
     fn clients(&mut self) -> &mut usize;
+
+    /// Has reads of several shards judged as one state of them all, too.
+    fn demand_cuts(&mut self) {}
 }
 
 /// A seed's plan, or a part of it.
@@ -40,12 +43,14 @@ pub struct Variant {
     pub keep: Option<Vec<usize>>,
     /// How many clients there are; as many as the seed says if it isn't said.
     pub clients: Option<usize>,
+    /// Whether reads of several shards must see one state of them all.
+    pub cuts: bool,
 }
 
 impl Variant {
     /// All of a seed's plan.
     pub fn whole(seed: u64) -> Self {
-        Self { seed, keep: None, clients: None }
+        Self { seed, keep: None, clients: None, cuts: false }
     }
 
     /// The plan.
@@ -57,6 +62,9 @@ impl Variant {
         }
         if let Some(clients) = self.clients {
             *plan.clients() = clients;
+        }
+        if self.cuts {
+            plan.demand_cuts();
         }
         plan
     }
@@ -70,6 +78,9 @@ impl Variant {
         }
         if let Some(clients) = self.clients {
             arguments.extend(["--clients".to_owned(), clients.to_string()]);
+        }
+        if self.cuts {
+            arguments.push("--cuts".to_owned());
         }
         arguments
     }

@@ -5,10 +5,10 @@
 
 use super::scenario::{Report, Variant};
 
-/// The shortest failing run that was found in so many, of a seed with these kinds of faults and so many clients.
+/// The shortest failing run that was found in so many, of a whole plan with these kinds of faults and so many clients.
 /// `run` runs one.
 pub fn shrink(
-    seed: u64,
+    whole: &Variant,
     kinds: &[String],
     clients: usize,
     report: Report,
@@ -16,7 +16,7 @@ pub fn shrink(
     run: impl FnMut(&Variant) -> Report,
 ) -> (Variant, Report) {
     let keep = (0..kinds.len()).collect();
-    let mut search = Search { seed, keep, clients, report, left: runs, run };
+    let mut search = Search { whole: whole.clone(), keep, clients, report, left: runs, run };
     search.drop_kinds(kinds);
     search.drop_faults();
     while search.clients > 1 && search.attempt(search.keep.clone(), search.clients - 1) {}
@@ -24,7 +24,7 @@ pub fn shrink(
 }
 
 struct Search<R> {
-    seed: u64,
+    whole: Variant,
     keep: Vec<usize>,
     clients: usize,
     report: Report,
@@ -34,7 +34,7 @@ struct Search<R> {
 
 impl<R: FnMut(&Variant) -> Report> Search<R> {
     fn variant(&self, keep: Vec<usize>, clients: usize) -> Variant {
-        Variant { seed: self.seed, keep: Some(keep), clients: Some(clients) }
+        Variant { keep: Some(keep), clients: Some(clients), ..self.whole.clone() }
     }
 
     /// Takes a shorter plan, if it fails.
@@ -88,8 +88,8 @@ mod tests {
             let fails = needs(4) && needs(6) && variant.clients >= Some(2);
             Report { failure: fails.then(String::new), ..Report::default() }
         };
-        let (variant, _) = shrink(1, &kinds, 5, Report::default(), 100, run);
-        assert_eq!(variant, Variant { seed: 1, keep: Some(vec![4, 6]), clients: Some(2) });
+        let (variant, _) = shrink(&Variant::whole(1), &kinds, 5, Report::default(), 100, run);
+        assert_eq!(variant, Variant { keep: Some(vec![4, 6]), clients: Some(2), ..Variant::whole(1) });
         assert_eq!(variant.arguments().join(" "), "--seed 1 --keep 4,6 --clients 2");
     }
 }

@@ -32,6 +32,9 @@ struct Arguments {
     /// So many clients, whatever the seeds say.
     #[arg(long)]
     clients: Option<usize>,
+    /// Have a cluster's reads of several shards judged as one state of them all, too.
+    #[arg(long)]
+    cuts: bool,
     /// Run each seed twice and compare what happened.
     #[arg(long)]
     doublecheck: bool,
@@ -142,6 +145,8 @@ fn work<S: Scenario>(arguments: &Arguments, first: u64, next: &AtomicU64, sums: 
         }
         sums.runs += 1;
         if let Some(why) = report.failure {
+            // Whoever waits for the end needn't wait for this.
+            eprintln!("seed {seed} fails: {}", why.lines().next().unwrap_or_default());
             sums.failed.push((seed, why));
             if arguments.until_failure {
                 next.store(arguments.runs, Ordering::Relaxed);
@@ -152,7 +157,7 @@ fn work<S: Scenario>(arguments: &Arguments, first: u64, next: &AtomicU64, sums: 
 
 impl Arguments {
     fn variant(&self, seed: u64) -> Variant {
-        Variant { seed, keep: self.keep.clone(), clients: self.clients }
+        Variant { seed, keep: self.keep.clone(), clients: self.clients, cuts: self.cuts }
     }
 
     fn run<S: Scenario>(&self, variant: &Variant) -> Report {
@@ -193,13 +198,13 @@ fn run_seed<S: Scenario>(arguments: &Arguments, seed: u64) -> Report {
                 Some(format!("two runs of the seed differ after {same} events, at {time} ns:{where_to}"));
         }
     }
-    let is_whole = variant == Variant::whole(seed);
+    let is_whole = variant.keep.is_none() && variant.clients.is_none();
     if report.failure.is_some() && arguments.shrink > 0 && is_whole && !arguments.doublecheck {
         let failure = report.failure.clone().unwrap_or_default();
         let mut plan = S::draw(seed);
         let kinds: Vec<String> = plan.faults().iter().map(|(_, fault)| S::kind(fault)).collect();
         let run = |variant: &Variant| arguments.run::<S>(variant);
-        let (shorter, shortest) = shrink(seed, &kinds, *plan.clients(), report, arguments.shrink, run);
+        let (shorter, shortest) = shrink(&variant, &kinds, *plan.clients(), report, arguments.shrink, run);
         let mut text = format!("\nseed {seed} failed: {failure}\nthe shortest run that fails: ");
         text += &shorter.arguments().join(" ");
         text.push('\n');

@@ -46,9 +46,6 @@ use super::trace::Time;
 use plan::{Fault, Kind, Plan};
 use world::World;
 
-/// Whether a statement that reads several shards sees one state of them all.
-const CUTS: bool = false;
-
 impl Scenario for Plan {
     type Fault = Fault;
 
@@ -75,5 +72,9 @@ impl Scenario for Plan {
 
     fn clients(&mut self) -> &mut usize {
         &mut self.clients
+    }
+
+    fn demand_cuts(&mut self) {
+        self.cuts = true;
     }
 }

@@ -23,6 +23,8 @@ pub struct Plan {
     pub length: Time,
     /// How nodes are set up.
     pub setup: Setup,
+    /// Whether reads of several shards must see one state of them all.
+    pub cuts: bool,
     /// What happens when.
     pub faults: Vec<(Time, Fault)>,
 }
@@ -254,6 +256,6 @@ impl Plan {
             .collect();
         faults.sort_by_key(|(time, _)| *time);
         let clients = usize::try_from(random.within(2..7)).unwrap_or(2);
-        Self { seed, clients, length, setup, faults }
+        Self { seed, clients, length, setup, cuts: false, faults }
     }
 }

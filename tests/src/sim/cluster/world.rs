@@ -132,7 +132,7 @@ impl World {
             seed,
             rows: plan.setup.rows,
             think: plan.setup.think,
-            cuts: super::CUTS,
+            cuts: plan.cuts,
             doors: Mutex::default(),
             history: Mutex::default(),
             log: Mutex::default(),
