@@ -254,6 +254,7 @@ impl Worker {
                     Access::Write { request, settled: request.sequence, touch: 0, lock_timeout: None }
                 }
             },
+            cut: None,
             timeout: self.reach.config.attempt_timeout,
         }
     }

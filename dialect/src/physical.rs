@@ -24,6 +24,15 @@ pub fn table_name(id: TableId) -> String {
     format!("t{id}")
 }
 
+/// The tables that a shard's SQL names, each as often as it does: `t5`, or `o5` while one is built anew.
+pub fn tables_in(sql: &str) -> impl Iterator<Item = TableId> {
+    let words = sql.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter_map(|word| {
+        let number = word.strip_prefix(['t', 'o'])?;
+        number.parse().ok().map(TableId)
+    })
+}
+
 /// The column's name on a shard.
 pub fn column_name(id: ColumnId) -> String {
     format!("c{id}")

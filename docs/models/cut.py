@@ -41,7 +41,7 @@ CASES = {
     # Two transactions and two readers, each of which may see another of them pending.
     "crossed": Case({"T": (0, 1), "U": (0, 1)}, {}, ((0, 1), (0, 1)), voted=(("T", 0), ("U", 1))),
     # Readers without a shard in common, whose transactions hold each other up.
-    "apart": Case({"T": (0, 2), "U": (3, 1)}, {}, ((0, 1), (2, 3))),
+    "apart": Case({"T": (0, 2), "U": (3, 1)}, {}, ((0, 1), (2, 3)), voted=(("T", 0), ("U", 3))),
     # Three shards, and transactions that chain them.
     "chain": Case({"T": (0, 1), "U": (1, 2)}, {}, ((0, 1, 2),), aborts=True),
     # Reads of one shard each.
@@ -59,7 +59,7 @@ MUTATIONS = {
     "not-closed": ("crossed", "settled shards aren't closed before they are released"),
     "let-through-forgotten": ("crossed", "what was let through for others' sake isn't settled"),
     "position-moves": ("crossed", "a vote passes if the snapshot that was opened again has its prepare"),
-    "not-shared": ("crossed", "readers don't let through what the others settle"),
+    "not-shared": ("apart", "readers don't let through what the others settle"),
     "not-passed-on": ("apart", "shards that a reader doesn't read aren't told what it settles"),
     "word-forgotten": ("apart", "a shard forgets what was to be let through before it had anything to settle"),
     "session-rushes": ("session", "reads of one shard don't wait for what was prepared before they came"),
@@ -247,6 +247,14 @@ class Model:
         def scan(reader):
             return reader._replace(phase="scan", todo=frozenset(mine))
 
+        def settled(reader, shard):
+            reader = reader._replace(todo=reader.todo - {shard})
+            if reader.todo:
+                return reader
+            if self.mutation == "not-closed":
+                return scan(reader)
+            return reader._replace(phase="close", todo=frozenset(mine))
+
         if reader.phase == "open":
             for s in reader.todo:
                 log = state.logs[s]
@@ -271,7 +279,7 @@ class Model:
                     step(f"{s} hears what reader {i} settles", readers=self.unite(put(told)["readers"], s, i))
                     continue
                 if s not in mine:
-                    step(f"{s} knows what reader {i} settles", **put(reader._replace(todo=reader.todo - {s})))
+                    step(f"{s} knows what reader {i} settles", **put(settled(reader, s)))
                     continue
                 must = hold.pending | hold.passed
                 if not must <= reader.known:
@@ -279,12 +287,7 @@ class Model:
                 elif all(self.ended(state.logs[s], t) for t in must):
                     if must:
                         hold = hold._replace(position=len(state.logs[s]), pending=frozenset(), passed=frozenset())
-                    answered = self.put(reader, s, hold)
-                    answered = answered._replace(todo=reader.todo - {s})
-                    if not answered.todo:
-                        closing = answered._replace(phase="close", todo=frozenset(mine))
-                        answered = scan(answered) if self.mutation == "not-closed" else closing
-                    step(f"reader {i} has settled {s}", **put(answered))
+                    step(f"reader {i} has settled {s}", **put(settled(self.put(reader, s, hold), s)))
         elif reader.phase == "close":
             for s in reader.todo:
                 hold = reader.holds[s]
@@ -337,9 +340,9 @@ class Model:
 
     def violation(self, state):
         for i, reader in enumerate(state.readers):
-            if reader.phase != "done":
-                continue
             mine = self.case.readers[i]
+            if reader.phase != "done" or not any(reader.holds[s].position for s in mine):
+                continue
             seen = dict(zip(mine, self.seen(state, reader, mine)))
             everything = frozenset().union(*seen.values())
             for t, participants in self.case.transactions.items():
@@ -369,17 +372,31 @@ class Model:
 
         while queue:
             state = queue.popleft()
-            wrong = self.violation(state)
-            if wrong:
-                return len(came_from), f"{wrong} by: {path(state)}"
+            if self.is_over(state):
+                continue
             steps = self.successors(state)
-            if not steps and any(r.phase != "done" for r in state.readers):
+            if not steps:
                 return len(came_from), f"DEADLOCK by: {path(state)}"
             for name, new in steps:
+                wrong = self.violation(new)
+                if wrong:
+                    return len(came_from), f"{wrong} by: {path(state)}; {name}"
+                new = self.forgotten(new)
                 if new not in came_from:
                     came_from[new] = (state, name)
                     queue.append(new)
         return len(came_from), None
+
+    def is_over(self, state):
+        """Whether everyone has read what they wanted to."""
+        sessions = zip(state.sessions, self.case.sessions)
+        return all(r.phase == "done" for r in state.readers) and all(s[0] == len(shards) for s, shards in sessions)
+
+    def forgotten(self, state):
+        """The same without what nobody will ask for again: what readers had that are done, and were right."""
+        holds = tuple(Hold("released") for _ in self.shards)
+        done = Reader("done", frozenset(), frozenset(), holds)
+        return state._replace(readers=tuple(done if r.phase == "done" else r for r in state.readers))
 
 
 def main(arguments):

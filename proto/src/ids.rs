@@ -134,6 +134,15 @@ pub struct TransactionId {
     pub sequence: u64,
 }
 
+/// A read that sees one state of several shards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CutId {
+    /// The router that reads.
+    pub router: RouterIncarnation,
+    /// Counts up by one per cut within the incarnation, from 1.
+    pub sequence: u64,
+}
+
 impl fmt::Display for TransactionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:x}-{:x}", self.router.0, self.sequence)

@@ -9,6 +9,7 @@
 use crate::clock::Clock;
 use crate::connection;
 use crate::fault;
+use crate::moment::Moment;
 use crate::reading::Reading;
 use parking_lot::{Mutex, RwLock};
 use proto::{LogIndex, SqlState, WireError};
@@ -47,7 +48,7 @@ pub(crate) struct Reader {
     pub reading: Arc<Reading>,
     /// The applied index, as the transaction sees it.
     pub position: LogIndex,
-    generation: u64,
+    pub generation: u64,
     permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -160,6 +161,15 @@ impl Readers {
                 Err(error.into())
             }
         }
+    }
+
+    /// Has a reader that was just opened show an earlier state of the database, which another one still shows.
+    pub fn go_back(&self, reader: &mut Reader, moment: &Moment) -> rusqlite::Result<()> {
+        moment.enter(&reader.connection)?;
+        let mut statement = reader.connection.prepare_cached("SELECT applied FROM replica_state")?;
+        let position: i64 = statement.query_row([], |row| row.get(0))?;
+        reader.position = LogIndex(position.cast_unsigned());
+        Ok(())
     }
 
     /// The database.

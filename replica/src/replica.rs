@@ -7,7 +7,7 @@ use crate::entry::{self, Body, Check, Hold, Note, Request, Schema};
 use crate::error::ReplicaError;
 use crate::overlay::{Rehearsal, Rehearsed, Unheard};
 use crate::readers::{Unopened, too_late};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, State};
 use crate::staging::Replay;
 use crate::write::{MemberTarget, SchemaEntry, Write, Written};
 use arc_swap::ArcSwap;
@@ -17,6 +17,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout_at;
+
+/// A time in which a replica leads its group without a break.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Office(u64);
 
 /// How often a follower asks for one read how fresh it is. Once is enough unless asking takes longer than what is asked
 /// for, and then the leader is the better one to read from.
@@ -297,6 +301,26 @@ impl Replica {
             Consistency::Bounded(_) if self.is_leader() => self.strong(deadline).await,
             Consistency::Bounded(staleness) => self.bounded(staleness, deadline).await,
         }
+    }
+
+    /// Opens another snapshot of the state that one shows which is still open.
+    pub async fn snapshot_of(&self, state: &State, deadline: Instant) -> Result<Snapshot, WireError> {
+        self.open(deadline).await?.go_back(state)
+    }
+
+    /// In which office it leads, as far as it knows; nothing if it doesn't, or doesn't serve yet.
+    pub fn office(&self) -> Option<Office> {
+        self.life.load().office().map(Office)
+    }
+
+    /// Makes sure that nobody else can have led from the office's beginning until now.
+    pub async fn assert_office(&self, office: Office, deadline: Instant) -> Result<(), WireError> {
+        let shared = self.shared();
+        shared.use_lease();
+        if !shared.holds_lease() {
+            self.confirmed(&shared, deadline).await?;
+        }
+        if shared.office() == Some(office.0) { Ok(()) } else { Err(shared.not_leader()) }
     }
 
     async fn bounded(&self, staleness: Duration, deadline: Instant) -> Result<Snapshot, WireError> {

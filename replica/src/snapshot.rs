@@ -1,12 +1,22 @@
 //! A consistent view of one replica's rows, on a pooled read-only connection.
 
 use crate::driver::Shared;
+use crate::moment::Moment;
 use crate::readers::Reader;
 use crate::reading::Canceller;
 use proto::{LogIndex, SqlState, WireError};
 use rusqlite::Connection;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// The state that a snapshot shows. More snapshots of it can be opened ([`crate::Replica::snapshot_of`]) as long as one
+/// is open.
+pub struct State {
+    /// None where the database has no WAL yet: then only the newest state can be shown.
+    moment: Option<Moment>,
+    position: LogIndex,
+    generation: u64,
+}
 
 /// A read-only connection with an open read transaction. Dropping it ends the transaction and gives the connection
 /// back to the replica's pool; statements of it must be gone by then.
@@ -36,6 +46,26 @@ impl Snapshot {
     /// The last log index whose effects the snapshot has, read inside it.
     pub fn position(&self) -> LogIndex {
         self.reader().position
+    }
+
+    /// What it shows.
+    pub fn state(&self) -> State {
+        let reader = self.reader();
+        let moment = Moment::of(&reader.connection).ok();
+        State { moment, position: reader.position, generation: reader.generation }
+    }
+
+    /// Shows another state than the newest, if that isn't it. Fails if that one is gone.
+    pub(crate) fn go_back(mut self, to: &State) -> Result<Self, WireError> {
+        let Self { reader, shared } = &mut self;
+        let reader = reader.as_mut().expect("it's there until the snapshot is dropped");
+        if reader.generation == to.generation && reader.position != to.position {
+            let gone = |_| gone();
+            let moment = to.moment.as_ref().ok_or_else(self::gone)?;
+            shared.readers.go_back(reader, moment).map_err(gone)?;
+        }
+        let is_there = reader.generation == to.generation && reader.position == to.position;
+        if is_there { Ok(self) } else { Err(gone()) }
     }
 
     /// How long it has been open.
@@ -75,6 +105,10 @@ impl Snapshot {
             _ => error,
         }
     }
+}
+
+fn gone() -> WireError {
+    WireError::new(SqlState::SNAPSHOT_TOO_OLD, "a state of the replica's database is gone")
 }
 
 impl Drop for Snapshot {

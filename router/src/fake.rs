@@ -65,6 +65,10 @@ pub struct Fake {
     pub kept_alive: Mutex<Vec<RouterIncarnation>>,
     /// What the coordinator was told has finished.
     pub finished: Mutex<Vec<TransactionId>>,
+    /// Every action on a cut so far, and its kind.
+    pub cuts: Mutex<Vec<(&'static str, CutRequest)>>,
+    /// What the next actions on cuts are answered with; nothing to settle otherwise.
+    pub cut_answers: Mutex<VecDeque<ServiceResult<Vec<Unsettled>>>>,
     next: AtomicI64,
 }
 
@@ -181,6 +185,8 @@ impl Fake {
             keys: Mutex::default(),
             kept_alive: Mutex::default(),
             finished: Mutex::default(),
+            cuts: Mutex::default(),
+            cut_answers: Mutex::default(),
             next: AtomicI64::new(1),
         })
     }
@@ -499,6 +505,23 @@ impl ShardService for Fake {
         Box::pin(async { Ok(()) })
     }
 
+    fn cut(&self, request: CutRequest) -> BoxFuture<'_, ServiceResult<Vec<Unsettled>>> {
+        Box::pin(async move {
+            let kind = match request.action {
+                CutAction::Open { .. } => "open",
+                CutAction::Settle(_) => "settle",
+                CutAction::Close => "close",
+                CutAction::Release => "release",
+                CutAction::Drop => "drop",
+            };
+            self.cuts.lock().push((kind, request));
+            match self.cut_answers.lock().pop_front() {
+                Some(answer) => answer,
+                None => Ok(Vec::new()),
+            }
+        })
+    }
+
     fn branches(&self, _: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {
         Box::pin(async { Ok(vec![]) })
     }
@@ -707,6 +730,7 @@ impl Bench {
             deadline,
             retry_for: self.timeout,
             transaction: None,
+            kept: None,
             lock_timeout: None,
         }
     }

@@ -5,7 +5,7 @@
 
 use parking_lot::Mutex;
 use proto::machine::Machine;
-use proto::{RequestId, RouterIncarnation, TransactionId};
+use proto::{CutId, RequestId, RouterIncarnation, TransactionId};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +17,8 @@ pub struct Requests {
     open: Mutex<Open>,
     /// The sequence of the last transaction.
     transactions: AtomicU64,
+    /// The sequence of the last cut.
+    cuts: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -40,7 +42,7 @@ impl Requests {
     pub fn new(machine: &Machine) -> Arc<Self> {
         let router = RouterIncarnation(machine.random());
         let open = Mutex::new(Open { settled: 1, answered: VecDeque::new() });
-        Arc::new(Self { router, open, transactions: AtomicU64::new(0) })
+        Arc::new(Self { router, open, transactions: AtomicU64::new(0), cuts: AtomicU64::new(0) })
     }
 
     /// This start of the router.
@@ -52,6 +54,11 @@ impl Requests {
     pub fn begin_transaction(&self) -> TransactionId {
         let sequence = self.transactions.fetch_add(1, Ordering::Relaxed) + 1;
         TransactionId { router: self.router, sequence }
+    }
+
+    /// Names a read of several shards.
+    pub fn begin_cut(&self) -> CutId {
+        CutId { router: self.router, sequence: self.cuts.fetch_add(1, Ordering::Relaxed) + 1 }
     }
 
     /// Begins a write.

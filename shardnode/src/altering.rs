@@ -9,6 +9,7 @@ use crate::locks::{Mode, Party, Resource};
 use crate::transact::Desk;
 use crate::{statement, stream};
 use bytes::Bytes;
+use dialect::physical::tables_in;
 use parking_lot::Mutex;
 use proto::{Retry, RouterIncarnation, TableId, TransactionId, WireError};
 use replica::{Overlay, Rehearsal, Stage};
@@ -33,7 +34,7 @@ impl Altering {
     }
 
     async fn wait(desk: &Desk, statements: &[String], deadline: Instant) -> Result<Altering, WireError> {
-        let tables: HashSet<TableId> = statements.iter().flat_map(|statement| tables(statement)).collect();
+        let tables: HashSet<TableId> = statements.iter().flat_map(|statement| tables_in(statement)).collect();
         // No router has this number. It is older than any transaction, and waits for none that waits.
         let id = TransactionId { router: RouterIncarnation(0), sequence: desk.transactions.count() };
         let party = Party { id, begun: 0, statement: 1 };
@@ -71,28 +72,5 @@ impl Altering {
 impl Drop for Altering {
     fn drop(&mut self) {
         self.transactions.look().end(self.party.id, None);
-    }
-}
-
-/// The tables that a statement names by their physical names: `t5`, or `o5` while one is built anew.
-fn tables(sql: &str) -> impl Iterator<Item = TableId> {
-    let words = sql.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-    words.filter_map(|word| {
-        let number = word.strip_prefix(['t', 'o'])?;
-        number.parse().ok().map(TableId)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_tables_of_a_statement_are_found() {
-        let found = |sql| tables(sql).map(|table| table.0).collect::<Vec<_>>();
-        assert_eq!(found("ALTER TABLE t5 RENAME TO o5"), [5, 5]);
-        assert_eq!(found("CREATE UNIQUE INDEX i7 ON t16384 (c1, numeric_key(c2))"), [16384]);
-        assert_eq!(found("INSERT INTO t5 (c1) SELECT c1 FROM \"o6\""), [5, 6]);
-        assert_eq!(found("DROP INDEX i7"), []);
     }
 }

@@ -6,6 +6,7 @@
 //! prepared, before it does anything else. It must never know what a statement does.
 
 use crate::config::Config;
+use crate::cut::Cuts;
 use crate::locks::{Locks, Mode, Part, Party, Resource, Settled};
 use crate::metrics::Figures;
 use crate::routers::Routers;
@@ -17,11 +18,11 @@ use proto::machine::{self, Machine};
 use proto::services::{Branch as BranchName, BranchStatus};
 use proto::{LogIndex, Retry, ShardId, SqlState, TableId, Term, TransactionId, WireError};
 use replica::{Overlay, Stage};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 /// What has committed and is remembered for so long is told of.
 const KEPT: Duration = Duration::from_secs(2);
@@ -36,6 +37,18 @@ pub(crate) struct Transactions {
     bounds: Bounds,
     counter: AtomicU64,
     machine: Machine,
+    marks: Arc<Marks>,
+    /// Who reads the shard together with others.
+    pub cuts: Arc<Cuts>,
+}
+
+/// What can be seen of the state without its lock.
+#[derive(Default)]
+struct Marks {
+    /// Its term; 0 for none.
+    term: AtomicU64,
+    /// How many transactions are pending.
+    pending: AtomicUsize,
 }
 
 /// What bounds them.
@@ -54,6 +67,11 @@ pub(crate) struct Bounds {
 pub(crate) struct State {
     /// The term that all of this is of.
     term: Option<Term>,
+    /// The transactions whose rows may be written: they end by verdict alone.
+    pending: BTreeSet<TransactionId>,
+    marks: Arc<Marks>,
+    /// Is told when a transaction has ended.
+    news: Arc<Notify>,
     pub locks: Locks,
     branches: HashMap<TransactionId, Branch>,
     waiters: HashMap<TransactionId, oneshot::Sender<Result<(), WireError>>>,
@@ -89,6 +107,8 @@ struct Branch {
     fault: Option<WireError>,
     /// Whether its votes commit it, once it is prepared.
     parallel: bool,
+    /// The entry that prepared it, if that is of this leader's.
+    prepared_at: LogIndex,
     since: Instant,
 }
 
@@ -152,7 +172,38 @@ impl Transactions {
             idle: config.router_silence,
         };
         let machine = config.machine.clone();
-        Self { state: Mutex::default(), routers, bounds, counter: AtomicU64::new(1), machine }
+        let (marks, news) = (Arc::<Marks>::default(), Arc::<Notify>::default());
+        let cuts = Arc::new(Cuts::new(config, Arc::clone(&news)));
+        let state = Mutex::new(State { marks: Arc::clone(&marks), news, ..State::default() });
+        Self { state, routers, bounds, counter: AtomicU64::new(1), machine, marks, cuts }
+    }
+
+    /// Whether all of it is of this term, without looking.
+    pub fn are_of(&self, term: Term) -> bool {
+        self.marks.term.load(Ordering::Acquire) == term.0
+    }
+
+    /// Whether transactions are pending, without looking.
+    pub fn have_pending(&self) -> bool {
+        self.marks.pending.load(Ordering::Acquire) > 0
+    }
+
+    /// Waits until none of these transactions is pending, or until then.
+    pub async fn ended(&self, these: &[TransactionId], end: Instant) -> bool {
+        loop {
+            let news = Arc::clone(&self.look().news);
+            let mut news = std::pin::pin!(news.notified());
+            news.as_mut().enable();
+            {
+                let state = self.look();
+                if !these.iter().any(|id| state.is_pending(*id)) {
+                    return true;
+                }
+            }
+            if tokio::time::timeout_at(end.into(), news).await.is_err() {
+                return false;
+            }
+        }
     }
 
     /// All there is, as of the stage's term. For closures on the writer, with nothing but their own changes made: what is
@@ -448,6 +499,7 @@ impl Branch {
             lengths: Vec::new(),
             fault: None,
             parallel: false,
+            prepared_at: LogIndex(0),
             since: machine::now(),
         }
     }
@@ -459,7 +511,7 @@ impl Branch {
 
 impl State {
     fn begin_term(&mut self, term: Term, prepared: Vec<prepared::Prepared>) {
-        self.term = Some(term);
+        self.pending.clear();
         self.shapes.forget();
         self.locks = Locks::default();
         for (_, waiter) in self.waiters.drain() {
@@ -480,6 +532,7 @@ impl State {
             (branch.term, branch.phase) = (Some(term), Phase::Prepared(participants));
             branch.parallel = parallel;
             self.branches.insert(id, branch);
+            self.pending.insert(id);
             let party = Party { id, begun, statement: 1 };
             for (resource, mode) in locks {
                 if !self.locks.take(party, &resource, mode) {
@@ -490,6 +543,9 @@ impl State {
                 self.locks.restore(party, table, mode, &hashes);
             }
         }
+        self.term = Some(term);
+        self.mark();
+        self.marks.term.store(term.0, Ordering::Release);
     }
 
     /// The branch, if it is still the one that was admitted.
@@ -510,9 +566,26 @@ impl State {
         self.term
     }
 
-    /// Whether all of it is of this term.
-    pub fn is_of(&self, term: Term) -> bool {
-        self.term == Some(term)
+    /// What is seen without the lock follows.
+    fn mark(&self) {
+        self.marks.pending.store(self.pending.len(), Ordering::Release);
+        self.news.notify_waiters();
+    }
+
+    /// Whether the transaction's row may be written, so that it ends by verdict alone.
+    pub fn is_pending(&self, id: TransactionId) -> bool {
+        self.pending.contains(&id)
+    }
+
+    /// The transactions that are pending, with the tables in which they have locks.
+    pub fn pending(&self) -> impl Iterator<Item = (TransactionId, Vec<TableId>)> {
+        self.pending.iter().map(|id| (*id, self.tables(*id)))
+    }
+
+    /// The tables in which a transaction has locks: all that it has changed are among them.
+    pub fn tables(&self, id: TransactionId) -> Vec<TableId> {
+        let tables: BTreeSet<TableId> = self.locks.held(id).map(|(resource, _)| resource.table).collect();
+        tables.into_iter().collect()
     }
 
     /// Whether statements may come for the branch in this term.
@@ -536,8 +609,28 @@ impl State {
     /// Notes how far the branch has come.
     pub fn advance(&mut self, handle: &Arc<Handle>, phase: Phase) -> Result<(), WireError> {
         let branch = self.branch(handle)?;
+        let is_pending = matches!(phase, Phase::Preparing | Phase::Prepared(_));
         (branch.phase, branch.since) = (phase, machine::now());
+        match is_pending {
+            true => self.pending.insert(handle.id),
+            false => self.pending.remove(&handle.id),
+        };
+        self.mark();
         Ok(())
+    }
+
+    /// The branch was prepared by this entry.
+    pub fn set_prepared_at(&mut self, handle: &Arc<Handle>, index: LogIndex) -> Result<(), WireError> {
+        let branch = self.branch(handle)?;
+        if branch.prepared_at == LogIndex(0) {
+            branch.prepared_at = index;
+        }
+        Ok(())
+    }
+
+    /// The entry that prepared the branch; 0 if it was another leader's.
+    pub fn prepared_at(&self, id: TransactionId) -> LogIndex {
+        self.branches.get(&id).map_or(LogIndex(0), |branch| branch.prepared_at)
     }
 
     /// The branch's votes commit it.
@@ -626,6 +719,9 @@ impl State {
             let error = why.clone().unwrap_or_else(|| over(id));
             // Who doesn't wait any more needs no word.
             let _ = waiter.send(Err(error));
+        }
+        if self.pending.remove(&id) {
+            self.mark();
         }
         let granted = self.locks.release(id);
         let Some(branch) = self.branches.remove(&id) else {

@@ -37,6 +37,12 @@ pub struct Config {
     pub stage_bytes: usize,
     /// How long a schema entry may wait to be applied before its caller is told to ask again.
     pub schema_timeout: Duration,
+    /// How many cuts there may be on one shard. More are asked to come again.
+    pub max_cuts: usize,
+    /// How long a cut may withhold what it withholds. Past it, its reader begins anew.
+    pub cut_timeout: Duration,
+    /// How long the snapshot of a transaction that only reads (REPEATABLE READ) is kept after its last statement.
+    pub kept_cut_timeout: Duration,
     /// Where the time of day and threads come from.
     pub machine: Machine,
 }
@@ -59,6 +65,9 @@ impl Config {
             router_silence: Duration::from_secs(6),
             stage_bytes: 4 << 20,
             schema_timeout: Duration::from_secs(60),
+            max_cuts: 128,
+            cut_timeout: Duration::from_secs(1),
+            kept_cut_timeout: Duration::from_secs(300),
             machine: Machine::default(),
         }
     }

@@ -20,6 +20,8 @@
 //!    alone commit is remembered until all know (`ended`).
 //!
 //! A transaction lives as long as its router does, which says so to the node (`routers`).
+//! Reads of several shards have all of them show one state (`cut`); any statement sees what was prepared before it came
+//! (`pending`).
 //!
 //! A write outside of any transaction runs straight in the leader's batch if nobody has a lock in its table, else as a
 //! transaction of one statement. A schema entry has its tables for itself (`altering`).
@@ -32,11 +34,13 @@ mod agent;
 mod altering;
 mod branch;
 mod config;
+mod cut;
 mod ended;
 mod fence;
 mod locks;
 mod metrics;
 mod node;
+mod pending;
 mod prepared;
 mod read;
 mod routers;

@@ -21,7 +21,8 @@ use parking_lot::Mutex;
 use proto::machine;
 use proto::services::{
     Access, BoxFuture, Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus, ClusterState,
-    Consistency, FragmentRequest, FragmentResponse, SchemaRequest, ServiceResult, ShardService,
+    Consistency, CutRequest, FragmentRequest, FragmentResponse, LockWait, SchemaRequest, ServiceResult,
+    ShardService, Unsettled,
 };
 use proto::topology::{Shard, Topology};
 use proto::{Epoch, GroupId, LogIndex, RequestId, Retry, RouterIncarnation, ShardId, SqlState, WireError};
@@ -237,10 +238,16 @@ impl ShardNode {
         request: FragmentRequest,
         consistency: Consistency,
     ) -> ServiceResult<FragmentResponse> {
-        let replica = self.find(request.shard, Some(request.epoch))?;
+        let desk = self.desk(request.shard, Some(request.epoch))?;
         let deadline = machine::now() + request.timeout.min(LONGEST);
-        let snapshot = self.renew(request.shard, replica.snapshot(consistency, deadline).await)?;
-        read::lookup(&snapshot, &request, deadline)
+        let snapshot = self.renew(request.shard, desk.snapshot(&request, consistency, deadline).await)?;
+        let answer = read::lookup(&snapshot, &request, deadline);
+        drop(snapshot);
+        if !desk.transactions.cuts.are_idle() {
+            let index = desk.told_from(&answer);
+            Box::pin(desk.tell(&request.sql, request.cut, index)).await;
+        }
+        answer
     }
 
     async fn read(
@@ -250,8 +257,9 @@ impl ShardNode {
         deadline: Instant,
     ) -> ServiceResult<FragmentResponse> {
         let shard = request.shard;
-        let replica = self.find(shard, Some(request.epoch))?;
-        let read = self.readers.run(request, deadline, replica.snapshot(consistency, deadline));
+        let desk = self.desk(shard, Some(request.epoch))?;
+        let open = request.clone();
+        let read = self.readers.run(request, deadline, desk.snapshot(&open, consistency, deadline));
         self.renew(shard, read.await)
     }
 
@@ -265,6 +273,9 @@ impl ShardNode {
     ) -> ServiceResult<FragmentResponse> {
         let shard = request.shard;
         let desk = self.desk(shard, Some(request.epoch))?;
+        if !adds(&request.sql) {
+            desk.catch_up(&request, true, deadline).await?;
+        }
         let job = Arc::new(self.job(request, touch));
         let in_the_way = Arc::new(AtomicBool::new(false));
         let (looked, transactions, fast) =
@@ -310,6 +321,19 @@ impl ShardNode {
         let shard = request.shard;
         let desk = self.desk(shard, Some(request.epoch))?;
         let limit = self.config.returning_bytes;
+        let cut = request.cut;
+        let waits = match &access {
+            BranchAccess::Lock { rows, .. } => rows.iter().all(|rows| rows.wait == LockWait::Wait),
+            // What it is for a read is decided below.
+            BranchAccess::Read => false,
+            BranchAccess::Write { .. } | BranchAccess::Move => !adds(&request.sql),
+        };
+        let reads = access == BranchAccess::Read;
+        if cut.is_none() && waits {
+            // One that is lost waits for nothing.
+            desk.transactions.admit(&branch)?;
+            desk.catch_up(&request, true, deadline).await?;
+        }
         let work = match access {
             BranchAccess::Read => match desk.passage(&branch, deadline).await? {
                 Some(passage) => {
@@ -317,17 +341,37 @@ impl ShardNode {
                     passage.done();
                     return Ok(response);
                 }
-                None => Work::Read { request, limit },
+                None => {
+                    if cut.is_none() {
+                        desk.catch_up(&request, false, deadline).await?;
+                    }
+                    Work::Read { request, limit }
+                }
             },
             BranchAccess::Lock { rows, limit: most, anew } => Work::Lock { request, limit, rows, most, anew },
             BranchAccess::Write { touch } => Work::Write(Arc::new(self.job(request, touch))),
             BranchAccess::Move => Work::Write(Arc::new(write::Job { moves: true, ..self.job(request, 0) })),
         };
-        let answer = self.renew(shard, desk.statement(branch, work, deadline).await)?;
+        let answer = self.renew(shard, desk.statement(branch, work, cut, deadline).await)?;
+        if let Some(cut) = cut.filter(|_| reads) {
+            desk.transactions.cuts.assert(&desk, cut, deadline).await?;
+        }
         write::decode(&answer.output, answer.index)
     }
 
     async fn run(&self, request: FragmentRequest) -> ServiceResult<FragmentResponse> {
+        let (shard, sql, cut) = (request.shard, request.sql.clone(), request.cut);
+        let answer = self.carry_out(request).await;
+        if let Ok(desk) = self.desk(shard, None)
+            && !desk.transactions.cuts.are_idle()
+        {
+            let index = desk.told_from(&answer);
+            desk.tell(&sql, cut, index).await;
+        }
+        answer
+    }
+
+    async fn carry_out(&self, request: FragmentRequest) -> ServiceResult<FragmentResponse> {
         let deadline = machine::now() + request.timeout.min(LONGEST);
         match request.access.clone() {
             Access::Read { consistency, lookup: _ } => self.read(request, consistency, deadline).await,
@@ -349,6 +393,14 @@ impl ShardNode {
         let desk = self.desk(shard, (!ends).then_some(epoch))?;
         let deadline = machine::now() + timeout.min(LONGEST);
         self.renew(shard, desk.act(transaction, action, deadline).await)
+    }
+
+    async fn cut_through(&self, request: CutRequest) -> ServiceResult<Vec<Unsettled>> {
+        let CutRequest { shard, epoch, cut, action, timeout } = request;
+        let desk = self.desk(shard, Some(epoch))?;
+        let deadline = machine::now() + timeout.min(LONGEST);
+        let cuts = Arc::clone(&desk.transactions.cuts);
+        self.renew(shard, cuts.act(&desk, cut, action, deadline).await)
     }
 
     async fn list(&self, shard: ShardId) -> ServiceResult<Vec<BranchStatus>> {
@@ -381,6 +433,11 @@ impl ShardNode {
     }
 }
 
+/// Whether a statement only adds rows, and looks at none.
+fn adds(sql: &str) -> bool {
+    sql.starts_with("INSERT ") && !sql.contains("SELECT ")
+}
+
 /// Whether the replica that is here of a group is one of those that were here before.
 pub(crate) fn is_still(host: &Host, group: GroupId, before: &[Replica]) -> bool {
     host.replica(group).is_some_and(|replica| before.iter().any(|known| known.is(&replica)))
@@ -401,6 +458,10 @@ impl ShardService for ShardNode {
     fn keep_alive(&self, router: RouterIncarnation) -> BoxFuture<'_, ServiceResult<()>> {
         self.routers.hear(router);
         Box::pin(async { Ok(()) })
+    }
+
+    fn cut(&self, request: CutRequest) -> BoxFuture<'_, ServiceResult<Vec<Unsettled>>> {
+        Box::pin(self.cut_through(request))
     }
 
     fn branches(&self, shard: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {

@@ -14,6 +14,7 @@ use proto::{
 };
 use replica::Pieces;
 use rusqlite::{Connection, OptionalExtension, Row};
+use std::collections::BTreeMap;
 
 /// The table.
 pub(crate) const TABLE: &str = "shoal_prepared";
@@ -170,6 +171,20 @@ pub(crate) fn delete(connection: &Connection, id: TransactionId) -> Result<(), W
     Ok(())
 }
 
+/// All of them, and the participants of each.
+pub(crate) fn participants(
+    connection: &Connection,
+) -> Result<BTreeMap<TransactionId, Vec<ShardId>>, WireError> {
+    let sql = "SELECT router, sequence, participants FROM shoal_prepared";
+    let mut statement = connection.prepare_cached(sql).map_err(error)?;
+    let mut rows = statement.query([]).map_err(error)?;
+    let mut found = BTreeMap::new();
+    while let Some(row) = rows.next().map_err(error)? {
+        found.insert(name(row)?, shards(row, 2)?);
+    }
+    Ok(found)
+}
+
 /// All of them.
 pub(crate) fn load(connection: &Connection) -> Result<Vec<Prepared>, WireError> {
     let sql = "SELECT router, sequence, begun, participants, locks, parallel FROM shoal_prepared ORDER BY router, sequence";
@@ -213,22 +228,33 @@ fn damaged() -> WireError {
     WireError::new(SqlState::DATA_CORRUPTED, "what is written of a prepared transaction is damaged")
 }
 
-fn read(row: &Row<'_>) -> Result<Prepared, WireError> {
-    let number = |column| row.get::<_, i64>(column).map(i64::cast_unsigned).map_err(error);
-    let batch = |column, width| {
-        let bytes: Vec<u8> = row.get(column).map_err(error)?;
-        let (count, data) = bytes.split_first_chunk::<4>().ok_or_else(damaged)?;
-        let data = Bytes::copy_from_slice(data);
-        RowBatch::decode(width, u32::from_le_bytes(*count), data).map_err(|_| damaged())
-    };
-    let participants = batch(3, 1)?;
+fn number(row: &Row<'_>, column: usize) -> Result<u64, WireError> {
+    row.get::<_, i64>(column).map(i64::cast_unsigned).map_err(error)
+}
+
+fn batch(row: &Row<'_>, column: usize, width: u16) -> Result<RowBatch, WireError> {
+    let bytes: Vec<u8> = row.get(column).map_err(error)?;
+    let (count, data) = bytes.split_first_chunk::<4>().ok_or_else(damaged)?;
+    let data = Bytes::copy_from_slice(data);
+    RowBatch::decode(width, u32::from_le_bytes(*count), data).map_err(|_| damaged())
+}
+
+fn name(row: &Row<'_>) -> Result<TransactionId, WireError> {
+    Ok(TransactionId { router: RouterIncarnation(number(row, 0)?), sequence: number(row, 1)? })
+}
+
+fn shards(row: &Row<'_>, column: usize) -> Result<Vec<ShardId>, WireError> {
     let shard = |value| match value {
         ValueRef::Int(shard) => Ok(ShardId(shard.cast_unsigned())),
         _ => Err(damaged()),
     };
+    batch(row, column, 1)?.rows().flatten().map(shard).collect()
+}
+
+fn read(row: &Row<'_>) -> Result<Prepared, WireError> {
     let (mut locks, mut hashes) = (Vec::new(), Vec::new());
-    for row in batch(4, LOCK_COLUMNS)?.rows() {
-        let values: Vec<ValueRef<'_>> = row.collect();
+    for lock in batch(row, 4, LOCK_COLUMNS)?.rows() {
+        let values: Vec<ValueRef<'_>> = lock.collect();
         let [ValueRef::Int(table), ValueRef::Int(kind), ValueRef::Int(index), key, ValueRef::Int(mode)] =
             values[..]
         else {
@@ -252,10 +278,10 @@ fn read(row: &Row<'_>) -> Result<Prepared, WireError> {
         locks.push((Resource { table, part }, mode));
     }
     Ok(Prepared {
-        id: TransactionId { router: RouterIncarnation(number(0)?), sequence: number(1)? },
-        begun: number(2)?,
-        parallel: number(5)? != 0,
-        participants: participants.rows().flatten().map(shard).collect::<Result<_, _>>()?,
+        id: name(row)?,
+        begun: number(row, 2)?,
+        parallel: number(row, 5)? != 0,
+        participants: shards(row, 3)?,
         locks,
         hashes,
     })

@@ -21,7 +21,7 @@ use bytes::Bytes;
 use dialect::sqlite::{error, value_ref};
 use parking_lot::Mutex;
 use proto::machine;
-use proto::services::{FragmentRequest, LockWait, LockedRows, RowLock};
+use proto::services::{FragmentRequest, LockWait, LockedRows, RowLock, cut_lost};
 use proto::{Retry, RowBatchBuilder, SqlState, TableId, Value, WireError};
 use replica::{Rehearsal, Replica, RowOp, Stage};
 use std::collections::HashSet;
@@ -66,6 +66,15 @@ pub(crate) struct Attempt {
     party: Party,
     /// Whether it may still claim locks: a closure may be run, or run on, when nobody waits for it any more.
     is_live: Arc<AtomicBool>,
+}
+
+/// What a statement does that meets a lock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Patience {
+    /// It fails: whoever has the lock may be waiting for the end of its cut.
+    None,
+    /// It waits, perhaps so long at most.
+    Until(Option<Duration>),
 }
 
 /// Why a statement was undone that is to be run again.
@@ -134,10 +143,10 @@ impl Attempt {
         self,
         replica: &Replica,
         work: Arc<Work>,
-        lock_timeout: Option<Duration>,
+        patience: Patience,
         deadline: Instant,
     ) -> Result<Answer, WireError> {
-        let result = self.rehearse(replica, work, lock_timeout, deadline).await;
+        let result = self.rehearse(replica, work, patience, deadline).await;
         self.is_live.store(false, Ordering::Relaxed);
         self.transactions.end_statement(&self.handle, self.party.statement, result)
     }
@@ -146,7 +155,7 @@ impl Attempt {
         &self,
         replica: &Replica,
         work: Arc<Work>,
-        lock_timeout: Option<Duration>,
+        patience: Patience,
         deadline: Instant,
     ) -> Result<Answer, WireError> {
         let mut manner = match &*work {
@@ -188,6 +197,10 @@ impl Attempt {
             manner = match why {
                 Some(why) if failure == undone() => match why {
                     Met::Locked(Waiting { granted, found, moving }) => {
+                        let lock_timeout = match patience {
+                            Patience::None => return Err(cut_lost()),
+                            Patience::Until(lock_timeout) => lock_timeout,
+                        };
                         self.wait(replica, granted, lock_timeout, deadline).await?;
                         past.is_whole |= found.is_none();
                         match found {

@@ -12,14 +12,17 @@
 use crate::branch::{Answer, Begun, Handle, Phase, Transactions};
 use crate::ended;
 use crate::prepared::{self, Changes, Prepared};
-use crate::statement::{Attempt, Work};
+use crate::statement::{Attempt, Patience, Work};
 use crate::{staged, stream, write};
 use bytes::Bytes;
+use dialect::physical::tables_in;
 use parking_lot::Mutex;
 use proto::machine;
-use proto::services::{Branch, BranchAction, BranchStatus};
-use proto::{LogIndex, RequestId, Retry, ShardId, SqlState, TransactionId, WireError};
-use replica::{Overlay, Pieces, Rehearsal, Replica, Stage, Write, Written};
+use proto::services::{
+    Access, Branch, BranchAction, BranchStatus, Consistency, FragmentRequest, FragmentResponse,
+};
+use proto::{CutId, LogIndex, RequestId, Retry, ShardId, SqlState, TableId, TransactionId, WireError};
+use replica::{Overlay, Pieces, Rehearsal, Replica, Snapshot, Stage, Write, Written};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -55,14 +58,24 @@ pub(crate) fn is_in_the_way(
 
 impl Desk {
     /// Runs a statement of a transaction, and locks what it touches.
-    pub async fn statement(&self, name: Branch, work: Work, deadline: Instant) -> Result<Answer, WireError> {
+    pub async fn statement(
+        &self,
+        name: Branch,
+        work: Work,
+        cut: Option<CutId>,
+        deadline: Instant,
+    ) -> Result<Answer, WireError> {
         let handle = self.transactions.admit(&name)?;
         let _turn = turn(&handle, deadline).await?;
         match self.transactions.begin(&handle, name.statement)? {
             Begun::Repeated(answer) => answer,
             Begun::New => {
                 let attempt = Attempt::new(&self.transactions, &handle, name.statement);
-                let answer = attempt.run(&self.replica, Arc::new(work), name.lock_timeout, deadline).await?;
+                let patience = match cut {
+                    Some(_) => Patience::None,
+                    None => Patience::Until(name.lock_timeout),
+                };
+                let answer = attempt.run(&self.replica, Arc::new(work), patience, deadline).await?;
                 self.spill(&handle, deadline).await;
                 Ok(answer)
             }
@@ -146,7 +159,7 @@ impl Desk {
             _ => error,
         };
         let mut single = Single { transactions: &self.transactions, id: name.transaction, is_over: false };
-        let answer = self.statement(name, Work::Write(job), deadline).await.map_err(again)?;
+        let answer = self.statement(name, Work::Write(job), None, deadline).await.map_err(again)?;
         let written = self.commit(name.transaction, request, settled, answer.output, deadline).await;
         // What may yet commit ends by itself.
         single.is_over = written.as_ref().is_err_and(|error| error.retry == Retry::Unknown);
@@ -192,6 +205,7 @@ impl Desk {
             self.transactions.look().end(id, None);
             return Ok(Written { output, index: self.applied(), repeated: false });
         }
+        let tables = self.transactions.look().tables(id);
         if let Some(handle) = &handle
             && staged::is_staged(handle)
         {
@@ -203,7 +217,9 @@ impl Desk {
                 let index = desk.commit_staged(&handle, (request, settled), told, until).await?;
                 Ok(Written { output, index, repeated: false })
             };
-            return see_through(turn, deadline, ending).await;
+            let written = see_through(turn, deadline, ending).await?;
+            self.transactions.cuts.withhold(&tables, written.index, None).await;
+            return Ok(written);
         }
         // Of one that isn't known, the request may be: then it is committed.
         let changes = handle.as_ref().map(|handle| handle.overlay.changeset()).transpose();
@@ -239,7 +255,9 @@ impl Desk {
                 }
             }
         };
-        self.see_through(Some((request, settled)), turn, deadline, run, ended).await
+        let written = self.see_through(Some((request, settled)), turn, deadline, run, ended).await?;
+        self.transactions.cuts.withhold(&tables, written.index, None).await;
+        Ok(written)
     }
 
     async fn prepare(
@@ -266,7 +284,8 @@ impl Desk {
         });
         let changes = changes.transpose();
         let (transactions, known) = (Arc::clone(&self.transactions), handle.clone());
-        let shards = participants.clone();
+        let (shards, tables) = (participants.clone(), self.transactions.look().tables(id));
+        let all = participants.clone();
         let run = move |stage: &Stage<'_>| {
             let mut state = transactions.enter(stage)?;
             if prepared::changes(stage, id)?.is_some() {
@@ -305,7 +324,8 @@ impl Desk {
             let mut state = transactions.look();
             // If another term has begun, it has found the row itself, or ended the branch.
             match (&written, handle) {
-                (Ok(_), Some(handle)) => {
+                (Ok(written), Some(handle)) => {
+                    drop(state.set_prepared_at(&handle, written.index));
                     // What is staged is the row's now.
                     handle.has_staged.store(false, Ordering::Relaxed);
                     if parallel {
@@ -321,7 +341,9 @@ impl Desk {
             }
             written
         };
-        self.see_through(None, turn, deadline, run, ended).await.map(|written| written.index)
+        let index = self.see_through(None, turn, deadline, run, ended).await?.index;
+        self.transactions.cuts.vote(id, &all, &tables, index).await;
+        Ok(index)
     }
 
     async fn finish(
@@ -421,7 +443,20 @@ impl Desk {
             }
             written
         };
-        self.see_through(None, turn, deadline, run, ended).await.map(|written| written.index)
+        let renounced = self.see_through(None, turn, deadline, run, ended).await;
+        if renounced.is_err() {
+            // That it has voted is as good as the vote.
+            let (tables, found) = {
+                let state = self.transactions.look();
+                (state.tables(id), state.find(id))
+            };
+            let participants = match found {
+                Some((_, Phase::Prepared(participants))) => participants,
+                _ => Vec::new(),
+            };
+            self.transactions.cuts.vote(id, &participants, &tables, self.applied()).await;
+        }
+        renounced.map(|written| written.index)
     }
 
     /// These have committed everywhere.
@@ -440,7 +475,8 @@ impl Desk {
         is_open && self.replica.is_leader()
     }
 
-    fn applied(&self) -> LogIndex {
+    /// The last entry that is in effect here.
+    pub fn applied(&self) -> LogIndex {
         self.replica.watch().borrow().applied
     }
 
@@ -463,18 +499,62 @@ impl Desk {
         see_through(turn, deadline, async move { ended(replica.write(write).await) }).await
     }
 
+    /// A snapshot for a fragment: its cut's, or one that has what was prepared before the fragment came.
+    pub async fn snapshot(
+        &self,
+        request: &FragmentRequest,
+        consistency: Consistency,
+        deadline: Instant,
+    ) -> Result<Snapshot, WireError> {
+        if let Some(cut) = request.cut {
+            let cuts = &self.transactions.cuts;
+            return match request.access {
+                Access::Branch { .. } => cuts.peek(self, cut, deadline).await,
+                Access::Read { .. } | Access::Write { .. } => cuts.scan(self, cut, deadline).await,
+            };
+        }
+        if consistency != Consistency::Strong {
+            return self.replica.snapshot(consistency, deadline).await;
+        }
+        loop {
+            self.catch_up(request, false, deadline).await?;
+            let snapshot = self.replica.snapshot(consistency, deadline).await?;
+            // Another leader may have had others prepared.
+            if self.is_known() {
+                return Ok(snapshot);
+            }
+        }
+    }
+
+    /// The state that an answer is from. What went wrong may be news, too.
+    pub fn told_from(&self, answer: &Result<FragmentResponse, WireError>) -> LogIndex {
+        answer.as_ref().map_or_else(|_| self.applied(), |answer| answer.position)
+    }
+
+    /// Waits until an answer from this state may be told.
+    pub async fn tell(&self, sql: &str, cut: Option<CutId>, index: LogIndex) {
+        let tables: Vec<TableId> = tables_in(sql).collect();
+        self.transactions.cuts.withhold(&tables, index, cut).await;
+    }
+
     /// The transactions that have something on the shard.
     pub async fn list(&self, shard: ShardId, deadline: Instant) -> Result<Vec<BranchStatus>, WireError> {
-        let term = self.replica.watch().borrow().term;
-        if !self.replica.is_leader() || !self.transactions.look().is_of(term) {
-            self.take_up(deadline).await?;
-        }
+        self.know(deadline).await?;
         self.tidy();
-        Ok(self.transactions.statuses(shard))
+        let mut statuses = self.transactions.statuses(shard);
+        // To tell of a vote is to vote. Looked at afterwards: a cut that came meanwhile has seen it.
+        if let Some(seen) = self.transactions.cuts.least_seen() {
+            let state = self.transactions.look();
+            let withheld = |status: &&mut BranchStatus| state.prepared_at(status.transaction) > seen;
+            for status in statuses.iter_mut().filter(withheld) {
+                (status.prepared, status.parallel) = (None, false);
+            }
+        }
+        Ok(statuses)
     }
 
     /// Has a term begun: then what is prepared is known.
-    async fn take_up(&self, deadline: Instant) -> Result<(), WireError> {
+    pub async fn take_up(&self, deadline: Instant) -> Result<(), WireError> {
         let transactions = Arc::clone(&self.transactions);
         let run = move |stage: &Stage<'_>| transactions.enter(stage).map(|_| Bytes::new());
         let rehearsal = Rehearsal { overlay: Overlay::new(), bare: false, deadline, run: Box::new(run) };

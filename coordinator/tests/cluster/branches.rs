@@ -43,6 +43,7 @@ impl Stage {
             params: Vec::new(),
             rows: None,
             access: Access::Branch { branch, access: BranchAccess::Write { touch: 0 } },
+            cut: None,
             timeout: PATIENCE,
         };
         let execute = |service: Arc<dyn ShardService>| {

@@ -4,9 +4,9 @@ use coordinator::{Config, Coordinator};
 use parking_lot::Mutex;
 use proto::services::{
     Access, BoxFuture, BranchAction, BranchRequest, BranchStatus, ClusterState, Consistency,
-    CoordinatorService, FragmentRequest, FragmentResponse, Members, Peers, RaftMessage, RaftService,
-    RaftTransport, ReplicaService, ReplicaStatus, RowSource, SchemaChange, SchemaChangeRequest,
-    SchemaRequest, ServiceResult, ShardService,
+    CoordinatorService, CutRequest, FragmentRequest, FragmentResponse, Members, Peers, RaftMessage,
+    RaftService, RaftTransport, ReplicaService, ReplicaStatus, RowSource, SchemaChange, SchemaChangeRequest,
+    SchemaRequest, ServiceResult, ShardService, Unsettled,
 };
 use proto::topology::{Node, Roles};
 use proto::{
@@ -264,6 +264,10 @@ impl ShardService for Gate {
 
     fn keep_alive(&self, router: RouterIncarnation) -> BoxFuture<'_, ServiceResult<()>> {
         self.shards.keep_alive(router)
+    }
+
+    fn cut(&self, request: CutRequest) -> BoxFuture<'_, ServiceResult<Vec<Unsettled>>> {
+        self.shards.cut(request)
     }
 
     fn branches(&self, shard: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {
@@ -576,6 +580,7 @@ impl Cluster {
             } else {
                 Access::Write { request, settled: 0, touch: 0, lock_timeout: None }
             },
+            cut: None,
             timeout: PATIENCE,
         };
         let execute = |service: Arc<dyn ShardService>| {

@@ -5,12 +5,14 @@
 
 mod bootstrap;
 mod coordinator;
+mod cut;
 mod replica;
 mod shard;
 mod transaction;
 
 pub use bootstrap::*;
 pub use coordinator::*;
+pub use cut::*;
 pub use replica::*;
 pub use shard::*;
 pub use transaction::*;

@@ -1,8 +1,9 @@
 //! What a shard does for routers and for the coordinator.
 
+use super::cut::{CutRequest, Unsettled};
 use super::transaction::{Branch, BranchAccess, BranchRequest, BranchStatus};
 use super::{BoxFuture, BoxStream, ServiceResult};
-use crate::ids::{Epoch, LogIndex, RequestId, RouterIncarnation, SchemaVersion, ShardId, TableId};
+use crate::ids::{CutId, Epoch, LogIndex, RequestId, RouterIncarnation, SchemaVersion, ShardId, TableId};
 use crate::rows::RowBatch;
 use crate::value::Value;
 use std::sync::Arc;
@@ -25,6 +26,9 @@ pub trait ShardService: Send + Sync {
     /// The router lives, and so do the branches of its transactions on this node's shards.
     fn keep_alive(&self, router: RouterIncarnation) -> BoxFuture<'_, ServiceResult<()>>;
 
+    /// Does something with a cut. Answers with what it has to settle.
+    fn cut(&self, request: CutRequest) -> BoxFuture<'_, ServiceResult<Vec<Unsettled>>>;
+
     /// The transactions that have a branch on this shard.
     fn branches(&self, shard: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>>;
 }
@@ -46,6 +50,9 @@ pub struct FragmentRequest {
     pub rows: Option<RowBatch>,
     /// Reads or writes, and how.
     pub access: Access,
+    /// The cut that it is part of. A strong read runs on the cut's snapshot, and what waits to be told for the cut's sake
+    /// is told from then on. What a branch does runs while the cut withholds, and fails if it would have to wait for a lock.
+    pub cut: Option<CutId>,
     /// How long it may take, waiting included.
     pub timeout: Duration,
 }

@@ -12,7 +12,7 @@ use crate::wire::generated::link::{Answer, Call, Caller, answer::Kind as AnswerK
 use crate::wire::{
     Allocate, BranchStatuses, ChangeMembers, CheckTables, Claimed, Convert, DecodeError, OneTransaction,
     Report, ResponseHead, SetSequence, StateEncoder, Statuses, TransactionStatuses, Transactions,
-    TransferLeader, Wire,
+    TransferLeader, UnsettledTransactions, Wire,
 };
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
@@ -96,7 +96,9 @@ fn writes(kind: &Kind) -> bool {
         Kind::ChangeMembers(_) | Kind::TransferLeader(_) | Kind::Check(_) => true,
         Kind::ChangeReplicas(_) | Kind::Join(_) => true,
         Kind::Transact(_) | Kind::Decide(_) | Kind::Finished(_) => true,
-        Kind::Branches(_) | Kind::Transactions(_) | Kind::KeepAlive(_) | Kind::Claim(_) => false,
+        Kind::Branches(_) | Kind::Transactions(_) | Kind::KeepAlive(_) | Kind::Claim(_) | Kind::Cut(_) => {
+            false
+        }
         Kind::Found(_) | Kind::Init(_) => true,
     }
 }
@@ -120,6 +122,10 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
         Kind::KeepAlive(router) => {
             shard(reply)?.keep_alive(RouterIncarnation(router)).await?;
             AnswerKind::KeepAlive(Nothing {})
+        }
+        Kind::Cut(request) => {
+            let unsettled = shard(reply)?.cut(CutRequest::from_message(request)?).await?;
+            AnswerKind::Cut(UnsettledTransactions(unsettled).to_message())
         }
         Kind::Branches(number) => {
             let branches = shard(reply)?.branches(ShardId(number)).await?;

@@ -18,7 +18,7 @@ use crate::wire::generated::{ClusterState as StateMessage, Nothing};
 use crate::wire::{
     Allocate, BranchStatuses, ChangeMembers, CheckTables, Claimed, Convert, DecodeError, OneTransaction,
     Report, ResponseHead, SetSequence, StateDecoder, Statuses, TransactionStatuses, Transactions,
-    TransferLeader, decode_message,
+    TransferLeader, UnsettledTransactions, decode_message,
 };
 use prost::Message;
 use std::pin::Pin;
@@ -84,6 +84,18 @@ impl ShardService for NodeClient {
             let call = call::Kind::KeepAlive(router.0);
             let read = |answer| matches!(answer, answer::Kind::KeepAlive(_)).then_some(Ok(()));
             self.simple(self.call_timeout(), Retry::Later, call, read).await
+        })
+    }
+
+    fn cut(&self, request: CutRequest) -> BoxFuture<'_, ServiceResult<Vec<Unsettled>>> {
+        Box::pin(async move {
+            let timeout = with_way(request.timeout);
+            let call = call::Kind::Cut(request.to_message());
+            let read = |answer| match answer {
+                answer::Kind::Cut(message) => Some(UnsettledTransactions::from_message(message).map(|u| u.0)),
+                _ => None,
+            };
+            self.simple(timeout, Retry::Later, call, read).await
         })
     }
 

@@ -6,7 +6,7 @@ use super::topology::{node_numbers, nodes};
 use super::{Convert, DecodeError, each, id, maybe, messages};
 use crate::ids::{GroupId, LogIndex, NodeId, SequenceId, TransactionId};
 use crate::rows::RowBatch;
-use crate::services::{BranchStatus, ClusterState, ReplicaStatus, Spent, TransactionStatus};
+use crate::services::{BranchStatus, ClusterState, ReplicaStatus, Spent, TransactionStatus, Unsettled};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,6 +65,23 @@ impl Convert for BranchStatuses {
 
     fn from_message(message: link::BranchStatuses) -> Result<Self, DecodeError> {
         Ok(BranchStatuses(each("branches", message.branches)?))
+    }
+}
+
+/// What a cut has to settle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct UnsettledTransactions(pub Vec<Unsettled>);
+
+impl Convert for UnsettledTransactions {
+    type Message = link::UnsettledTransactions;
+    const NAME: &'static str = "unsettled";
+
+    fn to_message(&self) -> link::UnsettledTransactions {
+        link::UnsettledTransactions { unsettled: messages(&self.0) }
+    }
+
+    fn from_message(message: link::UnsettledTransactions) -> Result<Self, DecodeError> {
+        Ok(UnsettledTransactions(each("unsettled", message.unsettled)?))
     }
 }
 

@@ -9,6 +9,7 @@
 mod bootstrap;
 mod catalog;
 mod coordinator;
+mod cut;
 mod error;
 #[cfg(feature = "transport")]
 mod link;
@@ -27,6 +28,7 @@ pub(crate) use bootstrap::{cluster_bytes, cluster_from};
 pub(crate) use link::{
     Allocate, BranchStatuses, ChangeMembers, CheckTables, Claimed, OneTransaction, Report, ResponseHead,
     SetSequence, StateDecoder, StateEncoder, Statuses, TransactionStatuses, Transactions, TransferLeader,
+    UnsettledTransactions,
 };
 
 /// What the build script generates.

@@ -4,7 +4,7 @@ use super::generated as pb;
 use super::transaction::{from_in_branch, in_branch};
 use super::values::{list, unlist};
 use super::{Convert, DecodeError, id, maybe, one, required};
-use crate::ids::{Epoch, LogIndex, SchemaVersion, ShardId, TableId};
+use crate::ids::{CutId, Epoch, LogIndex, SchemaVersion, ShardId, TableId};
 use crate::rows::RowBatch;
 use crate::services::{Access, Consistency, FragmentRequest, SchemaRequest, SchemaStep};
 use std::time::Duration;
@@ -86,7 +86,7 @@ impl Convert for FragmentRequest {
     const NAME: &'static str = "fragment";
 
     fn to_message(&self) -> pb::FragmentRequest {
-        let FragmentRequest { shard, epoch, schema_version, sql, params, rows, access, timeout } = self;
+        let FragmentRequest { shard, epoch, schema_version, sql, params, rows, access, cut, timeout } = self;
         pb::FragmentRequest {
             shard: shard.0,
             epoch: epoch.0,
@@ -96,11 +96,12 @@ impl Convert for FragmentRequest {
             rows: rows.as_ref().map(RowBatch::to_message),
             access: Some(access.to_message()),
             timeout: nanos(*timeout),
+            cut: cut.as_ref().map(CutId::to_message),
         }
     }
 
     fn from_message(message: pb::FragmentRequest) -> Result<Self, DecodeError> {
-        let pb::FragmentRequest { shard, epoch, schema_version, sql, params, rows, access, timeout } =
+        let pb::FragmentRequest { shard, epoch, schema_version, sql, params, rows, access, timeout, cut } =
             message;
         Ok(FragmentRequest {
             shard: ShardId(id("shard", shard)?),
@@ -110,6 +111,7 @@ impl Convert for FragmentRequest {
             params: unlist("params", required("params", params)?)?,
             rows: maybe("rows", rows)?,
             access: one("access", access)?,
+            cut: maybe("cut", cut)?,
             timeout: Duration::from_nanos(timeout),
         })
     }

@@ -285,6 +285,23 @@ fn transaction() -> TransactionId {
     TransactionId { router: RouterIncarnation(u64::MAX), sequence: 4 }
 }
 
+#[test]
+fn cuts_come_back() {
+    let cut = CutId { router: RouterIncarnation(u64::MAX), sequence: 4 };
+    for action in [
+        CutAction::Open { schema_version: SchemaVersion(3), tables: vec![TableId(5)], scans: Some(2) },
+        CutAction::Open { schema_version: SchemaVersion(0), tables: vec![], scans: None },
+        CutAction::Settle(vec![transaction(), transaction()]),
+        CutAction::Close,
+        CutAction::Release,
+        CutAction::Drop,
+    ] {
+        let timeout = Duration::from_millis(3);
+        check_equal(CutRequest { shard: ShardId(3), epoch: Epoch(4), cut, action, timeout });
+    }
+    check_equal(Unsettled { transaction: transaction(), participants: vec![ShardId(3), ShardId(4)] });
+}
+
 fn in_branch(access: BranchAccess) -> Access {
     let lock_timeout = Some(Duration::from_secs(3));
     Access::Branch {
@@ -405,6 +422,7 @@ fn fragments_come_back() {
             params: values(),
             rows: Some(rows.clone()),
             access,
+            cut: None,
             timeout: Duration::from_micros(2_500_001),
         };
         check(&fragment, |a, b| {

@@ -25,11 +25,11 @@ impl Convert for TransactionId {
     }
 }
 
-fn shard_numbers(shards: &[ShardId]) -> Vec<u64> {
+pub(super) fn shard_numbers(shards: &[ShardId]) -> Vec<u64> {
     shards.iter().map(|shard| shard.0).collect()
 }
 
-fn shards(field: &str, numbers: Vec<u64>) -> Result<Vec<ShardId>, DecodeError> {
+pub(super) fn shards(field: &str, numbers: Vec<u64>) -> Result<Vec<ShardId>, DecodeError> {
     numbers.into_iter().map(|number| Ok(ShardId(id(field, number)?))).collect()
 }
 

@@ -1,8 +1,8 @@
 //! Which state a read sees, whatever happens while it is being opened.
 
 use super::world::{ELECTION, TICK, World, later};
-use crate::Replica;
 use crate::simulation::holds_lease;
+use crate::{Replica, Snapshot};
 use futures::poll;
 use proto::Retry;
 use proto::services::Consistency::{self, Bounded, Eventual, Session, Strong};
@@ -95,6 +95,27 @@ async fn a_snapshot_has_what_was_acknowledged_before_it_was_opened() {
     world.heal();
     world.pass(ELECTION).await;
     assert_eq!(read.await.err().unwrap().retry, Retry::NotLeader(Some(new.status().node)));
+}
+
+#[tokio::test]
+async fn another_snapshot_shows_the_state_of_one_that_is_open_and_no_other() {
+    let (world, leader) = World::led().await;
+    let rows = |snapshot: &Snapshot| -> i64 {
+        snapshot.connection().query_row("SELECT count(*) FROM t1", [], |row| row.get(0)).unwrap()
+    };
+    world.write(&leader, 1).await.unwrap();
+    let old = leader.snapshot(Strong, later()).await.unwrap();
+    let state = old.state();
+    for number in 2..50 {
+        world.write(&leader, number).await.unwrap();
+        let again = leader.snapshot_of(&state, later()).await.unwrap();
+        assert_eq!((rows(&again), again.position()), (1, old.position()));
+    }
+    assert_eq!(world.count(&leader, Strong).await.unwrap(), 49, "whoever comes later sees the newest");
+    let office = leader.office().unwrap();
+    leader.assert_office(office, later()).await.unwrap();
+    let new = world.replace(&leader).await;
+    assert!(new.assert_office(office, later()).await.is_err(), "it is another's");
 }
 
 /// A lease that is counted in ticks survives a SIGSTOP: lost time isn't ticked afterwards.

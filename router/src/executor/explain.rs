@@ -67,7 +67,7 @@ impl Executor {
         for (place, (fragment, route)) in query.fragments.iter().zip(routes).enumerate() {
             for shard in super::gather::shards_of(route.clone()) {
                 let started = machine::now();
-                let answer = self.read(run, shard, fragment, scalars).await?;
+                let answer = self.read(run, shard, fragment, scalars, None).await?;
                 let (mut rows, mut bytes) = (0, 0);
                 let mut take = |batch: &RowBatch| {
                     rows += batch.len();

@@ -10,20 +10,20 @@
 //! transaction by itself is waited for once it was sent.
 
 use super::Executor;
+use super::cut::Kept;
 use super::statement::Statement;
 use crate::asking::{Asked, is_unexecuted, no_answer, no_leader};
 use crate::requests::Request;
 use crate::transaction::{Transaction, lost};
-use futures::future::BoxFuture;
-use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use planner::plan::Fragment;
 use proto::machine;
 use proto::services::{Access, BranchAccess, ClusterState, Consistency, FragmentRequest, FragmentResponse};
-use proto::{Retry, RowBatch, SchemaVersion, ShardId, SqlState, TableId, Value, WireError};
+use proto::{CutId, Retry, RowBatch, SchemaVersion, ShardId, SqlState, TableId, Value, WireError};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// One write for one shard.
+#[derive(Clone)]
 pub struct ShardWrite {
     /// The shard.
     pub shard: ShardId,
@@ -56,28 +56,39 @@ impl ShardWrite {
             params: self.params.clone(),
             rows: self.rows.clone(),
             access,
+            cut: None,
             timeout,
         }
     }
 }
 
 impl Executor {
-    /// Reads one shard.
+    /// Reads one shard, perhaps as part of a cut.
     pub async fn read(
         &self,
         run: &Statement<'_>,
         shard: ShardId,
         fragment: &Fragment,
         scalars: &[Value],
+        cut: Option<CutId>,
     ) -> Result<FragmentResponse, WireError> {
+        if let Some(kept) = run.kept {
+            kept.check(run)?;
+            let access = Access::Read { consistency: Consistency::Strong, lookup: fragment.lookup };
+            let cut = Some(kept.id());
+            return self
+                .ask(run, shard, fragment, scalars, (access, cut), &mut false)
+                .await
+                .map_err(Kept::explain);
+        }
         let Some(transaction) = run.transaction.filter(|transaction| transaction.has(shard)) else {
             let access = Access::Read { consistency: Consistency::Strong, lookup: fragment.lookup };
-            return self.ask(run, shard, fragment, scalars, access, &mut false).await;
+            return self.ask(run, shard, fragment, scalars, (access, cut), &mut false).await;
         };
         let branch = transaction.statement(shard, false, run.lock_timeout);
         let access = Access::Branch { branch, access: BranchAccess::Read };
         let mut unknown = false;
-        let answer = self.ask(run, shard, fragment, scalars, access, &mut unknown).await;
+        let answer = self.ask(run, shard, fragment, scalars, (access, cut), &mut unknown).await;
         settle(transaction, shard, answer, unknown)
     }
 
@@ -87,7 +98,7 @@ impl Executor {
         shard: ShardId,
         fragment: &Fragment,
         scalars: &[Value],
-        access: Access,
+        (access, cut): (Access, Option<CutId>),
         unknown: &mut bool,
     ) -> Result<FragmentResponse, WireError> {
         let mut asked = Asked::new(&self.cluster, &run.state.topology, shard, run.retry_until());
@@ -100,6 +111,7 @@ impl Executor {
                 params: pick(&fragment.params, scalars)?,
                 rows: None,
                 access: access.clone(),
+                cut,
                 timeout: run.time_left(),
             };
             let Some(service) = asked.service()? else {
@@ -121,22 +133,6 @@ impl Executor {
                 }
             }
         }
-    }
-
-    /// Reads several shards, their answers in the order that they are named in. All have opened when it returns.
-    pub async fn read_all(
-        &self,
-        run: &Statement<'_>,
-        shards: &[ShardId],
-        fragment: &Fragment,
-        scalars: &[Value],
-    ) -> Result<Vec<FragmentResponse>, WireError> {
-        if let [shard] = shards {
-            return Ok(vec![self.read(run, *shard, fragment, scalars).await?]);
-        }
-        let reads: Vec<BoxFuture<'_, _>> =
-            shards.iter().map(|shard| self.read(run, *shard, fragment, scalars).boxed()).collect();
-        stream::iter(reads).buffered(self.config.shards_at_once).try_collect().await
     }
 
     /// How long the outcome of a write is waited for: the statement's time, or until it is cancelled, and then for as
@@ -247,13 +243,14 @@ impl Executor {
         run: &Statement<'_>,
         transaction: &Transaction,
         write: ShardWrite,
+        cut: Option<CutId>,
     ) -> Result<FragmentResponse, WireError> {
         let (shard, touch) = (write.shard, write.touch);
         let branch = transaction.statement(shard, true, run.lock_timeout);
         let access = if write.moves { BranchAccess::Move } else { BranchAccess::Write { touch } };
         let access = Access::Branch { branch, access };
         let mut unknown = false;
-        let answer = self.ask_branch(run, write, access, &mut unknown).await;
+        let answer = self.ask_branch(run, write, (access, cut), &mut unknown).await;
         let written = settle(transaction, shard, answer, unknown)?;
         if written.affected == 0 && touch == 0 {
             transaction.unbind(shard, branch);
@@ -265,13 +262,14 @@ impl Executor {
         &self,
         run: &Statement<'_>,
         mut write: ShardWrite,
-        access: Access,
+        (access, cut): (Access, Option<CutId>),
         unknown: &mut bool,
     ) -> Result<FragmentResponse, WireError> {
         let mut asked = Asked::new(&self.cluster, &run.state.topology, write.shard, run.retry_until());
         loop {
             run.interrupt.check()?;
             let request = write.request(&asked, access.clone(), run.time_left());
+            let request = FragmentRequest { cut, ..request };
             let error = match asked.service()? {
                 Some(service) => {
                     let answer = async {

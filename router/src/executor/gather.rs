@@ -4,6 +4,7 @@
 //! tables of a private database, then runs the rest of the query there, on a thread of its own.
 
 use super::Executor;
+use super::cut::Scan;
 use super::fragments::pick;
 use super::merge::Merge;
 use super::rows::{Feed, RowStream, next_of};
@@ -14,7 +15,7 @@ use crate::cancel::Interrupt;
 use dialect::sqlite as functions;
 use planner::plan::{Fragment, Gather, MergeKey, Query, Route, ScalarId, Source, SourceRows};
 use planner::system::{self, SessionFacts};
-use proto::services::{FragmentResponse, RowSource, ServiceResult};
+use proto::services::{RowSource, ServiceResult};
 use proto::{RowBatch, RowBatchBuilder, ShardId, SqlState, Value, WireError};
 use std::fmt::Write;
 use std::sync::Arc;
@@ -48,10 +49,11 @@ impl Executor {
                 let route = planner::route(&fragment.target, scalars, &run.state.topology)?;
                 let sources: Vec<_> = match route {
                     Route::None => Vec::new(),
-                    Route::One(shard) => vec![self.read(run, shard, fragment, scalars).await?.rows],
+                    Route::One(shard) => vec![self.read(run, shard, fragment, scalars, None).await?.rows],
                     Route::Some(shards) | Route::All(shards) => {
-                        let answers = self.read_all(run, &shards, fragment, scalars).await?;
-                        answers.into_iter().map(|answer| answer.rows).collect()
+                        let answers =
+                            Box::pin(self.read_scans(run, &[Scan { fragment, shards }], scalars)).await?;
+                        answers.into_iter().flatten().map(|answer| answer.rows).collect()
                     }
                 };
                 let feed = feed(sources, order, fragment)?;
@@ -75,7 +77,7 @@ impl Executor {
         query.fragments.iter().map(route).collect()
     }
 
-    /// Asks the shards for every source's rows.
+    /// Asks the shards for every source's rows, all of one state.
     async fn open_sources(
         &self,
         run: &Statement<'_>,
@@ -83,18 +85,24 @@ impl Executor {
         sources: &[Source],
         scalars: &[Value],
     ) -> Result<Vec<Vec<RowSource>>, WireError> {
-        let mut inputs = Vec::with_capacity(sources.len());
+        let mut scans = Vec::with_capacity(sources.len());
         for source in sources {
-            let SourceRows::Fragment(place) = source.rows else {
-                inputs.push(vec![RowSource::Whole(self.system_rows(run, source)?)]);
-                continue;
-            };
+            let SourceRows::Fragment(place) = source.rows else { continue };
             let fragment = query.fragments.get(place);
             let fragment =
                 fragment.ok_or_else(|| WireError::internal("a plan names a fragment that it hasn't"))?;
             let shards = shards_of(planner::route(&fragment.target, scalars, &run.state.topology)?);
-            let answers: Vec<FragmentResponse> = self.read_all(run, &shards, fragment, scalars).await?;
-            inputs.push(answers.into_iter().map(|answer| answer.rows).collect());
+            scans.push(Scan { fragment, shards });
+        }
+        let mut answers = Box::pin(self.read_scans(run, &scans, scalars)).await?.into_iter();
+        let mut inputs = Vec::with_capacity(sources.len());
+        for source in sources {
+            inputs.push(match source.rows {
+                SourceRows::System(_) => vec![RowSource::Whole(self.system_rows(run, source)?)],
+                SourceRows::Fragment(_) => {
+                    answers.next().into_iter().flatten().map(|answer| answer.rows).collect()
+                }
+            });
         }
         Ok(inputs)
     }

@@ -166,7 +166,7 @@ impl Executor {
         let access = BranchAccess::Lock { rows: Arc::clone(&locking.rows), limit, anew };
         let access = Access::Branch { branch, access };
         let mut unknown = false;
-        let answer = self.ask(run, shard, fragment, scalars, access, &mut unknown).await;
+        let answer = self.ask(run, shard, fragment, scalars, (access, None), &mut unknown).await;
         let rows = collect(settle(transaction, shard, answer, unknown)?).await?.rows;
         if rows.iter().all(RowBatch::is_empty) {
             transaction.unbind(shard, branch);

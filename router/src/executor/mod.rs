@@ -1,11 +1,12 @@
 //! Running plans.
 //!
 //! The life of a plan here: its scalars are evaluated ([`scalars`]), its fragments are routed and sent to shards
-//! ([`fragments`]), and what comes back is gathered ([`gather`], [`merge`]) into rows that the session pulls
+//! ([`fragments`]), those of several shards as of one moment ([`cut`]), and what comes back is gathered ([`gather`], [`merge`]) into rows that the session pulls
 //! ([`rows`]). Writes go to the shards of their rows ([`insert`], [`writes`]), schema changes to the coordinator
 //! ([`schema`]). Nothing here knows a client's protocol.
 
 pub mod copy_in;
+pub mod cut;
 pub mod explain;
 mod first;
 pub mod fragments;

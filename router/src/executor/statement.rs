@@ -1,5 +1,6 @@
 //! One run of a plan: everything that stays the same while it lasts.
 
+use super::cut::Kept;
 use super::scalars::Facts;
 use crate::cancel::{Interrupt, Reason};
 use crate::transaction::Transaction;
@@ -31,6 +32,8 @@ pub struct Statement<'a> {
     pub retry_for: Duration,
     /// The transaction that it's part of. Without one it is a transaction of its own.
     pub transaction: Option<&'a Transaction>,
+    /// The state that it sees, if not the newest.
+    pub kept: Option<&'a Kept>,
     /// How long it may wait for a lock, if less than it may take.
     pub lock_timeout: Option<Duration>,
 }

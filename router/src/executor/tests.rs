@@ -7,8 +7,10 @@ use crate::fake::{Bench, Fault, MAIN, REFERENCE, SEQUENCE, TABLE};
 use dialect::Type;
 use dialect::types::Typed;
 use planner::plan::*;
-use proto::services::Access;
-use proto::{NodeId, Retry, SchemaVersion, Value, ValueRef, WireError};
+use proto::services::{Access, CutAction, CutRequest, Unsettled, cut_lost};
+use proto::{
+    NodeId, Retry, RouterIncarnation, SchemaVersion, ShardId, TransactionId, Value, ValueRef, WireError,
+};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -229,7 +231,7 @@ async fn a_newer_catalog_is_taken_in_by_inserts_and_returned_by_reads() {
     // The table is the same in version 5, so the rows go through.
     assert_eq!(bench.executor.insert(&run, insert, &values).await.unwrap().affected, 10);
     let all = fragment(KeyFilter::All, "SELECT c1 FROM t16384", &[]);
-    let read = bench.executor.read(&run, proto::ShardId(1), &all, &[]).await;
+    let read = bench.executor.read(&run, ShardId(1), &all, &[], None).await;
     assert_eq!(read.err().unwrap().retry, Retry::StaleSchema(SchemaVersion(5)));
 }
 
@@ -462,4 +464,106 @@ async fn copy_is_all_or_nothing_however_many_batches_it_takes() {
     assert_eq!(copy(&bench, &[rows.as_bytes()]).await.unwrap(), 200);
     assert_eq!(bench.fake.on_each("SELECT count(*) FROM t16384").iter().sum::<i64>(), 200);
     assert_eq!(bench.fake.acted("prepare"), [1, 2], "one transaction");
+}
+
+/// A query of all shards.
+fn everything() -> Query {
+    let all = fragment(KeyFilter::All, "SELECT c1 FROM t16384 ORDER BY c1", &[]);
+    let key = MergeKey { column: 0, descending: false, nulls_first: false };
+    Query { fragments: vec![all], gather: stream(vec![key]), lock: None }
+}
+
+/// What was asked of the shards for cuts: what, of which shard, and for which cut.
+fn cut_actions(bench: &Bench) -> Vec<(&'static str, u64, u64)> {
+    let cuts = bench.fake.cuts.lock();
+    cuts.iter().map(|(kind, request)| (*kind, request.shard.0, request.cut.sequence)).collect()
+}
+
+#[tokio::test]
+async fn what_is_on_several_shards_is_read_as_of_one_moment() {
+    let bench = Bench::new(4).await;
+    let (scalars, insert) = insert_rows(10);
+    run_insert(&bench, scalars, insert).await.unwrap();
+    bench.fake.requests.lock().clear();
+    assert_eq!(run_query(&bench, vec![], everything()).await.unwrap(), (1..=10).collect::<Vec<_>>());
+    assert_eq!(cut_actions(&bench), (1..=4).map(|shard| ("open", shard, 1)).collect::<Vec<_>>());
+    let requests = std::mem::take(&mut *bench.fake.requests.lock());
+    assert!(requests.len() == 4 && requests.iter().all(|r| r.cut.is_some_and(|cut| cut.sequence == 1)));
+    let one = fragment(KeyFilter::In(vec![vec![ScalarId(0)]]), "SELECT c1 FROM t16384 WHERE c1 = ?1", &[0]);
+    let query = Query { fragments: vec![one], gather: stream(vec![]), lock: None };
+    assert_eq!(run_query(&bench, ints(&[3]), query).await.unwrap(), [3]);
+    assert!(cut_actions(&bench).len() == 4 && bench.fake.requests.lock()[0].cut.is_none());
+}
+
+#[tokio::test]
+async fn what_is_pending_is_settled_by_all_whom_it_concerns_before_anything_is_read() {
+    let bench = Bench::new(4).await;
+    let unsettled = |sequence, shards: &[u64]| Unsettled {
+        transaction: TransactionId { router: RouterIncarnation(9), sequence },
+        participants: shards.iter().map(|shard| ShardId(*shard)).collect(),
+    };
+    let two = |query: &mut Query| {
+        query.fragments[0].target = Target::Keyspace {
+            keyspace: MAIN,
+            key: vec![Type::Int4],
+            filter: KeyFilter::In(vec![(0..20).map(ScalarId).collect()]),
+        }
+    };
+    let mut query = everything();
+    two(&mut query);
+    // The second shard has one pending; the first learns of another when it is to be closed.
+    let none = || Ok(vec![]);
+    let late = Ok(vec![unsettled(2, &[1, 2])]);
+    let answers = [none(), Ok(vec![unsettled(1, &[2, 3])]), none(), none()];
+    bench.fake.cut_answers.lock().extend(answers);
+    bench.fake.cut_answers.lock().extend([none(), none(), none(), none(), late]);
+    run_query(&bench, ints(&(0..20).collect::<Vec<_>>()), query).await.unwrap();
+    let actions = cut_actions(&bench);
+    let of = |kind| actions.iter().filter(|(done, ..)| *done == kind).count();
+    assert_eq!((of("open"), of("settle"), of("close")), (4, 8, 8), "{actions:?}");
+    let settled = |known: usize| {
+        let cuts = bench.fake.cuts.lock();
+        let knows =
+            |request: &CutRequest| matches!(&request.action, CutAction::Settle(all) if all.len() == known);
+        cuts.iter().filter(|(_, request)| knows(request)).count()
+    };
+    assert_eq!((settled(1), settled(2)), (4, 4));
+}
+
+#[tokio::test]
+async fn a_read_begins_anew_when_a_shard_has_given_its_cut_up() {
+    let bench = Bench::new(2).await;
+    let (scalars, insert) = insert_rows(10);
+    run_insert(&bench, scalars, insert).await.unwrap();
+    bench.fake.faults.lock().push_back(Fault::Before(cut_lost()));
+    assert_eq!(run_query(&bench, vec![], everything()).await.unwrap(), (1..=10).collect::<Vec<_>>());
+    let opened: Vec<_> = cut_actions(&bench).into_iter().filter(|(kind, ..)| *kind == "open").collect();
+    assert_eq!(opened, [("open", 1, 1), ("open", 2, 1), ("open", 1, 2), ("open", 2, 2)]);
+    let lost = std::iter::repeat_with(|| Err(cut_lost())).take(10_000);
+    bench.fake.cut_answers.lock().extend(lost);
+    let mut impatient = bench;
+    impatient.timeout = Duration::from_millis(20);
+    let error = run_query(&impatient, vec![], everything()).await.unwrap_err();
+    assert!(["40001", "57014"].contains(&error.sqlstate.as_str()), "{error}");
+}
+
+#[tokio::test]
+async fn fragments_of_one_statement_share_their_cut() {
+    let bench = Bench::new(1).await;
+    let all = || fragment(KeyFilter::All, "SELECT c1 FROM t16384", &[]);
+    let source = |place: usize| Source {
+        name: format!("s{place}"),
+        columns: vec![Type::Int4],
+        rows: SourceRows::Fragment(place),
+    };
+    let gather = Gather::Sqlite {
+        sources: vec![source(0), source(1)],
+        sql: "SELECT count(*) FROM s0, s1".into(),
+        params: vec![],
+    };
+    let query = Query { fragments: vec![all(), all()], gather, lock: None };
+    assert_eq!(run_query(&bench, vec![], query).await.unwrap(), [0]);
+    let cuts = bench.fake.cuts.lock();
+    let [(_, CutRequest { action: CutAction::Open { tables, scans, .. }, .. })] = &cuts[..] else { panic!() };
+    assert_eq!((&tables[..], *scans), (&[TABLE][..], Some(2)));
 }

@@ -10,12 +10,12 @@ use super::gather::shards_of;
 use super::rows::next_of;
 use super::statement::Statement;
 use crate::transaction::Transaction;
-use dialect::physical::table_name;
+use dialect::physical::{table_name, tables_in};
 use futures::{StreamExt, stream};
 use planner::plan::{Modify, Target};
 use proto::catalog::Placement;
-use proto::services::{FragmentResponse, RowSource};
-use proto::{Retry, RowBatch, ShardId, SqlState, TableId, Value, WireError};
+use proto::services::{FragmentResponse, RowSource, is_cut_lost};
+use proto::{CutId, Retry, RowBatch, ShardId, SqlState, TableId, Value, WireError};
 
 /// What a write did.
 #[derive(Debug, Default)]
@@ -148,24 +148,48 @@ impl Executor {
         self.conclude(run, own, result).await
     }
 
+    /// A statement that looks for its rows on several shards sees one state of them, unless it meets a lock: then it is run
+    /// anew, and sees each shard as of when it has the locks there.
     async fn write_each(
         &self,
         run: &Statement<'_>,
-        mut writes: Vec<ShardWrite>,
+        writes: Vec<ShardWrite>,
     ) -> Result<Vec<Written>, WireError> {
         let Some(transaction) = run.transaction else {
             return Err(WireError::internal("writes on several shards without a transaction"));
         };
+        let looks = |write: &ShardWrite| !write.everywhere && !write.moves && write.rows.is_none();
+        if writes.len() > 1 && writes.iter().all(looks) {
+            let parts = writes.iter().map(|write| (write.shard, tables_in(&write.sql)));
+            let cut = Box::pin(self.hold(run, parts)).await?;
+            let mark = transaction.mark();
+            match self.write_parts(run, transaction, writes.clone(), Some(cut.id)).await {
+                Err(error) if is_cut_lost(&error) => {}
+                written => return written,
+            }
+            drop(cut);
+            transaction.undo(&mark, run.deadline).await?;
+        }
+        self.write_parts(run, transaction, writes, None).await
+    }
+
+    async fn write_parts(
+        &self,
+        run: &Statement<'_>,
+        transaction: &Transaction,
+        mut writes: Vec<ShardWrite>,
+        cut: Option<CutId>,
+    ) -> Result<Vec<Written>, WireError> {
         let mut done: Vec<Option<Written>> = std::iter::repeat_with(|| None).take(writes.len()).collect();
         let everywhere = writes.iter().any(|write| write.everywhere);
         if everywhere {
             // The first shard goes first: whoever writes the same row waits for its lock there, and holds none elsewhere.
             let first = writes.remove(0);
-            done[0] = Some(collect(self.write_within(run, transaction, first).await?).await?);
+            done[0] = Some(collect(self.write_within(run, transaction, first, cut).await?).await?);
         }
         let rest = done.len() - writes.len();
         let writes = writes.into_iter().enumerate().map(|(place, write)| async move {
-            let written = match self.write_within(run, transaction, write).await {
+            let written = match self.write_within(run, transaction, write, cut).await {
                 Ok(response) => collect(response).await,
                 Err(error) => Err(error),
             };

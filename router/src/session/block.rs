@@ -79,6 +79,8 @@ pub fn command(plan: &Plan) -> &'static str {
 pub struct Block {
     status: Status,
     read_only: bool,
+    /// All its statements see one state: REPEATABLE READ.
+    repeatable: bool,
     /// DDL has run in this transaction.
     schema: bool,
     /// Something other than the session's own commands has run, or tried to.
@@ -110,6 +112,7 @@ impl Default for Block {
             status: Status::Idle,
             read_only: false,
             schema: false,
+            repeatable: false,
             has_run: false,
             doomed: false,
             savepoints: Vec::new(),
@@ -138,10 +141,9 @@ impl Block {
         self.read_only
     }
 
-    /// BEGIN. In a string or pipeline, what was written before it belongs to the block.
-    pub fn begin(&mut self, read_only: bool) {
-        self.status = Status::Block;
-        self.read_only = read_only;
+    /// Whether all its statements see one state.
+    pub fn is_repeatable(&self) -> bool {
+        self.repeatable
     }
 
     /// A statement is about to run.
@@ -154,9 +156,31 @@ impl Block {
         self.has_run && self.is_open()
     }
 
-    /// SET TRANSACTION READ ONLY or READ WRITE.
-    pub fn set_read_only(&mut self, read_only: bool) {
+    /// BEGIN. In a string or pipeline, what was written before it belongs to the block.
+    pub fn begin(&mut self, read_only: bool, isolation: Option<Isolation>) -> Result<(), WireError> {
+        self.repeatable = is_repeatable(isolation, read_only)?;
+        self.status = Status::Block;
         self.read_only = read_only;
+        Ok(())
+    }
+
+    /// SET TRANSACTION.
+    pub fn set(&mut self, read_only: Option<bool>, isolation: Option<Isolation>) -> Result<(), WireError> {
+        if read_only == Some(false) && self.read_only {
+            let message = "cannot set transaction read-write mode inside a read-only transaction";
+            return Err(WireError::new(SqlState::INVALID_PARAMETER_VALUE, message));
+        }
+        let read_only = read_only.unwrap_or(self.read_only);
+        if isolation.is_some() {
+            let repeatable = is_repeatable(isolation, read_only)?;
+            if repeatable != self.repeatable && self.has_run {
+                let message = "SET TRANSACTION ISOLATION LEVEL must be called before any query";
+                return Err(WireError::new(SqlState::ACTIVE_SQL_TRANSACTION, message));
+            }
+            self.repeatable = repeatable;
+        }
+        self.read_only = read_only;
+        Ok(())
     }
 
     /// Checks, before a statement runs, that it may. `alone`: nothing else is in its transaction. `written`: something
@@ -289,15 +313,16 @@ fn stays() -> Notice {
     notice
 }
 
-/// Refuses isolation levels that can't be honoured.
-pub fn check_isolation(isolation: Option<Isolation>) -> Result<(), WireError> {
+/// Whether all statements of a transaction see one state. Refuses isolation levels that can't be honoured.
+pub fn is_repeatable(isolation: Option<Isolation>, read_only: bool) -> Result<bool, WireError> {
     let name = match isolation {
-        None | Some(Isolation::ReadUncommitted | Isolation::ReadCommitted) => return Ok(()),
-        Some(Isolation::RepeatableRead) => "REPEATABLE READ",
+        None | Some(Isolation::ReadUncommitted | Isolation::ReadCommitted) => return Ok(false),
+        Some(Isolation::RepeatableRead) if read_only => return Ok(true),
+        Some(Isolation::RepeatableRead) => "REPEATABLE READ of transactions that may write",
         Some(Isolation::Serializable) => "SERIALIZABLE",
     };
     Err(WireError::unsupported(format!("isolation level {name}"))
-        .with_hint("Use READ COMMITTED, the default."))
+        .with_hint("Use READ COMMITTED, the default, or REPEATABLE READ READ ONLY."))
 }
 
 #[cfg(test)]
@@ -339,7 +364,7 @@ mod tests {
     #[test]
     fn a_schema_change_shares_its_transaction_with_no_write() {
         let mut block = Block::default();
-        block.begin(false);
+        block.begin(false, None).unwrap();
         assert_eq!(check(&block, &drop_table(), true), "0A000");
         assert_eq!(check(&block, &truncate(true), true), "0A000");
         assert_eq!(check(&block, &truncate(false), true), "");
@@ -359,10 +384,10 @@ mod tests {
         let mut block = Block::default();
         let unique = error(SqlState::UNIQUE_VIOLATION);
         assert!(block.fail(&unique).0 && !block.is_open(), "outside a block everything is over");
-        block.begin(false);
+        block.begin(false, None).unwrap();
         assert_eq!(block.fail(&unique), (true, None));
         assert_eq!((block.status(), block.end(true).0), (Status::Failed, false));
-        block.begin(false);
+        block.begin(false, None).unwrap();
         save(&mut block, "a");
         save(&mut block, "b");
         assert_eq!(block.fail(&unique), (false, None));
@@ -380,11 +405,11 @@ mod tests {
     #[test]
     fn the_last_savepoint_of_a_name_counts() {
         let mut block = Block::default();
-        block.begin(false);
+        block.begin(false, None).unwrap();
         for name in ["a", "b", "a"] {
             save(&mut block, name);
         }
-        block.set_read_only(true);
+        block.set(Some(true), None).unwrap();
         block.rewind("a").unwrap();
         block.resume();
         assert!(!block.is_read_only());
@@ -396,8 +421,29 @@ mod tests {
     #[test]
     fn read_only_blocks_refuse_writes() {
         let mut block = Block::default();
-        block.begin(true);
+        block.begin(true, None).unwrap();
         assert_eq!(check(&block, &truncate(false), false), "25006");
-        assert!(check_isolation(Some(Isolation::Serializable)).is_err());
+        assert!(is_repeatable(Some(Isolation::Serializable), true).is_err());
+    }
+
+    #[test]
+    fn only_readers_get_one_state_for_all_their_statements_and_say_so_first() {
+        let code =
+            |result: Result<(), WireError>| result.err().map_or_else(String::new, |e| e.sqlstate.to_string());
+        let repeatable = Some(Isolation::RepeatableRead);
+        let mut block = Block::default();
+        assert_eq!(code(block.begin(false, repeatable)), "0A000");
+        assert!(!block.is_open());
+        block.begin(false, None).unwrap();
+        assert_eq!(code(block.set(None, repeatable)), "0A000");
+        block.set(Some(true), repeatable).unwrap();
+        assert!(block.is_repeatable() && block.is_read_only());
+        assert_eq!(code(block.set(Some(false), None)), "22023");
+        block.run();
+        block.set(None, repeatable).unwrap();
+        assert_eq!(code(block.set(None, Some(Isolation::ReadCommitted))), "25001");
+        block.end(true);
+        block.begin(true, repeatable).unwrap();
+        assert!(block.is_repeatable());
     }
 }

@@ -1,6 +1,6 @@
 //! What the session does by itself: blocks, settings, prepared statements by SQL.
 
-use super::block::check_isolation;
+use super::block::is_repeatable;
 use super::run::{Columns, Started, Tag, text_column};
 use super::{Session, Undo};
 use crate::executor::fragments::pick;
@@ -33,12 +33,11 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         match command {
             SessionCommand::Empty => Ok(Started::Empty),
             SessionCommand::Begin { start, read_only, isolation } => {
-                check_isolation(*isolation)?;
                 if self.block.is_open() {
                     let code = SqlState::ACTIVE_SQL_TRANSACTION;
                     self.notice(&warning(code, "there is already a transaction in progress"));
                 } else {
-                    self.block.begin(read_only.unwrap_or(self.settings.read_only));
+                    self.block.begin(read_only.unwrap_or(self.settings.read_only), *isolation)?;
                 }
                 done(if *start { "START TRANSACTION" } else { "BEGIN" })
             }
@@ -59,7 +58,11 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 done("ROLLBACK")
             }
             SessionCommand::SetTransaction { read_only, isolation, session: true } => {
-                check_isolation(*isolation)?;
+                if is_repeatable(*isolation, true)? {
+                    let what = "REPEATABLE READ as the default of a session";
+                    return Err(WireError::unsupported(what)
+                        .with_hint("Send BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY."));
+                }
                 if let Some(read_only) = read_only {
                     let value = if *read_only { "on" } else { "off" };
                     self.set("default_transaction_read_only", Some(value), false)?;
@@ -165,6 +168,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         }
         self.portals.clear();
         self.key = None;
+        self.kept = None;
         let ended = match self.transaction.take() {
             Some(transaction) if commit => transaction.commit(self.deadline()).await,
             Some(transaction) => {
@@ -221,6 +225,19 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         if name == "transaction_read_only" {
             return self
                 .set_transaction(None, value.map(|value| matches!(value, "on" | "true" | "1" | "yes")));
+        }
+        if name == "transaction_isolation" && self.block.is_open() {
+            let level = value.unwrap_or("read committed").split_whitespace().collect::<Vec<_>>().join(" ");
+            let isolation = match level.to_lowercase().as_str() {
+                "repeatable read" => Some(Isolation::RepeatableRead),
+                "serializable" => Some(Isolation::Serializable),
+                _ => {
+                    Some(Isolation::ReadCommitted).filter(|_| self.settings.clone().set(name, value).is_ok())
+                }
+            };
+            if isolation.is_some() {
+                return self.set_transaction(isolation, None);
+            }
         }
         if local && !self.block.is_open() {
             let code = SqlState::NO_ACTIVE_SQL_TRANSACTION;
@@ -288,20 +305,12 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         isolation: Option<Isolation>,
         read_only: Option<bool>,
     ) -> Result<(), WireError> {
-        check_isolation(isolation)?;
         if !self.block.is_open() {
             let code = SqlState::NO_ACTIVE_SQL_TRANSACTION;
             self.notice(&warning(code, "SET TRANSACTION can only be used in transaction blocks"));
             return Ok(());
         }
-        if let Some(read_only) = read_only {
-            if !read_only && self.block.is_read_only() {
-                let message = "cannot set transaction read-write mode inside a read-only transaction";
-                return Err(WireError::new(SqlState::INVALID_PARAMETER_VALUE, message));
-            }
-            self.block.set_read_only(read_only);
-        }
-        Ok(())
+        self.block.set(read_only, isolation)
     }
 
     /// Tells the client of reported settings that differ, and the facts of what depends on them.
@@ -321,6 +330,9 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             let of_transaction = || self.transaction.as_ref().and_then(|transaction| transaction.key());
             let key = self.key.as_deref().or_else(of_transaction).unwrap_or_default();
             return Ok((name.to_owned(), key.to_owned()));
+        }
+        if name == "transaction_isolation" && self.block.is_repeatable() {
+            return Ok((name.to_owned(), "repeatable read".to_owned()));
         }
         let (name, value) = self.settings.show(name)?;
         Ok((name.to_owned(), value))

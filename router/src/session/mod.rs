@@ -21,6 +21,7 @@ mod tests;
 
 use crate::cancel::{Interrupt, Reason, Registration};
 use crate::error::Report;
+use crate::executor::cut::Kept;
 use crate::executor::scalars::{Facts, clock_time};
 use crate::protocol::backend::{self, Severity};
 use crate::protocol::framing::{FrameError, Frames};
@@ -53,6 +54,8 @@ pub struct Session<W> {
     transaction: Option<Box<Transaction>>,
     /// The idempotency key of the next transaction, or of the block that has run nothing yet.
     key: Option<String>,
+    /// The state that all of the block's statements see, from its first one on.
+    kept: Option<Box<Kept>>,
     /// The transaction before, which is still being rolled back.
     ending: Option<Ending>,
     /// The statement that runs is a transaction by itself.
@@ -121,6 +124,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             block: Block::default(),
             transaction: None,
             key: None,
+            kept: None,
             ending: None,
             alone: false,
             ends_next: false,

@@ -179,6 +179,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             deadline,
             retry_for: self.shared.executor.config.retry_timeout,
             transaction: self.transaction.as_deref(),
+            kept: self.kept.as_deref(),
             lock_timeout: self.settings.lock_timeout,
         }
     }
@@ -307,6 +308,13 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         self.interrupt.check()?;
         if let Action::Session(command) = &plan.action {
             return Box::pin(self.command(command, text, parameters, plan, state, deadline)).await;
+        }
+        if self.block.is_repeatable() && self.kept.is_none() {
+            let shared = self.shared.clone();
+            let run = self.statement(plan, text, parameters, state.clone(), deadline);
+            let kept = Box::pin(shared.executor.keep(&run)).await?;
+            drop(run);
+            self.kept = Some(Box::new(kept));
         }
         if reads(plan, &|key| key == TRANSACTIONS) {
             let shared = self.shared.clone();

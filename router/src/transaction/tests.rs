@@ -67,6 +67,7 @@ impl Bench {
             params: vec![Value::Int(value)],
             rows: None,
             access: Access::Branch { branch, access },
+            cut: None,
             timeout: Duration::from_secs(10),
         };
         self.fake.execute(request).await.map(drop)

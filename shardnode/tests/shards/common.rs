@@ -152,6 +152,7 @@ impl Node {
             params: Vec::new(),
             rows: None,
             access: Access::Read { consistency: Consistency::Strong, lookup },
+            cut: None,
             timeout: PATIENCE,
         }
     }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
+mod cuts;
 mod failover;
 mod fragments;
 mod long_reads;

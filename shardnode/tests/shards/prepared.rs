@@ -16,8 +16,12 @@ async fn fill(node: &Node) {
     node.shards.execute(node.write(ROWS, 1)).await.unwrap();
 }
 
+/// What is committed, for who doesn't wait for what is pending.
 async fn texts(node: &Node) -> Value {
-    node.one("SELECT group_concat(c2, '') FROM (SELECT c2 FROM t1 ORDER BY c1)").await
+    let replica = node.host.replica(GROUP).unwrap();
+    let snapshot = replica.snapshot(Consistency::Strong, Instant::now() + PATIENCE).await.unwrap();
+    let sql = "SELECT group_concat(c2, '') FROM (SELECT c2 FROM t1 ORDER BY c1)";
+    text(&snapshot.connection().query_row(sql, [], |row| row.get::<_, String>(0)).unwrap())
 }
 
 /// Waits until this node's replica leads, and serves.

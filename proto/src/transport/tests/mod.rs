@@ -121,6 +121,13 @@ impl ShardService for Shard {
         Box::pin(async move { if right { Ok(()) } else { Err(WireError::internal("another router")) } })
     }
 
+    fn cut(&self, request: CutRequest) -> BoxFuture<'_, ServiceResult<Vec<Unsettled>>> {
+        let CutAction::Settle(transactions) = request.action else { return Box::pin(async { Ok(vec![]) }) };
+        let participants = vec![request.shard];
+        let unsettled = move |transaction| Unsettled { transaction, participants: participants.clone() };
+        Box::pin(async move { Ok(transactions.into_iter().map(unsettled).collect()) })
+    }
+
     fn branches(&self, shard: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {
         Box::pin(async move { Ok(vec![branch(shard)]) })
     }
@@ -359,6 +366,7 @@ fn read(sql: &str, params: Vec<Value>) -> FragmentRequest {
         params,
         rows: None,
         access: Access::Read { consistency: Consistency::Strong, lookup: true },
+        cut: None,
         timeout: HANG,
     }
 }

@@ -1,0 +1,347 @@
+//! Consistent cuts: all that a statement reads, of however many shards, is one state.
+//!
+//! The life of such a read: the cut is **opened** on all of its shards at once; if transactions are pending in one of the
+//! snapshots, all shards concerned **settle** them, and are **closed** when they have; then each fragment reads the
+//! snapshot of its shard, which releases the shard. Nothing of it was told to anyone until then, so when a shard has
+//! given the cut up (it was held for too long, or another leads) the read begins anew. Why the result is one state stands
+//! in docs/transactions.md. Nothing here knows what is read.
+
+use super::Executor;
+use super::statement::Statement;
+use crate::asking::{Asked, no_answer, no_leader};
+use crate::cluster::Cluster;
+use crate::retry::Backoff;
+use dialect::physical::tables_in;
+use futures::future::try_join_all;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use planner::plan::Fragment;
+use proto::machine;
+use proto::services::{CutAction, CutRequest, FragmentResponse, Unsettled, is_cut_lost};
+use proto::{CutId, Retry, SchemaVersion, ShardId, SqlState, TableId, TransactionId, Value, WireError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Handle;
+
+/// How long a shard may take to hear that a cut is over. It has a bound of its own.
+const FORGET_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// A fragment, and the shards that it reads.
+pub struct Scan<'a> {
+    /// The fragment.
+    pub fragment: &'a Fragment,
+    /// The shards.
+    pub shards: Vec<ShardId>,
+}
+
+/// What a cut reads of one shard.
+#[derive(Default)]
+struct Part {
+    tables: BTreeSet<TableId>,
+    /// How often; none for as long as the cut is kept.
+    scans: Option<u32>,
+}
+
+/// A cut that is open somewhere. Dropped, its shards are told that it's over.
+pub struct Cut {
+    cluster: Arc<Cluster>,
+    /// Its name.
+    pub id: CutId,
+    /// The shards that it reads.
+    shards: Vec<ShardId>,
+    /// Those that have something of it.
+    told: BTreeSet<ShardId>,
+}
+
+impl Drop for Cut {
+    fn drop(&mut self) {
+        let told = std::mem::take(&mut self.told);
+        // Without a runtime everything ends, and the shards find out by themselves.
+        let (false, Ok(runtime)) = (told.is_empty(), Handle::try_current()) else { return };
+        let (cluster, cut) = (self.cluster.clone(), self.id);
+        runtime.spawn(async move {
+            let state = cluster.snapshot();
+            let forget = told.into_iter().map(async |shard| {
+                let until = machine::now() + FORGET_TIMEOUT;
+                let mut asked = Asked::new(&cluster, &state.topology, shard, until);
+                if let Ok(Some(service)) = asked.service() {
+                    let (epoch, action) = (asked.epoch, CutAction::Drop);
+                    let request = CutRequest { shard, epoch, cut, action, timeout: FORGET_TIMEOUT };
+                    // Who doesn't hear it has a bound.
+                    let _ = tokio::time::timeout(FORGET_TIMEOUT, service.cut(request)).await;
+                }
+            });
+            futures::future::join_all(forget).await;
+        });
+    }
+}
+
+impl Executor {
+    /// Reads what the fragments of a statement want, all of one state: for each, the answers in the order of its shards.
+    /// All have opened when it returns.
+    pub async fn read_scans(
+        &self,
+        run: &Statement<'_>,
+        scans: &[Scan<'_>],
+        scalars: &[Value],
+    ) -> Result<Vec<Vec<FragmentResponse>>, WireError> {
+        let reads: usize = scans.iter().map(|scan| scan.shards.len()).sum();
+        if reads < 2 || run.kept.is_some() {
+            let mut answers = Vec::with_capacity(scans.len());
+            for Scan { fragment, shards } in scans {
+                let mut answer = Vec::with_capacity(shards.len());
+                for shard in shards {
+                    answer.push(self.read(run, *shard, fragment, scalars, None).await?);
+                }
+                answers.push(answer);
+            }
+            return Ok(answers);
+        }
+        let mut parts: BTreeMap<ShardId, Part> = BTreeMap::new();
+        for Scan { fragment, shards } in scans {
+            for shard in shards {
+                let part = parts.entry(*shard).or_default();
+                part.tables.extend(tables_in(&fragment.sql));
+                *part.scans.get_or_insert_default() += 1;
+            }
+        }
+        let mut backoff = Backoff::until(run.retry_until());
+        loop {
+            match self.read_once(run, &parts, scans, scalars).await {
+                Err(error) if is_cut_lost(&error) => {
+                    tracing::debug!("a cut is begun anew");
+                    if !run.attend(async { Ok(backoff.pause().await) }).await? {
+                        return Err(never_settled());
+                    }
+                }
+                answers => return answers,
+            }
+        }
+    }
+
+    async fn read_once(
+        &self,
+        run: &Statement<'_>,
+        parts: &BTreeMap<ShardId, Part>,
+        scans: &[Scan<'_>],
+        scalars: &[Value],
+    ) -> Result<Vec<Vec<FragmentResponse>>, WireError> {
+        let mut cut = self.open_cut(run, parts).await?;
+        let id = Some(cut.id);
+        // What a transaction reads of its own changes is read as of now, so every shard is held until it has been.
+        let is_own = |shard: &ShardId| run.transaction.is_some_and(|transaction| transaction.has(*shard));
+        let mut answers: Vec<Vec<Option<FragmentResponse>>> =
+            scans.iter().map(|scan| scan.shards.iter().map(|_| None).collect()).collect();
+        for own in [true, false] {
+            let mut reads = FuturesUnordered::new();
+            for (place, Scan { fragment, shards }) in scans.iter().enumerate() {
+                for (at, shard) in shards.iter().enumerate().filter(|(_, shard)| is_own(shard) == own) {
+                    let read = async move {
+                        let answer = self.read(run, *shard, fragment, scalars, id).await;
+                        answer.map(|answer| (place, at, answer))
+                    };
+                    reads.push(read.boxed());
+                }
+            }
+            while let Some(read) = reads.next().await {
+                let (place, at, answer) = read?;
+                answers[place][at] = Some(answer);
+            }
+        }
+        // The last fragment to read a shard has ended the cut there.
+        cut.told.retain(|shard| is_own(shard) || !cut.shards.contains(shard));
+        Ok(answers.into_iter().map(|answers| answers.into_iter().flatten().collect()).collect())
+    }
+
+    /// Opens a cut that nothing reads, for who looks at these tables as of now while it is held. Once it is open, what the
+    /// shards have committed of what it didn't see yet is told to nobody.
+    pub async fn hold(
+        &self,
+        run: &Statement<'_>,
+        parts: impl Iterator<Item = (ShardId, impl Iterator<Item = TableId>)>,
+    ) -> Result<Cut, WireError> {
+        let part = |tables: BTreeSet<TableId>| Part { tables, scans: Some(0) };
+        let parts = parts.map(|(shard, tables)| (shard, part(tables.collect()))).collect();
+        let mut backoff = Backoff::until(run.retry_until());
+        loop {
+            match self.open_cut(run, &parts).await {
+                Err(error) if is_cut_lost(&error) => {
+                    if !run.attend(async { Ok(backoff.pause().await) }).await? {
+                        return Err(never_settled());
+                    }
+                }
+                cut => return cut,
+            }
+        }
+    }
+
+    /// Opens a cut, and has it settled: what its shards show from here on, as long as they have it, is one state.
+    async fn open_cut(&self, run: &Statement<'_>, parts: &BTreeMap<ShardId, Part>) -> Result<Cut, WireError> {
+        let id = self.requests.begin_cut();
+        let shards: Vec<ShardId> = parts.keys().copied().collect();
+        let told = shards.iter().copied().collect();
+        let mut cut = Cut { cluster: self.cluster.clone(), id, shards, told };
+        let open = parts.iter().map(|(shard, part)| {
+            let action = CutAction::Open {
+                schema_version: run.state.catalog.version(),
+                tables: part.tables.iter().copied().collect(),
+                scans: part.scans,
+            };
+            self.ask_cut(run, *shard, id, action)
+        });
+        let mut known = BTreeMap::new();
+        for pending in try_join_all(open).await? {
+            learn(&mut known, pending);
+        }
+        while !known.is_empty() && !self.settle(run, &mut cut, &mut known).await? {}
+        Ok(cut)
+    }
+
+    /// Has all shards settle what is known to be unsettled. Says whether they have, and are closed; else there is more to
+    /// settle.
+    async fn settle(
+        &self,
+        run: &Statement<'_>,
+        cut: &mut Cut,
+        known: &mut BTreeMap<TransactionId, Vec<ShardId>>,
+    ) -> Result<bool, WireError> {
+        let all: Vec<TransactionId> = known.keys().copied().collect();
+        // Others may hold back what they vote on, and have to know that somebody waits for it.
+        let elsewhere: BTreeSet<ShardId> =
+            known.values().flatten().copied().filter(|shard| !cut.shards.contains(shard)).collect();
+        cut.told.extend(&elsewhere);
+        let mut settling = FuturesUnordered::new();
+        for shard in cut.shards.iter().chain(&elsewhere).copied() {
+            let settle = self.ask_cut(run, shard, cut.id, CutAction::Settle(all.clone()));
+            settling.push(settle.map(move |answer| (shard, answer)).boxed());
+        }
+        let mut left = cut.shards.len();
+        while left > 0
+            && let Some((shard, answer)) = settling.next().await
+        {
+            if elsewhere.contains(&shard) {
+                // It is told for the others' sake. If it can't be, they wait for what they wait for.
+                continue;
+            }
+            if learn(known, answer?) {
+                return Ok(false);
+            }
+            left -= 1;
+        }
+        drop(settling);
+        let close = cut.shards.iter().map(|shard| self.ask_cut(run, *shard, cut.id, CutAction::Close));
+        let late: Vec<Unsettled> = try_join_all(close).await?.into_iter().flatten().collect();
+        let is_closed = late.is_empty();
+        learn(known, late);
+        Ok(is_closed)
+    }
+
+    /// Asks a shard for something of a cut. All of it can be repeated.
+    async fn ask_cut(
+        &self,
+        run: &Statement<'_>,
+        shard: ShardId,
+        cut: CutId,
+        action: CutAction,
+    ) -> Result<Vec<Unsettled>, WireError> {
+        let mut asked = Asked::new(&self.cluster, &run.state.topology, shard, run.retry_until());
+        loop {
+            let Some(service) = asked.service()? else {
+                run.attend(asked.again(no_leader())).await?;
+                continue;
+            };
+            let epoch = run.state.topology.epoch;
+            let request = CutRequest { shard, epoch, cut, action: action.clone(), timeout: run.time_left() };
+            let answer = async {
+                tokio::select! {
+                    biased;
+                    answer = service.cut(request) => answer,
+                    () = asked.superseded() => Err(no_answer()),
+                }
+            };
+            match run.attend(answer).await {
+                Ok(unsettled) => return Ok(unsettled),
+                Err(error) => run.attend(asked.again(error)).await?,
+            }
+        }
+    }
+}
+
+/// One state of the whole cluster, for as long as this lives or the shards keep it.
+pub struct Kept {
+    cut: Cut,
+    version: SchemaVersion,
+}
+
+impl Kept {
+    /// Its name.
+    pub fn id(&self) -> CutId {
+        self.cut.id
+    }
+
+    /// Refuses what was planned for tables that may be others than the state has.
+    pub fn check(&self, run: &Statement<'_>) -> Result<(), WireError> {
+        if run.state.catalog.version() == self.version {
+            return Ok(());
+        }
+        Err(gone("The schema has changed since the transaction's first statement."))
+    }
+
+    /// What the transaction hears if a shard doesn't have the state any more.
+    pub fn explain(error: WireError) -> WireError {
+        if is_cut_lost(&error) { gone("A shard has not kept it.") } else { error }
+    }
+}
+
+fn gone(why: &str) -> WireError {
+    WireError::new(SqlState::SERIALIZATION_FAILURE, "the state that the transaction reads is gone")
+        .with_detail(why)
+        .with_hint("Run the transaction again.")
+}
+
+impl Executor {
+    /// Keeps the state that all shards have now.
+    pub async fn keep(&self, run: &Statement<'_>) -> Result<Kept, WireError> {
+        let keyspaces = run.state.topology.keyspaces.values();
+        let parts = keyspaces.flat_map(|keyspace| &keyspace.shards).map(|shard| (*shard, Part::default()));
+        let parts: BTreeMap<ShardId, Part> = parts.collect();
+        let mut backoff = Backoff::until(run.retry_until());
+        loop {
+            match self.keep_once(run, &parts).await {
+                Err(error) if is_cut_lost(&error) => {
+                    if !run.attend(async { Ok(backoff.pause().await) }).await? {
+                        return Err(never_settled());
+                    }
+                }
+                kept => return kept,
+            }
+        }
+    }
+
+    async fn keep_once(
+        &self,
+        run: &Statement<'_>,
+        parts: &BTreeMap<ShardId, Part>,
+    ) -> Result<Kept, WireError> {
+        let cut = self.open_cut(run, parts).await?;
+        let release = cut.shards.iter().map(|shard| self.ask_cut(run, *shard, cut.id, CutAction::Release));
+        try_join_all(release).await?;
+        Ok(Kept { cut, version: run.state.catalog.version() })
+    }
+}
+
+/// Takes in what is to be settled. Says whether there was anything new.
+fn learn(known: &mut BTreeMap<TransactionId, Vec<ShardId>>, unsettled: Vec<Unsettled>) -> bool {
+    let before = known.len();
+    known.extend(unsettled.into_iter().map(|one| (one.transaction, one.participants)));
+    known.len() > before
+}
+
+fn never_settled() -> WireError {
+    let message = "the shards could not be read as of one moment in time";
+    WireError::new(SqlState::SERIALIZATION_FAILURE, message)
+        .with_detail("A transaction over several shards had no outcome for long, or their leaders changed.")
+        .with_hint("Run the statement again.")
+        .with_retry(Retry::Never)
+}

@@ -1,0 +1,191 @@
+//! What a statement waits for before it looks: transactions that were prepared before it came.
+//!
+//! Whoever has seen one of them on another shard, where it has ended, must find it here, too. In come a statement and what
+//! the shard's leader has in memory; out comes leave to look. It doesn't wait for a transaction that has locks in other
+//! tables alone, nor, where it looks up rows by their primary key, for one that has none of those rows. It must never know
+//! how transactions end.
+
+use crate::locks::Part;
+use crate::stream;
+use crate::touched;
+use crate::transact::Desk;
+use dialect::physical::{table_name, tables_in};
+use proto::services::{Access, Consistency, FragmentRequest};
+use proto::{TableId, TransactionId, Value, WireError};
+use replica::Snapshot;
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+/// The most locks of one transaction that are compared with the keys of a lookup.
+const COMPARED: usize = 64;
+
+impl Desk {
+    /// Whether the shard's transactions are known as of the present leader's term.
+    pub fn is_known(&self) -> bool {
+        self.transactions.are_of(self.replica.watch().borrow().term) && self.replica.is_leader()
+    }
+
+    /// Sees to it that they are.
+    pub async fn know(&self, deadline: Instant) -> Result<(), WireError> {
+        if self.is_known() { Ok(()) } else { self.take_up(deadline).await }
+    }
+
+    /// Waits until what was pending when the statement came, and may concern it, has ended. What locks the rows that it
+    /// looks for by their keys waits for them by itself.
+    pub async fn catch_up(
+        &self,
+        request: &FragmentRequest,
+        locks: bool,
+        deadline: Instant,
+    ) -> Result<(), WireError> {
+        self.know(deadline).await?;
+        if !self.transactions.have_pending() {
+            return Ok(());
+        }
+        let tables: BTreeSet<TableId> = tables_in(&request.sql).collect();
+        let mut concerned = self.pending_in(&tables);
+        if let Access::Branch { branch, .. } = request.access {
+            concerned.retain(|id| *id != branch.transaction);
+        }
+        if concerned.is_empty() || self.spares(request, &tables, &concerned, locks, deadline).await? {
+            return Ok(());
+        }
+        if self.transactions.ended(&concerned, deadline).await { Ok(()) } else { Err(stream::timed_out()) }
+    }
+
+    fn pending_in(&self, tables: &BTreeSet<TableId>) -> Vec<TransactionId> {
+        let state = self.transactions.look();
+        let concerns = |of: &Vec<TableId>| of.is_empty() || of.iter().any(|table| tables.contains(table));
+        state.pending().filter(|(_, of)| concerns(of)).map(|(id, _)| id).collect()
+    }
+
+    /// Whether the statement looks for a row that none of these transactions has a lock on.
+    async fn spares(
+        &self,
+        request: &FragmentRequest,
+        tables: &BTreeSet<TableId>,
+        these: &[TransactionId],
+        locks: bool,
+        deadline: Instant,
+    ) -> Result<bool, WireError> {
+        let mut tables = tables.iter();
+        let (Some(table), None) = (tables.next(), tables.next()) else { return Ok(false) };
+        if tables_in(&request.sql).count() != 1 || condition(&request.sql).is_none() {
+            return Ok(false);
+        }
+        let snapshot = self.replica.snapshot(Consistency::Eventual, deadline).await?;
+        let Some(wanted) = wanted_row(&snapshot, *table, request) else { return Ok(false) };
+        drop(snapshot);
+        if locks {
+            return Ok(true);
+        }
+        let state = self.transactions.look();
+        for id in these {
+            if state.locks.hashes(*id).any(|(of, ..)| of == *table) {
+                return Ok(false);
+            }
+            let locks = state.locks.held(*id).filter(|(resource, _)| resource.table == *table);
+            for (count, (resource, _)) in locks.enumerate() {
+                let may_concern = match &resource.part {
+                    Part::Table => false,
+                    Part::Unique(..) => false,
+                    Part::Row(key) => touched::values(key) == wanted,
+                    Part::Keys(_) | Part::Moved(_) => true,
+                };
+                if may_concern || count > COMPARED {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// The primary key that a statement's rows have, if it says so for each of the key's columns. By the form of the SQL that
+/// the planner emits; whatever has another form is taken to look at the whole table.
+fn wanted_row(snapshot: &Snapshot, table: TableId, request: &FragmentRequest) -> Option<Vec<Value>> {
+    if request.rows.is_some() {
+        return None;
+    }
+    let condition = condition(&request.sql)?;
+    let query = "SELECT name FROM pragma_table_info(?1) WHERE pk > 0 ORDER BY pk";
+    let mut statement = snapshot.connection().prepare_cached(query).ok()?;
+    let columns = statement.query_map([table_name(table)], |row| row.get::<_, String>(0)).ok()?;
+    let columns: Vec<String> = columns.collect::<Result<_, _>>().ok()?;
+    let values: Option<Vec<Value>> =
+        columns.iter().map(|column| equal_to(condition, column, &request.params)).collect();
+    values.filter(|values| !values.is_empty())
+}
+
+/// The condition of a statement that names one table once, if it is nothing but comparisons that all must hold.
+fn condition(sql: &str) -> Option<&str> {
+    let (head, condition) = sql.split_once(" WHERE ")?;
+    let is_whole = |word: &str| !head.contains(word) && !condition.contains(word);
+    let more = ["(SELECT ", " UNION ", " EXCEPT ", " INTERSECT ", " JOIN "];
+    let other = [" OR ", "NOT ", "CASE ", " IS ", "'"];
+    if !more.into_iter().all(is_whole) || other.iter().any(|word| condition.contains(word)) {
+        return None;
+    }
+    let opens = |before: &str| before.is_empty() || before.ends_with('(') || before.ends_with(" AND");
+    let closes = |after: &str| {
+        let goes_on = [")", "AND ", "ORDER ", "LIMIT ", "RETURNING "];
+        after.is_empty() || goes_on.iter().any(|word| after.starts_with(word))
+    };
+    let is_conjunction = condition.char_indices().all(|(at, c)| match c {
+        '(' => opens(condition[..at].trim_end()),
+        ')' => closes(condition[at + 1..].trim_start()),
+        _ => true,
+    });
+    is_conjunction.then_some(condition)
+}
+
+/// The value that a column must have for such a condition to hold.
+fn equal_to(condition: &str, column: &str, params: &[Value]) -> Option<Value> {
+    let comparison = format!("{column} = ");
+    let value = condition.match_indices(&comparison).find_map(|(at, _)| {
+        let is_column = condition[..at].ends_with(['.', '(', ' ']) || at == 0;
+        let rest = condition[at + comparison.len()..].split([')', ' ']).next()?;
+        match rest.strip_prefix('?') {
+            _ if !is_column => None,
+            Some(number) => params.get(number.parse::<usize>().ok()?.checked_sub(1)?).cloned(),
+            None => rest.parse().ok().map(Value::Int),
+        }
+    });
+    // Others may be written in more than one way.
+    value.filter(|value| matches!(value, Value::Int(_) | Value::Text(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_plain_conditions_name_a_row() {
+        let params = [Value::Int(7), Value::Text("x".into()), Value::Blob(vec![1])];
+        let found = |sql: &str| condition(sql).and_then(|condition| equal_to(condition, "c1", &params));
+        for (sql, expected) in [
+            ("SELECT r0.c2 AS a0 FROM t5 AS r0 WHERE (r0.c1 = ?1)", Some(Value::Int(7))),
+            (
+                "SELECT c2 FROM t5 WHERE ((r0.c3 > 4) AND (r0.c1 = ?2)) ORDER BY c2",
+                Some(Value::Text("x".into())),
+            ),
+            ("UPDATE t5 SET c2 = coalesce(?1, c1) WHERE c1 = 3 RETURNING c1", Some(Value::Int(3))),
+            ("DELETE FROM t5 WHERE (c1 = ?3)", None),
+            ("SELECT c2 FROM t5", None),
+            ("SELECT c2 FROM t5 AS r0 WHERE (r0.c11 = ?1)", None),
+            ("SELECT c2 FROM t5 AS r0 WHERE (r0.cc1 = ?1)", None),
+            ("SELECT c2 FROM t5 AS r0 WHERE ((r0.c1 = ?1) OR (r0.c2 = ?1))", None),
+            ("SELECT c2 FROM t5 AS r0 WHERE ((r0.c1 = ?1) = ?2)", None),
+            ("SELECT c2 FROM t5 AS r0 WHERE (?2 = (r0.c1 = ?1))", None),
+            (
+                "SELECT c2 FROM t5 AS r0 WHERE coalesce((r0.c2 > 1) AND (r0.c1 = ?1) AND (r0.c3 > 1), ?2)",
+                None,
+            ),
+            ("SELECT c2 FROM t5 AS r0 WHERE (NOT (r0.c1 = ?1))", None),
+            ("SELECT (SELECT max(c2) FROM t5) FROM t5 AS r0 WHERE (r0.c1 = ?1)", None),
+            ("SELECT c2 FROM t5 AS r0 JOIN t5 AS r1 ON 1 WHERE (r0.c1 = ?1)", None),
+        ] {
+            assert_eq!(found(sql), expected, "{sql}");
+        }
+    }
+}
