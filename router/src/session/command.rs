@@ -153,6 +153,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
     /// COMMIT or ROLLBACK. `chain`: the next block begins at once.
     async fn end_block(&mut self, commit: bool, chain: bool) -> Result<Started, WireError> {
         let read_only = self.block.is_read_only();
+        let isolation = Some(Isolation::RepeatableRead).filter(|_| self.block.is_repeatable());
         if !self.block.is_open() {
             if chain {
                 let command = if commit { "COMMIT" } else { "ROLLBACK" };
@@ -192,7 +193,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         ended?;
         if chain {
             self.facts.transaction_time = self.facts.statement_time;
-            self.block.begin(read_only);
+            self.block.begin(read_only, isolation)?;
         }
         Ok(Started::Done(Tag::Plain(if committed { "COMMIT" } else { "ROLLBACK" })))
     }

@@ -174,15 +174,22 @@ async fn votes_wait_for_cuts_that_do_not_settle_them() {
     session.write("UPDATE t1 SET c2 = 'A' WHERE c1 = 1").await.unwrap();
     let mut vote = Box::pin(session.prepare());
     let told = async {
-        let is_prepared = async || {
-            let branches = node.shards.branches(SHARD).await.unwrap();
-            branches.iter().any(|status| status.prepared.is_some())
-        };
+        let replica = node.host.replica(GROUP).unwrap();
         let mut pause = tokio::time::interval(Duration::from_millis(2));
-        while !is_prepared().await {
+        loop {
+            let deadline = Instant::now() + PATIENCE;
+            let snapshot = replica.snapshot(Consistency::Eventual, deadline).await.unwrap();
+            let sql = "SELECT count(*) FROM shoal_prepared";
+            let count = snapshot.connection().query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+            if count == 1 {
+                break;
+            }
+            drop(snapshot);
             pause.tick().await;
         }
         until_committed(&node, "abc").await;
+        let branches = node.shards.branches(SHARD).await.unwrap();
+        assert!(branches.iter().all(|status| status.prepared.is_none()), "to tell of a vote is to vote");
     };
     tokio::select! { biased; _ = &mut vote => panic!("it is told"), () = told => {} }
     // Another cut, which has it pending, settles it: that's none of this one's business yet.
