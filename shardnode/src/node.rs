@@ -435,7 +435,8 @@ impl ShardNode {
 
 /// Whether a statement only adds rows, and looks at none.
 fn adds(sql: &str) -> bool {
-    sql.starts_with("INSERT ") && !sql.contains("SELECT ")
+    let names_one_table = || dialect::physical::tables_in(sql).count() == 1;
+    sql.contains("INSERT INTO ") && (!sql.contains("SELECT ") || names_one_table())
 }
 
 /// Whether the replica that is here of a group is one of those that were here before.

@@ -1,12 +1,12 @@
 //! Transactions of many rows: what they cost, and what they keep locked.
 
-use crate::common::{Node, PATIENCE, SHARD, text, values, with_rows};
+use crate::common::{GROUP, Node, PATIENCE, SHARD, text, values, with_rows};
 use crate::prepared::{hand_over, leads, three};
 use crate::session::{Session, told};
-use proto::services::{BranchAccess, LockWait, RowLock, ShardService};
+use proto::services::{BranchAccess, Consistency, LockWait, RowLock, ShardService};
 use proto::{NodeId, SqlState, Value, WireError};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::join;
 
 const TABLE: &str = "CREATE TABLE t1 (c1 INTEGER NOT NULL PRIMARY KEY, c2 TEXT, c3 INTEGER) STRICT";
@@ -388,8 +388,13 @@ async fn an_image_brings_what_is_staged() {
     let third = third.restart(ids(), &network, small).await;
     hand_over(&nodes[0], &third).await;
     let rows = "SELECT count(*) FROM t1 WHERE c1 >= 1000 AND c1 < 10000";
-    assert_eq!(third.one(rows).await, Value::Int(200));
-    assert_eq!(third.one("SELECT count(*) FROM t1 WHERE c1 >= 10000").await, Value::Int(5000));
+    // Whoever asks the shard waits for the one that is prepared.
+    let replica = third.host.replica(GROUP).unwrap();
+    let snapshot = replica.snapshot(Consistency::Strong, Instant::now() + PATIENCE).await.unwrap();
+    let committed = |sql| snapshot.connection().query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!(committed(rows), 200);
+    assert_eq!(committed("SELECT count(*) FROM t1 WHERE c1 >= 10000"), 5000);
+    drop(snapshot);
     assert!(told(open.at(&third).commit().await).starts_with("40001"));
     one.at(&third).finish(true).await.unwrap();
     assert_eq!(third.one(rows).await, Value::Int(400));
