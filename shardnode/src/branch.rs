@@ -606,6 +606,14 @@ impl State {
         Ok(())
     }
 
+    /// The same at the branch's end, which is for those alone that have locked or changed something in this term. A branch
+    /// may be known here because its first statement came by before this node led; what that did, it did elsewhere.
+    pub fn bind_to_end(&mut self, handle: &Arc<Handle>) -> Result<(), WireError> {
+        let term = self.term;
+        let is_old = self.branch(handle)?.term != term;
+        if is_old { Err(leader_changed()) } else { self.bind(handle) }
+    }
+
     /// Notes how far the branch has come.
     pub fn advance(&mut self, handle: &Arc<Handle>, phase: Phase) -> Result<(), WireError> {
         let branch = self.branch(handle)?;

@@ -172,7 +172,7 @@ impl Desk {
         let (transactions, own) = (Arc::clone(&self.transactions), Arc::clone(handle));
         let run = move |stage: &Stage<'_>| {
             let mut state = transactions.enter(stage)?;
-            state.bind(&own)?;
+            state.bind_to_end(&own)?;
             state.advance(&own, Phase::Sealed)?;
             Ok(Bytes::copy_from_slice(&stage.term().0.to_le_bytes()))
         };

@@ -199,12 +199,6 @@ impl Desk {
                 )));
             }
         };
-        if let Some(handle) = &handle
-            && handle.overlay.is_empty()
-        {
-            self.transactions.look().end(id, None);
-            return Ok(Written { output, index: self.applied(), repeated: false });
-        }
         let tables = self.transactions.look().tables(id);
         if let Some(handle) = &handle
             && staged::is_staged(handle)
@@ -226,7 +220,7 @@ impl Desk {
         let transactions = Arc::clone(&self.transactions);
         let run = move |stage: &Stage<'_>| {
             let handle = handle.ok_or_else(|| transactions.look().unknown(id))?;
-            transactions.enter(stage)?.bind(&handle)?;
+            transactions.enter(stage)?.bind_to_end(&handle)?;
             stage.apply(&changes?.unwrap_or_default())?;
             // Whoever gets its locks now runs after this in the log, or not at all.
             transactions.enter(stage)?.hand_over(&handle)?;
@@ -297,7 +291,7 @@ impl Desk {
                 Some(false) => return Err(renounced()),
             }
             let handle = known.ok_or_else(|| state.unknown(id))?;
-            state.bind(&handle)?;
+            state.bind_to_end(&handle)?;
             if state.is_being_committed(id) {
                 return Err(WireError::internal(format!("transaction {id} is being committed")));
             }

@@ -206,6 +206,24 @@ async fn only_the_leader_undoes_a_statement() {
     assert!(matches!(refused.retry, Retry::NotLeader(_)), "{refused}");
 }
 
+/// A first statement that came to a node before it led leaves a branch there that has done nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_done_nothing_neither_commits_nor_votes() {
+    let (nodes, _network) = three(|_| {}).await;
+    let sessions = [Session::new(&nodes[0], 1), Session::new(&nodes[0], 2)];
+    for session in &sessions {
+        let sql = format!("UPDATE t1 SET c2 = 'A' WHERE c1 = {}", session.id().sequence);
+        let refused = session.at(&nodes[1]).write(&sql).await.unwrap_err();
+        assert!(matches!(refused.retry, Retry::NotLeader(_)), "{refused}");
+        session.write(&sql).await.unwrap();
+    }
+    hand_over(&nodes[0], &nodes[1]).await;
+    let refused = sessions[0].at(&nodes[1]).commit().await.unwrap_err();
+    assert_eq!(refused.sqlstate, SqlState::SERIALIZATION_FAILURE, "{refused}");
+    let refused = sessions[1].at(&nodes[1]).prepare().await.unwrap_err();
+    assert_eq!(refused.sqlstate, SqlState::SERIALIZATION_FAILURE, "{refused}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_keeps_what_is_prepared() {
     let node = Node::start().await;
