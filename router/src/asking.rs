@@ -24,7 +24,7 @@ pub fn no_leader() -> WireError {
 
 /// No word from whoever was asked.
 pub fn no_answer() -> WireError {
-    WireError::internal("the shard did not answer").with_retry(Retry::Unknown)
+    WireError::new(SqlState::CANNOT_CONNECT_NOW, "the shard did not answer").with_retry(Retry::Unknown)
 }
 
 /// Whether an error says that nothing was executed.
