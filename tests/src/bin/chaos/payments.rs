@@ -1,11 +1,15 @@
 //! Payments by clients whose connections are cut around COMMIT, and who repeat each with its key until they're answered.
 
-use super::{Arguments, Failure, Stage};
+use super::{Arguments, Failure, PATIENCE, Stage};
 use clap::Args;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tests::payments::{check, pay, set_up};
+use tests::wait;
+
+/// How often it's looked whether a kill is due.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// What is paid, and what befalls the cluster meanwhile.
 #[derive(Debug, Args)]
@@ -30,15 +34,16 @@ pub fn run(arguments: &Arguments, trial: &Payments) -> Result<(), Failure> {
     let paying = stage.runtime.spawn(pay(routers, payments, payers, trial.seed, done.clone()));
     for kill in 1..=trial.kills {
         let share = payments as u64 * u64::from(kill) / u64::from(trial.kills + 1);
-        while done.load(Ordering::Relaxed) < share && !paying.is_finished() {
-            std::thread::sleep(Duration::from_millis(10));
+        let is_due = || done.load(Ordering::Relaxed) >= share || paying.is_finished();
+        if wait::until(PATIENCE * 10, PAUSE, || if is_due() { Ok(()) } else { Err(()) }).is_err() {
+            return Err(format!("no {share} payments before node {kill} is to be killed").into());
         }
         let victim = (trial.seed as usize + kill as usize * 7) % stage.nodes.count();
         println!("node {} is killed after {} payments", victim + 1, done.load(Ordering::Relaxed));
         stage.nodes.kill(victim);
         stage.nodes.restart(victim);
         // Another may go once nobody lacks anything.
-        std::thread::sleep(Duration::from_secs(5));
+        wait::pause(Duration::from_secs(5));
     }
     let tally = stage.runtime.block_on(paying)??;
     let took = begun.elapsed();
