@@ -259,8 +259,7 @@ impl ShardNode {
         let shard = request.shard;
         let desk = self.desk(shard, Some(request.epoch))?;
         let open = request.clone();
-        let read = self.readers.run(request, deadline, desk.snapshot(&open, consistency, deadline));
-        self.renew(shard, read.await)
+        self.readers.run(request, deadline, desk.snapshot(&open, consistency, deadline)).await
     }
 
     /// A write outside of any transaction: in the leader's next batch, unless it would have to look at locks.
@@ -293,8 +292,7 @@ impl ShardNode {
                 desk.single(job, (id, settled), lock_timeout, deadline).await
             }
             written => written,
-        };
-        let written = self.renew(shard, written)?;
+        }?;
         write::decode(&written.output, written.index)
     }
 
@@ -330,7 +328,8 @@ impl ShardNode {
         };
         let reads = access == BranchAccess::Read;
         if cut.is_none() && waits {
-            // One that is lost waits for nothing.
+            // Only a leader has branches; and one that is lost waits for nothing.
+            desk.know(deadline).await?;
             desk.transactions.admit(&branch)?;
             desk.catch_up(&request, true, deadline).await?;
         }
@@ -352,7 +351,7 @@ impl ShardNode {
             BranchAccess::Write { touch } => Work::Write(Arc::new(self.job(request, touch))),
             BranchAccess::Move => Work::Write(Arc::new(write::Job { moves: true, ..self.job(request, 0) })),
         };
-        let answer = self.renew(shard, desk.statement(branch, work, cut, deadline).await)?;
+        let answer = desk.statement(branch, work, cut, deadline).await?;
         if let Some(cut) = cut.filter(|_| reads) {
             desk.transactions.cuts.assert(&desk, cut, deadline).await?;
         }
@@ -361,7 +360,7 @@ impl ShardNode {
 
     async fn run(&self, request: FragmentRequest) -> ServiceResult<FragmentResponse> {
         let (shard, sql, cut) = (request.shard, request.sql.clone(), request.cut);
-        let answer = self.carry_out(request).await;
+        let answer = self.renew(shard, self.carry_out(request).await);
         if let Ok(desk) = self.desk(shard, None)
             && !desk.transactions.cuts.are_idle()
         {

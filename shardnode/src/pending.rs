@@ -2,17 +2,19 @@
 //!
 //! Whoever has seen one of them on another shard, where it has ended, must find it here, too. In come a statement and what
 //! the shard's leader has in memory; out comes leave to look. It doesn't wait for a transaction that has locks in other
-//! tables alone, nor, where it looks up rows by their primary key, for one that has none of those rows. It must never know
-//! how transactions end.
+//! tables alone, nor, where it looks up rows by their primary key, for one that has none of those rows, nor where it will
+//! wait for the row's lock in any case. It must never know how transactions end.
 
 use crate::locks::Part;
-use crate::stream;
-use crate::touched;
 use crate::transact::Desk;
+use crate::{statement, stream, touched};
 use dialect::physical::{table_name, tables_in};
+use dialect::sqlite::parameter;
+use proto::machine;
 use proto::services::{Access, Consistency, FragmentRequest};
 use proto::{TableId, TransactionId, Value, WireError};
 use replica::Snapshot;
+use rusqlite::params_from_iter;
 use std::collections::BTreeSet;
 use std::time::Instant;
 
@@ -30,8 +32,8 @@ impl Desk {
         if self.is_known() { Ok(()) } else { self.take_up(deadline).await }
     }
 
-    /// Waits until what was pending when the statement came, and may concern it, has ended. What locks the rows that it
-    /// looks for by their keys waits for them by itself.
+    /// Waits until what was pending when the statement came, and may concern it, has ended. `locks`: the statement locks the
+    /// rows that it finds, so this is a wait for a lock.
     pub async fn catch_up(
         &self,
         request: &FragmentRequest,
@@ -50,7 +52,19 @@ impl Desk {
         if concerned.is_empty() || self.spares(request, &tables, &concerned, locks, deadline).await? {
             return Ok(());
         }
-        if self.transactions.ended(&concerned, deadline).await { Ok(()) } else { Err(stream::timed_out()) }
+        let lock_timeout = match &request.access {
+            Access::Branch { branch, .. } => branch.lock_timeout,
+            Access::Write { lock_timeout, .. } => *lock_timeout,
+            Access::Read { .. } => None,
+        };
+        let lock_timeout = lock_timeout.filter(|_| locks);
+        let lock_deadline =
+            lock_timeout.map(|timeout| machine::now() + timeout).filter(|end| *end < deadline);
+        match self.transactions.ended(&concerned, lock_deadline.unwrap_or(deadline)).await {
+            true => Ok(()),
+            false if lock_deadline.is_some() => Err(statement::lock_timed_out()),
+            false => Err(stream::timed_out()),
+        }
     }
 
     fn pending_in(&self, tables: &BTreeSet<TableId>) -> Vec<TransactionId> {
@@ -59,7 +73,7 @@ impl Desk {
         state.pending().filter(|(_, of)| concerns(of)).map(|(id, _)| id).collect()
     }
 
-    /// Whether the statement looks for a row that none of these transactions has a lock on.
+    /// Whether the statement looks for a row that none of these transactions has a lock on, or that it will lock itself.
     async fn spares(
         &self,
         request: &FragmentRequest,
@@ -75,10 +89,11 @@ impl Desk {
         }
         let snapshot = self.replica.snapshot(Consistency::Eventual, deadline).await?;
         let Some(wanted) = wanted_row(&snapshot, *table, request) else { return Ok(false) };
-        drop(snapshot);
-        if locks {
+        // One that isn't there may be about to be, and one that must also fulfil other conditions may be about to.
+        if locks && wanted.is_all && wanted.is_there(&snapshot, *table) {
             return Ok(true);
         }
+        drop(snapshot);
         let state = self.transactions.look();
         for id in these {
             if state.locks.hashes(*id).any(|(of, ..)| of == *table) {
@@ -89,7 +104,7 @@ impl Desk {
                 let may_concern = match &resource.part {
                     Part::Table => false,
                     Part::Unique(..) => false,
-                    Part::Row(key) => touched::values(key) == wanted,
+                    Part::Row(key) => touched::values(key) == wanted.key,
                     Part::Keys(_) | Part::Moved(_) => true,
                 };
                 if may_concern || count > COMPARED {
@@ -101,9 +116,33 @@ impl Desk {
     }
 }
 
-/// The primary key that a statement's rows have, if it says so for each of the key's columns. By the form of the SQL that
+/// The row that a statement looks for.
+struct Wanted {
+    /// Its primary key, and what the key's columns are called.
+    key: Vec<Value>,
+    columns: Vec<String>,
+    /// Whether the statement wants nothing else of it.
+    is_all: bool,
+}
+
+impl Wanted {
+    /// Whether it is there.
+    fn is_there(&self, snapshot: &Snapshot, table: TableId) -> bool {
+        let equal = |(number, column): (usize, &String)| format!("{column} = ?{}", number + 1);
+        let equal: Vec<_> = self.columns.iter().enumerate().map(equal).collect();
+        let sql = format!("SELECT 1 FROM {} WHERE {}", table_name(table), equal.join(" AND "));
+        let found = snapshot
+            .connection()
+            .prepare_cached(&sql)
+            .and_then(|mut statement| statement.exists(params_from_iter(self.key.iter().map(parameter))));
+        // Who can't tell waits.
+        found.unwrap_or(false)
+    }
+}
+
+/// The row that a statement looks for, if it says so for each of the primary key's columns. By the form of the SQL that
 /// the planner emits; whatever has another form is taken to look at the whole table.
-fn wanted_row(snapshot: &Snapshot, table: TableId, request: &FragmentRequest) -> Option<Vec<Value>> {
+fn wanted_row(snapshot: &Snapshot, table: TableId, request: &FragmentRequest) -> Option<Wanted> {
     if request.rows.is_some() {
         return None;
     }
@@ -112,9 +151,10 @@ fn wanted_row(snapshot: &Snapshot, table: TableId, request: &FragmentRequest) ->
     let mut statement = snapshot.connection().prepare_cached(query).ok()?;
     let columns = statement.query_map([table_name(table)], |row| row.get::<_, String>(0)).ok()?;
     let columns: Vec<String> = columns.collect::<Result<_, _>>().ok()?;
-    let values: Option<Vec<Value>> =
+    let key: Option<Vec<Value>> =
         columns.iter().map(|column| equal_to(condition, column, &request.params)).collect();
-    values.filter(|values| !values.is_empty())
+    let is_all = condition.matches(" AND ").count() + 1 == columns.len();
+    Some(Wanted { key: key.filter(|key| !key.is_empty())?, columns, is_all })
 }
 
 /// The condition of a statement that names one table once, if it is nothing but comparisons that all must hold.

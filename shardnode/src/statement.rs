@@ -252,13 +252,15 @@ impl Attempt {
         let end = lock_deadline.unwrap_or(deadline);
         match wait(replica, &self.transactions, granted, end).await {
             Some(answer) => answer,
-            None if lock_deadline.is_some() => {
-                let message = "canceling statement due to lock timeout";
-                Err(WireError::new(SqlState::LOCK_NOT_AVAILABLE, message))
-            }
+            None if lock_deadline.is_some() => Err(lock_timed_out()),
             None => Err(stream::timed_out()),
         }
     }
+}
+
+/// 55P03, as PostgreSQL words it for `lock_timeout`.
+pub(crate) fn lock_timed_out() -> WireError {
+    WireError::new(SqlState::LOCK_NOT_AVAILABLE, "canceling statement due to lock timeout")
 }
 
 /// Waits for a lock until then. Whoever has it may be silent for too long; and who leads no more never hears.

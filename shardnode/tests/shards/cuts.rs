@@ -1,7 +1,7 @@
 //! Consistent cuts on one shard: what is withheld from whom, until when.
 
 use crate::common::{GROUP, Node, PATIENCE, SHARD, rows, text, values};
-use crate::session::Session;
+use crate::session::{Session, told};
 use proto::services::{
     Consistency, CutAction, CutRequest, FragmentRequest, ShardService, Unsettled, cut_lost,
 };
@@ -292,4 +292,32 @@ async fn a_read_waits_for_what_was_prepared_before_it_came() {
         assert_eq!(soon(read).await.unwrap().unwrap(), values(&[[text(expected)]]));
     }
     soon(write).await.unwrap().unwrap();
+}
+
+/// Somebody may have seen on another shard that it has committed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_by_key_waits_for_a_row_that_is_prepared() {
+    let node = start().await;
+    let session = Session::new(&node, 10);
+    session.write("INSERT INTO t1 VALUES (4, 'd')").await.unwrap();
+    session.write("UPDATE t1 SET c2 = 'B' WHERE c1 = 2").await.unwrap();
+    session.prepare().await.unwrap();
+    let by_key_and_more = |sequence, key: i64, was: &str| {
+        let sql = "UPDATE t1 SET c2 = c2 || 'x' WHERE (c1 = ?1) AND (c2 = ?2)";
+        FragmentRequest { params: vec![Value::Int(key), text(was)], ..node.write(sql, sequence) }
+    };
+    let inserted = "UPDATE t1 SET c2 = c2 || 'x' WHERE c1 = 4";
+    let writes = [node.write(inserted, 20), by_key_and_more(21, 2, "B")].map(|write| execute(&node, write));
+    soon(execute(&node, by_key_and_more(22, 3, "c"))).await.unwrap().unwrap();
+    soon(execute(&node, by_key_and_more(23, 5, "e"))).await.unwrap().unwrap();
+    let mut impatient = Session::new(&node, 11);
+    impatient.lock_timeout = Some(Duration::from_millis(50));
+    let refused = impatient.write(inserted).await;
+    assert_eq!(told(refused), "55P03: canceling statement due to lock timeout");
+    assert!(writes.iter().all(|write| !write.is_finished()));
+    session.finish(true).await.unwrap();
+    for write in writes {
+        soon(write).await.unwrap().unwrap();
+    }
+    assert_eq!(committed(&node).await, "aBxcxdx");
 }

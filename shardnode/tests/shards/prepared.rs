@@ -206,7 +206,7 @@ async fn only_the_leader_undoes_a_statement() {
     assert!(matches!(refused.retry, Retry::NotLeader(_)), "{refused}");
 }
 
-/// A first statement that came to a node before it led leaves a branch there that has done nothing.
+/// A first statement that came to a node before it led leaves nothing there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_has_done_nothing_neither_commits_nor_votes() {
     let (nodes, _network) = three(|_| {}).await;
@@ -218,6 +218,7 @@ async fn who_has_done_nothing_neither_commits_nor_votes() {
         session.write(&sql).await.unwrap();
     }
     hand_over(&nodes[0], &nodes[1]).await;
+    assert!(nodes[1].shards.branches(SHARD).await.unwrap().is_empty());
     let refused = sessions[0].at(&nodes[1]).commit().await.unwrap_err();
     assert_eq!(refused.sqlstate, SqlState::SERIALIZATION_FAILURE, "{refused}");
     let refused = sessions[1].at(&nodes[1]).prepare().await.unwrap_err();
