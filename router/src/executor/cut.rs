@@ -35,6 +35,9 @@ pub struct Scan<'a> {
     pub shards: Vec<ShardId>,
 }
 
+/// Reads that are sent to a shard one after the other: each is a fragment, the place of its scan, and that of the shard in it.
+type Lane<'a> = Vec<(usize, usize, &'a Fragment)>;
+
 /// What a cut reads of one shard.
 #[derive(Default)]
 struct Part {
@@ -107,10 +110,15 @@ impl Executor {
             }
         }
         let mut backoff = Backoff::until(run.retry_until());
+        let mark = run.transaction.map(|transaction| transaction.mark());
         loop {
             match self.read_once(run, &parts, scans, scalars).await {
                 Err(error) if is_cut_lost(&error) => {
                     tracing::debug!("a cut is begun anew");
+                    // Its branches may know of some of the reads, and not of others that came before them.
+                    if let (Some(transaction), Some(mark)) = (run.transaction, &mark) {
+                        run.attend(transaction.undo(mark, run.deadline)).await?;
+                    }
                     if !run.attend(async { Ok(backoff.pause().await) }).await? {
                         return Err(never_settled());
                     }
@@ -134,19 +142,32 @@ impl Executor {
         let mut answers: Vec<Vec<Option<FragmentResponse>>> =
             scans.iter().map(|scan| scan.shards.iter().map(|_| None).collect()).collect();
         for own in [true, false] {
-            let mut reads = FuturesUnordered::new();
+            // The statements of a branch are numbered: each is sent when the one before it has been answered.
+            let mut lanes: Vec<(ShardId, Lane<'_>)> = Vec::new();
             for (place, Scan { fragment, shards }) in scans.iter().enumerate() {
                 for (at, shard) in shards.iter().enumerate().filter(|(_, shard)| is_own(shard) == own) {
-                    let read = async move {
-                        let answer = self.read(run, *shard, fragment, scalars, id).await;
-                        answer.map(|answer| (place, at, answer))
-                    };
-                    reads.push(read.boxed());
+                    let lane = lanes.iter_mut().find(|(of, _)| own && of == shard);
+                    match lane {
+                        Some((_, lane)) => lane.push((place, at, fragment)),
+                        None => lanes.push((*shard, vec![(place, at, fragment)])),
+                    }
                 }
             }
+            let mut reads = FuturesUnordered::new();
+            for (shard, lane) in lanes {
+                let read = async move {
+                    let mut answers = Vec::with_capacity(lane.len());
+                    for (place, at, fragment) in lane {
+                        answers.push((place, at, self.read(run, shard, fragment, scalars, id).await?));
+                    }
+                    Ok::<_, WireError>(answers)
+                };
+                reads.push(read.boxed());
+            }
             while let Some(read) = reads.next().await {
-                let (place, at, answer) = read?;
-                answers[place][at] = Some(answer);
+                for (place, at, answer) in read? {
+                    answers[place][at] = Some(answer);
+                }
             }
         }
         // The last fragment to read a shard has ended the cut there.

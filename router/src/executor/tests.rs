@@ -567,3 +567,48 @@ async fn fragments_of_one_statement_share_their_cut() {
     let [(_, CutRequest { action: CutAction::Open { tables, scans, .. }, .. })] = &cuts[..] else { panic!() };
     assert_eq!((&tables[..], *scans), (&[TABLE][..], Some(2)));
 }
+
+/// The fragments of a transaction's statement on one shard are statements of its branch, which are numbered.
+#[tokio::test]
+async fn what_one_branch_reads_is_asked_for_one_after_the_other() {
+    let bench = Bench::new(2).await;
+    let all = || fragment(KeyFilter::All, "SELECT c1 FROM t16384", &[]);
+    let source = |place: usize| Source {
+        name: format!("s{place}"),
+        columns: vec![Type::Int4],
+        rows: SourceRows::Fragment(place),
+    };
+    let gather = Gather::Sqlite {
+        sources: vec![source(0), source(1)],
+        sql: "SELECT (SELECT count(*) FROM s0) + (SELECT count(*) FROM s1)".into(),
+        params: vec![],
+    };
+    let query = Query { fragments: vec![all(), all()], gather, lock: None };
+    let plan = plan(vec![], Action::Query(query.clone()));
+    let (scalars, rows) = insert_rows(20);
+    let rows = Arc::new(Plan { scalars, ..Plan::clone(&self::plan(vec![], Action::Insert(rows))) });
+    let alone = bench.statement(&rows);
+    let transaction = bench.executor.begin(&alone);
+    let within = alone.within(Some(&transaction));
+    let values = bench.executor.scalars(&rows, &within).await.unwrap();
+    let Action::Insert(insert) = &rows.action else { panic!() };
+    assert_eq!(bench.executor.insert(&within, insert, &values).await.unwrap().affected, 20);
+
+    // Begun anew, the numbers go on where the shard has them.
+    let run = bench.statement(&plan);
+    let run = run.within(Some(&transaction));
+    bench.fake.faults.lock().push_back(Fault::Before(cut_lost()));
+    let rows = bench.executor.query(&run, &query, &[]).await.unwrap();
+    assert_eq!(first_column(rows).await.unwrap(), [40]);
+
+    // The first that is asked never answers: nothing else is asked of its branch.
+    bench.fake.requests.lock().clear();
+    bench.fake.faults.lock().push_back(Fault::Hang);
+    let mut read = Box::pin(bench.executor.query(&run, &query, &[]));
+    for _ in 0..100 {
+        assert!(futures::poll!(&mut read).is_pending());
+        tokio::task::yield_now().await;
+    }
+    let shards: Vec<_> = bench.fake.requests.lock().iter().map(|request| request.shard.0).collect();
+    assert_eq!(shards.iter().filter(|shard| **shard == shards[0]).count(), 1, "{shards:?}");
+}
