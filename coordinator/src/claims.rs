@@ -21,7 +21,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// How many claims there may be. The oldest is lost to a new one: mostly its transaction was rolled back long ago.
+/// How many claims there may be. The oldest is lost to a new one: its transaction was rolled back long ago.
 const MOST: usize = 100_000;
 
 /// Who has claimed which key.
@@ -47,10 +47,15 @@ impl Claims {
         if self.holders.insert(Arc::clone(&key), transaction) != Some(transaction) {
             self.in_order.push_back((key, transaction));
         }
-        while self.in_order.len() > MOST
+        while let Some((key, transaction)) = self.in_order.front()
+            && (self.holders.len() > MOST || self.holders.get(key) != Some(transaction))
             && let Some((key, transaction)) = self.in_order.pop_front()
         {
             self.release(&key, transaction);
+        }
+        if self.in_order.len() > 2 * MOST {
+            let holders = &self.holders;
+            self.in_order.retain(|(key, transaction)| holders.get(key) == Some(transaction));
         }
     }
 
@@ -129,5 +134,19 @@ mod tests {
         }
         assert!(!claims.holds(Term(2), "1", id(1)) && claims.holds(Term(2), "2", id(2)));
         assert_eq!((claims.holders.len(), claims.in_order.len()), (MOST, MOST));
+    }
+
+    #[test]
+    fn those_that_have_ended_cost_nobody_a_claim() {
+        let id = |sequence| TransactionId { router: RouterIncarnation(1), sequence };
+        let mut claims = Claims::default();
+        claims.claim(Term(1), "old", id(0));
+        for sequence in 1..=3 * MOST as u64 {
+            let key = sequence.to_string();
+            claims.claim(Term(1), &key, id(sequence));
+            claims.release(&key, id(sequence));
+        }
+        assert!(claims.holds(Term(1), "old", id(0)));
+        assert!(claims.in_order.len() <= 2 * MOST);
     }
 }
