@@ -183,6 +183,11 @@ impl Transactions {
         self.marks.term.load(Ordering::Acquire) == term.0
     }
 
+    /// The term that all of it is of, without looking; 0 for none.
+    pub fn term(&self) -> Term {
+        Term(self.marks.term.load(Ordering::Acquire))
+    }
+
     /// Whether transactions are pending, without looking.
     pub fn have_pending(&self) -> bool {
         self.marks.pending.load(Ordering::Acquire) > 0

@@ -240,7 +240,8 @@ impl ShardNode {
     ) -> ServiceResult<FragmentResponse> {
         let desk = self.desk(request.shard, Some(request.epoch))?;
         let deadline = machine::now() + request.timeout.min(LONGEST);
-        let snapshot = self.renew(request.shard, desk.snapshot(&request, consistency, deadline).await)?;
+        let snapshot =
+            self.renew(request.shard, desk.snapshot(&request, consistency, None, deadline).await)?;
         let answer = read::lookup(&snapshot, &request, deadline);
         drop(snapshot);
         if !desk.transactions.cuts.are_idle() {
@@ -258,8 +259,14 @@ impl ShardNode {
     ) -> ServiceResult<FragmentResponse> {
         let shard = request.shard;
         let desk = self.desk(shard, Some(request.epoch))?;
+        // Who waits for a transaction's end takes no reader's place meanwhile.
+        let caught_up = match (request.cut, consistency) {
+            (None, Consistency::Strong) => Some(desk.catch_up(&request, false, deadline).await?),
+            _ => None,
+        };
         let open = request.clone();
-        self.readers.run(request, deadline, desk.snapshot(&open, consistency, deadline)).await
+        let open = desk.snapshot(&open, consistency, caught_up, deadline);
+        self.readers.run(request, deadline, open).await
     }
 
     /// A write outside of any transaction: in the leader's next batch, unless it would have to look at locks.

@@ -12,7 +12,7 @@ use dialect::physical::{table_name, tables_in};
 use dialect::sqlite::parameter;
 use proto::machine;
 use proto::services::{Access, Consistency, FragmentRequest};
-use proto::{TableId, TransactionId, Value, WireError};
+use proto::{TableId, Term, TransactionId, Value, WireError};
 use replica::Snapshot;
 use rusqlite::params_from_iter;
 use std::collections::BTreeSet;
@@ -33,16 +33,18 @@ impl Desk {
     }
 
     /// Waits until what was pending when the statement came, and may concern it, has ended. `locks`: the statement locks the
-    /// rows that it finds, so this is a wait for a lock.
+    /// rows that it finds, so this is a wait for a lock. Gives the term in which that was so: under a later leader others may
+    /// have been.
     pub async fn catch_up(
         &self,
         request: &FragmentRequest,
         locks: bool,
         deadline: Instant,
-    ) -> Result<(), WireError> {
+    ) -> Result<Term, WireError> {
         self.know(deadline).await?;
+        let term = self.transactions.term();
         if !self.transactions.have_pending() {
-            return Ok(());
+            return Ok(term);
         }
         let tables: BTreeSet<TableId> = tables_in(&request.sql).collect();
         let mut concerned = self.pending_in(&tables);
@@ -50,7 +52,7 @@ impl Desk {
             concerned.retain(|id| *id != branch.transaction);
         }
         if concerned.is_empty() || self.spares(request, &tables, &concerned, locks, deadline).await? {
-            return Ok(());
+            return Ok(term);
         }
         let lock_timeout = match &request.access {
             Access::Branch { branch, .. } => branch.lock_timeout,
@@ -61,7 +63,7 @@ impl Desk {
         let lock_deadline =
             lock_timeout.map(|timeout| machine::now() + timeout).filter(|end| *end < deadline);
         match self.transactions.ended(&concerned, lock_deadline.unwrap_or(deadline)).await {
-            true => Ok(()),
+            true => Ok(term),
             false if lock_deadline.is_some() => Err(statement::lock_timed_out()),
             false => Err(stream::timed_out()),
         }

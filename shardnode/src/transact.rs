@@ -21,7 +21,7 @@ use proto::machine;
 use proto::services::{
     Access, Branch, BranchAction, BranchStatus, Consistency, FragmentRequest, FragmentResponse,
 };
-use proto::{CutId, LogIndex, RequestId, Retry, ShardId, SqlState, TableId, TransactionId, WireError};
+use proto::{CutId, LogIndex, RequestId, Retry, ShardId, SqlState, TableId, Term, TransactionId, WireError};
 use replica::{Overlay, Pieces, Rehearsal, Replica, Snapshot, Stage, Write, Written};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -493,11 +493,13 @@ impl Desk {
         see_through(turn, deadline, async move { ended(replica.write(write).await) }).await
     }
 
-    /// A snapshot for a fragment: its cut's, or one that has what was prepared before the fragment came.
+    /// A snapshot for a fragment: its cut's, or one that has what was prepared before the fragment came. `caught_up`: that
+    /// was waited for in this term.
     pub async fn snapshot(
         &self,
         request: &FragmentRequest,
         consistency: Consistency,
+        mut caught_up: Option<Term>,
         deadline: Instant,
     ) -> Result<Snapshot, WireError> {
         if let Some(cut) = request.cut {
@@ -511,10 +513,13 @@ impl Desk {
             return self.replica.snapshot(consistency, deadline).await;
         }
         loop {
-            self.catch_up(request, false, deadline).await?;
+            let term = match caught_up.take() {
+                Some(term) => term,
+                None => self.catch_up(request, false, deadline).await?,
+            };
             let snapshot = self.replica.snapshot(consistency, deadline).await?;
             // Another leader may have had others prepared.
-            if self.is_known() {
+            if self.transactions.are_of(term) && self.is_known() {
                 return Ok(snapshot);
             }
         }
