@@ -37,8 +37,10 @@ pub struct Config {
     pub stage_bytes: usize,
     /// How long a schema entry may wait to be applied before its caller is told to ask again.
     pub schema_timeout: Duration,
-    /// How many cuts there may be on one shard. More are asked to come again.
+    /// How many cuts there may be on one shard, but for those that are kept. More are asked to come again.
     pub max_cuts: usize,
+    /// How many cuts may be kept on one shard, for REPEATABLE READ. More are refused with 53300.
+    pub max_kept_cuts: usize,
     /// How long a cut may withhold what it withholds. Past it, its reader begins anew.
     pub cut_timeout: Duration,
     /// How long the snapshot of a transaction that only reads (REPEATABLE READ) is kept after its last statement.
@@ -66,6 +68,7 @@ impl Config {
             stage_bytes: 4 << 20,
             schema_timeout: Duration::from_secs(60),
             max_cuts: 128,
+            max_kept_cuts: 64,
             cut_timeout: Duration::from_secs(1),
             kept_cut_timeout: Duration::from_secs(300),
             machine: Machine::default(),

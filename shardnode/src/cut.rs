@@ -28,6 +28,9 @@ use tokio::sync::Notify;
 /// How long those wait who wait for cuts: each of those has a bound.
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
+/// How often it's looked whether the replica has ended the snapshot of a cut that is kept.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// What an answer is about, or what a cut reads. None: everything.
 pub(crate) type Tables = [TableId];
 
@@ -39,6 +42,7 @@ pub(crate) struct Cuts {
     /// That something has changed for those who wait here, or that a transaction has ended.
     news: Arc<Notify>,
     most: usize,
+    most_kept: usize,
     bound: Duration,
     kept: Duration,
 }
@@ -82,6 +86,16 @@ impl Hold {
         matches!(self.phase, Phase::Opening | Phase::Open | Phase::Settling)
     }
 
+    /// Whether it is there for a whole transaction.
+    fn is_kept(&self) -> bool {
+        self.scans.is_none() && self.phase != Phase::Word
+    }
+
+    /// Whether the replica has ended its snapshot, for that kept the WAL from being emptied.
+    fn is_ended(&self) -> bool {
+        self.snapshot.as_ref().is_some_and(|snapshot| snapshot.check().is_err())
+    }
+
     fn settles(&self) -> bool {
         matches!(self.phase, Phase::Settling | Phase::Word)
     }
@@ -123,6 +137,7 @@ impl Cuts {
             withholding: AtomicUsize::new(0),
             news,
             most: config.max_cuts,
+            most_kept: config.max_kept_cuts,
             bound: config.cut_timeout,
             kept: config.kept_cut_timeout,
         }
@@ -282,7 +297,14 @@ impl Cuts {
         let until = machine::now() + self.bound;
         {
             let mut holds = self.look();
-            if holds.len() >= self.most && !holds.contains_key(&cut) {
+            let count = |kept: bool| holds.values().filter(|hold| hold.is_kept() == kept).count();
+            let is_new = !holds.contains_key(&cut);
+            if is_new && scans.is_none() && count(true) >= self.most_kept {
+                let message = "too many REPEATABLE READ transactions are open on the shard";
+                return Err(WireError::new(SqlState::TOO_MANY_CONNECTIONS, message)
+                    .with_detail(format!("There may be {}.", self.most_kept)));
+            }
+            if is_new && scans.is_some() && count(false) >= self.most {
                 let message = "too many reads over several shards are under way on the shard";
                 return Err(WireError::new(SqlState::TOO_MANY_CONNECTIONS, message)
                     .with_detail(format!("There may be {}.", self.most))
@@ -332,13 +354,18 @@ impl Cuts {
         Ok((snapshot, pending))
     }
 
-    /// Sees to it that a cut of which nothing is heard any more gives its snapshot back.
+    /// Sees to it that a cut of which nothing is heard any more gives its snapshot back, and one whose snapshot is ended.
     fn watch(self: &Arc<Self>, cut: CutId, mut until: Instant) {
         let cuts = Arc::clone(self);
         tokio::spawn(async move {
             loop {
-                tokio::time::sleep_until(until.into()).await;
-                match cuts.look().get(&cut) {
+                tokio::time::sleep_until(until.min(machine::now() + LOOK_EVERY).into()).await;
+                let mut holds = cuts.look();
+                match holds.get(&cut) {
+                    Some(hold) if hold.is_ended() => {
+                        holds.remove(&cut);
+                        return cuts.count(&holds);
+                    }
                     Some(hold) => until = hold.until,
                     None => return,
                 }
@@ -368,7 +395,7 @@ impl Cuts {
     fn hear(self: &Arc<Self>, cut: CutId, known: &[TransactionId]) -> Result<(), WireError> {
         let mut holds = self.look();
         let is_new = !holds.contains_key(&cut);
-        if is_new && holds.len() >= self.most {
+        if is_new && holds.values().filter(|hold| !hold.is_kept()).count() >= self.most {
             return Err(cut_lost());
         }
         let until = machine::now() + self.bound;
@@ -487,7 +514,7 @@ impl Cuts {
             let snapshot = holds.get(&cut).and_then(|hold| hold.snapshot.as_ref());
             snapshot.ok_or_else(cut_lost)?.state()
         };
-        desk.replica.snapshot_of(&state, deadline).await
+        desk.replica.snapshot_of(&state, deadline).await.map_err(gone)
     }
 
     /// The cut's snapshot, for a fragment: from here on the cut withholds nothing.
@@ -507,7 +534,7 @@ impl Cuts {
             }
             hold.snapshot.as_ref().ok_or_else(cut_lost)?.state()
         };
-        let another = desk.replica.snapshot_of(&state, deadline).await?;
+        let another = desk.replica.snapshot_of(&state, deadline).await.map_err(gone)?;
         let mut holds = self.look();
         if let Some(hold) = holds.get_mut(&cut)
             && let Some(scans) = &mut hold.scans
@@ -557,6 +584,11 @@ impl Drop for Unopened<'_> {
             self.cuts.forget(cut);
         }
     }
+}
+
+/// What is heard of a state that can't be shown once more.
+fn gone(error: WireError) -> WireError {
+    if error.sqlstate == SqlState::SNAPSHOT_TOO_OLD { cut_lost() } else { error }
 }
 
 fn timed_out() -> WireError {

@@ -6,7 +6,7 @@ use proto::services::{
     Consistency, CutAction, CutRequest, FragmentRequest, ShardService, Unsettled, cut_lost,
 };
 use proto::{
-    CutId, Epoch, NodeId, RouterIncarnation, SchemaVersion, TableId, TransactionId, Value, WireError,
+    CutId, Epoch, NodeId, Retry, RouterIncarnation, SchemaVersion, TableId, TransactionId, Value, WireError,
 };
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -320,4 +320,44 @@ async fn a_change_by_key_waits_for_a_row_that_is_prepared() {
         soon(write).await.unwrap().unwrap();
     }
     assert_eq!(committed(&node).await, "aBxcxdx");
+}
+
+/// There are few readers' places, for all of the node's shards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_a_transaction_takes_no_readers_place() {
+    let node = start().await;
+    let mut config = shardnode::Config::new(NodeId(1));
+    config.readers = 1;
+    let node = Arc::new(Arc::into_inner(node).expect("nobody else has it").with_shards(config));
+    let session = prepared(&node, 10).await;
+    let reads: Vec<_> = (0..3).map(|_| execute(&node, node.read(ALL, false))).collect();
+    let elsewhere = node.read("SELECT c2 FROM t2 WHERE c1 = 2", false);
+    assert_eq!(soon(execute(&node, elsewhere)).await.unwrap().unwrap(), values(&[[text("b")]]));
+    assert!(reads.iter().all(|read| !read.is_finished()));
+    session.finish(true).await.unwrap();
+    for read in reads {
+        assert_eq!(soon(read).await.unwrap().unwrap(), values(&[[text("Abc")]]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn those_that_are_kept_take_nobodys_place() {
+    let mut config = shardnode::Config::new(NodeId(1));
+    (config.max_cuts, config.max_kept_cuts) = (1, 2);
+    let node = Node::start().await.with_shards(config);
+    node.schema(1, &[TABLE], None).await.unwrap();
+    let kept: Vec<_> = (1..=2).map(|number| Cut::new(&node, number)).collect();
+    for cut in &kept {
+        cut.open(None).await;
+        cut.act(CutAction::Release).await.unwrap();
+    }
+    let open = |scans| CutAction::Open { schema_version: SchemaVersion(1), tables: vec![], scans };
+    let refused = Cut::new(&node, 3).act(open(None)).await.unwrap_err();
+    assert_eq!((refused.sqlstate.as_str(), refused.retry), ("53300", Retry::Never));
+    let one = Cut::new(&node, 4);
+    one.act(open(Some(1))).await.unwrap();
+    let refused = Cut::new(&node, 5).act(open(Some(1))).await.unwrap_err();
+    assert_eq!((refused.sqlstate.as_str(), refused.retry), ("53300", Retry::Later));
+    kept[0].act(CutAction::Drop).await.unwrap();
+    Cut::new(&node, 3).act(open(None)).await.unwrap();
 }

@@ -1,8 +1,8 @@
 //! Reads that take too long: they end, and say why; nothing that was cut short looks whole.
 
-use crate::common::{Node, PATIENCE, rows};
-use proto::Value;
-use proto::services::ShardService;
+use crate::common::{Node, PATIENCE, SHARD, rows};
+use proto::services::{CutAction, CutRequest, ShardService, cut_lost};
+use proto::{CutId, Epoch, RouterIncarnation, SchemaVersion, Value};
 use std::time::Duration;
 
 const TABLE: &str = "CREATE TABLE t1 (c1 INTEGER NOT NULL PRIMARY KEY, c2 TEXT) STRICT";
@@ -89,4 +89,28 @@ async fn a_lookup_ends_at_its_deadline() {
     let mut short = node.read("SELECT 1", true);
     short.timeout = PATIENCE;
     assert_eq!(rows(node.shards.execute(short).await.unwrap().rows).await.unwrap(), [[Value::Int(1)]]);
+}
+
+/// A transaction that only reads may be idle for as long as it likes, but not at the cost of all who write.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_that_is_kept_for_too_long_is_given_up() {
+    let node = impatient().await;
+    let cut = CutId { router: RouterIncarnation(5), sequence: 1 };
+    let act = |action| {
+        let request = CutRequest { shard: SHARD, epoch: Epoch(1), cut, action, timeout: PATIENCE };
+        node.shards.cut(request)
+    };
+    act(CutAction::Open { schema_version: SchemaVersion(1), tables: vec![], scans: None }).await.unwrap();
+    let given_up = async {
+        let mut from = 10;
+        // To release it once more changes nothing, but that it isn't idle.
+        while act(CutAction::Release).await != Err(cut_lost()) {
+            write_many(&node, from).await;
+            from += 80;
+        }
+        from
+    };
+    let from = tokio::time::timeout(PATIENCE, given_up).await.expect("the WAL is long enough");
+    write_many(&node, from).await;
+    assert!(node.wal_bytes() < END_BYTES + (64 << 10), "{}", node.wal_bytes());
 }
