@@ -7,7 +7,7 @@
 use super::Executor;
 use super::rows::RowStream;
 use super::statement::Statement;
-use super::writes::Written;
+use super::writes::{Written, unseen};
 use dialect::rowset;
 use planner::plan::{Action, Plan, Query};
 use proto::{RowBatchBuilder, SqlState, Value, WireError};
@@ -83,10 +83,9 @@ impl Executor {
             self.query(&within, query, &scalars).await
         };
         let rows = rows.await;
-        if let Some(own) = own {
-            // Nothing was written.
-            own.rollback().settle().await;
-        }
-        rows
+        let Some(own) = own else { return rows };
+        // Nothing was written.
+        own.rollback().settle().await;
+        rows.map_err(unseen)
     }
 }

@@ -11,7 +11,7 @@ use super::gather::{feed, row_count, shards_of};
 use super::merge::shares;
 use super::rows::RowStream;
 use super::statement::Statement;
-use super::writes::collect;
+use super::writes::{collect, unseen};
 use crate::transaction::Transaction;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
@@ -61,10 +61,12 @@ impl Executor {
             _ if order.is_empty() => self.lock_any(&lock, &shards, most).await,
             _ => self.lock_best(&lock, &shards, most, order).await,
         };
+        let is_own = own.is_some();
         if let Some(own) = own {
             // Nothing was written.
             own.rollback().settle().await;
         }
+        let locked = locked.map_err(|error| if is_own { unseen(error) } else { error });
         let locked = locked.map_err(|error| named(run, locking, error))?;
         let sources = locked.into_iter().map(|rows| {
             let rows = rows.into_iter().map(Ok);

@@ -52,14 +52,7 @@ impl Executor {
                 Err(error)
             }
         };
-        result.map_err(|error| match (error.sqlstate, &error.retry) {
-            // Nobody has seen anything of it, so it can run again. Its parts lock rows on several shards at once, so two
-            // statements may meet in a circle that PostgreSQL's, one row after the other, wouldn't be in.
-            (SqlState::SERIALIZATION_FAILURE | SqlState::DEADLOCK_DETECTED, Retry::Never) => {
-                error.with_retry(Retry::Later)
-            }
-            _ => error,
-        })
+        result.map_err(unseen)
     }
 
     /// Runs an UPDATE or DELETE.
@@ -214,6 +207,18 @@ impl Executor {
             }
             None => Ok(done),
         }
+    }
+}
+
+/// The error of a statement whose transaction was its own, and is rolled back. Nobody has seen anything of it, so it can run
+/// again. Its parts lock rows on several shards at once, so two statements may meet in a circle that PostgreSQL's, one row
+/// after the other, wouldn't be in.
+pub(super) fn unseen(error: WireError) -> WireError {
+    match (error.sqlstate, &error.retry) {
+        (SqlState::SERIALIZATION_FAILURE | SqlState::DEADLOCK_DETECTED, Retry::Never) => {
+            error.with_retry(Retry::Later)
+        }
+        _ => error,
     }
 }
 

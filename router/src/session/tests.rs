@@ -3,10 +3,10 @@
 mod keys;
 
 use crate::config::Config;
-use crate::fake::{Fake, FakePeers};
+use crate::fake::{Fake, FakePeers, Fault};
 use crate::server::Router;
-use proto::WireError;
 use proto::services::{Access, Branch, BranchAccess, FragmentRequest, LockWait};
+use proto::{SqlState, WireError};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -411,7 +411,7 @@ async fn copy_in_and_out() {
 async fn a_cancel_request_ends_a_query_and_not_the_session() {
     let server = Server::start(Config::default()).await;
     let client = server.client().await;
-    server.fake.faults.lock().push_back(crate::fake::Fault::Hang);
+    server.fake.faults.lock().push_back(Fault::Hang);
     let cancel = client.cancel_token();
     let query = client.simple_query("SELECT a FROM t");
     let canceling = async {
@@ -425,7 +425,7 @@ async fn a_cancel_request_ends_a_query_and_not_the_session() {
     assert_eq!(result.unwrap_err().code().unwrap().code(), "57014");
     rows(&client, "SELECT a FROM t").await.unwrap();
     client.batch_execute("SET statement_timeout = 20").await.unwrap();
-    server.fake.faults.lock().push_back(crate::fake::Fault::Hang);
+    server.fake.faults.lock().push_back(Fault::Hang);
     assert_eq!(rows(&client, "SELECT a FROM t").await, Err("57014".into()));
 }
 
@@ -517,8 +517,8 @@ async fn a_string_is_one_transaction() {
 async fn a_commit_that_fails_is_told_instead_of_the_last_statements_end() {
     let server = Server::start(Config::default()).await;
     let mut socket = server.session().await;
-    let lost = WireError::new(proto::SqlState::SERIALIZATION_FAILURE, "lost");
-    server.fake.action_faults.lock().push(("commit", crate::fake::Fault::Before(lost)));
+    let lost = WireError::new(SqlState::SERIALIZATION_FAILURE, "lost");
+    server.fake.action_faults.lock().push(("commit", Fault::Before(lost)));
     let sql = b"INSERT INTO t VALUES (1); UPDATE t SET b = 'x' WHERE a = 1; SELECT 1\0";
     socket.write_all(&message(b'Q', sql)).await.unwrap();
     let answers = until_ready(&mut socket).await;
@@ -563,8 +563,8 @@ async fn a_pipeline_is_one_transaction_up_to_its_sync() {
     assert_eq!(send(&["DELETE FROM t", one, one]).await, (vec!["23505".to_owned()], b'E'));
     assert_eq!(send(&["COMMIT"]).await, (vec![], b'I'));
     assert_eq!(count(&client).await, "3");
-    let lost = WireError::new(proto::SqlState::SERIALIZATION_FAILURE, "lost");
-    server.fake.action_faults.lock().push(("commit", crate::fake::Fault::Before(lost)));
+    let lost = WireError::new(SqlState::SERIALIZATION_FAILURE, "lost");
+    server.fake.action_faults.lock().push(("commit", Fault::Before(lost)));
     assert_eq!(send(&["DELETE FROM t WHERE a = 1", "SELECT 1"]).await, (vec!["40001".to_owned()], b'I'));
 }
 
@@ -616,7 +616,19 @@ async fn rows_are_locked_in_branches() {
     let one = "SELECT b FROM t WHERE a = 1 FOR UPDATE";
     assert_eq!(rows(&client, one).await.unwrap(), [[Some("one".to_owned())]]);
     assert_eq!((server.fake.acted("let go").len(), server.fake.open_branches()), (1, 0));
+    // Nobody has seen anything of it if it's ended for others' sake, alone or within a statement.
+    let deadlock = || {
+        let deadlock = WireError::new(SqlState::DEADLOCK_DETECTED, "deadlock detected");
+        server.fake.faults.lock().push_back(Fault::Before(deadlock));
+    };
+    for again in [one, "SELECT (SELECT b FROM t WHERE a = 1 FOR UPDATE)"] {
+        deadlock();
+        assert_eq!(rows(&client, again).await.unwrap(), [[Some("one".to_owned())]]);
+    }
     client.batch_execute("BEGIN").await.unwrap();
+    deadlock();
+    assert_eq!(rows(&client, one).await, Err("40P01".into()));
+    client.batch_execute("ROLLBACK; BEGIN").await.unwrap();
     assert_eq!(rows(&client, one).await.unwrap(), [[Some("one".to_owned())]]);
     assert_eq!(server.fake.open_branches(), 1);
     client.batch_execute("COMMIT").await.unwrap();
@@ -648,8 +660,8 @@ async fn a_plan_that_is_old_on_one_shard_is_made_again_for_all() {
     let stale = WireError::internal("stale").with_retry(proto::Retry::StaleSchema(proto::SchemaVersion(7)));
     // The update has run on the first shard when the second refuses it.
     server.fake.faults.lock().extend([
-        crate::fake::Fault::After(WireError::internal("x").with_retry(proto::Retry::Unknown)),
-        crate::fake::Fault::Before(stale),
+        Fault::After(WireError::internal("x").with_retry(proto::Retry::Unknown)),
+        Fault::Before(stale),
     ]);
     server.fake.set_version(7);
     client.batch_execute("UPDATE t SET b = coalesce(b, '') || 'x'").await.unwrap();

@@ -112,15 +112,15 @@ async fn a_claim_is_asked_for_again() {
     let server = Server::start(Config::default()).await;
     let client = server.client().await;
     let lost = WireError::internal("x").with_retry(proto::Retry::Later);
-    for fault in [crate::fake::Fault::Before(lost.clone()), crate::fake::Fault::After(lost)] {
+    for fault in [Fault::Before(lost.clone()), Fault::After(lost)] {
         server.fake.action_faults.lock().push(("claim", fault));
     }
     client.batch_execute("BEGIN; SET shoal.idempotency_key = 'k'; INSERT INTO t VALUES (1)").await.unwrap();
     client.batch_execute("COMMIT").await.unwrap();
     assert_eq!(server.fake.acted("claim").len(), 3);
     // What can't be had is no reason to go on without.
-    let full = WireError::new(proto::SqlState::CONFIGURATION_LIMIT_EXCEEDED, "full");
-    server.fake.action_faults.lock().push(("claim", crate::fake::Fault::Before(full)));
+    let full = WireError::new(SqlState::CONFIGURATION_LIMIT_EXCEEDED, "full");
+    server.fake.action_faults.lock().push(("claim", Fault::Before(full)));
     client.batch_execute("SET shoal.idempotency_key = 'l'").await.unwrap();
     assert_eq!(rows(&client, "INSERT INTO t VALUES (2)").await, Err("53400".into()));
     assert_eq!(count(&client).await, "1");
