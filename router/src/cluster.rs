@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// How long a statement that names something unknown waits for the coordinator's word on it.
-const REFRESH_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long one coordinator may take to say how things are, until another is asked.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The cluster, as this router sees it.
 pub struct Cluster {
@@ -165,17 +165,24 @@ impl Cluster {
         }
     }
 
-    /// Asks the coordinator's leader for its state. Says whether the catalog is newer than `seen`.
-    pub async fn refresh(&self, seen: SchemaVersion) -> bool {
-        let deadline = machine::now() + REFRESH_TIMEOUT;
-        if self.load().catalog.version() == seen {
-            let status = self
-                .ask_coordinator(deadline, deadline, |coordinator| async move { coordinator.status().await });
-            if let Ok(status) = status.await {
+    /// What stands at the coordinator, at some moment from now on: asks its leader, until one answers. 57P03 if none does
+    /// by then, and so nobody can say what is the newest.
+    pub async fn confirm(&self, until: Instant) -> Result<Arc<ClusterState>, WireError> {
+        let ask = |coordinator: Arc<dyn CoordinatorService>| async move {
+            let asked = tokio::time::timeout(STATUS_TIMEOUT, coordinator.status());
+            asked.await.unwrap_or_else(|_| Err(silent().with_retry(Retry::Later)))
+        };
+        match self.ask_coordinator(until + STATUS_TIMEOUT, until, ask).await {
+            Ok(status) => {
                 self.install(status.state);
+                Ok(self.snapshot())
+            }
+            Err(error) => {
+                tracing::debug!(%error, "nobody can say which catalog is the newest");
+                let message = "the coordinator can't be asked whether this router's catalog is the newest";
+                Err(WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(Retry::Later))
             }
         }
-        self.load().catalog.version() > seen
     }
 
     /// Calls the coordinator's leader, wherever it is. Repeats the call until `retry_until` while the answer is that

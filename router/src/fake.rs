@@ -44,6 +44,8 @@ pub struct Fake {
     state: tokio::sync::watch::Sender<ClusterState>,
     shards: HashMap<ShardId, Mutex<Connection>>,
     done: Mutex<HashMap<RequestId, u64>>,
+    /// A catalog that the coordinator's leader has, and no router has heard of.
+    pub untold: Mutex<Option<Arc<Catalog>>>,
     /// What befalls the next requests, in order.
     pub faults: Mutex<VecDeque<Fault>>,
     /// What befalls the next actions of a kind, in order.
@@ -112,6 +114,11 @@ fn table(id: TableId, name: &str, placement: Placement, version: u64) -> Table {
 
 /// The catalog at a version; the tables are the same in each.
 pub fn catalog(version: u64) -> Catalog {
+    catalog_with(version, None)
+}
+
+/// The catalog at a version, with one more table.
+pub fn catalog_with(version: u64, name: Option<&str>) -> Catalog {
     let sharded = Placement::Sharded { keyspace: MAIN, key: vec![ColumnId(1)] };
     let sequence = Sequence {
         id: SEQUENCE,
@@ -126,8 +133,9 @@ pub fn catalog(version: u64) -> Catalog {
         owner: None,
         hidden: false,
     };
+    let more = name.map(|name| table(TableId(16400), name, sharded.clone(), version));
     let tables = [table(TABLE, "t", sharded, 1), table(REFERENCE, "r", Placement::Reference, 1)];
-    Catalog::new(SchemaVersion(version), tables.map(Arc::new), [Arc::new(sequence)])
+    Catalog::new(SchemaVersion(version), tables.into_iter().chain(more).map(Arc::new), [Arc::new(sequence)])
 }
 
 impl Fake {
@@ -174,6 +182,7 @@ impl Fake {
             state: tokio::sync::watch::Sender::new(state),
             shards,
             done: Mutex::default(),
+            untold: Mutex::default(),
             faults: Mutex::default(),
             action_faults: Mutex::default(),
             requests: Mutex::default(),
@@ -652,8 +661,17 @@ impl CoordinatorService for Fake {
     }
 
     fn status(&self) -> BoxFuture<'_, ServiceResult<ClusterStatus>> {
-        let state = self.state.borrow().clone();
+        let mut state = self.state.borrow().clone();
+        if let Some(catalog) = &*self.untold.lock() {
+            state.catalog = catalog.clone();
+        }
+        let fault = self.note("status", 0);
         Box::pin(async move {
+            match fault {
+                Some(Fault::Hang) => std::future::pending().await,
+                Some(Fault::Before(error) | Fault::After(error)) => return Err(error),
+                None => {}
+            }
             Ok(ClusterStatus { state, replicas: vec![], heard: vec![], jobs: vec![], alarms: vec![] })
         })
     }

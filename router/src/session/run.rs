@@ -121,23 +121,29 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         text: &Text,
         declared: &[Option<Type>],
     ) -> std::result::Result<(Arc<Plan>, Arc<ClusterState>), WireError> {
-        let state = self.shared.executor.cluster.snapshot();
+        let cluster = &self.shared.executor.cluster;
+        let state = cluster.snapshot();
         if let Some(plan) =
             self.shared.plans.get(text, declared, &self.settings.planner, state.catalog.version())
         {
             return Ok((plan, state));
         }
-        match self.plan_at(text, declared, &state) {
-            Ok(plan) => Ok((plan, state)),
-            // What isn't there, or is there already, may be news from another router.
-            Err(error) if names_unknown(error.sqlstate) => {
-                if !self.shared.executor.cluster.refresh(state.catalog.version()).await {
-                    return Err(error);
-                }
-                let state = self.shared.executor.cluster.snapshot();
-                Ok((self.plan_at(text, declared, &state)?, state))
+        let planned = self.plan_at(text, declared, &state);
+        // A failed block looks at nothing but the syntax.
+        if self.block.is_failed() || !may_be_news(&planned) {
+            return planned.map(|plan| (plan, state));
+        }
+        let deadline = self.deadline();
+        let until = deadline.min(machine::now() + self.shared.executor.config.retry_timeout);
+        match attend(&self.interrupt, deadline, Box::pin(cluster.confirm(until))).await {
+            Ok(newest) if newest.catalog.version() == state.catalog.version() => {
+                planned.map(|plan| (plan, state))
             }
-            Err(error) => Err(error),
+            Ok(newest) => Ok((self.plan_at(text, declared, &newest)?, newest)),
+            Err(error) => Err(match planned {
+                Err(news) => error.with_detail(format!("By the one that it has, {}.", news.message)),
+                Ok(_) => error,
+            }),
         }
     }
 
@@ -492,17 +498,26 @@ pub fn failed_block() -> WireError {
     )
 }
 
-/// Errors that a newer catalog might not have.
-fn names_unknown(code: SqlState) -> bool {
-    [
-        SqlState::UNDEFINED_TABLE,
-        SqlState::UNDEFINED_COLUMN,
-        SqlState::UNDEFINED_OBJECT,
-        SqlState::DUPLICATE_TABLE,
-        SqlState::DUPLICATE_COLUMN,
-        SqlState::DUPLICATE_OBJECT,
-    ]
-    .contains(&code)
+/// Whether a newer catalog might have it otherwise: what isn't there, or is there already, or is of another kind, may be
+/// another router's doing.
+fn may_be_news(planned: &std::result::Result<Arc<Plan>, WireError>) -> bool {
+    match planned {
+        Ok(plan) => matches!(&plan.action, Action::Schema(action) if !action.notices.is_empty()),
+        Err(error) => [
+            SqlState::UNDEFINED_TABLE,
+            SqlState::UNDEFINED_COLUMN,
+            SqlState::UNDEFINED_OBJECT,
+            SqlState::UNDEFINED_FUNCTION,
+            SqlState::DUPLICATE_TABLE,
+            SqlState::DUPLICATE_COLUMN,
+            SqlState::DUPLICATE_OBJECT,
+            SqlState::AMBIGUOUS_COLUMN,
+            SqlState::WRONG_OBJECT_TYPE,
+            SqlState::DATATYPE_MISMATCH,
+            SqlState::INVALID_COLUMN_REFERENCE,
+        ]
+        .contains(&error.sqlstate),
+    }
 }
 
 fn same_types(left: Option<&[OutputColumn]>, right: Option<&[OutputColumn]>) -> bool {

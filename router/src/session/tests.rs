@@ -385,6 +385,60 @@ async fn a_plan_follows_the_catalog() {
     assert_eq!(rows(&client, "SELECT a FROM t WHERE a = 1").await.unwrap().len(), 1);
 }
 
+/// Nobody answers who could say which catalog is the newest.
+fn silence_coordinator(server: &Server) {
+    let nobody = WireError::internal("no leader").with_retry(proto::Retry::NotLeader(None));
+    let silence = vec![("status", crate::fake::Fault::Before(nobody)); 10_000];
+    server.fake.action_faults.lock().extend(silence);
+}
+
+#[tokio::test]
+async fn nothing_is_said_to_be_missing_by_an_old_catalog() {
+    let config = Config { retry_timeout: Duration::from_millis(300), ..Config::default() };
+    let server = Server::start(config).await;
+    let client = server.client().await;
+    let statements = [
+        "SELECT a FROM late",
+        "SELECT late FROM t",
+        "SELECT nextval('late')",
+        "DROP TABLE late",
+        "DROP TABLE IF EXISTS late",
+        "ALTER TABLE IF EXISTS late ADD c int",
+        "CREATE TABLE IF NOT EXISTS t (a int PRIMARY KEY)",
+        "CREATE TABLE t (a int PRIMARY KEY)",
+    ];
+    silence_coordinator(&server);
+    for sql in statements {
+        assert_eq!(rows(&client, sql).await, Err("57P03".into()), "{sql}");
+    }
+    // What needs no word on the catalog goes on, and so does a failed block.
+    assert_eq!(rows(&client, "SELECT a FROM t").await, Ok(vec![]));
+    assert_eq!(rows(&client, "SELECT a, FROM t").await, Err("42601".into()));
+    client.batch_execute("BEGIN").await.unwrap();
+    assert_eq!(rows(&client, "SELECT a FROM late").await, Err("57P03".into()));
+    assert_eq!(rows(&client, "SELECT a FROM late").await, Err("25P02".into()));
+    client.batch_execute("ROLLBACK").await.unwrap();
+    server.fake.action_faults.lock().clear();
+    assert_eq!(rows(&client, "SELECT a FROM late").await, Err("42P01".into()));
+    assert_eq!(rows(&client, "SELECT late FROM t").await, Err("42703".into()));
+    assert_eq!(rows(&client, "DROP TABLE IF EXISTS late").await, Ok(vec![]));
+}
+
+#[tokio::test]
+async fn the_coordinator_knows_what_a_router_has_not_heard_of() {
+    let server = Server::start(Config::default()).await;
+    let client = server.client().await;
+    assert_eq!(rows(&client, "SELECT a FROM late WHERE a = 1").await, Err("42P01".into()));
+    *server.fake.untold.lock() = Some(crate::fake::catalog_with(9, Some("late")).into());
+    let found = rows(&client, "EXPLAIN SELECT a FROM late WHERE a = 1").await;
+    assert!(found.is_ok(), "{found:?}");
+    // One that doesn't answer is asked again.
+    server.fake.action_faults.lock().push(("status", crate::fake::Fault::Hang));
+    *server.fake.untold.lock() = Some(crate::fake::catalog_with(10, Some("later")).into());
+    let found = rows(&client, "EXPLAIN SELECT a FROM later WHERE a = 1").await;
+    assert!(found.is_ok(), "{found:?}");
+}
+
 #[tokio::test]
 async fn copy_in_and_out() {
     use futures::{SinkExt, StreamExt};
