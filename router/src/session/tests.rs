@@ -3,7 +3,7 @@
 mod keys;
 
 use crate::config::Config;
-use crate::fake::{Fake, FakePeers, Fault};
+use crate::fake::{Fake, FakePeers, Fault, catalog_with};
 use crate::server::Router;
 use proto::services::{Access, Branch, BranchAccess, FragmentRequest, LockWait};
 use proto::{SqlState, WireError};
@@ -388,7 +388,7 @@ async fn a_plan_follows_the_catalog() {
 /// Nobody answers who could say which catalog is the newest.
 fn silence_coordinator(server: &Server) {
     let nobody = WireError::internal("no leader").with_retry(proto::Retry::NotLeader(None));
-    let silence = vec![("status", crate::fake::Fault::Before(nobody)); 10_000];
+    let silence = vec![("status", Fault::Before(nobody)); 10_000];
     server.fake.action_faults.lock().extend(silence);
 }
 
@@ -429,12 +429,12 @@ async fn the_coordinator_knows_what_a_router_has_not_heard_of() {
     let server = Server::start(Config::default()).await;
     let client = server.client().await;
     assert_eq!(rows(&client, "SELECT a FROM late WHERE a = 1").await, Err("42P01".into()));
-    *server.fake.untold.lock() = Some(crate::fake::catalog_with(9, Some("late")).into());
+    *server.fake.untold.lock() = Some(catalog_with(9, Some("late")).into());
     let found = rows(&client, "EXPLAIN SELECT a FROM late WHERE a = 1").await;
     assert!(found.is_ok(), "{found:?}");
     // One that doesn't answer is asked again.
-    server.fake.action_faults.lock().push(("status", crate::fake::Fault::Hang));
-    *server.fake.untold.lock() = Some(crate::fake::catalog_with(10, Some("later")).into());
+    server.fake.action_faults.lock().push(("status", Fault::Hang));
+    *server.fake.untold.lock() = Some(catalog_with(10, Some("later")).into());
     let found = rows(&client, "EXPLAIN SELECT a FROM later WHERE a = 1").await;
     assert!(found.is_ok(), "{found:?}");
 }
