@@ -1,11 +1,9 @@
 #!/usr/bin/env python3
 """The consistent-cut protocol of docs/transactions.md, tried in every order in which its messages can come.
 
-    cut.py --all              every case as it is: each must be clean; and every rule left out once: each must be caught
-    cut.py cases              the first half of it
-    cut.py mutations          the second
+    cut.py --all              every case as it is: each must be clean; every rule left out once: each must be caught
+    cut.py --check            what isn't tried for the sake of speed changes nothing (some minutes)
     cut.py CASE [MUTATION]    one case, perhaps without a rule; with --plain every order is really tried
-    cut.py --check            that what is left out changes nothing, for the cases that are small enough to try it
 
 A case is a handful of shards with transactions over several of them, writes on one of them that may wait until their
 client has *heard* of something, readers of several shards, and sessions that read one shard after another. Every state
@@ -13,8 +11,9 @@ that can be reached is visited. It's wrong if
 
 - a reader sees a transaction on one of its shards and not on another (FRACTURE),
 - a reader sees an effect and not its cause (CAUSALITY),
-- a session has seen a transaction on one shard and then doesn't see it on another (BACKWARDS),
-- a reader can never finish (DEADLOCK).
+- a reader doesn't see what somebody had heard of before it began (STALE),
+- a session doesn't see what somebody had heard of before it asked, itself on another shard perhaps (BACKWARDS),
+- somebody can never finish (DEADLOCK).
 
 Bounds on how long a shard holds, lost messages and crashes aren't here: each of them ends a reader that has told
 nobody anything, and whatever a shard withheld for it is told as if it had released.
@@ -24,11 +23,10 @@ What keeps the number of states small:
 - A shard's log isn't kept, but what can be seen in it, what is pending in it, and what it has voted for. Something is
   after a snapshot if the snapshot lacks it, and a snapshot is later than another if it has more. So an entry that shows
   nothing (a prepare, an abort) makes nobody wait. A real shard waits for those, too, and tells less.
-- What can't matter any more is forgotten (`Model.tidy`): votes for what is decided, what is heard of and causes nothing,
-  all but the outcome of a reader that has been given its answers.
-- Of states that differ in the names of shards, transactions and readers alone, one is visited (`Model.alike`).
-- A step that commutes with all that others can do before it, and hinders none of them, is taken at once, and the orders
-  in which it comes later aren't tried (`Model.forced` says of each kind of step when that is so).
+- What can't matter any more is forgotten (`tidy`): votes for what is decided, all of a reader that has its answers.
+- Of states that differ in the names of shards, transactions and readers alone, one is visited (`alike`).
+- A step that commutes with all that others can do before it, and keeps none of them from anything, is **free**: it is
+  taken at once, and the orders in which it comes later aren't tried. What makes it free stands beside each kind of step.
 """
 import sys
 import time
@@ -45,45 +43,60 @@ class Case(NamedTuple):
     sessions: tuple = ()  # the shards that each reads, one after another
     aborts: bool = False  # transactions may abort
     voted: tuple = ()  # what shards have voted for before all begins: (transaction, shard)
+    derived: tuple = ()  # writes that come of their cause by themselves, into a table that no reader reads
 
+
+TWO, BOTH = {"T": (0, 1), "U": (0, 1)}, ((0, 1), (0, 1))
+CHAIN, RING = {"T": (0, 1), "U": (1, 2)}, {"T": (0, 1), "U": (1, 2), "V": (2, 0)}
 
 CASES = {
     "causes": Case(
         "two writes of which one causes the other, and a transaction that causes a third",
         {"T": (0, 1)}, {"a": (1, None), "b": (0, "a"), "e": (0, "T")}, ((0, 1),),
     ),
-    "readers": Case("what one reader tells makes somebody write", {}, {"a": (1, None), "b": (0, "a")}, ((0, 1), (0, 1))),
-    "shared": Case("one transaction, two readers", {"T": (0, 1)}, {}, ((0, 1), (0, 1)), aborts=True),
-    "crossed": Case(
-        "two transactions and two readers, each of which may see another of them pending",
-        {"T": (0, 1), "U": (0, 1)}, {}, ((0, 1), (0, 1)), voted=(("T", 0), ("U", 1)),
+    "readers": Case("what one reader tells makes somebody write", {}, {"a": (1, None), "b": (0, "a")}, BOTH),
+    "tables": Case(
+        "what one statement or transaction writes into the readers' table and, because of that, into another one",
+        {}, {"a": (1, None), "z": (1, "a"), "b": (0, "z")}, BOTH, derived=("z",),
     ),
+    "shared": Case("one transaction, two readers", {"T": (0, 1)}, {}, BOTH, aborts=True),
+    "crossed": Case(
+        "two readers, each of which may see another of two transactions pending",
+        TWO, {}, BOTH, voted=(("T", 0), ("U", 1)),
+    ),
+    "meeting": Case("the same, from before anything was prepared, and transactions may abort", TWO, {}, BOTH, aborts=True),
     "apart": Case(
         "readers without a shard in common, whose transactions hold each other up",
         {"T": (0, 2), "U": (3, 1)}, {}, ((0, 1), (2, 3)), voted=(("T", 0), ("U", 3)),
     ),
-    "chain": Case(
-        "three shards, and transactions that chain them: settling one makes the reader learn of the other",
-        {"T": (0, 1), "U": (1, 2)}, {}, ((0, 1, 2),), aborts=True,
-    ),
+    "chain": Case("three shards, and transactions that chain them", CHAIN, {}, ((0, 1, 2),), aborts=True),
+    "links": Case("the same, with a reader of each link: what one settles, the other learns of", CHAIN, {}, ((0, 1), (1, 2))),
+    "ring": Case("three readers in a ring of transactions", RING, {}, ((0, 1), (1, 2), (2, 0))),
     "session": Case("reads of one shard each", {"T": (0, 1)}, {}, ((0, 1),), sessions=((0, 1),), aborts=True),
-}
+    "after": Case("who has heard of what a reader saw", CHAIN, {}, ((0, 1),), sessions=((2,),), aborts=True),
+}  # fmt: skip
 
-# What each rule says that a mutation leaves out, and which case catches it.
+# Those of which every order can be tried in a few minutes.
+SMALL = ("causes", "readers", "tables", "shared", "chain", "session", "after", "crossed")
+
+# Which case catches it when a rule is left out, and what the rule says.
 MUTATIONS = {
-    "votes-told": ("causes", "votes aren't withheld"),
-    "acknowledgements-told": ("causes", "acknowledgements aren't withheld"),
-    "reads-told": ("causes", "reads of one shard tell what is withheld"),
-    "scans-told": ("readers", "a reader tells what another one withholds"),
-    "pending-ignored": ("causes", "what is pending isn't settled"),
-    "released-early": ("causes", "each shard is released as soon as it is open"),
-    "not-closed": ("crossed", "settled shards aren't closed before they are released"),
-    "let-through-forgotten": ("crossed", "what was let through for others' sake isn't settled"),
-    "position-moves": ("crossed", "a vote passes if the snapshot that was opened again has its prepare"),
-    "not-shared": ("apart", "readers don't let through what the others settle"),
-    "not-passed-on": ("apart", "shards that a reader doesn't read aren't told what it settles"),
-    "word-forgotten": ("apart", "a shard forgets what was to be let through before it had anything to settle"),
-    "session-rushes": ("session", "reads of one shard don't wait for what was prepared before they came"),
+    "votes-told": ("causes", "votes are withheld"),
+    "acknowledgements-told": ("causes", "acknowledgements are withheld"),
+    "reads-told": ("causes", "reads of one shard don't tell what is withheld"),
+    "scans-told": ("readers", "a reader doesn't tell what another one withholds"),
+    "tables-apart": ("tables", "what goes with a write to a reader's table is withheld as that is, in whatever table it is"),
+    "pending-ignored": ("causes", "what is pending is settled"),
+    "released-early": ("causes", "no shard is released before all are open"),
+    "not-closed": ("crossed", "settled shards are closed before any is released"),
+    "let-through-forgotten": ("crossed", "what was let through for others' sake is settled"),
+    "position-moves": ("crossed", "a vote passes if the snapshot that was opened first has its prepare, not a later one"),
+    "older-put": ("crossed", "a snapshot is opened again only for a newer one, also by a request that was repeated"),
+    "opened-twice": ("readers", "a request to open that comes twice opens once"),
+    "not-shared": ("apart", "readers let through what the others settle"),
+    "not-passed-on": ("apart", "shards that a reader doesn't read are told what it settles"),
+    "word-forgotten": ("apart", "a shard remembers what is to be let through until it has something to settle"),
+    "session-rushes": ("session", "reads of one shard wait for what was prepared before they came"),
 }
 
 # Sets of transactions, of transactions and writes, and of shards are the bits of a number.
@@ -109,6 +122,7 @@ class Hold(NamedTuple):
     pending: int = 0  # what was pending then, as long as it wasn't opened again
     permits: int = 0  # what is let through
     passed: int = 0  # what was let through since it was last opened
+    spare: int = -1  # a snapshot that a repeated request has opened, and not put here yet (without the rule alone)
 
 
 class Reader(NamedTuple):
@@ -116,6 +130,7 @@ class Reader(NamedTuple):
     known: int  # what it settles
     todo: int  # its shards that haven't answered
     unheard: int  # all shards that haven't heard yet what it settles
+    owed: int  # what somebody had heard of when it began
     holds: tuple  # by shard
 
 
@@ -123,14 +138,15 @@ class State(NamedTuple):
     shards: tuple
     committed: int
     aborted: int
-    heard: int  # what clients may have heard of
+    heard: int  # what anybody has heard of
     readers: tuple
-    sessions: tuple  # (how many shards it has read, what the present read waits for or -1, seen, what it has lost)
+    sessions: tuple  # (how many shards it has read, what the present read waits for or -1, what it must see, what it has lost)
 
 
 class Model:
     def __init__(self, case, mutation="", plain=False):
         self.case, self.mutation, self.plain = case, mutation, plain
+        self.ends = None  # what readers may see, if somebody wants to know
         self.names = list(case.transactions) + list(case.writes)
         bit = {name: 1 << i for i, name in enumerate(self.names)}
         members = [s for at in case.transactions.values() for s in at] + [s for r in case.readers for s in r]
@@ -141,20 +157,26 @@ class Model:
         # By shard: the transactions that write there, and the writes.
         self.parts = [sum(t for _, t, at in self.transactions if s in at) for s in self.shards]
         self.own = [sum(w for _, w, at, _ in self.writes if s == at) for s in self.shards]
+        self.things = [part | own & ~sum(bit[d] for d in case.derived) for part, own in zip(self.parts, self.own)]
         self.nothing = tuple(Hold() for _ in self.shards)
+        self.derived = sum(bit[name] for name in case.derived)
         # By set of transactions: all their shards.
         self.where = [0] * (1 << len(self.transactions))
         for known in range(len(self.where)):
             self.where[known] = sum({1 << s for _, t, at in self.transactions if known & t for s in at})
-        self.causes = 0
-        for _, _, _, cause in self.writes:
-            self.causes |= cause
+        # What readers see that stands for a write's cause: the cause, or what that was computed from.
+        self.roots = {}
+        for _, w, _, cause in self.writes:
+            self.roots[w] = self.roots[cause] if cause & self.derived else cause
+        causes = {cause for _, _, _, cause in self.writes}
+        self.effects = sum(b for b in bit.values() if b not in causes)
+        self.tidied = {}
         self.twins = [] if plain else list(self.symmetries(bit))
 
     def start(self):
         bit = dict(zip(self.names, (1 << i for i in range(len(self.names)))))
         voted = [sum(bit[t] for t, at in self.case.voted if at == s) for s in self.shards]
-        readers = tuple(Reader("open", 0, mine, 0, self.nothing) for mine in self.readers)
+        readers = tuple(Reader("open", 0, mine, 0, 0, self.nothing) for mine in self.readers)
         sessions = tuple((0, -1, 0, 0) for _ in self.case.sessions)
         return State(tuple(Shard(0, v, v) for v in voted), 0, 0, 0, readers, sessions)
 
@@ -235,15 +257,15 @@ class Model:
                 if voted and not self.plain:
                     # Nothing but the verdict concerns it, and the verdict concerns nothing else.
                     raise Decided
-            if t & self.causes & ~state.heard and all(state.shards[s].sees & t for s in participants):
+            if t & ~state.heard and all(state.shards[s].sees & t for s in participants):
                 step(f"{name} is acknowledged", state._replace(heard=state.heard | t), True)
         for name, w, s, _ in self.writes:
-            if w & state.shards[s].sees & self.causes & ~state.heard:
-                # Readers that open later have seen it.
+            if w & state.shards[s].sees & ~state.heard:
+                # Readers that open later have seen it. The more is heard, the more may happen.
                 told = not self.withheld(state, s, w)
                 if told or self.mutation == "acknowledgements-told":
                     step(f"{name} is acknowledged", state._replace(heard=state.heard | w), True)
-                elif self.mutation == "reads-told":
+                elif self.mutation == "reads-told" or self.mutation == "tables-apart" and w & self.derived:
                     step(f"somebody reads {name}", state._replace(heard=state.heard | w), True)
 
     def work(self, state, step, at, opening, seeing):
@@ -269,27 +291,27 @@ class Model:
                     step(f"{s} finishes {name}", at(s, pending=shard.pending & ~t, sees=sees), hidden)
         for name, w, s, cause in self.writes:
             sees = state.shards[s].sees
-            if not w & sees and not cause & ~state.heard:
+            if not w & sees and not cause & ~(sees if w & self.derived else state.heard):
                 step(f"{s} writes {name}", at(s, sees=sees | w), not seeing >> s & 1)
 
     def look(self, state, i, step):
         """What a session does."""
-        done, met, seen, lost = state.sessions[i]
+        done, met, owed, lost = state.sessions[i]
         shards = self.case.sessions[i]
         if done == len(shards):
             return
 
-        def put(*session):
-            return state._replace(sessions=replaced(state.sessions, i, session))
+        def put(heard, *session):
+            return state._replace(heard=heard, sessions=replaced(state.sessions, i, session))
 
         s = shards[done]
         shard = state.shards[s]
         if met < 0:
             met = 0 if self.mutation == "session-rushes" else shard.pending
-            step(f"session {i} asks {s}", put(done, met, seen, lost))
+            step(f"session {i} asks {s}", put(state.heard, done, met, state.heard, lost))
         elif not met & shard.pending and not self.withheld(state, s, shard.sees):
-            lost |= seen & self.parts[s] & ~shard.sees
-            step(f"session {i} reads {s}", put(done + 1, -1, seen | shard.sees, lost))
+            lost |= owed & self.things[s] & ~shard.sees
+            step(f"session {i} reads {s}", put(state.heard | shard.sees, done + 1, -1, 0, lost))
 
     def read(self, state, i, step):
         """What a reader does, and its shards for it."""
@@ -321,6 +343,8 @@ class Model:
                 if self.mutation == "released-early":
                     hold = hold._replace(mode=RELEASED, pending=0)
                 opened = put(reader, s, hold)._replace(todo=reader.todo & ~(1 << s))
+                if reader.todo == mine:
+                    opened = opened._replace(owed=state.heard)
                 if not opened.todo:
                     known = 0
                     for o in bits(mine):
@@ -342,6 +366,9 @@ class Model:
                     # A snapshot that is opened again must not be able to see more if it's opened later.
                     last = reader.todo == 1 << s
                     free = votes_are_over(s, hold) and not (last and reader.unheard)
+                    if self.mutation == "older-put" and must and hold.spare < 0:
+                        spare = put(reader, s, hold._replace(spare=shard.sees))
+                        step(f"{s} opens again for reader {i}, for the first of two requests", become(spare))
                     if must:
                         undone = shard.pending | self.open_votes(state, s) | self.own[s] & ~shard.sees
                         free = free and not undone
@@ -358,18 +385,29 @@ class Model:
         elif reader.phase == "close":
             for s in bits(reader.todo):
                 hold = reader.holds[s]
+                if hold.spare >= 0 and hold.mode == SETTLING and not hold.passed:
+                    put_back = put(reader, s, hold._replace(sees=hold.spare, spare=-1))
+                    step(f"{s} puts reader {i}'s older snapshot in the place of the newer", become(put_back))
                 if hold.passed:
                     step(f"reader {i} learns late from {s}", become(settle(reader, reader.known | hold.passed)))
                     continue
                 closed = put(reader, s, hold._replace(mode=CLOSED))._replace(todo=reader.todo & ~(1 << s))
                 after = become(closed if closed.todo else scan(closed))
-                step(f"reader {i} closes {s}", after, votes_are_over(s, hold))
+                step(f"reader {i} closes {s}", after, votes_are_over(s, hold) and hold.spare < 0)
         elif reader.phase == "scan":
             for s in bits(reader.todo):
                 hold = reader.holds[s]
                 if hold.mode != RELEASED:
-                    step(f"reader {i} releases {s}", become(put(reader, s, hold._replace(mode=RELEASED))), True)
+                    shard = state.shards[s]
+                    twice = self.mutation == "opened-twice"
+                    if twice and hold.sees != shard.sees and not shard.pending:
+                        again = put(reader, s, Hold(OPEN, shard.sees))
+                        step(f"{s} opens for reader {i}, by a request that comes twice", become(again))
+                    # Others find more to tell, and nothing less.
+                    released = become(put(reader, s, hold._replace(mode=RELEASED)))
+                    step(f"reader {i} releases {s}", released, not twice)
                     continue
+                # Whoever opens now has seen it.
                 told = not self.withheld(state, s, hold.sees, but=i)
                 if not told and self.mutation != "scans-told":
                     continue
@@ -378,9 +416,9 @@ class Model:
                     step(f"reader {i} has read {s}", become(answered), True)
                 else:
                     # What was only said for its sake is forgotten.
-                    shown = self.seen(reader, mine) & self.causes
                     words = any(hold.mode == WORD for hold in reader.holds)
-                    after = become(Reader("done", 0, 0, 0, self.nothing))._replace(heard=state.heard | shown)
+                    after = become(Reader("done", 0, 0, 0, 0, self.nothing))
+                    after = after._replace(heard=state.heard | self.seen(reader, mine))
                     step(f"reader {i} is done with {s}", after, not words)
 
     def hear(self, state, s, by):
@@ -413,34 +451,40 @@ class Model:
 
     def tidy(self, state):
         """The same without what nobody will ask for again."""
-        decided = state.committed | state.aborted
-        shards = tuple(Shard(sees, pending, voted & ~decided) for sees, pending, voted in state.shards)
-        state = state._replace(shards=shards)
-        left = [self.open_votes(state, s) for s in self.shards]
-        readers = []
-        for r in state.readers:
-            if r.phase == "scan":
-                holds = [
-                    hold if hold.mode == WORD else Hold(hold.mode, hold.sees, hold.early & left[s])
-                    for s, hold in enumerate(r.holds)
-                ]
-            elif r.phase == "done":
-                holds = self.nothing
-            else:
-                holds = r.holds
-            holds = tuple(self.tidy_hold(hold, left[s]) for s, hold in enumerate(holds))
-            readers.append(r if holds == r.holds else r._replace(holds=holds))
-        return state._replace(readers=tuple(readers))
+        shards, committed, aborted, heard, readers, sessions = state
+        decided = committed | aborted
+        if any(shard.voted & decided for shard in shards):
+            shards = tuple(Shard(sees, pending, voted & ~decided) for sees, pending, voted in shards)
+        # What each shard may yet vote for.
+        left = tuple(part & ~(decided | shard.voted) for part, shard in zip(self.parts, shards))
+        readers = tuple([self.tidy_reader(i, r, left) for i, r in enumerate(readers)])
+        begins = any(r.phase == "open" and r.todo == mine for r, mine in zip(readers, self.readers))
+        if not begins and all(session[0] == len(at) for session, at in zip(sessions, self.case.sessions)):
+            # Whether anybody has heard of it matters for what causes something alone.
+            heard |= self.effects
+        return State(shards, committed, aborted, heard, readers, sessions)
+
+    def tidy_reader(self, i, reader, left):
+        found = self.tidied.get((i, reader, left))
+        if found is None:
+            phase, known, todo, unheard, owed, holds = reader
+            if phase != "open":
+                # Snapshots are opened again for newer ones alone.
+                lacks = [owed & self.things[s] & ~holds[s].sees for s in self.case.readers[i]]
+                owed = sum({1 << t for lack in lacks for t in bits(lack)})
+            holds = tuple(map(self.tidy_hold, holds, left))
+            found = self.tidied[i, reader, left] = Reader(phase, known, todo, unheard, owed, holds)
+        return found
 
     def tidy_hold(self, hold, left):
-        if hold.mode == NEW:
+        mode, sees, early, pending, permits, passed, spare = hold
+        if mode == NEW:
             return hold
-        mode, sees, early, pending, permits, passed = hold
         if mode == WORD:
             return Hold(WORD, 0, 0, 0, permits & left) if permits & left else Hold()
         if mode == RELEASED:
             return Hold(RELEASED, sees)
-        return Hold(mode, sees, early & left, pending, permits & left if mode == SETTLING else 0, passed)
+        return Hold(mode, sees, early & left, pending, permits & left if mode == SETTLING else 0, passed, spare)
 
     def symmetries(self, bit):
         """The other names that shards, transactions and readers may have: each as a function of states."""
@@ -475,13 +519,14 @@ class Model:
         memory = {}
 
         def hold(h):
-            return Hold(h.mode, new[h.sees], new[h.early], new[h.pending], new[h.permits], new[h.passed])
+            spare = h.spare if h.spare < 0 else new[h.spare]
+            return Hold(h.mode, new[h.sees], new[h.early], new[h.pending], new[h.permits], new[h.passed], spare)
 
         def reader(r):
             found = memory.get(r)
             if found is None:
                 holds = tuple(hold(r.holds[s]) for s in back)
-                found = memory[r] = Reader(r.phase, new[r.known], at[r.todo], at[r.unheard], holds)
+                found = memory[r] = Reader(r.phase, new[r.known], at[r.todo], at[r.unheard], new[r.owed], holds)
             return found
 
         def shard(s):
@@ -492,7 +537,7 @@ class Model:
             return State(
                 tuple([shard(shards[s]) for s in back]), new[committed], new[aborted], new[heard],
                 tuple([reader(readers[p]) for p in places]),
-                tuple([(done, new[met] if met > 0 else met, new[seen], new[lost]) for done, met, seen, lost in sessions]),
+                tuple([(done, new[met] if met > 0 else met, new[owed], new[lost]) for done, met, owed, lost in sessions]),
             )  # fmt: skip
 
         return rename
@@ -510,70 +555,93 @@ class Model:
 
     def violation(self, state):
         for i, (reader, mine) in enumerate(zip(state.readers, self.case.readers)):
-            if reader.phase != "scan":
-                continue
             # What it shows is fixed.
+            if reader.phase != "scan" or any(reader.holds[s].mode != RELEASED for s in mine):
+                continue
+            sees = {s: reader.holds[s].sees for s in mine}
             everything = self.seen(reader, self.readers[i])
             for name, t, participants in self.transactions:
-                if len({reader.holds[s].sees & t for s in participants if s in mine}) > 1:
+                if len({sees[s] & t for s in participants if s in mine}) > 1:
                     return f"FRACTURE: reader {i} sees half of {name}"
-            for name, w, _, cause in self.writes:
-                if w & everything and cause & ~everything:
-                    where = next((at for _, t, at in self.transactions if t == cause), ())
-                    where = where or [s for _, other, s, _ in self.writes if other == cause]
-                    if set(where) & set(mine):
-                        return f"CAUSALITY: reader {i} sees {name} and not {self.names[cause.bit_length() - 1]}"
+            for name, w, _, _ in self.writes:
+                root = self.roots[w]
+                if w & everything & ~self.derived and root & ~everything and any(root & self.things[s] for s in mine):
+                    return f"CAUSALITY: reader {i} sees {name} and not {self.name(root)}"
+            for s in mine:
+                lost = reader.owed & self.things[s] & ~sees[s]
+                if lost:
+                    return f"STALE: reader {i} doesn't see {self.name(lost)} on {s}"
         for i, (_, _, _, lost) in enumerate(state.sessions):
             if lost:
-                return f"BACKWARDS: session {i} doesn't see {self.names[lost.bit_length() - 1]} any more"
+                return f"BACKWARDS: session {i} doesn't see {self.name(lost)}"
         return None
+
+    def name(self, thing):
+        return self.names[thing.bit_length() - 1]
 
     def is_over(self, state):
         """Whether everyone has read what they wanted to."""
         sessions = zip(state.sessions, self.case.sessions)
         return all(r.phase == "done" for r in state.readers) and all(s[0] == len(shards) for s, shards in sessions)
 
-    def run(self, ends=None):
-        """How many states there are, and what's wrong, if something is. What readers have seen is put into `ends`."""
+    def further(self, state):
+        """The states that come next, as (the steps' names, state, what's wrong)."""
+        for name, new in self.successors(state):
+            # A step that nothing else has to be tried beside is taken together with the one before it.
+            while True:
+                wrong = self.violation(new)
+                if self.ends is not None:
+                    self.note(new)
+                new = self.tidy(new)
+                if wrong or self.plain or self.is_over(new):
+                    break
+                more = self.successors(new)
+                if len(more) != 1:
+                    break
+                name, new = f"{name}; {more[0][0]}", more[0][1]
+            yield name, new, wrong
+
+    def run(self):
+        """How many states there are, and what's wrong, if something is."""
         start = self.start()
         came_from, queue = {start: None}, deque([start])
-
-        def path(state):
-            steps = []
-            while came_from[state]:
-                state, name = came_from[state]
-                steps.append(name)
-            return "; ".join(reversed(steps))
-
         while queue:
             state = queue.popleft()
             if self.is_over(state):
                 continue
-            steps = self.successors(state)
-            if not steps:
-                return len(came_from), f"DEADLOCK by: {path(state)}"
-            for name, new in steps:
-                # A step that nothing else has to be tried beside is taken with the next one.
-                while True:
-                    wrong = self.violation(new)
-                    if wrong:
-                        return len(came_from), f"{wrong} by: {path(state)}; {name}"
-                    if ends is not None:
-                        for i, r in enumerate(new.readers):
-                            if r.phase == "scan":
-                                ends.add((i, tuple(r.holds[s].sees for s in self.case.readers[i])))
-                    new = self.tidy(new)
-                    if self.plain or self.is_over(new):
-                        break
-                    more = self.successors(new)
-                    if len(more) != 1:
-                        break
-                    name, new = f"{name}; {more[0][0]}", more[0][1]
+            stuck = True
+            for _, new, wrong in self.further(state):
+                stuck = False
+                if wrong:
+                    return len(came_from), self.path(came_from, state)
                 new = self.alike(new)
                 if new not in came_from:
-                    came_from[new] = (state, name)
+                    came_from[new] = state
                     queue.append(new)
+            if stuck:
+                return len(came_from), self.path(came_from, state)
         return len(came_from), None
+
+    def path(self, came_from, state):
+        """What is wrong after a state, and how it comes about, in the names that things have at the start."""
+        states = []
+        while came_from[state]:
+            states.append(state)
+            state = came_from[state]
+        steps = []
+        for wanted in reversed(states):
+            name, state = next((name, new) for name, new, _ in self.further(state) if self.alike(new) == wanted)
+            steps.append(name)
+        name, wrong = next(((name, wrong) for name, _, wrong in self.further(state) if wrong), ("", "DEADLOCK"))
+        return f"{wrong} by: {'; '.join([*steps, name])}"
+
+    def note(self, state):
+        """Notes what readers see, under each of the names that all may have."""
+        for twin in [tuple, *self.twins]:
+            for i, reader in enumerate(twin(state)[4]):
+                mine = self.case.readers[i]
+                if reader.phase == "scan" and all(reader.holds[s].mode == RELEASED for s in mine):
+                    self.ends.add((i, *(reader.holds[s].sees for s in mine)))
 
 
 class Free(Exception):
@@ -597,15 +665,62 @@ def put(reader, shard, hold):
     return reader._replace(holds=replaced(reader.holds, shard, hold))
 
 
+def tell(columns, begun, states, result):
+    print(" | ".join([*columns, f"{states:7}", f"{time.monotonic() - begun:5.1f} s", result]), flush=True)
+
+
+def every_case():
+    """Whether each case is clean."""
+    right = True
+    for name, case in CASES.items():
+        begun = time.monotonic()
+        states, wrong = Model(case).run()
+        right &= wrong is None
+        tell([f"{name:8}"], begun, states, wrong or "clean")
+    return right
+
+
+def every_mutation():
+    """Whether each is caught."""
+    right = True
+    for mutation, (name, _) in MUTATIONS.items():
+        begun = time.monotonic()
+        states, wrong = Model(CASES[name], mutation).run()
+        right &= wrong is not None
+        tell([f"{mutation:21}", f"{name:8}"], begun, states, wrong.split(" by:")[0] if wrong else "NOT CAUGHT")
+    return right
+
+
+def check():
+    """Whether readers may see the same things where every order is really tried."""
+    right = True
+    for name in SMALL:
+        begun = time.monotonic()
+        few, all_ = Model(CASES[name]), Model(CASES[name], plain=True)
+        few.ends, all_.ends = set(), set()
+        results = few.run(), all_.run()
+        same = few.ends == all_.ends and results[0][1] == results[1][1]
+        right &= same
+        tell([f"{name:8}", f"{results[0][0]:6}"], begun, results[1][0], "the same" if same else "DIFFERS")
+    return right
+
+
 def main(arguments):
-    names = arguments[:1] or CASES
-    for name in names:
-        begun = time.time()
-        ends = set()
-        plain = "--plain" in arguments
-        mutation = "".join(a for a in arguments[1:] if a != "--plain")
-        states, wrong = Model(CASES[name], mutation, plain).run(ends)
-        print(f"{name}: {states} states; {wrong or 'clean'}; {time.time()-begun:.1f}s {len(ends)} {hash(frozenset(ends))}", flush=True)
+    plain = "--plain" in arguments
+    names = [argument for argument in arguments if not argument.startswith("--")]
+    if "--all" in arguments:
+        # Both are run, whatever comes of the first.
+        return not all([every_case(), every_mutation()])
+    if "--check" in arguments:
+        return not check()
+    if not names or names[0] not in CASES or any(name not in MUTATIONS for name in names[1:]):
+        print(__doc__, *(f"{name:8} {case.what}" for name, case in CASES.items()), sep="\n")
+        print("", *(f"{name:21} leaves out: {rule}" for name, (_, rule) in MUTATIONS.items()), sep="\n")
+        return 2
+    begun = time.monotonic()
+    states, wrong = Model(CASES[names[0]], "".join(names[1:2]), plain).run()
+    tell(names, begun, states, wrong or "clean")
+    return wrong is not None
 
 
 if __name__ == "__main__":
