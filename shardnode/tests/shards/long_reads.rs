@@ -101,16 +101,15 @@ async fn a_state_that_is_kept_for_too_long_is_given_up() {
         node.shards.cut(request)
     };
     act(CutAction::Open { schema_version: SchemaVersion(1), tables: vec![], scans: None }).await.unwrap();
+    write_many(&node, 10).await;
     let given_up = async {
-        let mut from = 10;
+        let mut pause = tokio::time::interval(Duration::from_millis(50));
         // To release it once more changes nothing, but that it isn't idle.
         while act(CutAction::Release).await != Err(cut_lost()) {
-            write_many(&node, from).await;
-            from += 80;
+            pause.tick().await;
         }
-        from
     };
-    let from = tokio::time::timeout(PATIENCE, given_up).await.expect("the WAL is long enough");
-    write_many(&node, from).await;
+    tokio::time::timeout(PATIENCE, given_up).await.expect("the WAL is long enough");
+    write_many(&node, 100).await;
     assert!(node.wal_bytes() < END_BYTES + (64 << 10), "{}", node.wal_bytes());
 }
