@@ -173,7 +173,7 @@ pub fn split(sql: &str) -> Result<Vec<Text>, WireError> {
 }
 
 /// An identifier as SQL has to write it: quoted unless it reads as itself.
-pub(crate) fn quoted(name: &str) -> Cow<'_, str> {
+pub fn quoted(name: &str) -> Cow<'_, str> {
     let plain = name.bytes().enumerate().all(|(i, byte)| match byte {
         b'a'..=b'z' | b'_' => true,
         b'0'..=b'9' | b'$' => i > 0,

@@ -9,6 +9,7 @@ use super::rows::RowStream;
 use super::scalars::environment;
 use super::sqlite;
 use super::statement::Statement;
+use super::violation::described;
 use super::writes::{Written, collect, first_of, sum_of};
 use crate::transaction::Transaction;
 use planner::plan::{Insert, InsertRows, InsertTarget, Route, RowValue, ScalarId};
@@ -40,11 +41,9 @@ impl Placed {
             insert.not_null.iter().find(|(place, _)| row.get(*place).is_none_or(Value::is_null))
         {
             let violation = Violation::NotNull(insert.table, *column);
-            return Err(WireError::new(
-                SqlState::NOT_NULL_VIOLATION,
-                "null value violates not-null constraint",
-            )
-            .with_violation(violation));
+            let message = "null value violates not-null constraint";
+            let error = WireError::new(SqlState::NOT_NULL_VIOLATION, message).with_violation(violation);
+            return Err(described(error, run, row.iter().map(Value::as_ref)));
         }
         let shard = match planner::route_row(&insert.target, row, &run.state.topology)? {
             Route::One(shard) => shard,
@@ -193,9 +192,29 @@ impl Executor {
         placed: Placed,
     ) -> Result<Written, WireError> {
         let Placed { batches, order, bytes: _ } = placed;
-        let shards: Vec<_> = batches.iter().map(|(shard, batch)| (*shard, batch.rows() as usize)).collect();
-        let mut batches: Vec<(ShardId, RowBatch)> =
+        let batches: Vec<(ShardId, RowBatch)> =
             batches.into_iter().map(|(shard, batch)| (shard, batch.finish())).collect();
+        // The row that there is but one of, unless it may be another that breaks a constraint: the one that it meets.
+        let only = match &batches[..] {
+            [(_, rows)] if rows.len() == 1 && insert.touch == 0 => Some(rows.clone()),
+            _ => None,
+        };
+        let sent = self.send_batches(run, insert, scalars, batches, order).await;
+        sent.map_err(|error| match only.as_ref().and_then(|rows| rows.rows().next()) {
+            Some(row) => described(error, run, row),
+            None => error,
+        })
+    }
+
+    async fn send_batches(
+        &self,
+        run: &Statement<'_>,
+        insert: &Insert,
+        scalars: &[Value],
+        mut batches: Vec<(ShardId, RowBatch)>,
+        order: Option<Vec<u32>>,
+    ) -> Result<Written, WireError> {
+        let shards: Vec<_> = batches.iter().map(|(shard, batch)| (*shard, batch.len())).collect();
         let params = pick(&insert.params, scalars)?;
         let write = |shard: ShardId, rows: RowBatch| ShardWrite {
             shard,

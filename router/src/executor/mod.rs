@@ -21,6 +21,7 @@ pub mod schema;
 pub mod sqlite;
 pub mod statement;
 pub mod transactions;
+mod violation;
 pub mod writes;
 
 #[cfg(test)]

@@ -723,3 +723,26 @@ async fn a_plan_that_is_old_on_one_shard_is_made_again_for_all() {
     let once = "SELECT count(*) FROM t WHERE b = 'x'";
     assert_eq!(rows(&client, once).await.unwrap(), [[Some("4".to_owned())]]);
 }
+
+#[tokio::test]
+async fn a_row_that_breaks_a_constraint_is_told() {
+    let server = Server::start(Config::default()).await;
+    let client = server.client().await;
+    client.batch_execute("INSERT INTO t VALUES (1, 'one')").await.unwrap();
+    let told = async |sql: &str| {
+        let error = client.batch_execute(sql).await.unwrap_err();
+        let error = error.as_db_error().unwrap();
+        (error.code().code().to_owned(), error.detail().map(str::to_owned))
+    };
+    let unique = |detail: Option<&str>| ("23505".to_owned(), detail.map(str::to_owned));
+    assert_eq!(told("INSERT INTO t VALUES (1, 'x')").await, unique(Some("Key (a)=(1) already exists.")));
+    assert_eq!(told("BEGIN; INSERT INTO t SELECT 1").await, unique(Some("Key (a)=(1) already exists.")));
+    client.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(
+        told("INSERT INTO t VALUES (7, 'x'), (1, 'y')").await,
+        unique(None),
+        "nobody knows which it was"
+    );
+    let null = ("23502".to_owned(), Some("Failing row contains (null, y).".to_owned()));
+    assert_eq!(told("INSERT INTO t VALUES (7, 'x'), (NULL, 'y')").await, null);
+}
