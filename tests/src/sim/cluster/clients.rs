@@ -21,6 +21,10 @@ const MONEY: i64 = 100;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long it waits until it tries again what can't be had now.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How often a transaction is run with its idempotency key, at most.
+const ATTEMPTS: usize = 6;
+/// What a transaction is told whose key another has used up.
+const SPENT: &str = "SH001";
 /// No element is as great, and so these are free for clients' numbers above them.
 const ELEMENTS: i64 = 100_000;
 
@@ -253,6 +257,10 @@ pub struct Client {
     connection: Connection,
     elements: i64,
     transactions: u64,
+    /// The idempotency key of the transaction under way, and how often it was run before.
+    key: Option<(String, usize)>,
+    /// What the last transaction came to.
+    last: Outcome,
 }
 
 /// A transaction under way.
@@ -266,7 +274,8 @@ impl Client {
     pub fn new(shared: Arc<Shared>, number: usize) -> Self {
         let random = Random::stream(shared.seed, "client", number as u64);
         let (connection, elements, transactions) = (Connection::new(), 0, 0);
-        Self { shared, number, random, connection, elements, transactions }
+        let (key, last) = (None, Outcome::Failed);
+        Self { shared, number, random, connection, elements, transactions, key, last }
     }
 
     /// Works.
@@ -283,8 +292,9 @@ impl Client {
             match kind {
                 0..15 => self.transfer().await,
                 15..25 => self.transfer_at_once().await,
-                25..65 => self.append().await,
-                65..75 => self.append_at_once().await,
+                25..55 => self.append().await,
+                55..63 => self.append_at_once().await,
+                63..75 => self.append_once().await,
                 75..85 => self.read_one().await,
                 85..93 => self.read_all().await,
                 _ => self.add_up().await,
@@ -293,8 +303,12 @@ impl Client {
     }
 
     fn begin(&mut self, what: &str) -> Under {
-        let name = format!("{what} {}.{}", self.number, self.transactions);
-        Under { number: lock(&self.shared.history).begin(name.clone()), name }
+        let mut name = format!("{what} {}.{}", self.number, self.transactions);
+        let key = self.key.as_ref().map(|(key, attempt)| {
+            name += &format!(", attempt {attempt}");
+            key.clone()
+        });
+        Under { number: lock(&self.shared.history).begin(name.clone(), key), name }
     }
 
     fn row(&mut self) -> i64 {
@@ -317,6 +331,13 @@ impl Client {
                 if matches!(&code[..2], "XX" | "42" | "23" | "22" | "0A" | "58") {
                     self.shared.fail(format!("{name} met {code}: {message}"));
                 }
+                match &self.key {
+                    Some((key, _)) if code == SPENT => lock(&self.shared.history).spent(key),
+                    None if code == SPENT => {
+                        self.shared.fail(format!("{name} has no key, and met {code}: {message}"))
+                    }
+                    _ => {}
+                }
                 if code == "08007" { Outcome::Unknown } else { Outcome::Failed }
             }
         }
@@ -324,6 +345,7 @@ impl Client {
 
     fn end(&mut self, under: &Under, outcome: Outcome, why: Option<&Trouble>) {
         lock(&self.shared.history).end(under.number, outcome);
+        self.last = outcome;
         if outcome == Outcome::Committed {
             lock(&self.shared.committed)[self.number] += 1;
         }
@@ -482,6 +504,35 @@ impl Client {
             return;
         }
         self.commit(&under).await;
+    }
+
+    /// Appends with an idempotency key, as often as it takes.
+    async fn append_once(&mut self) {
+        let key = format!("{}.{}", self.number, self.transactions);
+        let at_once = self.random.permille(300);
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                tokio::time::sleep(PAUSE).await;
+            }
+            self.connection.open(&self.shared, &mut self.random).await;
+            let set = format!("SET shoal.idempotency_key = '{key}'");
+            if let Err(trouble) = self.run("a key", &set).await {
+                self.shared.note(format!("{set}: {trouble:?}"));
+                continue;
+            }
+            self.key = Some((key.clone(), attempt));
+            if at_once {
+                self.append_at_once().await;
+            } else {
+                self.append().await;
+            }
+            self.key = None;
+            let is_spent = lock(&self.shared.history).is_spent(&key);
+            if is_spent || self.last == Outcome::Committed || self.shared.ends.load(Ordering::Relaxed) {
+                return;
+            }
+            self.shared.count("transactions run again with their key");
+        }
     }
 
     async fn append_at_once(&mut self) {

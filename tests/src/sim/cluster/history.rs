@@ -13,6 +13,7 @@
 //! | and that order holds for those who have read them, too | G1c |
 //! | what was acknowledged is there; of what nobody knows, all or nothing | atomicity |
 //! | a read of all lists has all of a transaction or nothing | torn cut |
+//! | of all transactions with one idempotency key, one is committed if any was told so, and never two | exactly once |
 //!
 //! It must never know how a cluster works.
 
@@ -57,13 +58,17 @@ struct Transaction {
     undone: Vec<Element>,
     reads: Vec<Read>,
     ended: Option<(u64, Outcome)>,
+    /// Its idempotency key.
+    key: Option<String>,
 }
 
 /// Everything that clients did and saw.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct History {
     moments: u64,
     transactions: Vec<Transaction>,
+    /// Keys of which somebody was told that a transaction has been committed with them, and when first.
+    spent: BTreeMap<String, u64>,
 }
 
 impl History {
@@ -74,9 +79,9 @@ impl History {
     }
 
     /// Somebody begins a transaction.
-    pub fn begin(&mut self, name: String) -> Number {
+    pub fn begin(&mut self, name: String, key: Option<String>) -> Number {
         let (appends, undone, reads) = Default::default();
-        self.transactions.push(Transaction { name, appends, undone, reads, ended: None });
+        self.transactions.push(Transaction { name, appends, undone, reads, ended: None, key });
         self.transactions.len() - 1
     }
 
@@ -129,6 +134,17 @@ impl History {
         self.transactions[number].ended = Some((moment, outcome));
     }
 
+    /// Somebody is told that a transaction with this key has been committed.
+    pub fn spent(&mut self, key: &str) {
+        let moment = self.moment();
+        self.spent.entry(key.to_owned()).or_insert(moment);
+    }
+
+    /// Whether somebody was told so.
+    pub fn is_spent(&self, key: &str) -> bool {
+        self.spent.contains_key(key)
+    }
+
     /// How many ended so.
     pub fn count(&self, outcome: Outcome) -> u64 {
         self.transactions.iter().filter(|one| one.ended.is_some_and(|(_, other)| other == outcome)).count()
@@ -137,10 +153,59 @@ impl History {
 
     /// Judges all of it by what the lists hold at the end. `cuts`: reads of several shards see one state.
     pub fn judge(&self, lists: &BTreeMap<Key, Vec<Element>>, cuts: bool) -> Result<(), String> {
-        let judge = Judge::new(self, lists)?;
+        let known = self.settled(lists)?;
+        let judge = Judge::new(&known, lists)?;
         judge.outcomes()?;
         judge.reads(cuts)?;
         judge.order()
+    }
+}
+
+impl History {
+    /// The same, with what idempotency keys tell of transactions whose clients weren't told: which one it was that has used
+    /// a key up, and since when everybody sees what it did.
+    fn settled(&self, lists: &BTreeMap<Key, Vec<Element>>) -> Result<Self, String> {
+        let mut known = self.clone();
+        let mut attempts: BTreeMap<&str, Vec<Number>> = BTreeMap::new();
+        for (number, transaction) in self.transactions.iter().enumerate() {
+            if let Some(key) = &transaction.key {
+                attempts.entry(key).or_default().push(number);
+            }
+        }
+        for (key, attempts) in attempts {
+            let outcome = |number: &&Number| self.transactions[**number].ended.map(|(_, outcome)| outcome);
+            let is_there = |number: &&Number| {
+                let mut appends = self.transactions[**number].appends.iter();
+                appends.any(|(key, element)| lists.get(key).is_some_and(|list| list.contains(element)))
+            };
+            let is_done = |number: &&Number| outcome(number) == Some(Outcome::Committed) || is_there(number);
+            let done: Vec<Number> = attempts.iter().filter(is_done).copied().collect();
+            let names = |numbers: &[Number]| -> Vec<&str> {
+                numbers.iter().map(|number| self.transactions[*number].name.as_str()).collect()
+            };
+            if done.len() > 1 {
+                let names = names(&done);
+                return Err(format!("exactly once: with the key {key:?} were committed all of {names:?}"));
+            }
+            let Some(moment) = self.spent.get(key) else { continue };
+            match &done[..] {
+                [one] if outcome(&one) != Some(Outcome::Committed) => {
+                    known.transactions[*one].ended = Some((*moment, Outcome::Committed));
+                }
+                [] => {
+                    // One that changed nothing can't be looked for.
+                    let changes = |number: &Number| !self.transactions[*number].appends.is_empty();
+                    if attempts.iter().all(changes) {
+                        let names = names(&attempts);
+                        return Err(format!(
+                            "exactly once: the key {key:?} was said to be used up, but by none of {names:?}"
+                        ));
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(known)
     }
 }
 
@@ -385,7 +450,7 @@ mod tests {
         }
 
         fn wrote(&mut self, appends: &[(Key, Element)], outcome: Outcome) -> Number {
-            let number = self.history.begin(format!("T{}", self.history.transactions.len()));
+            let number = self.history.begin(format!("T{}", self.history.transactions.len()), None);
             for (key, element) in appends {
                 self.history.append(number, *key, *element);
             }
@@ -394,7 +459,7 @@ mod tests {
         }
 
         fn read(&mut self, lists: &[(Key, &[Element])]) {
-            let number = self.history.begin(format!("T{}", self.history.transactions.len()));
+            let number = self.history.begin(format!("T{}", self.history.transactions.len()), None);
             let called = self.history.moment();
             let lists = lists.iter().map(|(key, list)| (*key, list.to_vec())).collect();
             self.history.read(number, called, lists, true).unwrap();
@@ -432,7 +497,7 @@ mod tests {
         case.wrote(&[(1, 10)], Failed);
         case.fails("G1a");
         let mut case = Case::new(&[(1, &[10])]);
-        let number = case.history.begin("T".into());
+        let number = case.history.begin("T".into(), None);
         case.history.append(number, 1, 10);
         case.history.undo(number, 0);
         case.history.end(number, Committed);
@@ -455,10 +520,34 @@ mod tests {
         case.wrote(&[(1, 10), (2, 11)], Committed);
         case.fails("torn cut");
         assert_eq!(case.history.judge(&case.lists, false), Ok(()));
-        let number = case.history.begin("T".into());
+        let number = case.history.begin("T".into(), None);
         case.history.append(number, 1, 50);
         assert!(case.history.read(number, 9, vec![(1, vec![10])], false).is_err());
         case.history.read(number, 9, vec![(1, vec![10, 50])], false).unwrap();
+    }
+
+    #[test]
+    fn a_key_is_used_up_once() {
+        let attempts = |lists: &[(Key, &[Element])], outcomes: [Outcome; 2]| {
+            let mut case = Case::new(lists);
+            for (element, outcome) in [10, 20].into_iter().zip(outcomes) {
+                let number = case.wrote(&[(1, element)], outcome);
+                case.history.transactions[number].key = Some("k".into());
+            }
+            case
+        };
+        attempts(&[(1, &[10, 20])], [Unknown, Unknown]).fails("exactly once");
+        attempts(&[(1, &[10, 20])], [Unknown, Committed]).fails("exactly once");
+        let mut case = attempts(&[(1, &[10])], [Unknown, Failed]);
+        assert_eq!(case.history.judge(&case.lists, true), Ok(()));
+        case.history.spent("k");
+        assert_eq!(case.history.judge(&case.lists, true), Ok(()));
+        case.read(&[(1, &[])]);
+        case.fails("stale read");
+        let mut case = attempts(&[(1, &[])], [Unknown, Failed]);
+        assert_eq!(case.history.judge(&case.lists, true), Ok(()));
+        case.history.spent("k");
+        case.fails("exactly once");
     }
 
     #[test]
@@ -468,7 +557,7 @@ mod tests {
         case.wrote(&[(1, 20), (2, 21)], Committed);
         case.fails("G0");
         let mut case = Case::new(&[(1, &[10]), (2, &[20])]);
-        let (one, two) = (case.history.begin("T0".into()), case.history.begin("T1".into()));
+        let (one, two) = (case.history.begin("T0".into(), None), case.history.begin("T1".into(), None));
         case.history.append(one, 1, 10);
         case.history.append(two, 2, 20);
         case.history.read(one, 1, vec![(2, vec![20])], false).unwrap();

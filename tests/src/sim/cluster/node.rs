@@ -279,6 +279,7 @@ impl Node {
         let config = router::Config {
             machine: machine.clone(),
             retry_timeout: Duration::from_nanos(self.setup.retry_timeout),
+            parallel_commit: self.setup.parallel_commit,
             ..router::Config::default()
         };
         let router = Arc::new(Router::new(config, peers.clone()));

@@ -44,6 +44,8 @@ pub struct Setup {
     pub sleep_ticks: u32,
     /// As in `router::Config`.
     pub retry_timeout: Time,
+    /// As in `router::Config`.
+    pub parallel_commit: bool,
     /// As in `shardnode::Config`.
     pub stage_bytes: usize,
     /// As in `coordinator::Config`.
@@ -234,6 +236,8 @@ impl Plan {
             log_keep_bytes: *random.pick(&[16 << 10, 64 << 20]).expect("there are some"),
             sleep_ticks: *random.pick(&[5, 30]).expect("there are some"),
             retry_timeout: *random.pick(&[3 * SECOND, 30 * SECOND]).expect("there are some"),
+            // Drawn apart, like all that came later than the rest.
+            parallel_commit: Random::stream(seed, "cluster commits", 0).permille(700),
             stage_bytes: *random.pick(&[1, 40, 4 << 20]).expect("there are some"),
             finish_after: *random.pick(&[300 * MILLISECOND, 2 * SECOND]).expect("there are some"),
             abort_after: *random.pick(&[SECOND, 3 * SECOND, 10 * SECOND]).expect("there are some"),
