@@ -2,7 +2,8 @@
 //!
 //! Whether a statement waits is never told by a clock. A PostgreSQL that is being recorded is asked whom each session
 //! waits for, until every one has ended or waits. A server that is compared with a recording is taken at its word: what
-//! ended there must end here, and what waited must not have ended when the next statement is sent. So a slow machine
+//! ended there must end here, and what waited must not have ended when the next statement is sent. (By then it has come to
+//! where it waits: a PostgreSQL is asked for that, too, and Shoal is given writes to commit.) So a slow machine
 //! makes no difference, and a statement that should wait and doesn't is seen by what it answers, if not by when.
 
 use super::script::{Case, Recorded, Recording, Script, Step, WAITS};
@@ -233,7 +234,10 @@ impl Stage<'_> {
                 let expected = expected.unwrap_or_else(|| panic!("{text}: it isn't in the recording"));
                 let mut wanted: Vec<&str> = expected.ended.iter().map(|(step, _)| step.as_str()).collect();
                 match step {
-                    Step::Send { .. } if expected.answer == WAITS => self.probe().await,
+                    Step::Send { .. } if expected.answer == WAITS => match self.target.kind {
+                        Kind::PostgreSql => self.settle().await,
+                        Kind::Shoal(_) => self.probe().await,
+                    },
                     Step::Send { .. } => wanted.insert(0, &text),
                     Step::Await(_) => {}
                 }
