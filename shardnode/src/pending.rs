@@ -62,10 +62,24 @@ impl Desk {
         let lock_timeout = lock_timeout.filter(|_| locks);
         let lock_deadline =
             lock_timeout.map(|timeout| machine::now() + timeout).filter(|end| *end < deadline);
-        match self.transactions.ended(&concerned, lock_deadline.unwrap_or(deadline)).await {
+        match self.ended(&concerned, term, lock_deadline.unwrap_or(deadline)).await? {
             true => Ok(term),
             false if lock_deadline.is_some() => Err(statement::lock_timed_out()),
             false => Err(stream::timed_out()),
+        }
+    }
+
+    /// Waits until these have ended, or until then.
+    async fn ended(&self, these: &[TransactionId], term: Term, end: Instant) -> Result<bool, WireError> {
+        loop {
+            let look = machine::now() + statement::LOOK_EVERY;
+            if self.transactions.ended(these, look.min(end)).await {
+                return Ok(true);
+            }
+            if machine::now() >= end {
+                return Ok(false);
+            }
+            statement::check_leads(&self.replica, term)?;
         }
     }
 

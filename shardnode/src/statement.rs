@@ -22,7 +22,7 @@ use dialect::sqlite::{error, value_ref};
 use parking_lot::Mutex;
 use proto::machine;
 use proto::services::{FragmentRequest, LockWait, LockedRows, RowLock, cut_lost};
-use proto::{Retry, RowBatchBuilder, SqlState, TableId, Value, WireError};
+use proto::{Retry, RowBatchBuilder, SqlState, TableId, Term, Value, WireError};
 use replica::{Rehearsal, Replica, RowOp, Stage};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// How often those who wait look whether they do so in vain.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// How often a statement is run again though nothing was in its way any more when it looked.
 const SURPRISES: u32 = 3;
@@ -282,14 +282,21 @@ pub(crate) async fn wait(
             Err(_) if machine::now() >= end => return None,
             Err(_) => {}
         }
-        let (term, leader) = (status.borrow().term, status.borrow().leader);
-        if !replica.is_leader() || term != begun_in {
-            let message = "the shard's leader has changed while a lock was waited for";
-            let error = WireError::new(SqlState::CANNOT_CONNECT_NOW, message);
-            return Some(Err(error.with_retry(Retry::NotLeader(leader))));
+        if let Err(error) = check_leads(replica, begun_in) {
+            return Some(Err(error));
         }
         transactions.sweep();
     }
+}
+
+/// Refuses to wait on where this replica doesn't lead any more, or leads in another term: what is waited for is never heard.
+pub(crate) fn check_leads(replica: &Replica, term: Term) -> Result<(), WireError> {
+    let (now, leader) = (replica.watch().borrow().term, replica.watch().borrow().leader);
+    if replica.is_leader() && now == term {
+        return Ok(());
+    }
+    let message = "the shard's leader has changed while a transaction was waited for";
+    Err(WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(Retry::NotLeader(leader)))
 }
 
 impl Drop for Attempt {
