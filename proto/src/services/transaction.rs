@@ -223,9 +223,14 @@ pub struct TransactionStatus {
 }
 
 impl FragmentRequest {
-    /// Whether it may change something, so that an answer that got lost leaves its outcome unknown. What happens in a
-    /// branch can be repeated.
+    /// Whether it is a write by itself, so that its outcome is unknown until its answer is heard.
     pub fn writes(&self) -> bool {
         matches!(self.access, Access::Write { .. })
+    }
+
+    /// Whether it leaves something where it was executed, though its answer be lost. A branch's statement can be repeated,
+    /// but who gives it up must undo it: the shard has counted it.
+    pub fn leaves_something(&self) -> bool {
+        matches!(self.access, Access::Write { .. } | Access::Branch { .. })
     }
 }

@@ -5,7 +5,7 @@
 
 use super::client::NodeClient;
 use super::link::Messages;
-use crate::error::Retry;
+use crate::error::{Retry, SqlState};
 use crate::ids::{
     GroupId, KeyspaceNumber, LogIndex, NodeId, RouterIncarnation, SchemaVersion, SequenceId, ShardId,
     TransactionId,
@@ -32,13 +32,21 @@ const WAY: Duration = Duration::from_secs(1);
 impl ShardService for NodeClient {
     fn execute(&self, request: FragmentRequest) -> BoxFuture<'_, ServiceResult<FragmentResponse>> {
         Box::pin(async move {
-            let lost = if request.writes() { Retry::Unknown } else { Retry::Later };
+            let writes = request.writes();
+            let lost = if request.leaves_something() { Retry::Unknown } else { Retry::Later };
             let limit = request.timeout;
             let call = |left: Option<Duration>| {
                 let timeout = left.map_or(limit, on_time);
                 call::Kind::Execute(FragmentRequest { timeout, ..request }.to_message())
             };
-            let (kind, link, messages) = self.call(Some(limit), lost.clone(), call).await?;
+            let answered = self.call(Some(limit), lost.clone(), call).await;
+            let (kind, link, messages) = answered.map_err(|error| match error.sqlstate {
+                // It isn't repeated after its time, and what it did in a branch is undone.
+                SqlState::QUERY_CANCELED if !writes && error.retry == Retry::Unknown => {
+                    error.with_retry(Retry::Never)
+                }
+                _ => error,
+            })?;
             let target = self.target();
             let answer::Kind::Execute(head) = kind else {
                 return Err(target.garbled(&link, &lost, "an answer to another request"));
@@ -48,6 +56,7 @@ impl ShardService for NodeClient {
             let rows = match (whole, messages) {
                 (Some(batch), None) => RowSource::Whole(batch),
                 (None, Some(messages)) => {
+                    let lost = if writes { Retry::Unknown } else { Retry::Later };
                     RowSource::Stream(Box::pin(RowStream { messages, client: self.clone(), lost }))
                 }
                 _ => return Err(target.garbled(&link, &lost, "rows both at once and to come, or neither")),

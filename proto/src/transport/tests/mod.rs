@@ -379,6 +379,13 @@ fn write(sql: &str, params: Vec<Value>) -> FragmentRequest {
     }
 }
 
+/// A read of a transaction.
+fn within(sql: &str) -> FragmentRequest {
+    let transaction = TransactionId { router: RouterIncarnation(1), sequence: 1 };
+    let branch = Branch { transaction, begun: 1, statement: 1, lock_timeout: None };
+    FragmentRequest { access: Access::Branch { branch, access: BranchAccess::Read }, ..read(sql, vec![]) }
+}
+
 async fn ask(client: &NodeClient, request: FragmentRequest) -> ServiceResult<FragmentResponse> {
     soon(client.execute(request)).await
 }
