@@ -49,7 +49,7 @@ impl Drop for Opened {
 
 impl Transactions {
     /// Keeps what is open alive, until it is dropped.
-    pub async fn keep_alive(&self) {
+    pub async fn keep_alive(self: &Arc<Self>) {
         let mut beats = tokio::time::interval(BEAT);
         beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -58,6 +58,7 @@ impl Transactions {
                 self.open.some.notified().await;
             }
             self.beat();
+            self.end_what_is_left();
         }
     }
 

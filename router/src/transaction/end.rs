@@ -27,7 +27,7 @@ use tokio::task::JoinHandle;
 pub const ROLLBACK_PATIENCE: Duration = Duration::from_millis(500);
 
 /// How branches end.
-const ROLLBACK: BranchAction = BranchAction::Finish { commit: false, keep: false };
+pub(super) const ROLLBACK: BranchAction = BranchAction::Finish { commit: false, keep: false };
 const COMMIT: BranchAction = BranchAction::Finish { commit: true, keep: false };
 /// Nothing but the votes says that it is committed.
 const KEPT: BranchAction = BranchAction::Finish { commit: true, keep: true };
@@ -95,7 +95,8 @@ impl Transactions {
         let Ok(runtime) = Handle::try_current() else { return Ending::default() };
         let all = self.clone();
         Ending(Some(runtime.spawn(async move {
-            all.finish(transaction, &shards, ROLLBACK).await;
+            let until = all.patience();
+            join_all(shards.into_iter().map(|shard| all.roll_back(transaction, shard, until))).await;
         })))
     }
 
@@ -121,6 +122,8 @@ impl Transactions {
             Err(error) => error,
         };
         if error.retry == Retry::Unknown {
+            // If it is still there, its locks must not stay.
+            self.leave(id, shard);
             let name = self.cluster.load().topology.shard_name(shard);
             return Err(unknown().with_detail(format!("It was on shard {name} alone: {error}")));
         }

@@ -17,6 +17,7 @@ mod end;
 mod finished;
 mod kept;
 mod keyed;
+mod left;
 mod metrics;
 
 #[cfg(test)]
@@ -33,6 +34,7 @@ pub use end::{Ending, ROLLBACK_PATIENCE};
 use finished::Finished;
 use futures::future::try_join_all;
 use kept::Kept;
+use left::Left;
 use metrics::Metrics;
 use parking_lot::Mutex;
 use prometheus::proto::MetricFamily;
@@ -52,6 +54,7 @@ pub struct Transactions {
     parallel: bool,
     finished: Finished,
     kept: Kept,
+    left: Left,
     open: Arc<Open>,
     metrics: Metrics,
 }
@@ -74,9 +77,10 @@ impl Transactions {
     /// The transactions of a router over this cluster.
     pub fn new(cluster: Arc<Cluster>, requests: Arc<Requests>, config: &Config) -> Arc<Self> {
         let (retry_timeout, parallel) = (config.retry_timeout, config.parallel_commit);
-        let (finished, kept, open) = (Finished::default(), Kept::default(), Arc::default());
+        let (finished, kept, left, open) =
+            (Finished::default(), Kept::default(), Left::default(), Arc::default());
         let metrics = Metrics::new();
-        Arc::new(Self { cluster, requests, retry_timeout, parallel, finished, kept, open, metrics })
+        Arc::new(Self { cluster, requests, retry_timeout, parallel, finished, kept, left, open, metrics })
     }
 
     /// What they come to, in Prometheus' form.

@@ -337,6 +337,27 @@ async fn nothing_bound_is_nothing_to_commit() {
 }
 
 #[tokio::test]
+async fn a_branch_that_could_not_be_ended_is_ended_later() {
+    let bench = Bench::new().await;
+    let all = bench.all.clone();
+    tokio::spawn(async move { all.keep_alive().await });
+    // As long as this is open, the shards keep all that the router has opened.
+    let _open = bench.begin();
+    let (one, other) = (bench.begin(), bench.begin());
+    bench.write(&one, A, 1).await.unwrap();
+    bench.write(&other, B, 2).await.unwrap();
+    for _ in 0..10 {
+        bench.fault("commit", Before(error(Retry::Unknown)));
+        bench.fault("let go", Before(error(Retry::Later)));
+    }
+    assert_eq!(code(one.commit(later()).await), "08007");
+    other.rollback().settle().await;
+    assert_eq!(bench.fake.open_branches(), 2);
+    bench.until(|fake| fake.open_branches() == 0).await;
+    assert_eq!(bench.rows(), [0, 0]);
+}
+
+#[tokio::test]
 async fn a_router_says_that_it_lives_while_something_is_open() {
     let bench = Bench::new().await;
     let all = bench.all.clone();

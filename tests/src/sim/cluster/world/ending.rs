@@ -35,9 +35,13 @@ impl World {
         };
         if !self.run_until(self.now() + RECOVERY, works)? {
             let after = lock(&self.shared.committed).clone();
+            let left = Arc::new(Mutex::new(None));
+            self.ask_what_is_left(&left);
+            self.run_until(self.now() + 3 * SECOND, |_| lock(&left).is_some())?;
+            let left = lock(&left).take().unwrap_or_else(|| "nobody can say".to_owned());
             let state = self.state();
             return Err(format!(
-                "not live {} s after all was healed: clients had {before:?} commits, and have {after:?}{state}",
+                "not live {} s after all was healed: clients had {before:?} commits, and have {after:?}{state}\n    left: {left}",
                 RECOVERY / SECOND
             ));
         }
