@@ -6,6 +6,7 @@
 //! whose, nor who waits for whom.
 
 use crate::connection::Cancel;
+use crate::replay::SMALL_BYTES;
 use crate::session;
 use crate::stage::Stage;
 use crate::staging::{Piece, Pieces, Staging};
@@ -201,8 +202,13 @@ impl Overlay {
     }
 }
 
-/// Chunks as one changeset.
+/// Chunks as one changeset. What is small is just put together: [`replay`](crate::replay) takes rows that come up again.
 pub(crate) fn merged(chunks: &[Bytes]) -> Result<Bytes, WireError> {
+    match chunks {
+        [one] => return Ok(one.clone()),
+        few if few.iter().map(Bytes::len).sum::<usize>() <= SMALL_BYTES => return Ok(few.concat().into()),
+        _ => {}
+    }
     session::merge(chunks).map_err(|error| match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::SchemaChanged) => altered("a table was altered while it was open"),
         _ => dialect::sqlite::error(error),

@@ -13,22 +13,31 @@ use rusqlite::{Connection, ErrorCode, params_from_iter};
 use std::fmt::Write as _;
 
 /// A changeset that is longer is left to SQLite, whose cost by row is less.
-const SMALL_BYTES: usize = 2048;
+pub(crate) const SMALL_BYTES: usize = 2048;
 
-/// Makes a changeset's changes, inside the caller's transaction, on a connection on which foreign keys and triggers
+/// Makes the changes of a changeset, or of several small ones put together, inside the caller's transaction, on a connection on which foreign keys and triggers
 /// act. What an error leaves is to be undone.
 pub(crate) fn replay(
     connection: &Connection,
     shapes: &mut Shapes,
     changeset: &[u8],
 ) -> Result<(), ChangesetError> {
-    if changeset.len() <= SMALL_BYTES
-        && shapes.are_inert(connection)?
-        && let Ok(rows) = session::changes(changeset)
-        && by_hand(connection, shapes, &rows)?
-    {
-        return Ok(());
+    let mut merged = None;
+    if changeset.len() <= SMALL_BYTES {
+        if shapes.are_inert(connection)?
+            && let Ok(rows) = session::changes(changeset)
+            && by_hand(connection, shapes, &rows)?
+        {
+            return Ok(());
+        }
+        // SQLite would have each row once.
+        let once = session::merge(&[changeset]).map_err(|error| match error.sqlite_error_code() {
+            Some(ErrorCode::SchemaChanged) => ChangesetError::Altered("a table was altered".to_owned()),
+            _ => ChangesetError::Sqlite(error),
+        })?;
+        merged = Some(once);
     }
+    let changeset = merged.as_deref().unwrap_or(changeset);
     changeset::let_act(connection, false)?;
     let applied = changeset::apply(connection, shapes, changeset);
     changeset::let_act(connection, true)?;
@@ -189,6 +198,27 @@ mod tests {
             replay(&other, &mut Shapes::default(), &changeset).unwrap();
             assert_eq!(dump(&other), dump(&leader), "{sql}");
         }
+    }
+
+    #[test]
+    fn small_changesets_put_together_are_made_one_after_the_other() {
+        // The second one wants what the first has done, which can't be done row by row.
+        let steps = [
+            r#"UPDATE "t ""1" SET c4 = 0 WHERE c1 = 1; UPDATE "t ""1" SET c4 = 1 WHERE c1 = 2;
+               UPDATE "t ""1" SET c4 = 2.5 WHERE c1 = 1"#,
+            r#"UPDATE "t ""1" SET c4 = c4 + 10; DELETE FROM t2 WHERE c3 = 'k'"#,
+            "INSERT INTO t2 VALUES (x'00', 'again', 'k'); UPDATE t2 SET c2 = c3",
+        ];
+        let mut leader = Capturing::new(open());
+        let mut together = Vec::new();
+        for sql in steps {
+            leader.begin_capture();
+            leader.execute_batch(sql).unwrap();
+            together.extend_from_slice(&leader.capture().unwrap().changeset().unwrap());
+        }
+        let other = open();
+        replay(&other, &mut Shapes::default(), &together).unwrap();
+        assert_eq!(dump(&other), dump(&leader));
     }
 
     #[test]

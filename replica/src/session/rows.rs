@@ -58,8 +58,8 @@ pub fn changes(changeset: &[u8]) -> rusqlite::Result<Vec<RowChange>> {
     Ok(found)
 }
 
-/// What several changesets do one after the other, as one. It fails if they don't agree on a table's columns.
-pub fn merge(changesets: &[Bytes]) -> rusqlite::Result<Bytes> {
+/// What several changesets do one after the other, as one that has each row once. It fails if they don't agree on a table's columns.
+pub fn merge<T: AsRef<[u8]>>(changesets: &[T]) -> rusqlite::Result<Bytes> {
     struct Group(*mut RawGroup);
     impl Drop for Group {
         fn drop(&mut self) {
@@ -67,16 +67,13 @@ pub fn merge(changesets: &[Bytes]) -> rusqlite::Result<Bytes> {
             unsafe { sqlite3changegroup_delete(self.0) }
         }
     }
-    if let [one] = changesets {
-        return Ok(one.clone());
-    }
     let mut group = Group(ptr::null_mut());
     let (mut len, mut data) = (0, ptr::null_mut());
     // SAFETY: SQLite sets the pointer to a group, which is deleted at the end, or to null. It copies what it is given,
     // and gives out a buffer of `len` bytes.
     unsafe {
         check(sqlite3changegroup_new(&mut group.0))?;
-        for changeset in changesets {
+        for changeset in changesets.iter().map(AsRef::as_ref) {
             let len = length(changeset)?;
             check(sqlite3changegroup_add(group.0, len, changeset.as_ptr().cast_mut().cast()))?;
         }
@@ -172,7 +169,7 @@ mod tests {
             rows.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
         };
         assert_eq!(dump(&leader), dump(&other));
-        assert_eq!(merge(&[]).unwrap(), Bytes::new());
+        assert_eq!(merge::<Bytes>(&[]).unwrap(), Bytes::new());
         let mut wider = Capturing::new(Connection::open_in_memory().unwrap());
         wider.execute_batch("CREATE TABLE t1 (c1 TEXT PRIMARY KEY NOT NULL, c2)").unwrap();
         assert!(merge(&[chunks[0].clone(), captured(&mut wider, "INSERT INTO t1 VALUES ('a', 1)")]).is_err());
