@@ -341,7 +341,7 @@ impl ShardNode {
             desk.catch_up(&request, true, deadline).await?;
         }
         let work = match access {
-            BranchAccess::Read => match desk.passage(&branch, deadline).await? {
+            BranchAccess::Read => match desk.passage(&branch, &request.sql, deadline).await? {
                 Some(passage) => {
                     let response = self.read(request, Consistency::Strong, deadline).await?;
                     passage.done();

@@ -8,10 +8,10 @@
 //! If a row that it waited for may have another key by now, or if it has a LIMIT, it is run again as a whole, as if it had
 //! come later.
 //!
-//! What only inserts given rows needn't see what its transaction has changed: it is run on **bare ground**, on what is
-//! committed, so it costs the same however much that is and whoever else writes. Only if it fails there, or wants what its
-//! transaction has locked already, may that make a difference, and it is run again above it. It must never know who else
-//! there is.
+//! What names no table in which its transaction has locked a row needn't see what that has changed: it is run on **bare
+//! ground**, on what is committed, so it costs the same however much that is and whoever else writes. So is what only
+//! inserts given rows; only if it fails there, or wants what its transaction has locked already, may that make a
+//! difference, and it is run again above it. It must never know who else there is.
 
 use crate::branch::{Answer, Claim, Handle, State, Transactions, leader_changed};
 use crate::locks::{Mode, Part, Party, Resource};
@@ -100,6 +100,15 @@ struct Waiting {
     moving: Option<(TableId, Key)>,
 }
 
+impl Work {
+    fn sql(&self) -> &str {
+        match self {
+            Work::Write(job) => &job.sql,
+            Work::Read { request, .. } | Work::Lock { request, .. } => &request.sql,
+        }
+    }
+}
+
 /// A row's key, or those of the rows that a join's row is made of.
 type Key = Box<[u8]>;
 
@@ -162,6 +171,7 @@ impl Attempt {
             Work::Write(job) if job.is_plain_insert() && !self.handle.overlay.is_empty() => Manner::Bare,
             _ => Manner::Plain,
         };
+        let is_apart = self.transactions.look().is_apart(self.party.id, work.sql());
         let mut surprises = 0;
         let mut past = Past::default();
         loop {
@@ -187,7 +197,7 @@ impl Attempt {
             if self.is_lost(replica) {
                 return Err(leader_changed());
             }
-            let (overlay, bare) = (self.handle.overlay.clone(), manner == Manner::Bare);
+            let (overlay, bare) = (self.handle.overlay.clone(), is_apart || manner == Manner::Bare);
             let rehearsal = Rehearsal { overlay, bare, deadline, run: Box::new(run) };
             let failure = match replica.rehearse(rehearsal).await {
                 Ok(rehearsed) => return Ok(Answer { output: rehearsed.output, index: rehearsed.index }),
@@ -412,7 +422,6 @@ impl Step {
         if left_out && doubtful(self)? {
             return Ok(Err(Met::Doubt(None)));
         }
-        let found = self.found(stage, job, &ran)?;
         if let Some(only) = self.past.found.as_deref().filter(|_| gone.is_empty()) {
             match self.confine(stage, only)? {
                 Some(affected) => ran.affected = affected,
@@ -445,7 +454,10 @@ impl Step {
             }
         }
         match (self.claim(stage, wants, false)?, &self.manner) {
-            (Claim::Waits(granted), _) => Ok(Err(Met::Locked(self.waiting(stage, granted, found)?))),
+            (Claim::Waits(granted), _) => {
+                let found = self.found(stage, job, &ran)?;
+                Ok(Err(Met::Locked(self.waiting(stage, granted, found)?)))
+            }
             (Claim::Held, Manner::Without(_)) => Ok(Err(Met::Surprise)),
             (Claim::Held, _) => Ok(Ok(ran.output())),
         }

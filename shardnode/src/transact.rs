@@ -82,13 +82,18 @@ impl Desk {
         }
     }
 
-    /// Lets a read of a transaction that has written nothing run wherever others' do; nothing if it must see what the
-    /// transaction has written.
-    pub async fn passage(&self, name: &Branch, deadline: Instant) -> Result<Option<Passage>, WireError> {
+    /// Lets a read of a transaction run wherever others' do; nothing if it must see what the transaction has written.
+    pub async fn passage(
+        &self,
+        name: &Branch,
+        sql: &str,
+        deadline: Instant,
+    ) -> Result<Option<Passage>, WireError> {
         let handle = self.transactions.admit(name)?;
         let turn = turn(&handle, deadline).await?;
         let is_new = matches!(self.transactions.begin(&handle, name.statement)?, Begun::New);
-        let passes = is_new && handle.overlay.is_empty();
+        let passes =
+            is_new && (handle.overlay.is_empty() || self.transactions.look().is_apart(handle.id, sql));
         let (transactions, statement) = (Arc::clone(&self.transactions), name.statement);
         Ok(passes.then(|| Passage { transactions, handle, statement, is_done: false, _turn: turn }))
     }

@@ -249,6 +249,12 @@ fn written_table(sql: &str) -> Option<TableId> {
     None
 }
 
+/// All tables that a statement names, and perhaps some that it doesn't: whatever looks like the physical name of one.
+pub(crate) fn named_tables(sql: &str) -> impl Iterator<Item = TableId> {
+    let words = sql.split(|c: char| !(c.is_alphanumeric() || c == '_'));
+    words.filter_map(|word| word.strip_prefix(['t', 'T'])?.parse().ok().map(TableId))
+}
+
 /// What a caller is told, as bytes.
 pub(crate) fn encode(affected: u64, rows: &RowBatch) -> Bytes {
     let mut bytes = BytesMut::with_capacity(14 + rows.data().len());
@@ -314,5 +320,16 @@ mod tests {
             assert_eq!(written_table(sql), Some(TableId(16384)), "{sql}");
         }
         assert_eq!(written_table("SELECT c1 FROM t5"), None);
+    }
+
+    #[test]
+    fn every_named_table_is_found() {
+        let tables = |sql| named_tables(sql).map(|table| table.0).collect::<Vec<_>>();
+        assert_eq!(
+            tables("WITH x AS (SELECT t7.c1 FROM t7) DELETE FROM\t\"t16384\" WHERE c1 IN x"),
+            [7, 7, 16384]
+        );
+        assert_eq!(tables("UPDATE t1 SET c2=(SELECT max(c1)FROM t2,main.t3)"), [1, 2, 3]);
+        assert_eq!(tables("SELECT at1, t1a, t_1, _t1, total FROM r0"), []);
     }
 }
