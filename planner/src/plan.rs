@@ -365,7 +365,7 @@ pub struct Modify {
     pub table: TableId,
     /// What shards run; `columns` are those of RETURNING.
     pub fragment: Fragment,
-    /// The fragment's SQL for who must know which rows it touched, changed or not: it returns their keys before the
+    /// The fragment's SQL for who must know whose row it returns: it returns their keys before the
     /// columns. A key that the statement changes is the new one. Its parameters are the fragment's.
     pub locking_sql: Arc<str>,
     /// How many columns the key has. See [`proto::services::Access::Write`].

@@ -22,6 +22,7 @@ struct Shape {
 pub(crate) struct Shapes {
     tables: HashMap<String, Option<Shape>>,
     inert: Option<bool>,
+    age: u64,
 }
 
 /// A changeset that doesn't fit the database it is for.
@@ -41,7 +42,12 @@ pub(crate) enum ChangesetError {
 impl Shapes {
     /// Forgets all.
     pub fn forget(&mut self) {
-        *self = Self::default();
+        *self = Self { age: self.age + 1, ..Self::default() };
+    }
+
+    /// How often all was forgotten.
+    pub fn age(&self) -> u64 {
+        self.age
     }
 
     /// Whether no table has foreign keys or triggers that could act.

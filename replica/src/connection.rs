@@ -61,6 +61,11 @@ impl Updates {
         self.rows.lock().clone()
     }
 
+    /// How many updates that are.
+    pub fn count(&self) -> usize {
+        self.rows.lock().values().map(Vec::len).sum()
+    }
+
     fn note(&self, action: Action, database: &str, table: &str, rowid: i64) {
         if !self.wanted.load(Ordering::Relaxed) || action != Action::SQLITE_UPDATE || database != "main" {
             return;

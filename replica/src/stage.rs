@@ -59,6 +59,11 @@ impl<'a> Stage<'a> {
         self.term
     }
 
+    /// Another number whenever the schema may have changed since the replica was opened.
+    pub fn schema_age(&self) -> u64 {
+        self.shapes.borrow().age()
+    }
+
     /// What a rehearsal's closure has changed since it began, as a changeset ([`changes`] lists its rows). Only in a
     /// rehearsal: the writes of a batch are captured as one.
     pub fn changes(&self) -> Result<Bytes, WireError> {
@@ -72,6 +77,11 @@ impl<'a> Stage<'a> {
     /// what they were, which [`Self::changes`] doesn't have. Some of them may be gone by now.
     pub fn updated(&self) -> HashMap<String, Vec<i64>> {
         self.hooks.updates.rows()
+    }
+
+    /// How often a row was updated since then.
+    pub fn count_updated(&self) -> usize {
+        self.hooks.updates.count()
     }
 
     /// Makes a changeset's changes, and nothing beside them: foreign keys and triggers don't act. A row that isn't as

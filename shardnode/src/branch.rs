@@ -9,6 +9,7 @@ mod transactions;
 pub(crate) use transactions::{Begun, Claim, Transactions};
 
 use crate::locks::{Locks, Party, Resource, Settled};
+use crate::pending::Looks;
 use crate::prepared;
 use crate::routers::Routers;
 use crate::touched::Shapes;
@@ -17,7 +18,7 @@ use bytes::Bytes;
 use proto::machine;
 use proto::{LogIndex, ShardId, SqlState, TableId, Term, TransactionId, WireError};
 use replica::Overlay;
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -41,7 +42,8 @@ pub(crate) struct State {
     /// The term that all of this is of.
     term: Option<Term>,
     /// The transactions whose rows may be written: they end by verdict alone.
-    pending: BTreeSet<TransactionId>,
+    /// With the tables in which they have locks.
+    pending: BTreeMap<TransactionId, Vec<TableId>>,
     marks: Arc<Marks>,
     /// Is told when a transaction has ended.
     news: Arc<Notify>,
@@ -52,6 +54,7 @@ pub(crate) struct State {
     ended: HashMap<TransactionId, Option<WireError>>,
     ended_in_order: VecDeque<TransactionId>,
     pub shapes: Shapes,
+    pub looks: Looks,
     /// Transactions that are over, and may have left changes staged.
     pub left_over: Vec<TransactionId>,
     /// Those of which it is being struck out.
@@ -150,6 +153,7 @@ impl State {
     fn begin_term(&mut self, term: Term, prepared: Vec<prepared::Prepared>) {
         self.pending.clear();
         self.shapes.forget();
+        self.looks.forget();
         self.locks = Locks::default();
         for (_, waiter) in self.waiters.drain() {
             // Who doesn't wait any more needs no word.
@@ -169,7 +173,6 @@ impl State {
             (branch.term, branch.phase) = (Some(term), Phase::Prepared(participants));
             branch.parallel = parallel;
             self.branches.insert(id, branch);
-            self.pending.insert(id);
             let party = Party { id, begun, statement: 1 };
             for (resource, mode) in locks {
                 if !self.locks.take(party, &resource, mode) {
@@ -179,6 +182,7 @@ impl State {
             for (table, mode, hashes) in hashes {
                 self.locks.restore(party, table, mode, &hashes);
             }
+            self.pending.insert(id, self.tables(id));
         }
         self.term = Some(term);
         self.mark();
@@ -211,12 +215,12 @@ impl State {
 
     /// Whether the transaction's row may be written, so that it ends by verdict alone.
     pub fn is_pending(&self, id: TransactionId) -> bool {
-        self.pending.contains(&id)
+        self.pending.contains_key(&id)
     }
 
     /// The transactions that are pending, with the tables in which they have locks.
-    pub fn pending(&self) -> impl Iterator<Item = (TransactionId, Vec<TableId>)> {
-        self.pending.iter().map(|id| (*id, self.tables(*id)))
+    pub fn pending(&self) -> impl Iterator<Item = (TransactionId, &[TableId])> {
+        self.pending.iter().map(|(id, tables)| (*id, tables.as_slice()))
     }
 
     /// The tables in which a transaction has locks: all that it has changed are among them.
@@ -256,10 +260,12 @@ impl State {
         let branch = self.branch(handle)?;
         let is_pending = matches!(phase, Phase::Preparing | Phase::Prepared(_));
         (branch.phase, branch.since) = (phase, machine::now());
-        match is_pending {
-            true => self.pending.insert(handle.id),
-            false => self.pending.remove(&handle.id),
-        };
+        if !is_pending {
+            self.pending.remove(&handle.id);
+        } else if !self.pending.contains_key(&handle.id) {
+            // It locks nothing more from here on.
+            self.pending.insert(handle.id, self.tables(handle.id));
+        }
         self.mark();
         Ok(())
     }
@@ -365,7 +371,7 @@ impl State {
             // Who doesn't wait any more needs no word.
             let _ = waiter.send(Err(error));
         }
-        if self.pending.remove(&id) {
+        if self.pending.remove(&id).is_some() {
             self.mark();
         }
         let granted = self.locks.release(id);

@@ -432,7 +432,9 @@ impl ShardNode {
         // Seen through though nobody may wait any more: it may be applied as long as it is under way.
         let step = tokio::spawn(async move {
             let _altering = Altering::begin(&desk, &entry.statements, deadline).await?;
-            desk.replica.schema(entry).await
+            let stepped = desk.replica.schema(entry).await;
+            desk.transactions.look().looks.forget();
+            stepped
         });
         let stepped = step.await.unwrap_or_else(|_| Err(WireError::internal("a schema step was given up")));
         self.renew(shard, stepped)

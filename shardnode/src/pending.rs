@@ -15,11 +15,69 @@ use proto::services::{Access, Consistency, FragmentRequest};
 use proto::{TableId, Term, TransactionId, Value, WireError};
 use replica::Snapshot;
 use rusqlite::params_from_iter;
-use std::collections::BTreeSet;
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// The most locks of one transaction that are compared with the keys of a lookup.
 const COMPARED: usize = 64;
+
+/// So many statements are known at a time, each of so many bytes at most.
+const STATEMENTS: usize = 1000;
+const STATEMENT_BYTES: usize = 4096;
+
+/// What a statement looks at.
+#[derive(Debug)]
+struct Look {
+    /// The tables that it names.
+    tables: Vec<TableId>,
+    /// The row that it looks for, if it says so.
+    row: Option<Sought>,
+}
+
+/// The row of a table that a statement looks for: it names a value for each of the primary key's columns.
+#[derive(Debug)]
+struct Sought {
+    table: TableId,
+    /// The key's columns, and their values.
+    key: Vec<(String, Given)>,
+    /// Whether the statement wants nothing else of it.
+    is_all: bool,
+}
+
+/// A value in a statement.
+#[derive(Clone, Debug, PartialEq)]
+enum Given {
+    Literal(i64),
+    /// The parameter at this place, from 0.
+    Parameter(usize),
+}
+
+/// What statements look at, by their SQL, as far as they were met. It holds until the schema changes.
+#[derive(Debug, Default)]
+pub(crate) struct Looks {
+    known: HashMap<Arc<str>, Arc<Look>>,
+    /// Grows whenever all is forgotten: what was read before doesn't count.
+    age: u64,
+}
+
+impl Looks {
+    /// Forgets all, for the schema may have changed.
+    pub fn forget(&mut self) {
+        self.known.clear();
+        self.age += 1;
+    }
+
+    fn learn(&mut self, sql: &Arc<str>, look: &Arc<Look>, age: u64) {
+        if age != self.age || sql.len() > STATEMENT_BYTES {
+            return;
+        }
+        if self.known.len() >= STATEMENTS {
+            self.known.clear();
+        }
+        self.known.insert(Arc::clone(sql), Arc::clone(look));
+    }
+}
 
 impl Desk {
     /// Whether the shard's transactions are known as of the present leader's term.
@@ -46,12 +104,12 @@ impl Desk {
         if !self.transactions.have_pending() {
             return Ok(term);
         }
-        let tables: BTreeSet<TableId> = tables_in(&request.sql).collect();
-        let mut concerned = self.pending_in(&tables);
+        let look = self.look_of(request, deadline).await?;
+        let mut concerned = self.pending_in(&look.tables);
         if let Access::Branch { branch, .. } = request.access {
             concerned.retain(|id| *id != branch.transaction);
         }
-        if concerned.is_empty() || self.spares(request, &tables, &concerned, locks, deadline).await? {
+        if concerned.is_empty() || self.spares(request, &look, &concerned, locks, deadline).await? {
             return Ok(term);
         }
         let lock_timeout = match &request.access {
@@ -83,9 +141,33 @@ impl Desk {
         }
     }
 
-    fn pending_in(&self, tables: &BTreeSet<TableId>) -> Vec<TransactionId> {
+    /// What a statement looks at, as its SQL says.
+    async fn look_of(&self, request: &FragmentRequest, deadline: Instant) -> Result<Arc<Look>, WireError> {
+        let age = {
+            let looks = &self.transactions.look().looks;
+            if let Some(look) = looks.known.get(&request.sql) {
+                return Ok(Arc::clone(look));
+            }
+            looks.age
+        };
+        let mut tables: Vec<TableId> = tables_in(&request.sql).collect();
+        let row = match tables[..] {
+            [table] if condition(&request.sql).is_some() => {
+                let snapshot = self.replica.snapshot(Consistency::Eventual, deadline).await?;
+                Sought::read(&snapshot, table, &request.sql)
+            }
+            _ => None,
+        };
+        tables.sort_unstable();
+        tables.dedup();
+        let look = Arc::new(Look { tables, row });
+        self.transactions.look().looks.learn(&request.sql, &look, age);
+        Ok(look)
+    }
+
+    fn pending_in(&self, tables: &[TableId]) -> Vec<TransactionId> {
         let state = self.transactions.look();
-        let concerns = |of: &Vec<TableId>| of.is_empty() || of.iter().any(|table| tables.contains(table));
+        let concerns = |of: &[TableId]| of.is_empty() || of.iter().any(|table| tables.contains(table));
         state.pending().filter(|(_, of)| concerns(of)).map(|(id, _)| id).collect()
     }
 
@@ -93,84 +175,84 @@ impl Desk {
     async fn spares(
         &self,
         request: &FragmentRequest,
-        tables: &BTreeSet<TableId>,
+        look: &Look,
         these: &[TransactionId],
         locks: bool,
         deadline: Instant,
     ) -> Result<bool, WireError> {
-        let mut tables = tables.iter();
-        let (Some(table), None) = (tables.next(), tables.next()) else { return Ok(false) };
-        if tables_in(&request.sql).count() != 1 || condition(&request.sql).is_none() {
-            return Ok(false);
-        }
-        let snapshot = self.replica.snapshot(Consistency::Eventual, deadline).await?;
-        let Some(wanted) = wanted_row(&snapshot, *table, request) else { return Ok(false) };
-        // One that isn't there may be about to be, and one that must also fulfil other conditions may be about to.
-        if locks && wanted.is_all && wanted.is_there(&snapshot, *table) {
+        let Some(row) = look.row.as_ref().filter(|_| request.rows.is_none()) else { return Ok(false) };
+        let Some(key) = row.values(&request.params) else { return Ok(false) };
+        if !self.may_concern(these, row.table, &key) {
             return Ok(true);
         }
-        drop(snapshot);
-        let state = self.transactions.look();
-        for id in these {
-            if state.locks.hashes(*id).any(|(of, ..)| of == *table) {
-                return Ok(false);
-            }
-            let locks = state.locks.held(*id).filter(|(resource, _)| resource.table == *table);
-            for (count, (resource, _)) in locks.enumerate() {
-                let may_concern = match &resource.part {
-                    Part::Table => false,
-                    Part::Unique(..) => false,
-                    Part::Row(key) => touched::values(key) == wanted.key,
-                    Part::Keys(_) | Part::Moved(_) => true,
-                };
-                if may_concern || count > COMPARED {
-                    return Ok(false);
-                }
-            }
+        if !(locks && row.is_all) {
+            return Ok(false);
         }
-        Ok(true)
+        // One that isn't there may be about to be, and one that must also fulfil other conditions may be about to.
+        let snapshot = self.replica.snapshot(Consistency::Eventual, deadline).await?;
+        Ok(row.is_there(&snapshot, &key))
+    }
+
+    /// Whether one of these transactions may have a lock on a row.
+    fn may_concern(&self, these: &[TransactionId], table: TableId, key: &[Value]) -> bool {
+        let state = self.transactions.look();
+        these.iter().any(|id| {
+            let mut locks = state.locks.held(*id).filter(|(resource, _)| resource.table == table).enumerate();
+            state.locks.hashes(*id).any(|(of, ..)| of == table)
+                || locks.any(|(count, (resource, _))| {
+                    let may_concern = match &resource.part {
+                        Part::Table | Part::Unique(..) => false,
+                        Part::Row(row) => touched::values(row) == key,
+                        Part::Keys(_) | Part::Moved(_) => true,
+                    };
+                    may_concern || count > COMPARED
+                })
+        })
     }
 }
 
-/// The row that a statement looks for.
-struct Wanted {
-    /// Its primary key, and what the key's columns are called.
-    key: Vec<Value>,
-    columns: Vec<String>,
-    /// Whether the statement wants nothing else of it.
-    is_all: bool,
-}
+impl Sought {
+    /// By the form of the SQL that the planner emits; whatever has another form is taken to look at the whole table.
+    fn read(snapshot: &Snapshot, table: TableId, sql: &str) -> Option<Self> {
+        let condition = condition(sql)?;
+        let query = "SELECT name FROM pragma_table_info(?1) WHERE pk > 0 ORDER BY pk";
+        let mut statement = snapshot.connection().prepare_cached(query).ok()?;
+        let columns = statement.query_map([table_name(table)], |row| row.get::<_, String>(0)).ok()?;
+        let columns: Vec<String> = columns.collect::<Result<_, _>>().ok()?;
+        let is_all = condition.matches(" AND ").count() + 1 == columns.len();
+        let given = |column: String| equal_to(condition, &column).map(|value| (column, value));
+        let key: Option<Vec<_>> = columns.into_iter().map(given).collect();
+        Some(Self { table, key: key.filter(|key| !key.is_empty())?, is_all })
+    }
 
-impl Wanted {
-    /// Whether it is there.
-    fn is_there(&self, snapshot: &Snapshot, table: TableId) -> bool {
-        let equal = |(number, column): (usize, &String)| format!("{column} = ?{}", number + 1);
-        let equal: Vec<_> = self.columns.iter().enumerate().map(equal).collect();
-        let sql = format!("SELECT 1 FROM {} WHERE {}", table_name(table), equal.join(" AND "));
+    /// The key's values; nothing if one may be written in more than one way.
+    fn values(&self, params: &[Value]) -> Option<Vec<Value>> {
+        self.key.iter().map(|(_, given)| given.value(params)).collect()
+    }
+
+    /// Whether the row is there.
+    fn is_there(&self, snapshot: &Snapshot, key: &[Value]) -> bool {
+        let equal = |(number, (column, _)): (usize, &(String, _))| format!("{column} = ?{}", number + 1);
+        let equal: Vec<_> = self.key.iter().enumerate().map(equal).collect();
+        let sql = format!("SELECT 1 FROM {} WHERE {}", table_name(self.table), equal.join(" AND "));
         let found = snapshot
             .connection()
             .prepare_cached(&sql)
-            .and_then(|mut statement| statement.exists(params_from_iter(self.key.iter().map(parameter))));
+            .and_then(|mut statement| statement.exists(params_from_iter(key.iter().map(parameter))));
         // Who can't tell waits.
         found.unwrap_or(false)
     }
 }
 
-/// The row that a statement looks for, if it says so for each of the primary key's columns. By the form of the SQL that
-/// the planner emits; whatever has another form is taken to look at the whole table.
-fn wanted_row(snapshot: &Snapshot, table: TableId, request: &FragmentRequest) -> Option<Wanted> {
-    if request.rows.is_some() {
-        return None;
+impl Given {
+    fn value(&self, params: &[Value]) -> Option<Value> {
+        match self {
+            Given::Literal(value) => Some(Value::Int(*value)),
+            Given::Parameter(place) => {
+                params.get(*place).filter(|value| matches!(value, Value::Int(_) | Value::Text(_))).cloned()
+            }
+        }
     }
-    let condition = condition(&request.sql)?;
-    let query = "SELECT name FROM pragma_table_info(?1) WHERE pk > 0 ORDER BY pk";
-    let mut statement = snapshot.connection().prepare_cached(query).ok()?;
-    let columns = statement.query_map([table_name(table)], |row| row.get::<_, String>(0)).ok()?;
-    let columns: Vec<String> = columns.collect::<Result<_, _>>().ok()?;
-    let key: Option<Vec<Value>> =
-        columns.iter().map(|column| equal_to(condition, column, &request.params)).collect();
-    let is_all = condition.matches(" AND ").count() + 1 == columns.len();
-    Some(Wanted { key: key.filter(|key| !key.is_empty())?, columns, is_all })
 }
 
 /// The condition of a statement that names one table once, if it is nothing but comparisons that all must hold.
@@ -196,19 +278,17 @@ fn condition(sql: &str) -> Option<&str> {
 }
 
 /// The value that a column must have for such a condition to hold.
-fn equal_to(condition: &str, column: &str, params: &[Value]) -> Option<Value> {
+fn equal_to(condition: &str, column: &str) -> Option<Given> {
     let comparison = format!("{column} = ");
-    let value = condition.match_indices(&comparison).find_map(|(at, _)| {
+    condition.match_indices(&comparison).find_map(|(at, _)| {
         let is_column = condition[..at].ends_with(['.', '(', ' ']) || at == 0;
         let rest = condition[at + comparison.len()..].split([')', ' ']).next()?;
         match rest.strip_prefix('?') {
             _ if !is_column => None,
-            Some(number) => params.get(number.parse::<usize>().ok()?.checked_sub(1)?).cloned(),
-            None => rest.parse().ok().map(Value::Int),
+            Some(number) => number.parse::<usize>().ok()?.checked_sub(1).map(Given::Parameter),
+            None => rest.parse().ok().map(Given::Literal),
         }
-    });
-    // Others may be written in more than one way.
-    value.filter(|value| matches!(value, Value::Int(_) | Value::Text(_)))
+    })
 }
 
 #[cfg(test)]
@@ -218,7 +298,8 @@ mod tests {
     #[test]
     fn only_plain_conditions_name_a_row() {
         let params = [Value::Int(7), Value::Text("x".into()), Value::Blob(vec![1])];
-        let found = |sql: &str| condition(sql).and_then(|condition| equal_to(condition, "c1", &params));
+        let found =
+            |sql: &str| condition(sql).and_then(|condition| equal_to(condition, "c1"))?.value(&params);
         for (sql, expected) in [
             ("SELECT r0.c2 AS a0 FROM t5 AS r0 WHERE (r0.c1 = ?1)", Some(Value::Int(7))),
             (

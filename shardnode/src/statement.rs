@@ -544,13 +544,21 @@ impl Step {
         gone: &HashSet<Box<[u8]>>,
     ) -> Result<Vec<Want>, WireError> {
         let mut wants = Vec::new();
-        for change in replica::changes(&stage.changes()?)? {
+        let changes = replica::changes(&stage.changes()?)?;
+        for change in &changes {
             let shape = self.shape(stage, named(&change.table)?)?;
             // What is gone only as far as this run goes isn't what the statement has changed.
-            if change.op == RowOp::Delete && !gone.is_empty() && gone.contains(&shape.key_of(&change)?) {
+            if change.op == RowOp::Delete && !gone.is_empty() && gone.contains(&shape.key_of(change)?) {
                 continue;
             }
-            shape.wants(stage, &change, &mut wants)?;
+            shape.wants(stage, change, &mut wants)?;
+        }
+        // Each of them was updated: if no more were, that's all.
+        if gone.is_empty()
+            && changes.iter().all(|change| change.op == RowOp::Update)
+            && changes.len() == stage.count_updated()
+        {
+            return Ok(wants);
         }
         let only = self.past.found.as_deref().filter(|_| gone.is_empty());
         for (id, key) in self.updated(stage)? {
@@ -572,7 +580,7 @@ impl Step {
     }
 
     fn shape(&self, stage: &Stage<'_>, table: TableId) -> Result<Arc<Shape>, WireError> {
-        self.enter(stage)?.shapes.get(stage, table)
+        self.enter(stage)?.shapes.get(stage, stage.schema_age(), table)
     }
 
     fn lock(

@@ -71,8 +71,8 @@ pub(crate) fn values(key: &[u8]) -> Vec<Value> {
 /// The tables' keys, as far as they were asked for.
 #[derive(Debug, Default)]
 pub(crate) struct Shapes {
-    /// Of this version of SQLite's schema.
-    version: Option<i64>,
+    /// Of the schema of this age.
+    age: u64,
     tables: HashMap<TableId, Arc<Shape>>,
 }
 
@@ -102,13 +102,16 @@ impl Shapes {
         *self = Self::default();
     }
 
-    /// A table's keys, as the connection has them now.
-    pub fn get(&mut self, connection: &Connection, table: TableId) -> Result<Arc<Shape>, WireError> {
-        let mut version = connection.prepare_cached("PRAGMA schema_version").map_err(error)?;
-        let version: i64 = version.query_row([], |row| row.get(0)).map_err(error)?;
-        if self.version != Some(version) {
+    /// A table's keys, as the connection has them now: its schema has this age ([`replica::Stage::schema_age`]).
+    pub fn get(
+        &mut self,
+        connection: &Connection,
+        age: u64,
+        table: TableId,
+    ) -> Result<Arc<Shape>, WireError> {
+        if self.age != age {
             self.tables.clear();
-            self.version = Some(version);
+            self.age = age;
         }
         if let Some(shape) = self.tables.get(&table) {
             return Ok(Arc::clone(shape));
@@ -424,7 +427,7 @@ mod tests {
         connection.begin_capture();
         connection.execute_batch(sql).unwrap();
         let changeset = connection.capture().unwrap().changeset().unwrap();
-        let shape = Shapes::default().get(connection, TableId(5)).unwrap();
+        let shape = Shapes::default().get(connection, 0, TableId(5)).unwrap();
         let mut wants = Vec::new();
         for change in replica::changes(&changeset).unwrap() {
             shape.wants(connection, &change, &mut wants).unwrap();
@@ -508,18 +511,18 @@ mod tests {
     fn keys_are_read_anew_when_the_schema_has_changed() {
         let connection = open();
         let mut shapes = Shapes::default();
-        let before = shapes.get(&connection, TableId(5)).unwrap();
-        assert!(Arc::ptr_eq(&before, &shapes.get(&connection, TableId(5)).unwrap()));
+        let before = shapes.get(&connection, 0, TableId(5)).unwrap();
+        assert!(Arc::ptr_eq(&before, &shapes.get(&connection, 0, TableId(5)).unwrap()));
         connection.execute_batch("DROP INDEX i6").unwrap();
-        assert_eq!(shapes.get(&connection, TableId(5)).unwrap().uniques.len(), 1);
-        assert!(shapes.get(&connection, TableId(6)).is_err());
+        assert_eq!(shapes.get(&connection, 1, TableId(5)).unwrap().uniques.len(), 1);
+        assert!(shapes.get(&connection, 1, TableId(6)).is_err());
     }
 
     #[test]
     fn a_row_is_found_and_deleted_by_its_locks_key() {
         let connection = open();
         connection.execute_batch("INSERT INTO t5 VALUES ('b', 1, 'x', -4, 0)").unwrap();
-        let shape = Shapes::default().get(&connection, TableId(5)).unwrap();
+        let shape = Shapes::default().get(&connection, 0, TableId(5)).unwrap();
         let key = encode([ValueRef::Int(1), ValueRef::Text("b")]);
         assert!(shape.exists(&connection, &key).unwrap());
         shape.delete(&connection, &encode([ValueRef::Int(1), ValueRef::Text("c")])).unwrap();

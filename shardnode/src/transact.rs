@@ -307,11 +307,9 @@ impl Desk {
             let hashes = hashes.map(|(table, mode, hashes)| (table, mode, hashes.to_vec())).collect();
             drop(state);
             let changes = changes?.unwrap_or_else(|| Changes::Whole(Bytes::new()));
-            // What can't be applied now must not be voted for.
-            match &changes {
-                Changes::Whole(changes) => try_out(stage, changes)?,
-                // Trying it would take long. Its locks see to it that it still fits what it was made on.
-                Changes::Staged(pieces) => staged::check(stage, id, pieces)?,
+            // What it changes has been rehearsed, and its locks see to it that it still fits what it was made on.
+            if let Changes::Staged(pieces) = &changes {
+                staged::check(stage, id, pieces)?;
             }
             let prepared =
                 Prepared { id, begun: handle.begun, participants: shards, parallel, locks, hashes };
@@ -582,19 +580,6 @@ async fn see_through(
         Ok(Err(_)) => Err(WireError::internal("a transaction's end was given up")),
         Err(_) => Err(unknown()),
     }
-}
-
-/// Applies changes and undoes that.
-fn try_out(stage: &Stage<'_>, changes: &[u8]) -> Result<(), WireError> {
-    let savepoint = |sql: &str| {
-        let mut statement = stage.prepare_cached(sql).map_err(dialect::sqlite::error)?;
-        statement.execute([]).map_err(dialect::sqlite::error)
-    };
-    savepoint("SAVEPOINT shoal_prepare")?;
-    stage.apply(changes)?;
-    savepoint("ROLLBACK TO shoal_prepare")?;
-    savepoint("RELEASE shoal_prepare")?;
-    Ok(())
 }
 
 /// What is heard of an end that may have come, or may come yet.

@@ -37,6 +37,8 @@ pub struct ShardWrite {
     pub rows: Option<RowBatch>,
     /// See [`Access::Write`].
     pub touch: u16,
+    /// It may lock rows and affect none.
+    pub locks: bool,
     /// What it deletes is added on other shards.
     pub moves: bool,
     /// The one table that its statement names, if it names but one.
@@ -245,14 +247,14 @@ impl Executor {
         write: ShardWrite,
         cut: Option<CutId>,
     ) -> Result<FragmentResponse, WireError> {
-        let (shard, touch) = (write.shard, write.touch);
+        let (shard, touch, locks) = (write.shard, write.touch, write.locks);
         let branch = transaction.statement(shard, true, run.lock_timeout);
         let access = if write.moves { BranchAccess::Move } else { BranchAccess::Write { touch } };
         let access = Access::Branch { branch, access };
         let mut unknown = false;
         let answer = self.ask_branch(run, write, (access, cut), &mut unknown).await;
         let written = settle(transaction, shard, answer, unknown)?;
-        if written.affected == 0 && touch == 0 {
+        if written.affected == 0 && !locks {
             transaction.unbind(shard, branch);
         }
         Ok(written)

@@ -223,6 +223,7 @@ impl Executor {
             params: params.clone(),
             rows: Some(rows),
             touch: insert.touch,
+            locks: insert.touch > 0,
             moves: false,
             alone_in: Some(insert.table),
             everywhere: matches!(insert.target, InsertTarget::Everywhere),

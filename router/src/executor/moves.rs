@@ -69,6 +69,7 @@ impl Executor {
             params: Vec::new(),
             rows: Some(batch.finish()),
             touch: 0,
+            locks: false,
             moves: true,
             alone_in: Some(table),
             everywhere: false,

@@ -313,27 +313,25 @@ async fn an_update_takes_as_many_shards_as_its_rows() {
     run_insert(&bench, scalars, rows).await.unwrap();
     bench.fake.requests.lock().clear();
     bench.fake.actions.lock().clear();
-    let update = |filter| Modify {
+    let update = |filter, sql| Modify {
         delete: false,
         table: TABLE,
-        fragment: Fragment {
-            columns: vec![],
-            ..fragment(filter, "UPDATE t16384 SET c2 = 'x' WHERE c1 = 1", &[])
-        },
+        fragment: Fragment { columns: vec![], ..fragment(filter, sql, &[]) },
         locking_sql: "UPDATE t16384 SET c2 = 'y' RETURNING c1".into(),
         touch: 1,
         moves: None,
     };
+    let (by_key, whole) = ("UPDATE t16384 SET c2 = 'x' WHERE c1 = 1", "UPDATE t16384 SET c2 = 'z'");
     let plan = plan(ints(&[1]), Action::Session(SessionCommand::Empty));
     let run = bench.statement(&plan);
-    let one = update(KeyFilter::In(vec![vec![ScalarId(0)]]));
+    let one = update(KeyFilter::In(vec![vec![ScalarId(0)]]), by_key);
     assert_eq!(bench.executor.modify(&run, &one, &[Value::Int(1)]).await.unwrap().affected, 1);
-    let none = bench.executor.modify(&run, &update(KeyFilter::Nothing), &[]).await.unwrap();
+    let none = bench.executor.modify(&run, &update(KeyFilter::Nothing, whole), &[]).await.unwrap();
     assert_eq!((none.affected, bench.fake.requests.lock().len()), (0, 1));
     assert!(bench.fake.actions.lock().is_empty(), "one shard's write is no transaction over shards");
-    let all = bench.executor.modify(&run, &update(KeyFilter::All), &[Value::Int(1)]).await.unwrap();
+    let all = bench.executor.modify(&run, &update(KeyFilter::All, whole), &[Value::Int(1)]).await.unwrap();
     assert_eq!(all.affected, 10);
-    assert_eq!(bench.fake.on_each("SELECT count(*) FROM t16384 WHERE c2 = 'y'").iter().sum::<i64>(), 10);
+    assert_eq!(bench.fake.on_each("SELECT count(*) FROM t16384 WHERE c2 = 'z'").iter().sum::<i64>(), 10);
     assert_eq!((bench.fake.acted("prepare"), bench.fake.acted("finish")), (vec![1, 2], vec![1, 2]));
 }
 

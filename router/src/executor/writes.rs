@@ -69,8 +69,8 @@ impl Executor {
         let shards = shards_of(planner::route(&fragment.target, scalars, &run.state.topology)?);
         let everywhere = matches!(fragment.target, Target::Everywhere);
         let is_alone = shards.len() == 1 && self.is_alone(run);
-        // A branch locks what it touches, so it must know that; and who has waited must know which rows it returns.
-        let plain = is_alone && fragment.columns.is_empty();
+        // Who has waited for a lock must know which rows it returns.
+        let plain = fragment.columns.is_empty();
         let (sql, touch) = if plain { (&fragment.sql, 0) } else { (&modify.locking_sql, modify.touch) };
         let write = |shard| {
             Ok(ShardWrite {
@@ -80,6 +80,7 @@ impl Executor {
                 params: pick(&fragment.params, scalars)?,
                 rows: None,
                 touch,
+                locks: true,
                 moves: false,
                 // Its conditions may name other tables, so it is planned again when the catalog changes.
                 alone_in: None,
@@ -113,6 +114,7 @@ impl Executor {
                 params: Vec::new(),
                 rows: None,
                 touch: 0,
+                locks: false,
                 moves: false,
                 alone_in: Some(*id),
                 everywhere,

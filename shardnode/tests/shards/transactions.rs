@@ -485,7 +485,7 @@ async fn bounds_are_kept() {
     let node = start().await;
     let one = Session::new(&node, 1);
     one.write("UPDATE t1 SET c2 = 'A' WHERE c1 = 1").await.unwrap();
-    let much = one.read("SELECT hex(zeroblob(4000000))").await.unwrap_err();
+    let much = one.read("SELECT hex(zeroblob(4000000)) FROM t1").await.unwrap_err();
     assert_eq!(much.sqlstate, SqlState::PROGRAM_LIMIT_EXCEEDED);
     one.commit().await.unwrap();
     assert_eq!(texts(&node).await, "Abcd");
