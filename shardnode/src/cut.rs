@@ -5,7 +5,8 @@
 //! snapshot is opened until it is released: an answer from a later state of its tables than the snapshot's would tell news
 //! that the cut lacks, so it waits. So does the vote of a transaction that was prepared after the snapshot was first
 //! opened, unless the cut settles and was told to let that transaction through. Nothing else waits: the shard goes on
-//! committing.
+//! committing. Who changes one of a cut's tables together with another one, or by what it has read in another one, makes
+//! that the cut's, too: the news could be read there.
 //!
 //! A cut has a bound, after which it is forgotten: its reader begins anew. All this is in the leader's memory, and worth
 //! nothing under another leader. docs/transactions.md proves the rules, docs/models/cut.py tries them. It must never know
@@ -37,6 +38,8 @@ pub(crate) type Tables = [TableId];
 /// The cuts of one shard.
 pub(crate) struct Cuts {
     holds: Mutex<BTreeMap<CutId, Hold>>,
+    /// What is being committed of several tables at once. It is locked before the holds.
+    links: Mutex<Links>,
     /// How many of them withhold: mostly none, and then nobody looks further.
     withholding: AtomicUsize,
     /// That something has changed for those who wait here, or that a transaction has ended.
@@ -65,6 +68,44 @@ struct Hold {
     /// How many fragments will yet read the snapshot; none for one that is kept.
     scans: Option<u32>,
     until: Instant,
+}
+
+/// The tables of each commit that is under way and has several.
+#[derive(Default)]
+struct Links {
+    next: u64,
+    tables: BTreeMap<u64, Vec<TableId>>,
+}
+
+/// That tables are changed together, until it is dropped: then all that a commit changes can be seen.
+pub(crate) struct Linked {
+    cuts: Arc<Cuts>,
+    number: u64,
+}
+
+impl Drop for Linked {
+    fn drop(&mut self) {
+        self.cuts.links.lock().tables.remove(&self.number);
+    }
+}
+
+impl Links {
+    /// Has a cut be about all tables that are linked to its own.
+    fn spread(&self, hold: &mut Hold) {
+        while !hold.tables.is_empty() {
+            let before = hold.tables.len();
+            for tables in self.tables.values() {
+                if hold.is_about(tables) {
+                    let more: Vec<_> =
+                        tables.iter().filter(|table| !hold.tables.contains(table)).copied().collect();
+                    hold.tables.extend(more);
+                }
+            }
+            if hold.tables.len() == before {
+                return;
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,6 +175,7 @@ impl Cuts {
     pub fn new(config: &Config, news: Arc<Notify>) -> Self {
         Self {
             holds: Mutex::default(),
+            links: Mutex::default(),
             withholding: AtomicUsize::new(0),
             news,
             most: config.max_cuts,
@@ -193,6 +235,21 @@ impl Cuts {
             // Either is a reason to look again.
             let _ = tokio::time::timeout_at(wake.into(), news).await;
         }
+    }
+
+    /// Tables are about to be changed together, or one of them by what is in another. To be said before anybody can see it.
+    pub fn link(self: &Arc<Self>, tables: &Tables) -> Option<Linked> {
+        if tables.len() < 2 {
+            return None;
+        }
+        let mut links = self.links.lock();
+        let number = links.next;
+        links.next += 1;
+        links.tables.insert(number, tables.to_vec());
+        if !self.are_idle() {
+            self.look().values_mut().for_each(|hold| links.spread(hold));
+        }
+        Some(Linked { cuts: Arc::clone(self), number })
     }
 
     /// The state that every cut which withholds something has seen; nothing if none does.
@@ -296,15 +353,20 @@ impl Cuts {
         desk.know(deadline).await?;
         let until = machine::now() + self.bound;
         {
+            // What is committed from here on finds the cut, and what is being committed is found by it.
+            let links = self.links.lock();
             let mut holds = self.look();
             let count = |kept: bool| holds.values().filter(|hold| hold.is_kept() == kept).count();
-            let is_new = !holds.contains_key(&cut);
-            if is_new && scans.is_none() && count(true) >= self.most_kept {
+            // A router asks once. What comes again is a copy of what was opened, and lost or over since.
+            if holds.contains_key(&cut) {
+                return Err(cut_lost());
+            }
+            if scans.is_none() && count(true) >= self.most_kept {
                 let message = "too many REPEATABLE READ transactions are open on the shard";
                 return Err(WireError::new(SqlState::TOO_MANY_CONNECTIONS, message)
                     .with_detail(format!("There may be {}.", self.most_kept)));
             }
-            if is_new && scans.is_some() && count(false) >= self.most {
+            if scans.is_some() && count(false) >= self.most {
                 let message = "too many reads over several shards are under way on the shard";
                 return Err(WireError::new(SqlState::TOO_MANY_CONNECTIONS, message)
                     .with_detail(format!("There may be {}.", self.most))
@@ -312,6 +374,7 @@ impl Cuts {
             }
             let mut hold = Hold::new(desk.replica.office(), tables, Phase::Opening, until);
             hold.scans = scans;
+            links.spread(&mut hold);
             holds.insert(cut, hold);
             self.count(&holds);
         }
@@ -452,8 +515,11 @@ impl Cuts {
         if desk.replica.office() != hold.office {
             return Err(cut_lost());
         }
-        hold.position = snapshot.position();
-        hold.snapshot = Some(snapshot);
+        // Another request to settle may have opened a later one meanwhile. That has what has ended, too.
+        if hold.position <= snapshot.position() {
+            hold.position = snapshot.position();
+            hold.snapshot = Some(snapshot);
+        }
         hold.pending.retain(|id, _| !ended.contains(id));
         hold.passed.retain(|id, _| !ended.contains(id));
         self.count(&holds);

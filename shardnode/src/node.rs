@@ -282,12 +282,14 @@ impl ShardNode {
         if !adds(&request.sql) {
             desk.catch_up(&request, true, deadline).await?;
         }
+        // What reads one table and writes another is committed so that cuts know of it.
+        let is_of_several = write::names_several_tables(&request.sql);
         let job = Arc::new(self.job(request, touch));
         let in_the_way = Arc::new(AtomicBool::new(false));
         let (looked, transactions, fast) =
             (Arc::clone(&in_the_way), Arc::clone(&desk.transactions), Arc::clone(&job));
         let run = move |stage: &Stage<'_>| {
-            if transact::is_in_the_way(&transactions, stage, &fast)? {
+            if is_of_several || transact::is_in_the_way(&transactions, stage, &fast)? {
                 looked.store(true, Ordering::Relaxed);
                 return Err(transact::in_the_way());
             }
@@ -333,7 +335,6 @@ impl ShardNode {
             BranchAccess::Read => false,
             BranchAccess::Write { .. } | BranchAccess::Move => !adds(&request.sql),
         };
-        let reads = access == BranchAccess::Read;
         if cut.is_none() && waits {
             // Only a leader has branches; and one that is lost waits for nothing.
             desk.know(deadline).await?;
@@ -359,7 +360,7 @@ impl ShardNode {
             BranchAccess::Move => Work::Write(Arc::new(write::Job { moves: true, ..self.job(request, 0) })),
         };
         let answer = desk.statement(branch, work, cut, deadline).await?;
-        if let Some(cut) = cut.filter(|_| reads) {
+        if let Some(cut) = cut {
             desk.transactions.cuts.assert(&desk, cut, deadline).await?;
         }
         write::decode(&answer.output, answer.index)

@@ -125,7 +125,7 @@ impl Desk {
                 Ok(self.applied())
             }
             BranchAction::Commit { request, settled } => {
-                let written = self.commit(id, request, settled, Bytes::new(), deadline).await?;
+                let written = self.commit(id, (request, settled), (Bytes::new(), &[]), deadline).await?;
                 Ok(written.index)
             }
             BranchAction::Prepare { participants, parallel } => {
@@ -164,8 +164,10 @@ impl Desk {
             _ => error,
         };
         let mut single = Single { transactions: &self.transactions, id: name.transaction, is_over: false };
+        let read: Vec<TableId> = tables_in(&job.sql).collect();
         let answer = self.statement(name, Work::Write(job), None, deadline).await.map_err(again)?;
-        let written = self.commit(name.transaction, request, settled, answer.output, deadline).await;
+        let written =
+            self.commit(name.transaction, (request, settled), (answer.output, &read), deadline).await;
         // What may yet commit ends by itself.
         single.is_over = written.as_ref().is_err_and(|error| error.retry == Retry::Unknown);
         written.map_err(again)
@@ -183,12 +185,12 @@ impl Desk {
         }
     }
 
+    /// Commits, and tells this. `read`: tables of which what it has changed may tell, though nobody was told yet.
     async fn commit(
         &self,
         id: TransactionId,
-        request: RequestId,
-        settled: u64,
-        output: Bytes,
+        (request, settled): (RequestId, u64),
+        (output, read): (Bytes, &[TableId]),
         deadline: Instant,
     ) -> Result<Written, WireError> {
         // Its end may be under way already.
@@ -204,14 +206,18 @@ impl Desk {
                 )));
             }
         };
-        let tables = self.transactions.look().tables(id);
+        let mut tables = self.transactions.look().tables(id);
+        tables.extend(read);
+        tables.sort_unstable();
+        tables.dedup();
+        let linked = handle.as_ref().and_then(|_| self.transactions.cuts.link(&tables));
         if let Some(handle) = &handle
             && staged::is_staged(handle)
         {
             self.spill_all(handle, deadline).await?;
             let (desk, handle) = (self.clone(), Arc::clone(handle));
             let ending = async move {
-                let told = output.clone();
+                let (_linked, told) = (linked, output.clone());
                 let until = machine::now() + AS_LONG_AS_IT_TAKES;
                 let index = desk.commit_staged(&handle, (request, settled), told, until).await?;
                 Ok(Written { output, index, repeated: false })
@@ -233,6 +239,8 @@ impl Desk {
         };
         let transactions = Arc::clone(&self.transactions);
         let ended = move |written: Result<Written, WireError>| {
+            // Only now it can be seen.
+            drop(linked);
             let mut state = transactions.look();
             match written {
                 Ok(written) => {

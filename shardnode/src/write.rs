@@ -249,6 +249,12 @@ fn written_table(sql: &str) -> Option<TableId> {
     None
 }
 
+/// Whether a statement names more than one table.
+pub(crate) fn names_several_tables(sql: &str) -> bool {
+    let mut tables = dialect::physical::tables_in(sql);
+    tables.next().is_some_and(|first| tables.any(|table| table != first))
+}
+
 /// All tables that a statement names, and perhaps some that it doesn't: whatever looks like the physical name of one.
 pub(crate) fn named_tables(sql: &str) -> impl Iterator<Item = TableId> {
     let words = sql.split(|c: char| !(c.is_alphanumeric() || c == '_'));

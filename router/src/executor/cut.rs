@@ -17,7 +17,7 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use planner::plan::Fragment;
 use proto::machine;
-use proto::services::{CutAction, CutRequest, FragmentResponse, Unsettled, is_cut_lost};
+use proto::services::{CutAction, CutRequest, FragmentResponse, Unsettled, cut_lost, is_cut_lost};
 use proto::{CutId, Retry, SchemaVersion, ShardId, SqlState, TableId, TransactionId, Value, WireError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -258,7 +258,8 @@ impl Executor {
         Ok(is_closed)
     }
 
-    /// Asks a shard for something of a cut. All of it can be repeated.
+    /// Asks a shard for something of a cut. All of it can be repeated but the opening, which might happen twice: then the cut
+    /// is lost.
     async fn ask_cut(
         &self,
         run: &Statement<'_>,
@@ -283,7 +284,14 @@ impl Executor {
             };
             match run.attend(answer).await {
                 Ok(unsettled) => return Ok(unsettled),
-                Err(error) => run.attend(asked.again(error)).await?,
+                Err(error) => {
+                    // Who doesn't lead has opened nothing.
+                    let is_unopened = matches!(error.retry, Retry::NotLeader(_));
+                    run.attend(asked.again(error)).await?;
+                    if matches!(action, CutAction::Open { .. }) && !is_unopened {
+                        return Err(cut_lost());
+                    }
+                }
             }
         }
     }

@@ -85,13 +85,17 @@ async fn committed(node: &Node) -> String {
 
 /// Waits until this is committed, and for whatever was told of it then.
 async fn until_committed(node: &Node, expected: &str) {
+    until_committed_beside(node, expected, node.write("UPDATE t2 SET c2 = c2", 1 << 40)).await;
+}
+
+/// The same, with a write that nothing withholds: it goes the same way.
+async fn until_committed_beside(node: &Node, expected: &str, write: FragmentRequest) {
     let wait = async {
         let mut pause = tokio::time::interval(Duration::from_millis(2));
         while committed(node).await != expected {
             pause.tick().await;
         }
-        // A write of another table goes the same way, and nothing withholds it.
-        node.shards.execute(node.write("UPDATE t2 SET c2 = c2", 1 << 40)).await.unwrap();
+        node.shards.execute(write).await.unwrap();
     };
     tokio::time::timeout(PATIENCE, wait).await.expect("it is committed");
 }
@@ -138,6 +142,64 @@ async fn what_a_cut_lacks_is_told_when_it_is_released() {
     assert_eq!(soon(read).await.unwrap().unwrap(), values(&[[text("A")]]));
     assert_eq!(soon(scan).await.unwrap().unwrap(), values(&[[text("Abc")]]));
     assert_eq!(cut.read().await, Err(cut_lost()), "its only scan is over");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_changed_together_is_told_together() {
+    let third = "CREATE TABLE t3 (c1 INTEGER NOT NULL PRIMARY KEY) STRICT";
+    for has_read in [false, true] {
+        let node = start().await;
+        node.schema(2, &[third], None).await.unwrap();
+        let cut = Cut::new(&node, 1);
+        cut.open(Some(1)).await;
+        let first = node.write("UPDATE t1 SET c2 = 'A' WHERE c1 = 1", 10);
+        let copy = node.write("UPDATE t2 SET c2 = (SELECT c2 FROM t1 WHERE c1 = 1) WHERE c1 = 1", 11);
+        let session = Session::new(&node, 3);
+        let writes = async {
+            if has_read {
+                let first = execute(&node, first);
+                until_committed(&node, "Abc").await;
+                let told = soon(execute(&node, copy)).await.unwrap();
+                (first.await.unwrap().unwrap(), told.unwrap());
+            } else {
+                session.write("UPDATE t1 SET c2 = 'A' WHERE c1 = 1").await.unwrap();
+                session.write("UPDATE t2 SET c2 = 'A' WHERE c1 = 1").await.unwrap();
+                session.commit().await.unwrap();
+            }
+        };
+        let reads = async {
+            until_committed_beside(&node, "Abc", node.write("INSERT INTO t3 VALUES (1)", 12)).await;
+            let replica = node.host.replica(GROUP).unwrap();
+            let mut pause = tokio::time::interval(Duration::from_millis(2));
+            let is_copied = async || {
+                let deadline = Instant::now() + PATIENCE;
+                let snapshot = replica.snapshot(Consistency::Eventual, deadline).await.unwrap();
+                let sql = "SELECT c2 = 'A' FROM t2 WHERE c1 = 1";
+                snapshot.connection().query_row(sql, [], |row| row.get::<_, bool>(0)).unwrap()
+            };
+            while !is_copied().await {
+                pause.tick().await;
+            }
+            let read = execute(&node, node.read("SELECT c2 FROM t2 WHERE c1 = 1", true));
+            let other = node.read("SELECT count(*) FROM t3", false);
+            soon(execute(&node, other)).await.unwrap().unwrap();
+            assert!(!read.is_finished(), "it tells of what the cut lacks");
+            assert_eq!(cut.read().await.unwrap(), values(&[[text("abc")]]));
+            assert_eq!(soon(read).await.unwrap().unwrap(), values(&[[text("A")]]));
+        };
+        soon(async { tokio::join!(writes, reads) }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_is_opened_once() {
+    let node = start().await;
+    let cut = Cut::new(&node, 1);
+    let open =
+        || CutAction::Open { schema_version: SchemaVersion(1), tables: vec![TableId(1)], scans: Some(1) };
+    assert_eq!(cut.act(open()).await, Ok(vec![]));
+    assert_eq!(cut.act(open()).await, Err(cut_lost()));
+    assert_eq!(cut.read().await.unwrap(), values(&[[text("abc")]]), "what was opened is as it was");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
