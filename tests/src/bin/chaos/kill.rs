@@ -2,7 +2,6 @@
 
 use super::{Arguments, Failure, PATIENCE, Stage, summary};
 use std::time::Instant;
-use tests::nodes::groups;
 
 pub fn run(arguments: &Arguments, rounds: u32, seed: u64) -> Result<(), Failure> {
     let mut stage = Stage::set(arguments, &[])?;
@@ -12,12 +11,8 @@ pub fn run(arguments: &Arguments, rounds: u32, seed: u64) -> Result<(), Failure>
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let victim = (random >> 33) as usize % stage.nodes.count();
         let asked = (victim + 1) % stage.nodes.count();
-        let status = stage.nodes.status(asked).ok_or("no status")?;
         let id = stage.nodes.id(victim).ok_or("a node without an id")?;
-        let led: Vec<&str> = groups(&status)
-            .filter(|group| group["leader"].as_u64() == Some(id))
-            .map(|group| group["shard"].as_str().unwrap_or("coordinator"))
-            .collect();
+        let led = stage.led(victim, asked).ok_or("no status")?;
         let led_rows = led.iter().any(|shard| shard.starts_with("main/"));
 
         // Clients of the victim lose their connections; what the others measure is the cluster's own time.

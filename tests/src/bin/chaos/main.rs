@@ -106,6 +106,13 @@ impl Stage {
         Load::start(self.runtime.handle(), &routers, self.writers, first)
     }
 
+    /// The shards that a node leads, as another one knows, and the coordinator.
+    fn led(&self, node: usize, asked: usize) -> Option<Vec<String>> {
+        let (status, id) = (self.nodes.status(asked)?, self.nodes.id(node)?);
+        let led = groups(&status).filter(|group| group["leader"].as_u64() == Some(id));
+        Some(led.map(|group| group["shard"].as_str().unwrap_or("coordinator").to_owned()).collect())
+    }
+
     fn end(&self, load: Load) -> Vec<Log> {
         self.runtime.block_on(load.stop())
     }

@@ -47,6 +47,8 @@ pub fn run(arguments: &Arguments, trial: &Sums) -> Result<(), Failure> {
         while Instant::now() + Duration::from_secs(trial.kill_every) < end {
             wait::pause(Duration::from_secs(trial.kill_every.saturating_sub(3)));
             let victim = random.within(0..stage.nodes.count() as u64) as usize;
+            let led = stage.led(victim, (victim + 1) % stage.nodes.count()).unwrap_or_default();
+            println!("node {victim} is killed, which leads {led:?}");
             stage.nodes.kill(victim);
             kills += 1;
             wait::pause(Duration::from_secs(3));
