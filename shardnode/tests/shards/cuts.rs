@@ -160,7 +160,8 @@ async fn what_is_changed_together_is_told_together() {
                 let first = execute(&node, first);
                 until_committed(&node, "Abc").await;
                 let told = soon(execute(&node, copy)).await.unwrap();
-                (first.await.unwrap().unwrap(), told.unwrap());
+                first.await.unwrap().unwrap();
+                told.unwrap();
             } else {
                 session.write("UPDATE t1 SET c2 = 'A' WHERE c1 = 1").await.unwrap();
                 session.write("UPDATE t2 SET c2 = 'A' WHERE c1 = 1").await.unwrap();
