@@ -39,6 +39,9 @@ pub enum Fault {
     Hang,
 }
 
+/// How often it's looked whether a transaction is finished.
+const LOOKS: usize = 1000;
+
 /// The fake cluster.
 pub struct Fake {
     state: tokio::sync::watch::Sender<ClusterState>,
@@ -364,6 +367,20 @@ impl Fake {
         Some(faults.remove(place).1)
     }
 
+    /// Waits until what is committed by its votes is finished on a shard, unless that takes long: as statements do.
+    async fn wait_for_committed(&self, of: ShardId) {
+        let is_committed = |(shard, id): &(ShardId, TransactionId), branch: &FakeBranch| {
+            let votes = self.votes.lock();
+            *shard == of && branch.parallel && votes.get(id).is_some_and(BTreeSet::is_empty)
+        };
+        for _ in 0..LOOKS {
+            if !self.branches.lock().iter().any(|(key, branch)| is_committed(key, branch)) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// How many branches there are, on all shards together.
     pub fn open_branches(&self) -> usize {
         self.branches.lock().len()
@@ -467,6 +484,7 @@ fn run_sql(connection: &Connection, request: &FragmentRequest) -> ServiceResult<
 impl ShardService for Fake {
     fn execute(&self, request: FragmentRequest) -> BoxFuture<'_, ServiceResult<FragmentResponse>> {
         Box::pin(async move {
+            self.wait_for_committed(request.shard).await;
             self.requests.lock().push(request.clone());
             let fault = self.faults.lock().pop_front();
             match fault {
@@ -706,6 +724,11 @@ pub struct Bench {
 }
 
 impl Bench {
+    /// Waits until all that is committed is finished.
+    pub async fn finish_all(&self) {
+        self.executor.transactions.finish_all(machine::now() + Duration::from_secs(5)).await;
+    }
+
     pub async fn new(shards: u64) -> Self {
         let fake = Fake::new(shards);
         let cluster = Arc::new(Cluster::new(Arc::new(FakePeers(fake.clone()))));

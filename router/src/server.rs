@@ -30,6 +30,8 @@ use tokio::task::JoinSet;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long sessions may take to end when the server doesn't wait for their statements any more.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long what they have committed may take to be finished then. The shards would do it by themselves, later.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long to wait after a connection that couldn't be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -124,6 +126,7 @@ impl Router {
                 tracing::warn!("sessions were ended in the middle of their statements");
             }
         }
+        self.shared.executor.transactions.finish_all(machine::now() + FINISH_TIMEOUT).await;
         follower.abort();
     }
 }

@@ -32,6 +32,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+/// A statement that doesn't wait for locks waits so long for transactions that may have committed.
+const HASTE: Duration = Duration::from_millis(500);
+
 /// No request may wait longer, whatever it says.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
@@ -329,8 +332,12 @@ impl ShardNode {
         let desk = self.desk(shard, Some(request.epoch))?;
         let limit = self.config.returning_bytes;
         let cut = request.cut;
+        let mut is_hasty = false;
         let waits = match &access {
-            BranchAccess::Lock { rows, .. } => rows.iter().all(|rows| rows.wait == LockWait::Wait),
+            BranchAccess::Lock { rows, .. } => {
+                is_hasty = rows.iter().any(|rows| rows.wait != LockWait::Wait);
+                !is_hasty
+            }
             // What it is for a read is decided below.
             BranchAccess::Read => false,
             BranchAccess::Write { .. } | BranchAccess::Move => !adds(&request.sql),
@@ -340,6 +347,15 @@ impl ShardNode {
             desk.know(deadline).await?;
             desk.transactions.admit(&branch)?;
             desk.catch_up(&request, true, deadline).await?;
+        }
+        if cut.is_none() && is_hasty {
+            // What is pending may have been told of as committed: then its locks are as good as gone. It waits for no more.
+            desk.know(deadline).await?;
+            desk.transactions.admit(&branch)?;
+            match desk.catch_up(&request, false, deadline.min(machine::now() + HASTE)).await {
+                Err(error) if error.sqlstate != SqlState::QUERY_CANCELED => return Err(error),
+                _ => {}
+            }
         }
         let work = match access {
             BranchAccess::Read => match desk.passage(&branch, &request.sql, deadline).await? {

@@ -331,6 +331,7 @@ async fn an_update_takes_as_many_shards_as_its_rows() {
     assert!(bench.fake.actions.lock().is_empty(), "one shard's write is no transaction over shards");
     let all = bench.executor.modify(&run, &update(KeyFilter::All, whole), &[Value::Int(1)]).await.unwrap();
     assert_eq!(all.affected, 10);
+    bench.finish_all().await;
     assert_eq!(bench.fake.on_each("SELECT count(*) FROM t16384 WHERE c2 = 'z'").iter().sum::<i64>(), 10);
     assert_eq!((bench.fake.acted("prepare"), bench.fake.acted("finish")), (vec![1, 2], vec![1, 2]));
 }

@@ -139,14 +139,19 @@ impl Transactions {
         deadline: Instant,
     ) -> Result<(), WireError> {
         let Err(error) = self.prepare(id, &shards, true, deadline.min(self.patience())).await else {
-            let all = self.clone();
+            let (all, place) = (self.clone(), self.finishing.clone().try_acquire_owned());
+            let is_full = place.is_err();
             let finishing = tokio::spawn(async move {
                 if all.finish(id, &shards, KEPT).await {
                     all.forget(id, &shards);
                 }
+                drop(place);
             });
-            // Who waits for it sees its effects everywhere, unless a shard is away for long.
-            let _ = tokio::time::timeout(self.retry_timeout, finishing).await;
+            // It is committed, and whoever looks for its effects from now on waits where they aren't yet. But locks that nobody
+            // waits for mustn't become more and more.
+            if is_full {
+                let _ = tokio::time::timeout(self.retry_timeout, finishing).await;
+            }
             return Ok(());
         };
         // Nobody can say that it is committed but this router, and whoever has found all votes and has that written down.

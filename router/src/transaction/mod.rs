@@ -43,6 +43,7 @@ use proto::services::{Branch, BranchAction, BranchRequest, CoordinatorService};
 use proto::{LogIndex, Retry, SchemaVersion, ShardId, SqlState, TransactionId, WireError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
 
 /// What a router's transactions have in common.
 pub struct Transactions {
@@ -56,8 +57,13 @@ pub struct Transactions {
     kept: Kept,
     left: Left,
     open: Arc<Open>,
+    /// A place for each transaction that is committed and hasn't been finished everywhere.
+    finishing: Arc<Semaphore>,
     metrics: Metrics,
 }
+
+/// So many transactions of a router may be committed and not finished. Who commits another one waits until it is.
+const FINISHING: u32 = 1000;
 
 /// How long one coordinator is waited for before another is asked: one that is paused may never answer.
 const COORDINATOR_PATIENCE: Duration = Duration::from_secs(3);
@@ -79,8 +85,27 @@ impl Transactions {
         let (retry_timeout, parallel) = (config.retry_timeout, config.parallel_commit);
         let (finished, kept, left, open) =
             (Finished::default(), Kept::default(), Left::default(), Arc::default());
-        let metrics = Metrics::new();
-        Arc::new(Self { cluster, requests, retry_timeout, parallel, finished, kept, left, open, metrics })
+        let (finishing, metrics) = (Arc::new(Semaphore::new(FINISHING as usize)), Metrics::new());
+        Arc::new(Self {
+            cluster,
+            requests,
+            retry_timeout,
+            parallel,
+            finished,
+            kept,
+            left,
+            open,
+            finishing,
+            metrics,
+        })
+    }
+
+    /// Waits until all that is committed is finished, or until then.
+    pub async fn finish_all(&self, until: Instant) {
+        let all = tokio::time::timeout_at(until.into(), self.finishing.acquire_many(FINISHING)).await;
+        if all.is_err() {
+            tracing::warn!("what is committed was left to the shards, which will finish it");
+        }
     }
 
     /// What they come to, in Prometheus' form.

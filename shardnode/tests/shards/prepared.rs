@@ -81,6 +81,31 @@ async fn is_kept(node: &Node, number: u64) {
     probe.roll_back().await;
 }
 
+/// Whoever was told that it is committed finds no row of it locked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_does_not_wait_for_locks_waits_for_what_may_have_committed() {
+    let node = Node::start().await;
+    fill(&node).await;
+    for (number, wait) in [(10, LockWait::NoWait), (20, LockWait::SkipLocked)] {
+        let (one, hasty) = (Session::new(&node, number), Session::new(&node, number + 1));
+        one.write("UPDATE t1 SET c2 = c2 || '!' WHERE c1 = 1").await.unwrap();
+        one.prepare().await.unwrap();
+        let (mut locked, mut finished) = (
+            Box::pin(hasty.lock("SELECT c1, c1 FROM t1 WHERE c1 = 1", RowLock::Update, wait)),
+            Box::pin(one.finish(true)),
+        );
+        tokio::select! {
+            biased;
+            found = &mut locked => panic!("it is locked: {found:?}"),
+            () = tokio::task::yield_now() => {}
+        }
+        let (locked, finished) = join!(&mut locked, &mut finished);
+        finished.unwrap();
+        assert_eq!(locked.unwrap(), values(&[[Value::Int(1)]]));
+        hasty.roll_back().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_prepared_transaction_ends_by_its_verdict_and_every_step_may_be_repeated() {
     let node = Node::start().await;
