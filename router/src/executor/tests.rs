@@ -100,6 +100,7 @@ async fn rows_spread_and_come_back_in_order() {
     let bench = Bench::new(4).await;
     let (scalars, insert) = insert_rows(100);
     assert_eq!(run_insert(&bench, scalars, insert).await, Ok(100));
+    bench.finish_all().await;
     let counts = bench.fake.on_each("SELECT count(*) FROM t16384");
     assert!(counts.iter().all(|n| *n > 10) && counts.iter().sum::<i64>() == 100, "{counts:?}");
     let ordered = fragment(KeyFilter::All, "SELECT c1 FROM t16384 ORDER BY c1 DESC", &[]);
@@ -254,6 +255,7 @@ async fn a_reference_write_fails_on_one_shard_before_it_reaches_the_others() {
     let row = || insert(InsertTarget::Everywhere, REFERENCE, vec![vec![0, 1]]);
     let values = |text_of: &str| ints(&[1]).into_iter().chain(text(text_of)).collect();
     assert_eq!(run_insert(&bench, values("x"), row()).await, Ok(1));
+    bench.finish_all().await;
     assert_eq!(bench.fake.on_each("SELECT count(*) FROM t16385"), [1, 1, 1]);
     assert_eq!(bench.fake.acted("prepare"), [1, 2, 3]);
     bench.fake.requests.lock().clear();
@@ -311,6 +313,7 @@ async fn an_update_takes_as_many_shards_as_its_rows() {
     let bench = Bench::new(2).await;
     let (scalars, rows) = insert_rows(10);
     run_insert(&bench, scalars, rows).await.unwrap();
+    bench.finish_all().await;
     bench.fake.requests.lock().clear();
     bench.fake.actions.lock().clear();
     let update = |filter, sql| Modify {
@@ -431,6 +434,7 @@ async fn copy(bench: &Bench, pieces: &[&[u8]]) -> Result<u64, Box<Report>> {
 async fn copy_spreads_rows_in_pieces() {
     let bench = Bench::new(2).await;
     assert_eq!(copy(&bench, &[b"1\tx\n2", b"\ty\n3\t\\N\n", b"4\tlast"]).await.unwrap(), 4);
+    bench.finish_all().await;
     let rows = bench.fake.on_each("SELECT count(*) FROM t16384");
     assert_eq!(rows.iter().sum::<i64>(), 4);
 }
@@ -461,6 +465,7 @@ async fn copy_is_all_or_nothing_however_many_batches_it_takes() {
     assert_eq!(bench.fake.on_each("SELECT count(*) FROM t16384"), [0, 0]);
     assert!(bench.fake.requests.lock().len() > 4, "one batch proves nothing");
     assert_eq!(copy(&bench, &[rows.as_bytes()]).await.unwrap(), 200);
+    bench.finish_all().await;
     assert_eq!(bench.fake.on_each("SELECT count(*) FROM t16384").iter().sum::<i64>(), 200);
     assert_eq!(bench.fake.acted("prepare"), [1, 2], "one transaction");
 }

@@ -154,6 +154,8 @@ async fn several_shards_vote_and_that_commits() {
     }
     let id = transaction.id;
     transaction.commit(later()).await.unwrap();
+    assert_eq!(bench.rows(), [0, 0], "it is told before it is finished");
+    bench.all.finish_all(later()).await;
     assert_eq!(bench.rows(), [1, 1]);
     let kinds: Vec<_> = bench.fake.actions.lock().iter().map(|(kind, _)| *kind).collect();
     let first = |kind| kinds.iter().position(|k| *k == kind).unwrap();
@@ -173,6 +175,7 @@ async fn a_shard_that_has_not_finished_leaves_the_others_remembering() {
     let id = transaction.id;
     bench.fault("finish", After(error(Retry::Never)));
     transaction.commit(later()).await.unwrap();
+    bench.all.finish_all(later()).await;
     assert_eq!(bench.fake.kept.lock().iter().copied().collect::<Vec<_>>(), [(A, id), (B, id)]);
     tokio::time::sleep(Duration::from_millis(700)).await;
     assert_eq!((bench.fake.kept.lock().len(), bench.fake.acted("forget")), (2, vec![]));
