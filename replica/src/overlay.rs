@@ -20,6 +20,10 @@ use std::time::Instant;
 #[derive(Clone, Debug, Default)]
 pub struct Overlay(Arc<Mutex<Contents>>);
 
+/// Which overlay it is, for as long as it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OverlayId(usize);
+
 #[derive(Debug, Default)]
 struct Contents {
     /// Where its first chunks may be put.
@@ -78,6 +82,11 @@ impl Overlay {
     /// The same, of a transaction whose changes may be staged.
     pub fn staged_in(staging: Staging) -> Self {
         Self(Arc::new(Mutex::new(Contents { staging: Some(staging), ..Contents::default() })))
+    }
+
+    /// Which one it is.
+    pub(crate) fn id(&self) -> OverlayId {
+        OverlayId(Arc::as_ptr(&self.0).addr())
     }
 
     /// What it has changed, step by step, as far as it is in memory.

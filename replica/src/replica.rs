@@ -265,15 +265,18 @@ impl Replica {
         let cancel = Cancel::default();
         let give_up = GiveUp(state.clone(), cancel.clone());
         let (reply, answer) = oneshot::channel();
-        {
+        let is_heeded = {
             let mut inbox = shared.inbox();
             if inbox.closing.is_some() {
                 drop(inbox);
                 return Err(shared.not_leader());
             }
             enqueue(&mut inbox, state, cancel, reply, place.clone());
+            inbox.is_heeded()
+        };
+        if is_heeded {
+            shared.wake();
         }
-        shared.wake();
         match timeout_at(deadline.into(), answer).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) if give_up.0.give_up() => Err(shared.not_leader()),

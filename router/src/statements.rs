@@ -6,7 +6,7 @@
 
 use dashmap::DashMap;
 use dialect::Type;
-use planner::plan::{Action, Plan};
+use planner::plan::{Action, Plan, SessionCommand};
 use planner::text::Text;
 use planner::{Planned, Settings};
 use proto::SchemaVersion;
@@ -85,6 +85,7 @@ impl PlanCache {
         let comes_again = match &planned.plan.action {
             Action::Query(_) | Action::Insert(_) | Action::Modify(_) => true,
             Action::CopyIn(_) | Action::CopyOut(_) => true,
+            Action::Session(SessionCommand::Begin { .. } | SessionCommand::Commit { .. }) => true,
             Action::Schema(_) | Action::Session(_) | Action::Explain(_) => false,
         };
         if !comes_again || text.key.len() > MOST_KEY_BYTES {

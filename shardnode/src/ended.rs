@@ -8,23 +8,37 @@
 use bytes::Bytes;
 use dialect::sqlite::error;
 use proto::{RouterIncarnation, ShardId, SqlState, TransactionId, WireError};
-use rusqlite::{Connection, OptionalExtension, Row};
+use rusqlite::{Connection, Row};
 
 /// How many transactions that are renounced are remembered. A prepare can't be so late that it isn't among them.
 const RENOUNCED: i64 = 10_000;
 
 /// What every replica of a shard runs before its first log entry.
 pub(crate) fn init() -> String {
-    "CREATE TABLE shoal_ended (router INTEGER NOT NULL, sequence INTEGER NOT NULL, committed INTEGER NOT NULL,
-                               participants BLOB NOT NULL, PRIMARY KEY (router, sequence)) STRICT"
+    "CREATE TABLE shoal_ended (router INTEGER NOT NULL, sequence INTEGER NOT NULL, participants BLOB NOT NULL,
+                               PRIMARY KEY (router, sequence)) STRICT, WITHOUT ROWID"
         .into()
 }
 
-/// What is remembered of a transaction: whether it has committed here. If not, it is renounced.
-pub(crate) fn find(connection: &Connection, id: TransactionId) -> Result<Option<bool>, WireError> {
-    let sql = "SELECT committed FROM shoal_ended WHERE router = ?1 AND sequence = ?2";
-    let mut statement = connection.prepare_cached(sql).map_err(error)?;
-    statement.query_row(key(id), |row| row.get(0)).optional().map_err(error)
+/// What every replica of a shard runs before its first log entry, too. Its rows' numbers are the order in which they came.
+pub(crate) fn init_renounced() -> String {
+    "CREATE TABLE shoal_renounced (router INTEGER NOT NULL, sequence INTEGER NOT NULL,
+                                   PRIMARY KEY (router, sequence)) STRICT"
+        .into()
+}
+
+/// Whether it has committed here, and is remembered.
+pub(crate) fn has_committed(connection: &Connection, id: TransactionId) -> Result<bool, WireError> {
+    is_in(connection, "SELECT 1 FROM shoal_ended WHERE router = ?1 AND sequence = ?2", id)
+}
+
+/// Whether it will never be voted for.
+pub(crate) fn is_renounced(connection: &Connection, id: TransactionId) -> Result<bool, WireError> {
+    is_in(connection, "SELECT 1 FROM shoal_renounced WHERE router = ?1 AND sequence = ?2", id)
+}
+
+fn is_in(connection: &Connection, sql: &str, id: TransactionId) -> Result<bool, WireError> {
+    connection.prepare_cached(sql).and_then(|mut statement| statement.exists(key(id))).map_err(error)
 }
 
 /// It has committed here.
@@ -34,29 +48,25 @@ pub(crate) fn commit(
     participants: &[ShardId],
 ) -> Result<(), WireError> {
     let participants: Vec<u8> = participants.iter().flat_map(|shard| shard.0.to_be_bytes()).collect();
-    put(connection, id, true, &participants)
+    let sql = "INSERT INTO shoal_ended VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING";
+    let (router, sequence) = key(id);
+    let mut statement = connection.prepare_cached(sql).map_err(error)?;
+    statement.execute((router, sequence, participants)).map_err(error)?;
+    Ok(())
 }
 
 /// It will never be voted for.
 pub(crate) fn renounce(connection: &Connection, id: TransactionId) -> Result<(), WireError> {
-    put(connection, id, false, &[])?;
-    let sql =
-        "DELETE FROM shoal_ended WHERE committed = 0 AND rowid <= (SELECT max(rowid) FROM shoal_ended) - ?1";
+    let sql = "INSERT INTO shoal_renounced VALUES (?1, ?2) ON CONFLICT DO NOTHING";
+    connection.prepare_cached(sql).map_err(error)?.execute(key(id)).map_err(error)?;
+    let sql = "DELETE FROM shoal_renounced WHERE rowid <= (SELECT max(rowid) FROM shoal_renounced) - ?1";
     connection.prepare_cached(sql).map_err(error)?.execute([RENOUNCED]).map_err(error)?;
-    Ok(())
-}
-
-fn put(connection: &Connection, id: TransactionId, committed: bool, bytes: &[u8]) -> Result<(), WireError> {
-    let sql = "INSERT INTO shoal_ended VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING";
-    let (router, sequence) = key(id);
-    let mut statement = connection.prepare_cached(sql).map_err(error)?;
-    statement.execute((router, sequence, committed, bytes)).map_err(error)?;
     Ok(())
 }
 
 /// That these have committed needn't be remembered any more.
 pub(crate) fn forget(connection: &Connection, ids: &[TransactionId]) -> Result<(), WireError> {
-    let sql = "DELETE FROM shoal_ended WHERE router = ?1 AND sequence = ?2 AND committed = 1";
+    let sql = "DELETE FROM shoal_ended WHERE router = ?1 AND sequence = ?2";
     let mut statement = connection.prepare_cached(sql).map_err(error)?;
     for id in ids {
         statement.execute(key(*id)).map_err(error)?;
@@ -66,7 +76,7 @@ pub(crate) fn forget(connection: &Connection, ids: &[TransactionId]) -> Result<(
 
 /// Those that have committed here, with their participants.
 pub(crate) fn load(connection: &Connection) -> Result<Vec<(TransactionId, Vec<ShardId>)>, WireError> {
-    let sql = "SELECT router, sequence, participants FROM shoal_ended WHERE committed = 1";
+    let sql = "SELECT router, sequence, participants FROM shoal_ended";
     let mut statement = connection.prepare_cached(sql).map_err(error)?;
     let mut rows = statement.query([]).map_err(error)?;
     let mut found = Vec::new();
@@ -100,17 +110,21 @@ mod tests {
     fn what_has_committed_is_remembered_until_it_is_forgotten() {
         let connection = Connection::open_in_memory().unwrap();
         connection.execute_batch(&init()).unwrap();
+        connection.execute_batch(&init_renounced()).unwrap();
         let id = |sequence| TransactionId { router: RouterIncarnation(u64::MAX), sequence };
         commit(&connection, id(1), &[ShardId(1), ShardId(u64::MAX)]).unwrap();
         commit(&connection, id(1), &[]).unwrap();
         renounce(&connection, id(2)).unwrap();
-        assert_eq!([1, 2, 3].map(|n| find(&connection, id(n)).unwrap()), [Some(true), Some(false), None]);
+        let committed = |n| has_committed(&connection, id(n)).unwrap();
+        let renounced = |n| is_renounced(&connection, id(n)).unwrap();
+        assert_eq!([1, 2, 3].map(committed), [true, false, false]);
+        assert_eq!([1, 2, 3].map(renounced), [false, true, false]);
         assert_eq!(load(&connection).unwrap(), [(id(1), vec![ShardId(1), ShardId(u64::MAX)])]);
         forget(&connection, &[id(1), id(2), id(3)]).unwrap();
-        assert_eq!([1, 2].map(|n| find(&connection, id(n)).unwrap()), [None, Some(false)]);
+        assert_eq!(([1, 2].map(committed), [1, 2].map(renounced)), ([false; 2], [false, true]));
         for n in 3..=RENOUNCED as u64 + 2 {
             renounce(&connection, id(n)).unwrap();
         }
-        assert_eq!([2, 3].map(|n| find(&connection, id(n)).unwrap()), [None, Some(false)]);
+        assert_eq!([2, 3].map(renounced), [false, true]);
     }
 }

@@ -16,6 +16,7 @@ pub(crate) fn init() -> Vec<String> {
         prepared::init_locks(),
         staged::init(),
         ended::init(),
+        ended::init_renounced(),
         "CREATE TABLE shoal_shard (id INTEGER NOT NULL PRIMARY KEY, least_version INTEGER NOT NULL) STRICT"
             .into(),
         "INSERT INTO shoal_shard VALUES (1, 0)".into(),

@@ -24,7 +24,7 @@ pub(crate) fn init() -> String {
     "CREATE TABLE shoal_prepared (router INTEGER NOT NULL, sequence INTEGER NOT NULL, begun INTEGER NOT NULL,
                                   participants BLOB NOT NULL, locks BLOB NOT NULL, changes BLOB NOT NULL, staged BLOB,
                                   parallel INTEGER NOT NULL,
-                                  PRIMARY KEY (router, sequence)) STRICT"
+                                  PRIMARY KEY (router, sequence)) STRICT, WITHOUT ROWID"
         .into()
 }
 
@@ -36,7 +36,7 @@ pub(crate) fn init_locks() -> String {
     format!(
         "CREATE TABLE {LOCKS} (router INTEGER NOT NULL, sequence INTEGER NOT NULL, n INTEGER NOT NULL,
                                locked INTEGER NOT NULL, mode INTEGER NOT NULL, hashes BLOB NOT NULL,
-                               PRIMARY KEY (router, sequence, n)) STRICT"
+                               PRIMARY KEY (router, sequence, n)) STRICT, WITHOUT ROWID"
     )
 }
 
@@ -149,6 +149,12 @@ pub(crate) fn insert(
     );
     statement.execute(values).map_err(error)?;
     Ok(())
+}
+
+/// Whether a transaction is prepared.
+pub(crate) fn is_there(connection: &Connection, id: TransactionId) -> Result<bool, WireError> {
+    let sql = "SELECT 1 FROM shoal_prepared WHERE router = ?1 AND sequence = ?2";
+    connection.prepare_cached(sql).and_then(|mut statement| statement.exists(key(id))).map_err(error)
 }
 
 /// What a prepared transaction changes; nothing if it isn't prepared.

@@ -295,13 +295,13 @@ impl Desk {
         let all = participants.clone();
         let run = move |stage: &Stage<'_>| {
             let mut state = transactions.enter(stage)?;
-            if prepared::changes(stage, id)?.is_some() {
+            let is_open = matches!(state.find(id), Some((_, Phase::Open)));
+            // What is open in this term has never been prepared.
+            if !is_open && (prepared::is_there(stage, id)? || parallel && ended::has_committed(stage, id)?) {
                 return Ok(Bytes::new());
             }
-            match if parallel { ended::find(stage, id)? } else { None } {
-                None => {}
-                Some(true) => return Ok(Bytes::new()),
-                Some(false) => return Err(renounced()),
+            if parallel && ended::is_renounced(stage, id)? {
+                return Err(renounced());
             }
             let handle = known.ok_or_else(|| state.unknown(id))?;
             state.bind_to_end(&handle)?;
@@ -372,7 +372,16 @@ impl Desk {
         let kept = Arc::clone(&remembered);
         let run = move |stage: &Stage<'_>| {
             let known = transactions.enter(stage)?.find(id);
-            let Some(changes) = prepared::changes(stage, id)? else {
+            let changes = match &known {
+                // What this leader had prepared is as it was.
+                Some((handle, Phase::Prepared(_)))
+                    if !handle.overlay.is_empty() && handle.overlay.pieces().is_empty() =>
+                {
+                    Some(Changes::Whole(handle.overlay.changeset()?))
+                }
+                _ => prepared::changes(stage, id)?,
+            };
+            let Some(changes) = changes else {
                 if !keep {
                     ended::forget(stage, &[id])?;
                 }
@@ -432,7 +441,7 @@ impl Desk {
         let transactions = Arc::clone(&self.transactions);
         let run = move |stage: &Stage<'_>| {
             drop(transactions.enter(stage)?);
-            if prepared::changes(stage, id)?.is_some() || ended::find(stage, id)? == Some(true) {
+            if prepared::is_there(stage, id)? || ended::has_committed(stage, id)? {
                 return Err(WireError::new(
                     SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
                     format!("the shard has voted for transaction {id}"),

@@ -8,8 +8,9 @@
 //! long, its transaction has a **slice**: others wait as long as it took, up to a bound, while its steps follow each other
 //! closely. Else each step of a big transaction would cost as much as all before it. It must never know who steps it.
 
+use super::company::{Company, ENOUGH_WRITES};
 use super::hashing::{Hashing, TakeHash};
-use super::inbox::{Callers, Closing, Committed, Inbox, PendingOrder, PendingRehearsal, PendingWrite};
+use super::inbox::{Callers, Closing, Committed, Heed, Inbox, PendingOrder, PendingRehearsal, PendingWrite};
 use super::mailbox::Mail;
 use super::shared::Shared;
 use crate::engine::{Answer, Engine, Outcome, Pressure, Ran};
@@ -65,6 +66,7 @@ pub(crate) struct EngineLoop {
     /// Whether rehearsals had the last turn, so that the next batch comes before more of them.
     rehearsed: bool,
     slice: Option<Slice>,
+    company: Company,
     patience: Patience,
     hasher: TakeHash,
     /// Whether a configuration was applied of which consensus doesn't know that it is.
@@ -134,8 +136,8 @@ impl EngineLoop {
         hasher: TakeHash,
     ) -> Self {
         shared.set_holds(engine.holds());
-        let (open, limbo, rehearsed, slice, reconfigured) = Default::default();
-        Self { shared, engine, log, open, limbo, rehearsed, slice, patience, hasher, reconfigured }
+        let (open, limbo, rehearsed, slice, company, reconfigured) = Default::default();
+        Self { shared, engine, log, open, limbo, rehearsed, slice, company, patience, hasher, reconfigured }
     }
 
     /// Does one thing, if there is one to do. A panic stops this replica and no other.
@@ -199,12 +201,19 @@ impl EngineLoop {
             if work.is_some() || !wait {
                 return work;
             }
-            let slice = self.slice.map(|slice| slice.left(self.shared.clock.now()));
+            let now = self.shared.clock.now();
+            let slice = self.slice.map(|slice| slice.left(now));
             if slice.is_some_and(|left| left.is_zero()) {
                 self.slice = None;
                 continue;
             }
-            shared.wait(&mut inbox, slice);
+            let company = self.company.left(now);
+            inbox.heed = match company {
+                _ if self.open.is_some() => Heed::Nobody,
+                Some(_) => Heed::Steps(ENOUGH_WRITES),
+                None => Heed::All,
+            };
+            shared.wait(&mut inbox, slice.into_iter().chain(company).min());
         }
     }
 
@@ -274,11 +283,17 @@ impl EngineLoop {
                 _ => self.slice = None,
             }
         }
-        self.rehearsed = to_rehearse && !(to_write && self.rehearsed);
+        let writes = if inbox.orders.is_empty() { inbox.writes.len() } else { 0 };
+        let is_awaiting = self.company.is_awaited(writes, self.shared.clock.now());
+        self.rehearsed = to_rehearse && (is_awaiting || !(to_write && self.rehearsed));
         if self.rehearsed {
             let count = inbox.rehearsals.len().min(TURN_REHEARSALS);
             return Some(Work::Rehearse(standing.term, inbox.rehearsals.drain(..count).collect()));
         }
+        if is_awaiting {
+            return None;
+        }
+        self.company.begin();
         if let Some(order) = inbox.orders.pop_front() {
             return Some(Work::Order(standing.term, order));
         }
@@ -364,6 +379,7 @@ impl EngineLoop {
                 continue;
             }
             self.shared.metrics.rehearsals.inc();
+            self.company.step(&overlay, self.shared.clock.now());
             let is_laid = !bare && !self.engine.is_resident(&overlay);
             if is_laid {
                 self.shared.metrics.overlays_applied.inc();

@@ -132,6 +132,17 @@ pub(crate) enum Closing {
     Removed,
 }
 
+/// Which callers a loop that waits is woken for. Consensus wakes it always.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Heed {
+    #[default]
+    All,
+    /// Who rehearses, or orders, or is one of so many that write.
+    Steps(usize),
+    /// Nobody: a batch is open.
+    Nobody,
+}
+
 /// What waits for a group's engine loop.
 pub(crate) struct Inbox {
     pub writes: VecDeque<PendingWrite>,
@@ -155,6 +166,7 @@ pub(crate) struct Inbox {
     /// The answer to the proposal that is under way: its index, or that it was refused.
     pub proposal: Option<Option<u64>>,
     pub closing: Option<Closing>,
+    pub heed: Heed,
 }
 
 impl Inbox {
@@ -174,6 +186,18 @@ impl Inbox {
             expectant: false,
             proposal: None,
             closing: None,
+            heed: Heed::All,
+        }
+    }
+
+    /// Whether the loop, if it waits, is to be woken for a caller that has come.
+    pub fn is_heeded(&self) -> bool {
+        match self.heed {
+            Heed::All => true,
+            Heed::Steps(writes) => {
+                !(self.rehearsals.is_empty() && self.orders.is_empty()) || self.writes.len() >= writes
+            }
+            Heed::Nobody => false,
         }
     }
 

@@ -7,6 +7,7 @@
 mod changing;
 #[cfg(test)]
 mod coming_tests;
+mod company;
 mod consensus_loop;
 mod drive;
 mod engine_loop;

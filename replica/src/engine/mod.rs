@@ -42,11 +42,10 @@ use crate::connection::Hooks;
 use crate::entry::{Forget, Request};
 use crate::error::ReplicaError;
 use crate::fault;
-use crate::overlay::Overlay;
 use crate::session::Capturing;
 use bytes::Bytes;
 use raft::eraftpb::ConfState;
-use rehearsal::Resident;
+use rehearsal::Stand;
 use requests::Routers;
 use rusqlite::Connection;
 use std::collections::BTreeMap;
@@ -90,10 +89,8 @@ pub(crate) struct Engine {
     holds: BTreeMap<String, u64>,
     shapes: Shapes,
     batch: Option<OpenBatch>,
-    /// An overlay in an open SQLite transaction. Never beside a batch.
-    resident: Option<Resident>,
-    /// The overlay of nobody, with nothing in it.
-    ground: Overlay,
+    /// The open SQLite transaction of rehearsals. Never beside a batch.
+    stand: Option<Stand>,
     following: bool,
     checkpointed: Checkpointed,
     routers: Routers,

@@ -8,7 +8,6 @@ use crate::changeset::{Shapes, uncapturable};
 use crate::connection::{self, Hooks};
 use crate::error::ReplicaError;
 use crate::log::write_afresh;
-use crate::overlay::Overlay;
 use crate::session::Capturing;
 use protobuf::Message as _;
 use raft::eraftpb::ConfState;
@@ -135,8 +134,7 @@ impl Engine {
             holds: BTreeMap::new(),
             shapes: Shapes::default(),
             batch: None,
-            resident: None,
-            ground: Overlay::new(),
+            stand: None,
             following: true,
             checkpointed: Checkpointed::default(),
             routers: Routers::default(),
@@ -176,8 +174,7 @@ impl Engine {
             holds,
             shapes: Shapes::default(),
             batch: None,
-            resident: None,
-            ground: Overlay::new(),
+            stand: None,
             // Whatever the connection's settings are, the first call sets them.
             following: true,
             checkpointed: Checkpointed::default(),

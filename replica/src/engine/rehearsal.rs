@@ -2,8 +2,10 @@
 //!
 //! An overlay goes in; its changes are made in a SQLite transaction that is never committed, a closure runs above them,
 //! and what it changed comes out as one more chunk. The transaction stays open: as long as what comes next is the same
-//! overlay's, it is **resident**, and only the closure is run. Everything else that the engine does undoes it first. A
-//! closure that needn't see the overlay's changes is run without them, and undone at once.
+//! overlay's, it is **resident**, and only the closure is run. A small one lies in a savepoint, so that another's place is
+//! made without a transaction of its own; of a big one SQLite would keep each page that it changes twice. Everything else
+//! that the engine does undoes it first. A closure that needn't see the overlay's changes is run without them, and undone
+//! at once.
 
 use super::Engine;
 use crate::changeset::ChangesetError;
@@ -23,21 +25,37 @@ enum Unlaid {
     Unfit(WireError),
 }
 
-/// The overlay that the open SQLite transaction consists of.
-pub(super) struct Resident {
-    applied: Applied,
+/// An overlay of which no more is in memory is a small one, if nothing of it is staged.
+const SMALL_BYTES: usize = 16 << 10;
+
+/// The open SQLite transaction that is never committed.
+pub(super) struct Stand {
+    /// The term of the leader whose rehearsals it is for.
     term: u64,
+    resident: Option<Resident>,
+}
+
+/// The overlay that is applied.
+struct Resident {
+    applied: Applied,
+    /// Whether it lies in a savepoint; else it is all of the transaction.
+    is_small: bool,
 }
 
 impl Engine {
-    /// The term of the leader whose rehearsal has left its overlay applied, if one has.
+    /// The term of the leader whose rehearsal has left a transaction open, if one has.
     pub fn resident_term(&self) -> Option<u64> {
-        self.resident.as_ref().map(|resident| resident.term)
+        self.stand.as_ref().map(|stand| stand.term)
     }
 
-    /// Whether this overlay is applied.
+    /// Whether this overlay is applied, in the way in which it should be.
     pub fn is_resident(&self, overlay: &Overlay) -> bool {
-        self.resident.as_ref().is_some_and(|resident| resident.applied.is(overlay))
+        let fits = |resident: &Resident| !resident.is_small || overlay.bytes_in_memory() <= SMALL_BYTES;
+        self.resident().is_some_and(|resident| resident.applied.is(overlay) && fits(resident))
+    }
+
+    fn resident(&self) -> Option<&Resident> {
+        self.stand.as_ref()?.resident.as_ref()
     }
 
     /// Runs a closure above an overlay, or bare, and adds to the overlay what it changed. If it fails, the overlay is
@@ -54,8 +72,9 @@ impl Engine {
     ) -> Result<Result<Bytes, WireError>, ReplicaError> {
         debug_assert!(self.batch.is_none(), "an open batch is committed or rolled back first");
         let aside = bare && !(self.resident_term() == Some(term) && self.is_resident(overlay));
-        let beneath = if aside { self.ground.clone() } else { overlay.clone() };
-        if let Err(error) = self.lay(term, &beneath, cancel)? {
+        if aside {
+            self.clear(term)?;
+        } else if let Err(error) = self.lay(term, overlay, cancel)? {
             return Ok(Err(error));
         }
         self.execute("/*replica*/ SAVEPOINT replica_rehearsal")?;
@@ -64,12 +83,12 @@ impl Engine {
         if self.connection.is_autocommit() {
             // It does so when a statement is interrupted, or finds no memory.
             self.connection.end_capture();
-            self.resident = None;
+            self.stand = None;
             let undone = || WireError::internal("SQLite undid the transaction");
             return Ok(Err(outcome.err().unwrap_or_else(undone)));
         }
         let result = match outcome {
-            Ok(output) => self.add(overlay, aside, output, cancel)?,
+            Ok(output) => self.add(overlay, output, cancel)?,
             Err(error) => Err(error),
         };
         self.connection.end_capture();
@@ -80,11 +99,30 @@ impl Engine {
         Ok(result)
     }
 
-    /// Undoes the overlay that is applied, if one is.
+    /// Undoes the overlay that is applied, if one is, and ends the transaction.
     pub(super) fn lift(&mut self) -> Result<(), ReplicaError> {
-        if self.resident.take().is_some() {
+        if self.stand.take().is_some() {
             self.execute("/*replica*/ ROLLBACK")?;
         }
+        Ok(())
+    }
+
+    /// Has a transaction open with nothing in it.
+    fn clear(&mut self, term: u64) -> Result<(), ReplicaError> {
+        match &mut self.stand {
+            Some(Stand { term: own, resident: None }) if *own == term => return Ok(()),
+            Some(Stand { term: own, resident: resident @ Some(Resident { is_small: true, .. }) })
+                if *own == term =>
+            {
+                *resident = None;
+                self.execute("/*replica*/ ROLLBACK TO replica_overlay")?;
+                return self.execute("/*replica*/ RELEASE replica_overlay");
+            }
+            _ => self.lift()?,
+        }
+        self.follow(false)?;
+        self.execute("/*replica*/ BEGIN IMMEDIATE")?;
+        self.stand = Some(Stand { term, resident: None });
         Ok(())
     }
 
@@ -110,15 +148,20 @@ impl Engine {
         if self.resident_term() == Some(term) && self.is_resident(overlay) {
             return Ok(Ok(()));
         }
-        self.lift()?;
         let laid = overlay.contents();
         let changeset = match overlay::merged(&laid.chunks) {
             Ok(changeset) => changeset,
             Err(error) => return Ok(Err(error)),
         };
-        self.follow(false)?;
-        self.execute("/*replica*/ BEGIN IMMEDIATE")?;
-        self.resident = Some(Resident { applied: Applied::new(overlay, laid.version), term });
+        self.clear(term)?;
+        let is_small = laid.pieces.is_empty() && changeset.len() <= SMALL_BYTES;
+        if is_small {
+            self.execute("/*replica*/ SAVEPOINT replica_overlay")?;
+        }
+        if let Some(stand) = &mut self.stand {
+            let applied = Applied::new(overlay, laid.version);
+            stand.resident = Some(Resident { applied, is_small });
+        }
         *self.hooks.running.lock() = Some(cancel.clone());
         let applied = self.lay_all(&laid, &changeset);
         *self.hooks.running.lock() = None;
@@ -129,7 +172,7 @@ impl Engine {
             Err(Unlaid::Unfit(error)) => error,
         };
         if self.connection.is_autocommit() {
-            self.resident = None;
+            self.stand = None;
         }
         self.lift()?;
         Ok(Err(error))
@@ -163,7 +206,6 @@ impl Engine {
     fn add(
         &mut self,
         overlay: &Overlay,
-        aside: bool,
         output: Bytes,
         cancel: &Cancel,
     ) -> Result<Result<Bytes, WireError>, ReplicaError> {
@@ -176,7 +218,7 @@ impl Engine {
             let gone = WireError::new(SqlState::QUERY_CANCELED, "nobody waits for it any more");
             return Ok(Err(gone));
         };
-        if let Some(resident) = self.resident.as_mut().filter(|_| !aside) {
+        if let Some(Stand { resident: Some(resident), .. }) = &mut self.stand {
             resident.applied.version = version;
         }
         Ok(Ok(output))
