@@ -10,10 +10,10 @@ pub(crate) use transactions::{Begun, Claim, Transactions};
 
 use crate::locks::{Locks, Party, Resource, Settled};
 use crate::pending::Looks;
+use crate::phrase::Phrase;
 use crate::prepared;
 use crate::routers::Routers;
 use crate::touched::Shapes;
-use crate::write::named_tables;
 use bytes::Bytes;
 use proto::machine;
 use proto::{LogIndex, ShardId, SqlState, TableId, Term, TransactionId, WireError};
@@ -146,8 +146,8 @@ impl Branch {
 impl State {
     /// Whether a statement names no table in which the transaction has locked a row: then nothing that the transaction has
     /// changed can make a difference to it.
-    pub fn is_apart(&self, id: TransactionId, sql: &str) -> bool {
-        named_tables(sql).all(|table| !self.locks.has(id, &Resource::table(table)))
+    pub fn is_apart(&self, id: TransactionId, phrase: &Phrase) -> bool {
+        phrase.tables.iter().all(|table| !self.locks.has(id, &Resource::table(*table)))
     }
 
     fn begin_term(&mut self, term: Term, prepared: Vec<prepared::Prepared>) {

@@ -41,6 +41,7 @@ mod locks;
 mod metrics;
 mod node;
 mod pending;
+mod phrase;
 mod prepared;
 mod read;
 mod routers;

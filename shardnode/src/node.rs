@@ -11,6 +11,7 @@ use crate::altering::Altering;
 use crate::branch::Transactions;
 use crate::config::Config;
 use crate::metrics::Figures;
+use crate::phrase::{Phrase, Phrases};
 use crate::routers::Routers;
 use crate::statement::Work;
 use crate::stream::Readers;
@@ -44,6 +45,7 @@ pub struct ShardNode {
     config: Config,
     readers: Readers,
     routers: Arc<Routers>,
+    phrases: Phrases,
     shards: ArcSwap<Shards>,
     /// Held while a topology is taken in, so that an older one can't overtake a newer one.
     following: Mutex<()>,
@@ -77,7 +79,8 @@ impl ShardNode {
     pub fn new(host: Arc<Host>, config: Config) -> Arc<ShardNode> {
         let readers = Readers::new(&config);
         let (shards, routers) = (ArcSwap::default(), Arc::new(Routers::new(config.router_silence)));
-        Arc::new(ShardNode { host, config, readers, routers, shards, following: Mutex::new(()) })
+        let phrases = Phrases::default();
+        Arc::new(ShardNode { host, config, readers, routers, phrases, shards, following: Mutex::new(()) })
     }
 
     /// Takes in the cluster's state, and serves what it names. An older state than the last changes nothing. Says
@@ -249,7 +252,7 @@ impl ShardNode {
         drop(snapshot);
         if !desk.transactions.cuts.are_idle() {
             let index = desk.told_from(&answer);
-            Box::pin(desk.tell(&request.sql, request.cut, index)).await;
+            Box::pin(desk.tell(&self.phrases.of(&request.sql), request.cut, index)).await;
         }
         answer
     }
@@ -282,12 +285,13 @@ impl ShardNode {
     ) -> ServiceResult<FragmentResponse> {
         let shard = request.shard;
         let desk = self.desk(shard, Some(request.epoch))?;
-        if !adds(&request.sql) {
+        let phrase = self.phrases.of(&request.sql);
+        if !phrase.adds {
             desk.catch_up(&request, true, deadline).await?;
         }
         // What reads one table and writes another is committed so that cuts know of it.
-        let is_of_several = write::names_several_tables(&request.sql);
-        let job = Arc::new(self.job(request, touch));
+        let is_of_several = phrase.tables.len() > 1;
+        let job = Arc::new(self.job(request, phrase, touch));
         let in_the_way = Arc::new(AtomicBool::new(false));
         let (looked, transactions, fast) =
             (Arc::clone(&in_the_way), Arc::clone(&desk.transactions), Arc::clone(&job));
@@ -296,7 +300,7 @@ impl ShardNode {
                 looked.store(true, Ordering::Relaxed);
                 return Err(transact::in_the_way());
             }
-            write::run(stage, &fast, None).map(|ran| ran.output())
+            write::run(stage, &transactions.fence, &fast, None).map(|ran| ran.output())
         };
         let write = Write { request: Some(id), settled, deadline, run: Box::new(run) };
         let written = match desk.replica.write(write).await {
@@ -308,9 +312,10 @@ impl ShardNode {
         write::decode(&written.output, written.index)
     }
 
-    fn job(&self, request: FragmentRequest, touch: u16) -> write::Job {
+    fn job(&self, request: FragmentRequest, phrase: Arc<Phrase>, touch: u16) -> write::Job {
         write::Job {
             sql: request.sql,
+            phrase,
             params: request.params,
             rows: request.rows,
             touch,
@@ -331,6 +336,7 @@ impl ShardNode {
         let shard = request.shard;
         let desk = self.desk(shard, Some(request.epoch))?;
         let limit = self.config.returning_bytes;
+        let phrase = self.phrases.of(&request.sql);
         let cut = request.cut;
         let mut is_hasty = false;
         let waits = match &access {
@@ -340,7 +346,7 @@ impl ShardNode {
             }
             // What it is for a read is decided below.
             BranchAccess::Read => false,
-            BranchAccess::Write { .. } | BranchAccess::Move => !adds(&request.sql),
+            BranchAccess::Write { .. } | BranchAccess::Move => !phrase.adds,
         };
         if cut.is_none() && waits {
             // Only a leader has branches; and one that is lost waits for nothing.
@@ -358,7 +364,7 @@ impl ShardNode {
             }
         }
         let work = match access {
-            BranchAccess::Read => match desk.passage(&branch, &request.sql, deadline).await? {
+            BranchAccess::Read => match desk.passage(&branch, &phrase, deadline).await? {
                 Some(passage) => {
                     let response = self.read(request, Consistency::Strong, deadline).await?;
                     passage.done();
@@ -368,12 +374,16 @@ impl ShardNode {
                     if cut.is_none() {
                         desk.catch_up(&request, false, deadline).await?;
                     }
-                    Work::Read { request, limit }
+                    Work::Read { request, phrase, limit }
                 }
             },
-            BranchAccess::Lock { rows, limit: most, anew } => Work::Lock { request, limit, rows, most, anew },
-            BranchAccess::Write { touch } => Work::Write(Arc::new(self.job(request, touch))),
-            BranchAccess::Move => Work::Write(Arc::new(write::Job { moves: true, ..self.job(request, 0) })),
+            BranchAccess::Lock { rows, limit: most, anew } => {
+                Work::Lock { request, phrase, limit, rows, most, anew }
+            }
+            BranchAccess::Write { touch } => Work::Write(Arc::new(self.job(request, phrase, touch))),
+            BranchAccess::Move => {
+                Work::Write(Arc::new(write::Job { moves: true, ..self.job(request, phrase, 0) }))
+            }
         };
         let answer = desk.statement(branch, work, cut, deadline).await?;
         if let Some(cut) = cut {
@@ -389,7 +399,7 @@ impl ShardNode {
             && !desk.transactions.cuts.are_idle()
         {
             let index = desk.told_from(&answer);
-            desk.tell(&sql, cut, index).await;
+            desk.tell(&self.phrases.of(&sql), cut, index).await;
         }
         answer
     }
@@ -456,12 +466,6 @@ impl ShardNode {
         let stepped = step.await.unwrap_or_else(|_| Err(WireError::internal("a schema step was given up")));
         self.renew(shard, stepped)
     }
-}
-
-/// Whether a statement only adds rows, and looks at none.
-fn adds(sql: &str) -> bool {
-    let names_one_table = || dialect::physical::tables_in(sql).count() == 1;
-    sql.contains("INSERT INTO ") && (!sql.contains("SELECT ") || names_one_table())
 }
 
 /// Whether the replica that is here of a group is one of those that were here before.

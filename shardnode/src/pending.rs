@@ -150,14 +150,15 @@ impl Desk {
             }
             looks.age
         };
-        let mut tables: Vec<TableId> = tables_in(&request.sql).collect();
-        let row = match tables[..] {
+        let named: Vec<TableId> = tables_in(&request.sql).collect();
+        let row = match named[..] {
             [table] if condition(&request.sql).is_some() => {
                 let snapshot = self.replica.snapshot(Consistency::Eventual, deadline).await?;
                 Sought::read(&snapshot, table, &request.sql)
             }
             _ => None,
         };
+        let mut tables = named;
         tables.sort_unstable();
         tables.dedup();
         let look = Arc::new(Look { tables, row });

@@ -15,8 +15,9 @@
 
 use crate::branch::{Answer, Claim, Handle, State, Transactions, leader_changed};
 use crate::locks::{Mode, Part, Party, Resource};
+use crate::phrase::Phrase;
 use crate::touched::{self, Shape, Want};
-use crate::{fence, read, stream, write};
+use crate::{read, stream, write};
 use bytes::Bytes;
 use dialect::sqlite::{error, value_ref};
 use parking_lot::Mutex;
@@ -43,12 +44,14 @@ pub(crate) enum Work {
     /// Reads, for its transaction has written.
     Read {
         request: FragmentRequest,
+        phrase: Arc<Phrase>,
         /// The most bytes that it may return.
         limit: usize,
     },
     /// Reads rows and locks them.
     Lock {
         request: FragmentRequest,
+        phrase: Arc<Phrase>,
         limit: usize,
         /// Whose rows, in the order of the keys that the result's columns begin with.
         rows: Arc<[LockedRows]>,
@@ -101,10 +104,10 @@ struct Waiting {
 }
 
 impl Work {
-    fn sql(&self) -> &str {
+    fn phrase(&self) -> &Phrase {
         match self {
-            Work::Write(job) => &job.sql,
-            Work::Read { request, .. } | Work::Lock { request, .. } => &request.sql,
+            Work::Write(job) => &job.phrase,
+            Work::Read { phrase, .. } | Work::Lock { phrase, .. } => phrase,
         }
     }
 }
@@ -171,7 +174,7 @@ impl Attempt {
             Work::Write(job) if job.is_plain_insert() && !self.handle.overlay.is_empty() => Manner::Bare,
             _ => Manner::Plain,
         };
-        let is_apart = self.transactions.look().is_apart(self.party.id, work.sql());
+        let is_apart = self.transactions.look().is_apart(self.party.id, work.phrase());
         let mut surprises = 0;
         let mut past = Past::default();
         loop {
@@ -354,8 +357,8 @@ impl Step {
         }
         match &*self.work {
             Work::Write(job) => self.write(stage, job),
-            Work::Read { request, limit } => read_rows(stage, request, *limit).map(Ok),
-            Work::Lock { request, limit, rows, most, anew } => {
+            Work::Read { request, limit, .. } => self.read(stage, request, *limit).map(Ok),
+            Work::Lock { request, limit, rows, most, anew, .. } => {
                 if *anew && !self.past.has_run {
                     self.enter(stage)?.undo(self.party.id, self.party.statement.saturating_sub(2));
                 }
@@ -383,7 +386,7 @@ impl Step {
     }
 
     fn write(&self, stage: &Stage<'_>, job: &write::Job) -> Result<Result<Bytes, Met>, WireError> {
-        let table = job.table();
+        let table = job.phrase.written;
         // The rows of others that are gone, as far as this run goes.
         let mut gone = HashSet::new();
         if matches!(self.manner, Manner::Without(_))
@@ -400,7 +403,7 @@ impl Step {
             Ok(step.manner == Manner::Plain
                 && !step.enter(stage)?.locks.freed_by_others(table, step.party.id).is_empty())
         };
-        let mut ran = match write::run(stage, job, self.past.found.as_deref()) {
+        let mut ran = match write::run(stage, &self.transactions.fence, job, self.past.found.as_deref()) {
             Ok(ran) => ran,
             Err(failure) => {
                 return match &self.manner {
@@ -414,7 +417,7 @@ impl Step {
                 };
             }
         };
-        let left_out = job.may_do_nothing()
+        let left_out = job.phrase.may_do_nothing
             && job
                 .rows
                 .as_ref()
@@ -429,7 +432,7 @@ impl Step {
             }
         }
         let mut wants = self.wants(stage, table, &gone)?;
-        if job.spares()
+        if job.phrase.spares
             && let Some(table) = table
         {
             wants.extend(write::spared(stage, table)?);
@@ -583,6 +586,19 @@ impl Step {
         self.enter(stage)?.shapes.get(stage, stage.schema_age(), table)
     }
 
+    fn read(&self, stage: &Stage<'_>, request: &FragmentRequest, limit: usize) -> Result<Bytes, WireError> {
+        self.transactions.fence.check(stage, request.schema_version)?;
+        let mut statement = read::prepare(stage, request)?;
+        let columns = statement.column_count();
+        let mut batch = RowBatchBuilder::new(columns as u16);
+        let mut rows = statement.raw_query();
+        while let Some(row) = rows.next().map_err(error)? {
+            read::push(row, columns, &mut batch)?;
+            bounded(batch.byte_len(), limit)?;
+        }
+        Ok(write::encode(0, &batch.finish()))
+    }
+
     fn lock(
         &self,
         stage: &Stage<'_>,
@@ -590,7 +606,7 @@ impl Step {
         (limit, most): (usize, Option<u64>),
         tables: &[LockedRows],
     ) -> Result<Result<Bytes, Met>, WireError> {
-        fence::check(stage, request.schema_version)?;
+        self.transactions.fence.check(stage, request.schema_version)?;
         let mut statement = read::prepare(stage, request)?;
         let columns = statement.column_count();
         let width: usize = tables.iter().map(|table| usize::from(table.key)).sum();
@@ -674,19 +690,6 @@ impl Step {
 fn named(table: &str) -> Result<TableId, WireError> {
     let id = table.strip_prefix('t').and_then(|id| id.parse().ok()).map(TableId);
     id.ok_or_else(|| WireError::internal(format!("a statement changes {table}, which is no table")))
-}
-
-fn read_rows(stage: &Stage<'_>, request: &FragmentRequest, limit: usize) -> Result<Bytes, WireError> {
-    fence::check(stage, request.schema_version)?;
-    let mut statement = read::prepare(stage, request)?;
-    let columns = statement.column_count();
-    let mut batch = RowBatchBuilder::new(columns as u16);
-    let mut rows = statement.raw_query();
-    while let Some(row) = rows.next().map_err(error)? {
-        read::push(row, columns, &mut batch)?;
-        bounded(batch.byte_len(), limit)?;
-    }
-    Ok(write::encode(0, &batch.finish()))
 }
 
 fn bounded(bytes: usize, limit: usize) -> Result<(), WireError> {

@@ -11,11 +11,11 @@
 
 use crate::branch::{Answer, Begun, Handle, Phase, Transactions};
 use crate::ended;
+use crate::phrase::Phrase;
 use crate::prepared::{self, Changes, Prepared};
 use crate::statement::{Attempt, Patience, Work};
 use crate::{staged, stream, write};
 use bytes::Bytes;
-use dialect::physical::tables_in;
 use parking_lot::Mutex;
 use proto::machine;
 use proto::services::{
@@ -53,7 +53,7 @@ pub(crate) fn is_in_the_way(
     job: &write::Job,
 ) -> Result<bool, WireError> {
     let state = transactions.enter(stage)?;
-    Ok(!state.locks.is_empty() && job.table().is_none_or(|table| state.locks.is_in_use(table)))
+    Ok(!state.locks.is_empty() && job.phrase.written.is_none_or(|table| state.locks.is_in_use(table)))
 }
 
 impl Desk {
@@ -86,14 +86,14 @@ impl Desk {
     pub async fn passage(
         &self,
         name: &Branch,
-        sql: &str,
+        phrase: &Phrase,
         deadline: Instant,
     ) -> Result<Option<Passage>, WireError> {
         let handle = self.transactions.admit(name)?;
         let turn = turn(&handle, deadline).await?;
         let is_new = matches!(self.transactions.begin(&handle, name.statement)?, Begun::New);
         let passes =
-            is_new && (handle.overlay.is_empty() || self.transactions.look().is_apart(handle.id, sql));
+            is_new && (handle.overlay.is_empty() || self.transactions.look().is_apart(handle.id, phrase));
         let (transactions, statement) = (Arc::clone(&self.transactions), name.statement);
         Ok(passes.then(|| Passage { transactions, handle, statement, is_done: false, _turn: turn }))
     }
@@ -164,7 +164,7 @@ impl Desk {
             _ => error,
         };
         let mut single = Single { transactions: &self.transactions, id: name.transaction, is_over: false };
-        let read: Vec<TableId> = tables_in(&job.sql).collect();
+        let read = job.phrase.tables.to_vec();
         let answer = self.statement(name, Work::Write(job), None, deadline).await.map_err(again)?;
         let written =
             self.commit(name.transaction, (request, settled), (answer.output, &read), deadline).await;
@@ -551,9 +551,8 @@ impl Desk {
     }
 
     /// Waits until an answer from this state may be told.
-    pub async fn tell(&self, sql: &str, cut: Option<CutId>, index: LogIndex) {
-        let tables: Vec<TableId> = tables_in(sql).collect();
-        self.transactions.cuts.withhold(&tables, index, cut).await;
+    pub async fn tell(&self, phrase: &Phrase, cut: Option<CutId>, index: LogIndex) {
+        self.transactions.cuts.withhold(&phrase.tables, index, cut).await;
     }
 
     /// The transactions that have something on the shard.

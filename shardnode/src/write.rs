@@ -4,14 +4,16 @@
 //! and what they returned. The bytes travel in the log beside the rows, so that a repeated request is told the same.
 //! Nothing here knows when, or whether, what is around it commits.
 
-use crate::touched::Want;
-use crate::{fence, touched};
+use crate::fence::Fence;
+use crate::phrase::Phrase;
+use crate::touched::{self, Want};
 use bytes::{BufMut, Bytes, BytesMut};
 use dialect::sqlite::{error, error_on, parameter, value_ref};
 use proto::services::{FragmentResponse, RowLock, RowSource};
 use proto::{
     LogIndex, RowBatch, RowBatchBuilder, SchemaVersion, SqlState, TableId, Value, ValueRef, WireError,
 };
+use replica::Stage;
 use rusqlite::types::ToSqlOutput;
 use rusqlite::{Connection, Statement};
 use std::collections::HashSet;
@@ -20,6 +22,7 @@ use std::sync::Arc;
 /// What a write does.
 pub(crate) struct Job {
     pub(crate) sql: Arc<str>,
+    pub(crate) phrase: Arc<Phrase>,
     pub(crate) params: Vec<Value>,
     pub(crate) rows: Option<RowBatch>,
     pub(crate) touch: u16,
@@ -58,42 +61,26 @@ struct Outcome<'a> {
 }
 
 impl Job {
-    /// The table that it writes; nothing if its SQL doesn't tell.
-    pub(crate) fn table(&self) -> Option<TableId> {
-        written_table(&self.sql)
-    }
-
-    /// Whether it only inserts rows that are given: what its own transaction has changed matters to it no more than
-    /// what others have, for it reads none of it.
+    /// Whether it only inserts rows that are given.
     pub(crate) fn is_plain_insert(&self) -> bool {
-        let verb = self.sql.get(..11).is_some_and(|verb| verb.eq_ignore_ascii_case("INSERT INTO"));
-        let reads = |word: &str| self.sql.to_ascii_uppercase().contains(word);
-        verb && self.rows.is_some() && !reads("SELECT") && !reads("ON CONFLICT") && !reads("INSERT OR")
-    }
-
-    /// Whether it may leave rows as they are that are in its way, and lock them all the same.
-    pub(crate) fn spares(&self) -> bool {
-        self.sql.contains(" ELSE pg_spare(")
-    }
-
-    /// Whether it may leave out rows whose keys are there already.
-    pub(crate) fn may_do_nothing(&self) -> bool {
-        self.sql.contains(" DO NOTHING")
+        self.rows.is_some() && self.phrase.inserts_plainly
     }
 }
 
 /// Runs the write. With `only`, the rows that it returns are those with these keys.
 pub(crate) fn run(
-    connection: &Connection,
+    stage: &Stage<'_>,
+    fence: &Fence,
     job: &Job,
     only: Option<&HashSet<Box<[u8]>>>,
 ) -> Result<Ran, WireError> {
-    fence::check(connection, job.schema_version)?;
-    let failed = |failure| match written_table(&job.sql) {
+    fence.check(stage, job.schema_version)?;
+    let connection: &Connection = stage;
+    let failed = |failure| match job.phrase.written {
         Some(table) => error_on(connection, table, failure),
         None => error(failure),
     };
-    if job.spares() {
+    if job.phrase.spares {
         // Of an earlier statement.
         let mut statement = connection.prepare_cached("SELECT pg_spared() IS NULL").map_err(error)?;
         statement.query_row([], |_| Ok(())).map_err(error)?;
@@ -231,36 +218,6 @@ impl Outcome<'_> {
     }
 }
 
-/// The table that a statement writes, by its physical name. SQLite's messages don't always say.
-fn written_table(sql: &str) -> Option<TableId> {
-    let mut words = sql.split(|c: char| c.is_whitespace() || c == '(').filter(|word| !word.is_empty());
-    while let Some(word) = words.next() {
-        let name = match word.to_ascii_uppercase().as_str() {
-            "INTO" | "UPDATE" => words.next(),
-            "DELETE" => words.nth(1),
-            _ => None,
-        };
-        let id =
-            name.and_then(|name| name.trim_matches('"').strip_prefix('t')).and_then(|id| id.parse().ok());
-        if id.is_some() {
-            return id.map(TableId);
-        }
-    }
-    None
-}
-
-/// Whether a statement names more than one table.
-pub(crate) fn names_several_tables(sql: &str) -> bool {
-    let mut tables = dialect::physical::tables_in(sql);
-    tables.next().is_some_and(|first| tables.any(|table| table != first))
-}
-
-/// All tables that a statement names, and perhaps some that it doesn't: whatever looks like the physical name of one.
-pub(crate) fn named_tables(sql: &str) -> impl Iterator<Item = TableId> {
-    let words = sql.split(|c: char| !(c.is_alphanumeric() || c == '_'));
-    words.filter_map(|word| word.strip_prefix(['t', 'T'])?.parse().ok().map(TableId))
-}
-
 /// What a caller is told, as bytes.
 pub(crate) fn encode(affected: u64, rows: &RowBatch) -> Bytes {
     let mut bytes = BytesMut::with_capacity(14 + rows.data().len());
@@ -283,59 +240,4 @@ pub(crate) fn decode(output: &Bytes, position: LogIndex) -> Result<FragmentRespo
         affected: u64::from_le_bytes(*affected),
         position,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_only_inserts_is_known() {
-        let job = |sql: &str, rows: Option<RowBatch>| Job {
-            sql: sql.into(),
-            params: Vec::new(),
-            rows,
-            touch: 0,
-            schema_version: SchemaVersion(1),
-            returning_bytes: 0,
-            moves: false,
-        };
-        let rows = || Some(RowBatchBuilder::new(1).finish());
-        assert!(job("INSERT INTO t5 (c1) VALUES (?1) RETURNING c1", rows()).is_plain_insert());
-        for sql in [
-            "INSERT INTO t5 (c1) VALUES (?1) ON CONFLICT DO NOTHING",
-            "INSERT INTO t5 (c1) SELECT ?1",
-            "INSERT INTO t5 (c1) VALUES (?1) RETURNING (select max(c1) FROM t5)",
-            "INSERT OR REPLACE INTO t5 (c1) VALUES (?1)",
-            "UPDATE t5 SET c1 = ?1",
-        ] {
-            assert!(!job(sql, rows()).is_plain_insert(), "{sql}");
-        }
-        assert!(!job("INSERT INTO t5 (c1) VALUES (1)", None).is_plain_insert());
-    }
-
-    #[test]
-    fn a_written_table_is_found() {
-        for sql in [
-            "INSERT INTO t16384(c1) VALUES (?1)",
-            "INSERT INTO \"t16384\" (c1) SELECT c1 FROM t5",
-            "update t16384 SET c1 = (SELECT 1 FROM t6)",
-            "DELETE FROM t16384 WHERE c1 = ?1",
-            "WITH x AS (SELECT c1 FROM t7) DELETE FROM t16384 WHERE c1 IN (SELECT c1 FROM x)",
-        ] {
-            assert_eq!(written_table(sql), Some(TableId(16384)), "{sql}");
-        }
-        assert_eq!(written_table("SELECT c1 FROM t5"), None);
-    }
-
-    #[test]
-    fn every_named_table_is_found() {
-        let tables = |sql| named_tables(sql).map(|table| table.0).collect::<Vec<_>>();
-        assert_eq!(
-            tables("WITH x AS (SELECT t7.c1 FROM t7) DELETE FROM\t\"t16384\" WHERE c1 IN x"),
-            [7, 7, 16384]
-        );
-        assert_eq!(tables("UPDATE t1 SET c2=(SELECT max(c1)FROM t2,main.t3)"), [1, 2, 3]);
-        assert_eq!(tables("SELECT at1, t1a, t_1, _t1, total FROM r0"), []);
-    }
 }

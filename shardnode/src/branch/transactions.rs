@@ -8,6 +8,7 @@
 use super::{Answer, Branch, Handle, Marks, Phase, State, leader_changed};
 use crate::config::Config;
 use crate::cut::Cuts;
+use crate::fence::Fence;
 use crate::locks::{Mode, Part, Party, Resource};
 use crate::metrics::Figures;
 use crate::routers::Routers;
@@ -37,6 +38,7 @@ pub(crate) struct Transactions {
     marks: Arc<Marks>,
     /// Who reads the shard together with others.
     pub cuts: Arc<Cuts>,
+    pub fence: Fence,
 }
 
 /// What bounds them.
@@ -80,7 +82,8 @@ impl Transactions {
         let (marks, news) = (Arc::<Marks>::default(), Arc::<Notify>::default());
         let cuts = Arc::new(Cuts::new(config, Arc::clone(&news)));
         let state = Mutex::new(State { marks: Arc::clone(&marks), news, ..State::default() });
-        Self { state, routers, bounds, counter: AtomicU64::new(1), machine, marks, cuts }
+        let (counter, fence) = (AtomicU64::new(1), Fence::default());
+        Self { state, routers, bounds, counter, machine, marks, cuts, fence }
     }
 
     /// Whether all of it is of this term, without looking.
