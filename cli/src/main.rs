@@ -28,6 +28,7 @@ use clap::Parser;
 use failure::Failure;
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::thread::available_parallelism;
 use tracing_subscriber::EnvFilter;
 
 /// Every statement makes and drops many small things, often on another thread than the one that made them. SQLite's are
@@ -50,8 +51,12 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<(), Failure> {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::Runtime)?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
+        // The log and the shards' engines have threads of their own, and want a processor, too.
+        runtime.worker_threads(available_parallelism().map_or(1, |all| all.get().saturating_sub(1).max(1)));
+    }
+    let runtime = runtime.enable_all().build().map_err(Failure::Runtime)?;
     match arguments.command {
         Command::Dev(options) => runtime.block_on(dev::run(*options)),
         Command::Node(options) => runtime.block_on(serve::run(*options)),
