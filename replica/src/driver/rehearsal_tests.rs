@@ -11,6 +11,7 @@ use proto::services::Consistency::Strong;
 use proto::{LogIndex, NodeId, Retry, RouterIncarnation, SqlState, Term, TransactionId, WireError};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 const COUNT: &str = "SELECT count(*) FROM t1";
@@ -222,7 +223,8 @@ async fn rehearsals_and_batches_take_turns() {
     let expected = "r".repeat(64) + &"w".repeat(800) + &"r".repeat(86);
     assert_eq!(order, expected);
 
-    // A batch that is under way is waited for.
+    // A batch that is under way is waited for. Nobody has taken a step for so long that it waits for company.
+    world.pass(TICK).await;
     world.stall(leader.status().node, true);
     let (one, two) = (Overlay::new(), Overlay::new());
     let write = leader.clone();
@@ -245,6 +247,34 @@ async fn rehearsals_and_batches_take_turns() {
     for answer in [steps.0.await.unwrap(), steps.1.await.unwrap()] {
         assert_eq!((seen(&answer), answer.index), ("1", index));
     }
+}
+
+#[tokio::test]
+async fn a_batch_waits_a_moment_for_company() {
+    let (world, leader) = World::leased().await;
+    let overlays: Vec<Overlay> = (0..4).map(|_| Overlay::new()).collect();
+    for (n, overlay) in overlays.iter().enumerate() {
+        world.rehearse(&leader, step(overlay, Some(10 + n as i64))).await.unwrap();
+    }
+    let node = leader.status().node;
+    world.stall(node, true);
+    let run = Box::new(|stage: &Stage<'_>| {
+        stage.execute("INSERT INTO t1 VALUES (1)", []).map(|_| Bytes::new()).map_err(dialect::sqlite::error)
+    });
+    let mut write = pin!(leader.write(Write { request: None, settled: 0, deadline: later(), run }));
+    assert!(poll!(write.as_mut()).is_pending());
+    let loops = &world.nodes[&node].loops;
+    assert!(!loops.step_engine(GROUP), "others are about to end");
+    let mut another = pin!(leader.rehearse(step(&overlays[0], None)));
+    assert!(poll!(another.as_mut()).is_pending());
+    assert!(loops.step_engine(GROUP), "their steps go on");
+    assert!(!loops.step_engine(GROUP));
+    assert_eq!(seen(&another.await.unwrap()), "1", "its own row is there, and the write hasn't run");
+    world.nanos.fetch_add(2_000_000, Ordering::Relaxed);
+    assert!(loops.step_engine(GROUP), "it waits no longer");
+    world.stall(node, false);
+    world.settle().await;
+    write.await.unwrap();
 }
 
 #[tokio::test]

@@ -137,6 +137,30 @@ fn an_overlay_stays_applied_for_its_next_step_alone() {
 }
 
 #[test]
+fn small_and_big_overlays_take_each_others_place() {
+    let mut pair = Pair::new(TABLE);
+    let overlays: Vec<Overlay> = (0..3).map(|_| Overlay::new()).collect();
+    let steps = [
+        "INSERT INTO t1 VALUES (1, 'a')",
+        "INSERT INTO t1 VALUES (2, 'b')",
+        "INSERT INTO t1 VALUES (3, printf('%.20000c', 'c'))",
+    ];
+    for (overlay, sql) in overlays.iter().zip(steps) {
+        step(&mut pair.leader, overlay, sql).unwrap();
+    }
+    assert!(!pair.leader.is_resident(&overlays[2]), "it has become too big for the way in which it is there");
+    let mut seen = |at: usize| see(&mut pair.leader, &overlays[at]);
+    let big = format!("3{}", "c".repeat(20_000));
+    for at in [2, 2, 0, 1, 2, 1, 1, 0, 2] {
+        assert_eq!(seen(at), ["1a", "2b", &big][at]);
+    }
+    assert!(pair.leader.is_resident(&overlays[2]));
+    pair.leader.rollback().unwrap();
+    assert_eq!(pair.leader.resident_term(), None);
+    assert!(pair.batch_of(overlays.iter().map(commit).collect()).iter().all(Result::is_ok));
+}
+
+#[test]
 fn everything_else_undoes_it_first() {
     let schema = Schema { job: 1, step: 1, statements: vec!["SELECT 1".into()], ..Schema::default() };
     let entry = Bytes::from(Entry::new(0, Body::Schema(schema)).encode_to_vec());
