@@ -8,12 +8,24 @@ use rand::Rng;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::JoinHandle;
 
 /// The time, by the runtime's clock: the machine's, unless the runtime is a simulation's. What deadlines and pauses are
 /// counted by.
 pub fn now() -> Instant {
     tokio::time::Instant::now().into_std()
+}
+
+/// Does something that takes long without waiting for anything, and lets another thread do meanwhile what else this one
+/// would have. In a simulation, or in a test's one thread, there is none.
+pub fn in_place<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::try_current() {
+        Ok(runtime) if runtime.runtime_flavor() == RuntimeFlavor::MultiThread => {
+            tokio::task::block_in_place(work)
+        }
+        _ => work(),
+    }
 }
 
 /// Where the time of day, chance and threads come from.

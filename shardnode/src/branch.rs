@@ -308,6 +308,12 @@ impl State {
         Ok(())
     }
 
+    /// Whether the branch is open, and has locked or changed something in this term.
+    pub fn is_bound(&self, id: TransactionId) -> bool {
+        let branch = self.branches.get(&id);
+        branch.is_some_and(|branch| branch.phase == Phase::Open && branch.term == self.term)
+    }
+
     /// Whether the branch's commit has run.
     pub fn has_handed_over(&self, id: TransactionId) -> bool {
         self.branches.get(&id).is_some_and(|branch| branch.phase == Phase::Committing)

@@ -86,7 +86,9 @@ impl ShardNode {
     /// Takes in the cluster's state, and serves what it names. An older state than the last changes nothing. Says
     /// whether the node holds what it should; if not, [`Self::settle`] is needed.
     pub fn follow(&self, state: &ClusterState) -> bool {
-        let _turn = self.following.lock();
+        // Whoever settles may be at it for long.
+        let turn = self.following.try_lock();
+        let _turn = turn.unwrap_or_else(|| machine::in_place(|| self.following.lock()));
         self.take_in(&state.topology);
         self.is_settled()
     }

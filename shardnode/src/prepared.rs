@@ -36,7 +36,7 @@ pub(crate) fn init_locks() -> String {
     format!(
         "CREATE TABLE {LOCKS} (router INTEGER NOT NULL, sequence INTEGER NOT NULL, n INTEGER NOT NULL,
                                locked INTEGER NOT NULL, mode INTEGER NOT NULL, hashes BLOB NOT NULL,
-                               PRIMARY KEY (router, sequence, n)) STRICT, WITHOUT ROWID"
+                               PRIMARY KEY (router, sequence, n)) STRICT"
     )
 }
 

@@ -295,9 +295,9 @@ impl Desk {
         let all = participants.clone();
         let run = move |stage: &Stage<'_>| {
             let mut state = transactions.enter(stage)?;
-            let is_open = matches!(state.find(id), Some((_, Phase::Open)));
             // What is open in this term has never been prepared.
-            if !is_open && (prepared::is_there(stage, id)? || parallel && ended::has_committed(stage, id)?) {
+            let is_new = state.is_bound(id);
+            if !is_new && (prepared::is_there(stage, id)? || parallel && ended::has_committed(stage, id)?) {
                 return Ok(Bytes::new());
             }
             if parallel && ended::is_renounced(stage, id)? {
@@ -338,6 +338,8 @@ impl Desk {
                     }
                     drop(state.advance(&handle, Phase::Prepared(participants)));
                 }
+                // It was prepared before: its row is there, and its locks stay.
+                (Err(_), _) if matches!(state.find(id), Some((_, Phase::Prepared(_)))) => {}
                 (Err(error), _) if error.retry == Retry::Never => state.end(id, Some(error.clone())),
                 (Err(error), Some(handle)) if error.retry != Retry::Unknown => {
                     drop(state.advance(&handle, Phase::Open));
@@ -370,14 +372,18 @@ impl Desk {
         let met = Arc::clone(&staged);
         let remembered = Arc::new(Mutex::new(None));
         let kept = Arc::clone(&remembered);
+        // What this leader had prepared is as it was.
+        let found = self.transactions.look().find(id);
+        let at_hand = found.filter(|(handle, phase)| {
+            let is_prepared = matches!(phase, Phase::Prepared(_));
+            is_prepared && !handle.overlay.is_empty() && handle.overlay.pieces().is_empty()
+        });
+        let at_hand = at_hand.map(|(handle, _)| (handle.overlay.changeset(), handle));
         let run = move |stage: &Stage<'_>| {
             let known = transactions.enter(stage)?.find(id);
-            let changes = match &known {
-                // What this leader had prepared is as it was.
-                Some((handle, Phase::Prepared(_)))
-                    if !handle.overlay.is_empty() && handle.overlay.pieces().is_empty() =>
-                {
-                    Some(Changes::Whole(handle.overlay.changeset()?))
+            let changes = match (&known, at_hand) {
+                (Some((handle, Phase::Prepared(_))), Some((changes, own))) if Arc::ptr_eq(handle, &own) => {
+                    Some(Changes::Whole(changes?))
                 }
                 _ => prepared::changes(stage, id)?,
             };

@@ -25,8 +25,11 @@ pub(crate) struct Company {
 }
 
 impl Company {
-    /// A transaction takes a step.
+    /// A transaction has taken a step. One that has changed nothing has nothing to end.
     pub fn step(&mut self, overlay: &Overlay, now: Duration) {
+        if overlay.is_empty() {
+            return;
+        }
         let id = overlay.id();
         if let Some((_, last)) = self.siblings.iter_mut().find(|(sibling, _)| *sibling == id) {
             *last = now;

@@ -197,11 +197,12 @@ impl EngineLoop {
             if let Some(closing) = inbox.closing.clone() {
                 return Some(Work::Close(closing));
             }
-            let work = self.choose(&mut inbox);
+            // One time for both looks: who is awaited is waited for.
+            let now = self.shared.clock.now();
+            let work = self.choose(&mut inbox, now);
             if work.is_some() || !wait {
                 return work;
             }
-            let now = self.shared.clock.now();
             let slice = self.slice.map(|slice| slice.left(now));
             if slice.is_some_and(|left| left.is_zero()) {
                 self.slice = None;
@@ -217,8 +218,8 @@ impl EngineLoop {
         }
     }
 
-    fn choose(&mut self, inbox: &mut Inbox) -> Option<Work> {
-        let work = self.find_work(inbox);
+    fn choose(&mut self, inbox: &mut Inbox, now: Duration) -> Option<Work> {
+        let work = self.find_work(inbox, now);
         let is_proposed = self.open.as_ref().is_none_or(|open| open.index.is_some());
         inbox.expectant = self.open.is_some() || !self.limbo.is_empty();
         let busy = !is_proposed || matches!(work, Some(Work::Batch(..) | Work::Order(..)));
@@ -229,7 +230,7 @@ impl EngineLoop {
         work
     }
 
-    fn find_work(&mut self, inbox: &mut Inbox) -> Option<Work> {
+    fn find_work(&mut self, inbox: &mut Inbox, now: Duration) -> Option<Work> {
         if let Some(open) = &self.open
             && open.index.is_none()
         {
@@ -271,7 +272,7 @@ impl EngineLoop {
             return None;
         }
         if let Some(slice) = self.slice {
-            let is_over = slice.left(self.shared.clock.now()).is_zero();
+            let is_over = slice.left(now).is_zero();
             let next = inbox.rehearsals.iter().position(|pending| self.engine.is_resident(&pending.overlay));
             match next {
                 Some(at) if !is_over => {
@@ -283,8 +284,7 @@ impl EngineLoop {
                 _ => self.slice = None,
             }
         }
-        let writes = if inbox.orders.is_empty() { inbox.writes.len() } else { 0 };
-        let is_awaiting = self.company.is_awaited(writes, self.shared.clock.now());
+        let is_awaiting = inbox.orders.is_empty() && self.company.is_awaited(inbox.writes.len(), now);
         self.rehearsed = to_rehearse && (is_awaiting || !(to_write && self.rehearsed));
         if self.rehearsed {
             let count = inbox.rehearsals.len().min(TURN_REHEARSALS);
@@ -293,10 +293,10 @@ impl EngineLoop {
         if is_awaiting {
             return None;
         }
-        self.company.begin();
         if let Some(order) = inbox.orders.pop_front() {
             return Some(Work::Order(standing.term, order));
         }
+        self.company.begin();
         let count = inbox.writes.len().min(BATCH_WRITES);
         Some(Work::Batch(standing.term, inbox.writes.drain(..count).collect()))
     }
@@ -379,7 +379,6 @@ impl EngineLoop {
                 continue;
             }
             self.shared.metrics.rehearsals.inc();
-            self.company.step(&overlay, self.shared.clock.now());
             let is_laid = !bare && !self.engine.is_resident(&overlay);
             if is_laid {
                 self.shared.metrics.overlays_applied.inc();
@@ -388,6 +387,7 @@ impl EngineLoop {
             match self.engine.rehearse(term, (&overlay, bare), run, &cancel) {
                 Ok(result) => {
                     replies.push(Reply::Rehearsal(reply, result));
+                    self.company.step(&overlay, begun);
                     self.have_slice(&overlay, is_laid.then_some(begun));
                 }
                 Err(error) => {

@@ -28,11 +28,16 @@ enum Unlaid {
 /// An overlay of which no more is in memory is a small one, if nothing of it is staged.
 const SMALL_BYTES: usize = 16 << 10;
 
+/// A transaction is emptied no more often than this: each page that was changed in it counts as changed until it ends.
+const MOST_USES: u32 = 1000;
+
 /// The open SQLite transaction that is never committed.
 pub(super) struct Stand {
     /// The term of the leader whose rehearsals it is for.
     term: u64,
     resident: Option<Resident>,
+    /// How often it was emptied.
+    uses: u32,
 }
 
 /// The overlay that is applied.
@@ -96,6 +101,11 @@ impl Engine {
             self.execute("/*replica*/ ROLLBACK TO replica_rehearsal")?;
         }
         self.execute("/*replica*/ RELEASE replica_rehearsal")?;
+        // One that has outgrown its savepoint: SQLite would keep in memory what it takes to undo it.
+        let outgrown = |resident: &Resident| resident.is_small && overlay.bytes_in_memory() > SMALL_BYTES;
+        if !aside && self.resident().is_some_and(outgrown) {
+            self.lift()?;
+        }
         Ok(result)
     }
 
@@ -109,20 +119,21 @@ impl Engine {
 
     /// Has a transaction open with nothing in it.
     fn clear(&mut self, term: u64) -> Result<(), ReplicaError> {
-        match &mut self.stand {
-            Some(Stand { term: own, resident: None }) if *own == term => return Ok(()),
-            Some(Stand { term: own, resident: resident @ Some(Resident { is_small: true, .. }) })
-                if *own == term =>
-            {
-                *resident = None;
+        let stand = self.stand.as_mut().filter(|stand| stand.term == term && stand.uses < MOST_USES);
+        if let Some(stand) = stand
+            && stand.resident.as_ref().is_none_or(|resident| resident.is_small)
+        {
+            stand.uses += 1;
+            if stand.resident.take().is_some() {
                 self.execute("/*replica*/ ROLLBACK TO replica_overlay")?;
-                return self.execute("/*replica*/ RELEASE replica_overlay");
+                self.execute("/*replica*/ RELEASE replica_overlay")?;
             }
-            _ => self.lift()?,
+            return Ok(());
         }
+        self.lift()?;
         self.follow(false)?;
         self.execute("/*replica*/ BEGIN IMMEDIATE")?;
-        self.stand = Some(Stand { term, resident: None });
+        self.stand = Some(Stand { term, resident: None, uses: 0 });
         Ok(())
     }
 
@@ -154,7 +165,8 @@ impl Engine {
             Err(error) => return Ok(Err(error)),
         };
         self.clear(term)?;
-        let is_small = laid.pieces.is_empty() && changeset.len() <= SMALL_BYTES;
+        let bytes: usize = laid.chunks.iter().map(Bytes::len).sum();
+        let is_small = laid.pieces.is_empty() && bytes <= SMALL_BYTES;
         if is_small {
             self.execute("/*replica*/ SAVEPOINT replica_overlay")?;
         }

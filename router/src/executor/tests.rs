@@ -551,21 +551,22 @@ async fn a_read_begins_anew_when_a_shard_has_given_its_cut_up() {
     assert!(["40001", "57014"].contains(&error.sqlstate.as_str()), "{error}");
 }
 
-#[tokio::test]
-async fn fragments_of_one_statement_share_their_cut() {
-    let bench = Bench::new(1).await;
+/// A query over the tables `s0` and `s1`, each of which has all rows.
+fn of_two_fragments(sql: &str) -> Query {
     let all = || fragment(KeyFilter::All, "SELECT c1 FROM t16384", &[]);
     let source = |place: usize| Source {
         name: format!("s{place}"),
         columns: vec![Type::Int4],
         rows: SourceRows::Fragment(place),
     };
-    let gather = Gather::Sqlite {
-        sources: vec![source(0), source(1)],
-        sql: "SELECT count(*) FROM s0, s1".into(),
-        params: vec![],
-    };
-    let query = Query { fragments: vec![all(), all()], gather, lock: None };
+    let gather = Gather::Sqlite { sources: vec![source(0), source(1)], sql: sql.into(), params: vec![] };
+    Query { fragments: vec![all(), all()], gather, lock: None }
+}
+
+#[tokio::test]
+async fn fragments_of_one_statement_share_their_cut() {
+    let bench = Bench::new(1).await;
+    let query = of_two_fragments("SELECT count(*) FROM s0, s1");
     assert_eq!(run_query(&bench, vec![], query).await.unwrap(), [0]);
     let cuts = bench.fake.cuts.lock();
     let [(_, CutRequest { action: CutAction::Open { tables, scans, .. }, .. })] = &cuts[..] else { panic!() };
@@ -576,18 +577,7 @@ async fn fragments_of_one_statement_share_their_cut() {
 #[tokio::test]
 async fn what_one_branch_reads_is_asked_for_one_after_the_other() {
     let bench = Bench::new(2).await;
-    let all = || fragment(KeyFilter::All, "SELECT c1 FROM t16384", &[]);
-    let source = |place: usize| Source {
-        name: format!("s{place}"),
-        columns: vec![Type::Int4],
-        rows: SourceRows::Fragment(place),
-    };
-    let gather = Gather::Sqlite {
-        sources: vec![source(0), source(1)],
-        sql: "SELECT (SELECT count(*) FROM s0) + (SELECT count(*) FROM s1)".into(),
-        params: vec![],
-    };
-    let query = Query { fragments: vec![all(), all()], gather, lock: None };
+    let query = of_two_fragments("SELECT (SELECT count(*) FROM s0) + (SELECT count(*) FROM s1)");
     let plan = plan(vec![], Action::Query(query.clone()));
     let (scalars, rows) = insert_rows(20);
     let rows = Arc::new(Plan { scalars, ..Plan::clone(&self::plan(vec![], Action::Insert(rows))) });

@@ -114,6 +114,14 @@ pub enum Started {
     CopyOut(Box<RowStream>, Arc<Plan>, Instant),
 }
 
+/// A text of more bytes keeps a thread busy for so long that others notice.
+const LONG_TEXT: usize = 256 << 10;
+
+/// Does something with a text of so many bytes.
+pub(super) fn at_length<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+    if bytes < LONG_TEXT { work() } else { machine::in_place(work) }
+}
+
 impl<W: AsyncWrite + Unpin> Session<W> {
     /// The plan of a text.
     pub(super) async fn plan(
@@ -155,7 +163,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
     ) -> std::result::Result<Arc<Plan>, WireError> {
         let settings = &self.settings.planner;
         let context = Context { catalog: &state.catalog, topology: &state.topology, settings };
-        let planned = planner::plan(text, declared, &context)?;
+        let planned = at_length(text.key.len(), || planner::plan(text, declared, &context))?;
         self.shared.plans.insert(text, declared, settings, state.catalog.version(), &planned);
         Ok(planned.plan)
     }

@@ -1,7 +1,7 @@
 //! The simple protocol: strings of statements.
 
 use super::copy::CopyState;
-use super::run::{Started, failed_block};
+use super::run::{Started, at_length, failed_block};
 use super::{Mode, Session};
 use crate::error::Report;
 use crate::protocol::backend;
@@ -20,7 +20,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         // The unnamed statement and portal don't outlive a simple query.
         self.prepared.remove("");
         self.portals.remove("");
-        match split_string(&sql) {
+        match at_length(sql.len(), || split_string(&sql)) {
             Ok(texts) if texts.is_empty() => {
                 backend::empty_query(&mut self.output.buffer);
                 self.end_implicit().await;

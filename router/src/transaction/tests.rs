@@ -166,7 +166,7 @@ async fn several_shards_vote_and_that_commits() {
     bench.until(|fake| fake.kept.lock().is_empty()).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_shard_that_has_not_finished_leaves_the_others_remembering() {
     let bench = Bench::new().await;
     let transaction = bench.begin();
