@@ -65,15 +65,27 @@ impl Company {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::connection::Cancel;
+    use bytes::Bytes;
 
     const MOMENT: Duration = Duration::from_micros(100);
+
+    /// Transactions that have changed something.
+    fn overlays(count: usize) -> Vec<Overlay> {
+        let overlays: Vec<Overlay> = (0..count).map(|_| Overlay::new()).collect();
+        for overlay in &overlays {
+            overlay.push(Bytes::from_static(b"change"), &Cancel::default()).unwrap();
+        }
+        overlays
+    }
 
     #[test]
     fn writes_wait_for_those_who_take_steps() {
         let (mut company, mut now) = (Company::default(), Duration::from_secs(1));
-        let overlays: Vec<Overlay> = (0..SIBLINGS).map(|_| Overlay::new()).collect();
+        let overlays = overlays(SIBLINGS);
         for _ in 0..3 {
             overlays[1..].iter().for_each(|overlay| company.step(overlay, now));
+            company.step(&Overlay::new(), now);
         }
         assert!(!company.is_awaited(1, now), "too few");
         company.step(&overlays[0], now);
@@ -95,7 +107,7 @@ mod tests {
     #[test]
     fn the_oldest_makes_room() {
         let (mut company, mut now) = (Company::default(), Duration::ZERO);
-        let overlays: Vec<Overlay> = (0..=SIBLINGS).map(|_| Overlay::new()).collect();
+        let overlays = overlays(SIBLINGS + 1);
         for overlay in &overlays {
             company.step(overlay, now);
             now += Duration::from_millis(1);
