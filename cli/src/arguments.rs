@@ -95,6 +95,9 @@ pub struct NodeOptions {
     /// What this node does [default: all]
     #[arg(long, value_enum, value_name = "ROLE,..", value_delimiter = ',')]
     pub roles: Option<Vec<RoleArgument>>,
+    /// Where this node is, by any name that its neighbours have too: reads that any replica may answer prefer the near ones
+    #[arg(long, value_name = "NAME")]
+    pub zone: Option<String>,
     /// Listens on addresses that others can reach, though Shoal has no authentication yet
     #[arg(long, num_args = 0, default_missing_value = "true")]
     pub insecure: Option<bool>,

@@ -38,7 +38,8 @@ pub async fn run(options: Dev) -> Result<(), Failure> {
         _ = stop.wait_for(|stop| *stop) => Ok(()),
     };
     if ready.is_ok() && !*stop.borrow() {
-        let router = Arc::new(Router::new(tuned.router(), cluster[0].peers()));
+        let router = Arc::new(Router::new(tuned.router(String::new()), cluster[0].peers()));
+        cluster[0].note_router(router.incarnation()).await;
         metrics.sources.add(of_router(cluster[0].member().await, &router));
         announce(Some(address), cluster[0].address(), metrics.address);
         router.serve(clients, async { drop(stop.wait_for(|stop| *stop).await) }).await;
@@ -63,6 +64,7 @@ async fn start(data: &DataDir, tuned: &Tuned) -> Result<Vec<Node>, Failure> {
         let settings = Settings {
             address: addresses[nodes.len()].clone(),
             roles: Roles { router: number == 1, ..Roles::ALL },
+            zone: String::new(),
             join: addresses.clone(),
             tuned: tuned.clone(),
         };

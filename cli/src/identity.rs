@@ -7,7 +7,7 @@ use crate::failure::Failure;
 use fs4::fs_std::FileExt;
 use proto::services::{Founding, Joined};
 use proto::topology::{Node, Roles};
-use proto::{ClusterId, NodeId};
+use proto::{ClusterId, NodeId, RouterIncarnation};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 /// The version of everything below a node's directory.
 const FORMAT: u32 = 1;
 const NAME: &str = "node.json";
+/// How many routers are remembered. What earlier ones had prepared has long been ended.
+const ROUTERS: usize = 8;
 
 /// A node's directory, which this process has. Dropping it lets go.
 pub struct Directory {
@@ -38,6 +40,9 @@ pub struct Record {
     /// The cluster that it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub member: Option<Member>,
+    /// The routers that ran here last, one for each process, this one's at the end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routers: Vec<RouterIncarnation>,
 }
 
 /// A node's place in a cluster.
@@ -88,7 +93,7 @@ pub struct Plan {
     pub replicas: u32,
 }
 
-/// A node and where it listens.
+/// A node and where it listens. Its zone it tells the coordinator itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Address {
@@ -113,7 +118,7 @@ impl From<&Address> for Node {
         let has = |name: &str| address.roles.iter().any(|role| role == name);
         let roles =
             Roles { router: has("router"), shardnode: has("shardnode"), coordinator: has("coordinator") };
-        Node { id: address.node, address: address.address.clone(), roles }
+        Node { id: address.node, address: address.address.clone(), roles, zone: String::new() }
     }
 }
 
@@ -166,7 +171,8 @@ impl Directory {
         let record = match read(&path)? {
             Some(record) => record,
             None => {
-                let record = Record { format: FORMAT, join: None, plan: None, member: None };
+                let record =
+                    Record { format: FORMAT, join: None, plan: None, member: None, routers: Vec::new() };
                 write(&path, NAME, &record)?;
                 record
             }
@@ -182,6 +188,15 @@ impl Directory {
     /// What is known of the node.
     pub fn record(&self) -> &Record {
         &self.record
+    }
+
+    /// Notes the router that this process has.
+    pub fn note_router(&mut self, router: RouterIncarnation) -> Result<(), Failure> {
+        self.change(|record| {
+            record.routers.push(router);
+            let surplus = record.routers.len().saturating_sub(ROUTERS);
+            record.routers.drain(..surplus);
+        })
     }
 
     /// Changes what is known of the node, on disk first.
@@ -254,7 +269,7 @@ mod tests {
 
     fn member() -> Member {
         let roles = Roles { router: false, shardnode: true, coordinator: true };
-        let node = Node { id: NodeId(2), address: "h:1".into(), roles };
+        let node = Node { id: NodeId(2), address: "h:1".into(), roles, zone: String::new() };
         assert_eq!(Node::from(&Address::from(&node)), node);
         let founding = Founding {
             cluster: ClusterId(u128::MAX - 1),
@@ -277,6 +292,20 @@ mod tests {
         assert!(matches!(Directory::open(&path), Err(Failure::DataInUse(_))));
         drop(directory);
         assert_eq!(Directory::open(&path).unwrap().record().member, Some(member()));
+    }
+
+    #[test]
+    fn the_next_process_knows_which_routers_are_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        for router in 0..ROUTERS as u64 + 2 {
+            let mut directory = Directory::open(folder.path()).unwrap();
+            let former: Vec<_> = (router.saturating_sub(ROUTERS as u64)..router).collect();
+            assert_eq!(
+                directory.record().routers,
+                former.into_iter().map(RouterIncarnation).collect::<Vec<_>>()
+            );
+            directory.note_router(RouterIncarnation(router)).unwrap();
+        }
     }
 
     #[test]

@@ -46,10 +46,20 @@ pub struct Settings {
     pub address: String,
     /// What it is willing to do.
     pub roles: Roles,
+    /// Its zone; empty for none.
+    pub zone: String,
     /// Addresses of others.
     pub join: Vec<String>,
     /// Times and bounds.
     pub tuned: Tuned,
+}
+
+impl Settings {
+    /// What the coordinator is told of the node.
+    fn registered(&self, id: NodeId) -> Registered {
+        let Settings { address, roles, zone, .. } = self.clone();
+        Registered { id, address, roles, zone }
+    }
 }
 
 /// A node that runs.
@@ -151,6 +161,13 @@ impl Node {
         self.core.running.borrow().is_some()
     }
 
+    /// Has the node's next process know which router this one had.
+    pub async fn note_router(&self, router: RouterIncarnation) {
+        if let Err(error) = self.core.directory.lock().await.note_router(router) {
+            tracing::warn!(%error, "should this process die, what its router leaves will be locked for some seconds more");
+        }
+    }
+
     /// What it has done and how its replicas are, in Prometheus' form, while it belongs to a cluster.
     pub fn metrics(&self) -> impl Fn() -> Option<(NodeId, Vec<MetricFamily>)> + Send + Sync + 'static {
         let core = Arc::downgrade(&self.core);
@@ -209,7 +226,7 @@ impl Core {
         }
         let coordinators = match node.member {
             Some((_, id)) => {
-                let here = Registered { id, address: node.address.clone(), roles: node.roles };
+                let here = self.settings.registered(id);
                 self.peers.coordinator_nodes(&here)
             }
             None => Vec::new(),
@@ -228,7 +245,7 @@ impl Core {
             && ours == cluster
         {
             let Identity { address, roles, .. } = identity.clone();
-            self.peers.meet(&Registered { id, address, roles });
+            self.peers.meet(&Registered { id, address, roles, zone: String::new() });
         }
     }
 
@@ -326,6 +343,7 @@ impl Core {
             request: RequestId { router: RouterIncarnation(name), sequence: 1 },
             address: self.settings.address.clone(),
             roles: self.settings.roles,
+            zone: self.settings.zone.clone(),
         };
         for coordinator in coordinators {
             let client: NodeClient = self.meeting.client(&coordinator.address);

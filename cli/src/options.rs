@@ -25,6 +25,8 @@ pub struct Options {
     pub join: Vec<String>,
     /// What it is willing to do.
     pub roles: Roles,
+    /// Its zone; empty for none.
+    pub zone: String,
     /// Everyone who can reach it may.
     pub insecure: bool,
     /// Times and bounds.
@@ -60,6 +62,7 @@ pub fn resolve(given: NodeOptions) -> Result<Options, Failure> {
         metrics_listen: given.metrics_listen.or(file.metrics_listen),
         join: given.join.or(file.join).unwrap_or_default(),
         roles,
+        zone: given.zone.or(file.zone).unwrap_or_default(),
         insecure: given.insecure.or(file.insecure).unwrap_or(false),
         tuned: given.tuning.or(file.tuning).resolve()?,
     })
@@ -113,9 +116,11 @@ mod tests {
         metrics-listen = "10.0.0.1:9090"
         join = ["10.0.0.2:7000", "10.0.0.3:7000"]
         roles = ["router", "coordinator"]
+        zone = "east-1"
         insecure = true
         [tuning]
         tick = "50ms"
+        apply-lag = "0ms..100ms"
         max-connections = 7
     "#;
 
@@ -130,9 +135,12 @@ mod tests {
         assert_eq!(options.metrics_listen.as_deref(), Some("10.0.0.1:9090"));
         assert_eq!(options.join, ["a:1", "b:2"]);
         assert_eq!(options.roles, Roles { router: true, shardnode: false, coordinator: true });
+        assert_eq!(options.zone, "east-1");
         assert!(options.insecure);
         let tuned = options.tuned.replica(proto::NodeId(1), options.data_dir);
         assert_eq!((tuned.tick.as_millis(), tuned.election_ticks), (20, 10));
+        let ms = std::time::Duration::from_millis;
+        assert_eq!(tuned.apply_lag, Some((ms(0), ms(100))));
     }
 
     #[test]
@@ -141,6 +149,7 @@ mod tests {
             ("data-dirr = \"/data\"", "data-dirr"),
             ("[tuning]\ntock = \"5ms\"", "tock"),
             ("[tuning]\ntick = \"5\"", "not like"),
+            ("[tuning]\napply-lag = \"2s..1s\"", "the longer time"),
             ("roles = [\"king\"]", "king"),
             ("listen = 5", "line 1"),
         ] {

@@ -168,7 +168,10 @@ impl NodePeers {
         let book = self.book.load();
         let find = |id: &NodeId| match book.nodes.get(id) {
             _ if *id == here.id => Some(here.clone()),
-            Some(remote) => Some(Node { id: *id, address: remote.address.clone(), roles: remote.roles }),
+            Some(remote) => {
+                let (address, roles) = (remote.address.clone(), remote.roles);
+                Some(Node { id: *id, address, roles, zone: String::new() })
+            }
             None => None,
         };
         book.coordinators.iter().filter_map(find).collect()
@@ -188,7 +191,7 @@ impl NodePeers {
 
 impl Membership {
     fn put(&self, book: &mut Book, node: &Node) {
-        let Node { id, address, roles } = node;
+        let Node { id, address, roles, zone: _ } = node;
         if *id == self.node {
             return;
         }
@@ -217,6 +220,10 @@ impl Peers for NodePeers {
             Some(local) => Some(local),
             None => Some(self.remote(node)?),
         }
+    }
+
+    fn is_here(&self, node: NodeId) -> bool {
+        self.process.with(node, |_| ()).is_some()
     }
 
     fn coordinators(&self) -> Vec<(NodeId, Arc<dyn CoordinatorService>)> {

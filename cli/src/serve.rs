@@ -35,14 +35,15 @@ pub async fn run(given: NodeOptions) -> Result<(), Failure> {
     let address = advertised(&options, local(&listener)?)?;
     let pg = clients.as_ref().map(local).transpose()?;
     let metrics = Metrics::listen(options.metrics_listen.as_deref(), options.insecure).await?;
-    let Options { roles, join, tuned, .. } = options;
-    let settings = Settings { address: address.clone(), roles, join, tuned: tuned.clone() };
+    let Options { roles, zone, join, tuned, .. } = options;
+    let settings =
+        Settings { address: address.clone(), roles, zone: zone.clone(), join, tuned: tuned.clone() };
     let node = Node::start(settings, directory, listener, Arc::new(Process::default())).await?;
     metrics.sources.add(node.metrics());
     announce(pg, &address, metrics.address);
     let served = tokio::select! {
         failure = node.failure() => Err(Failure::Node(failure)),
-        () = serve(&node, clients, tuned.router(), &metrics.sources, stop) => Ok(()),
+        () = serve(&node, clients, tuned.router(zone), &metrics.sources, stop) => Ok(()),
     };
     node.shutdown().await;
     served
@@ -69,6 +70,7 @@ async fn serve(
         _ = stop.wait_for(|stop| *stop) => return,
     }
     let router = Arc::new(Router::new(config, node.peers()));
+    node.note_router(router.incarnation()).await;
     sources.add(of_router(node.member().await, &router));
     // Leaders go while the last statements run: what meets a leader that has gone finds the new one.
     let handing_over = async {

@@ -32,6 +32,7 @@ struct NodeLine {
     node: u64,
     address: String,
     roles: Vec<&'static str>,
+    zone: String,
     /// How long ago it reported; null if the coordinator's leader hasn't heard of it.
     heard_ms: Option<u64>,
 }
@@ -72,8 +73,13 @@ struct ReplicaLine {
     role: Option<&'static str>,
     term: Option<u64>,
     applied: Option<u64>,
+    /// The last entry that it knows to be committed.
+    committed: Option<u64>,
+    /// How many of those its database lacks, and for how long it has.
+    lag_entries: Option<u64>,
+    lag_ms: Option<u64>,
     /// How many entries its log lacks, as its leader knows.
-    lag: Option<u64>,
+    log_lag: Option<u64>,
     wal_bytes: Option<u64>,
     image: Option<ImageLine>,
     check: Option<CheckLine>,
@@ -177,8 +183,13 @@ fn node_line(status: &ClusterStatus, node: &Node) -> NodeLine {
         node: node.id.0,
         address: node.address.clone(),
         roles: roles.into_iter().filter(|(has, _)| *has).map(|(_, name)| name).collect(),
-        heard_ms: heard.map(|(_, ago)| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
+        zone: node.zone.clone(),
+        heard_ms: heard.map(|(_, ago)| millis(*ago)),
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn shard_lines(status: &ClusterStatus, topology: &Topology) -> Vec<ShardLine> {
@@ -214,7 +225,7 @@ fn group_line(status: &ClusterStatus, group: GroupId, nodes: &[NodeId]) -> Group
     }
     let line = |node: &NodeId| {
         let said = said(*node);
-        let lag = leading.and_then(|leading| {
+        let log_lag = leading.and_then(|leading| {
             let has = leading.lag.iter().find(|(member, _)| member == node).map(|(_, index)| *index);
             let has = if leading.node == *node { Some(leading.last) } else { has };
             Some(leading.last.0.saturating_sub(has?.0))
@@ -224,7 +235,10 @@ fn group_line(status: &ClusterStatus, group: GroupId, nodes: &[NodeId]) -> Group
             role: said.map(role),
             term: said.map(|r| r.term.0),
             applied: said.map(|r| r.applied.0),
-            lag,
+            committed: said.map(|r| r.committed.0),
+            lag_entries: said.map(|r| r.committed.0.saturating_sub(r.applied.0)),
+            lag_ms: said.map(|r| millis(r.behind)),
+            log_lag,
             wal_bytes: said.map(|r| r.wal_bytes),
             image: said
                 .and_then(|r| r.image)
@@ -266,11 +280,12 @@ fn tables(report: &Report) -> String {
         table.load_preset(presets::UTF8_BORDERS_ONLY).set_header(header.iter().copied());
         table
     };
-    let mut nodes = table(&["node", "address", "roles", "heard"]);
+    let mut nodes = table(&["node", "address", "roles", "zone", "heard"]);
     for node in &report.nodes {
         let heard =
             node.heard_ms.map_or("never".to_owned(), |ms| format!("{}.{} s ago", ms / 1000, ms % 1000 / 100));
-        nodes.add_row([node.node.to_string(), node.address.clone(), node.roles.join(", "), heard]);
+        let NodeLine { node, address, roles, zone, .. } = node;
+        nodes.add_row([node.to_string(), address.clone(), roles.join(", "), zone.clone(), heard]);
     }
     let mut keyspaces = table(&["keyspace", "sharding", "shards", "replicas"]);
     for keyspace in &report.keyspaces {
@@ -312,8 +327,22 @@ fn replicas(group: &GroupLine) -> String {
     lines.join("\n")
 }
 
+/// What a replica lacks. Of a log that is short the replica itself may know nothing.
+fn lag(r: &ReplicaLine) -> String {
+    let [entries, ms, log] = [r.lag_entries, r.lag_ms, r.log_lag].map(Option::unwrap_or_default);
+    match (entries, ms, log) {
+        (0, 0, 0) => String::new(),
+        (0, 0, log) => format!(", its log lags by {}", entries_of(log)),
+        (entries, ms, _) => format!(", lags by {}, {ms} ms", entries_of(entries)),
+    }
+}
+
+fn entries_of(number: u64) -> String {
+    if number == 1 { "1 entry".to_owned() } else { format!("{number} entries") }
+}
+
 fn replica(r: &ReplicaLine) -> String {
-    let lag = r.lag.filter(|lag| *lag > 0).map_or(String::new(), |lag| format!(", lags by {lag}"));
+    let lag = lag(r);
     match (r.role, r.applied, &r.stopped, &r.image) {
         (Some(_), _, Some(cause), _) => format!("{}: stopped: {cause}", r.node),
         (Some(role), _, None, Some(ImageLine { done_bytes, total_bytes })) => {

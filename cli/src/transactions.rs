@@ -178,7 +178,11 @@ fn show(seen: &Seen, transaction: TransactionId) -> Option<String> {
         let waits = branch.waits_for.iter().map(TransactionId::to_string).collect::<Vec<_>>().join(", ");
         table.add_row([name, state.to_owned(), seconds(branch.idle), waits]);
     }
-    Some(format!("transaction {transaction}: {state}\n{table}"))
+    let positions = seen.records.get(&transaction).filter(|record| record.committed);
+    let positions = positions.map(|record| record.positions.iter().copied().collect());
+    let gtid = positions.map(|positions| seen.topology.gtid(&positions)).filter(|gtid| !gtid.is_empty());
+    let gtid = gtid.map_or_else(String::new, |gtid| format!("\nGTID {gtid}"));
+    Some(format!("transaction {transaction}: {state}{gtid}\n{table}"))
 }
 
 fn unknown(seen: &Seen, transaction: TransactionId) -> Failure {
@@ -195,7 +199,7 @@ fn unknown(seen: &Seen, transaction: TransactionId) -> Failure {
 async fn resolve(admin: &Admin, transaction: TransactionId) -> Result<(), Failure> {
     let seen = Seen::look(admin, Some(transaction)).await?;
     let participants = undecided(&seen, transaction)?;
-    let decision = Decision { transaction, participants, commit: false, key: None };
+    let decision = Decision::abort(transaction, participants);
     let verdict = admin::ask_leader(admin, |coordinator| {
         let decision = decision.clone();
         Box::pin(async move { coordinator.decide(decision).await })
@@ -257,7 +261,8 @@ fn decided(transaction: TransactionId, state: &str) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proto::RouterIncarnation;
+    use proto::topology::{Keyspace, Shard, Sharding};
+    use proto::{GroupId, Incarnation, KeyRange, KeyspaceNumber, LogIndex, RouterIncarnation};
 
     fn id(sequence: u64) -> TransactionId {
         TransactionId { router: RouterIncarnation(0x5a), sequence }
@@ -271,6 +276,7 @@ mod tests {
             prepared: prepared.then(|| vec![ShardId(1), ShardId(2)]),
             parallel: false,
             committed: false,
+            forsaken: false,
             idle: Duration::from_millis(millis),
             waits_for: if prepared { Vec::new() } else { vec![id(1)] },
         }
@@ -279,7 +285,13 @@ mod tests {
     fn seen() -> Seen {
         let record = |sequence, committed, finished| {
             let participants = vec![ShardId(1), ShardId(2)];
-            (id(sequence), TransactionStatus { transaction: id(sequence), participants, committed, finished })
+            let positions = if sequence == 5 {
+                vec![(ShardId(1), LogIndex(7)), (ShardId(2), LogIndex(9))]
+            } else {
+                vec![]
+            };
+            let transaction = id(sequence);
+            (id(sequence), TransactionStatus { transaction, participants, committed, finished, positions })
         };
         Seen {
             topology: Topology::default(),
@@ -340,6 +352,28 @@ mod tests {
         assert_eq!(cells(&text), expected);
         assert!(show(&seen, id(4)).unwrap().contains("unknown"), "a shard that wasn't asked may have it");
         assert_eq!(show(&seen, id(9)), None);
+    }
+
+    #[test]
+    fn one_that_is_committed_is_shown_with_its_gtid() {
+        let mut seen = seen();
+        let keyspace = KeyspaceNumber(1);
+        let ids: Vec<_> = [1, 2].map(ShardId).into();
+        for (id, range) in ids.iter().zip(KeyRange::split_evenly(2)) {
+            let (group, incarnation) = (GroupId(id.0 + 1), Incarnation(1));
+            let (id, replicas, formed) = (*id, vec![], true);
+            let shard = Shard { id, keyspace, range, incarnation, group, replicas, formed };
+            seen.topology.shards.insert(id, shard);
+        }
+        let (name, sharding) = ("main".into(), Sharding::Hash);
+        let main = Keyspace { number: keyspace, name, sharding, replicas: 1, shards: ids };
+        seen.topology.keyspaces.insert(keyspace, main);
+        let text = show(&seen, id(5)).unwrap();
+        assert!(text.starts_with("transaction 5a-5: committed\nGTID main/-80.1:7,main/80-.1:9\n"), "{text}");
+        assert!(
+            show(&seen, id(1)).unwrap().starts_with("transaction 5a-1: committing\n┌"),
+            "nobody knows it"
+        );
     }
 
     #[test]

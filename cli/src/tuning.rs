@@ -4,7 +4,7 @@
 //! coordinator and router. A value out of bounds is refused with its name before anything starts.
 
 use crate::failure::Failure;
-use crate::units::{Size, Span};
+use crate::units::{Size, Span, Spans};
 use clap::Args;
 use proto::NodeId;
 use serde::Deserialize;
@@ -14,6 +14,9 @@ use std::time::Duration;
 /// A node is heard every two seconds: less than a few of them is no silence.
 const LEAST_SILENCE: Duration = Duration::from_secs(10);
 const MOST_SILENCE: Duration = Duration::from_secs(30 * 86_400);
+
+/// Who lags for longer has much to apply before it can lead.
+const MOST_LAG: Duration = Duration::from_secs(60);
 
 /// What may be tuned. What isn't given has its default.
 #[derive(Clone, Debug, Default, PartialEq, Args, Deserialize)]
@@ -59,6 +62,10 @@ pub struct Tuning {
     /// So many idempotency keys are remembered at most, then new ones are refused; the same on all nodes [default: 10000000]
     #[arg(long, value_name = "N")]
     pub max_keys: Option<u64>,
+    /// For drills: replicas that don't lead apply what is committed so much later, by a time between these that is drawn anew
+    /// every tenth of a second, as in 0ms..100ms [default: none]
+    #[arg(long, value_name = "TIME..TIME")]
+    pub apply_lag: Option<Spans>,
     /// How many Postgres clients may be connected to this node at a time [default: 500]
     #[arg(long, value_name = "N")]
     pub max_connections: Option<u32>,
@@ -79,6 +86,7 @@ pub struct Tuned {
     max_transaction_bytes: u64,
     remember_keys: Duration,
     max_keys: u64,
+    apply_lag: Option<(Duration, Duration)>,
     max_connections: usize,
 }
 
@@ -98,6 +106,7 @@ impl Tuning {
             max_transaction: self.max_transaction.or(other.max_transaction),
             remember_keys: self.remember_keys.or(other.remember_keys),
             max_keys: self.max_keys.or(other.max_keys),
+            apply_lag: self.apply_lag.or(other.apply_lag),
             max_connections: self.max_connections.or(other.max_connections),
         }
     }
@@ -132,6 +141,9 @@ impl Tuning {
         within("remember-keys", remember_keys, seconds(60), seconds(365 * 86_400))?;
         within("max-keys", max_keys, 1, 1_000_000_000)?;
         within("max-connections", max_connections, 1, 100_000)?;
+        if let Some(Spans(_, most)) = self.apply_lag {
+            within("apply-lag", most, Span(Duration::ZERO), Span(MOST_LAG))?;
+        }
         Ok(Tuned {
             tick: tick.0,
             election_ticks,
@@ -145,6 +157,7 @@ impl Tuning {
             max_transaction_bytes: max_transaction.0,
             remember_keys: remember_keys.0,
             max_keys,
+            apply_lag: self.apply_lag.map(|Spans(least, most)| (least.0, most.0)),
             max_connections: max_connections as usize,
         })
     }
@@ -173,6 +186,7 @@ impl Tuned {
             check_every: self.check_every,
             revive_every: self.revive_every,
             max_staged_bytes: self.max_transaction_bytes,
+            apply_lag: self.apply_lag,
             ..replica::Config::new(node, directory)
         }
     }
@@ -184,9 +198,9 @@ impl Tuned {
         coordinator::Config { replace_after, remember_keys, max_keys, ..config }
     }
 
-    /// The settings of a router.
-    pub fn router(&self) -> router::Config {
-        router::Config { max_connections: self.max_connections, ..router::Config::default() }
+    /// The settings of a router in this zone.
+    pub fn router(&self, zone: String) -> router::Config {
+        router::Config { max_connections: self.max_connections, zone, ..router::Config::default() }
     }
 }
 
@@ -208,6 +222,10 @@ mod tests {
         let heartbeat = text(tuned(|t| t.heartbeat_ticks = Some(6)));
         assert_eq!(heartbeat, "heartbeat-ticks is from 1 to 5, not 6");
         assert!(text(tuned(|t| t.checkpoint_size = Some(Size(1)))).starts_with("checkpoint-size"));
+        assert_eq!(
+            text(tuned(|t| t.apply_lag = Some(Spans(Span(Duration::ZERO), Span(Duration::from_secs(61)))))),
+            "apply-lag is from 0ms to 1m, not 61s"
+        );
         assert!(text(tuned(|t| t.max_connections = Some(0))).starts_with("max-connections"));
     }
 }

@@ -9,6 +9,10 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
 
+/// Two times, of which the second isn't less: `0ms..100ms`. One time is both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spans(pub Span, pub Span);
+
 /// A size: a whole number and `B`, `KiB`, `MiB` or `GiB`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
@@ -39,6 +43,19 @@ impl FromStr for Span {
     }
 }
 
+impl FromStr for Spans {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (least, most) = text.split_once("..").unwrap_or((text, text));
+        let (least, most): (Span, Span) = (least.parse()?, most.parse()?);
+        if least > most {
+            return Err(format!("{text} begins with the longer time"));
+        }
+        Ok(Spans(least, most))
+    }
+}
+
 impl FromStr for Size {
     type Err = String;
 
@@ -65,6 +82,12 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
+impl<'de> Deserialize<'de> for Spans {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
+}
+
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         String::deserialize(from)?.parse().map_err(D::Error::custom)
@@ -86,6 +109,13 @@ mod tests {
         assert_eq!("3600s".parse::<Span>().unwrap().to_string(), "1h");
         for text in ["", "5", "ms", "-5s", "1.5s", "5 s", "5S", "99999999999999999999s"] {
             assert!(text.parse::<Span>().is_err(), "{text}");
+        }
+        let ms = |ms| Span(Duration::from_millis(ms));
+        for (text, spans) in [("0ms..100ms", (0, 100)), ("1s..1s", (1000, 1000)), ("50ms", (50, 50))] {
+            assert_eq!(text.parse(), Ok(Spans(ms(spans.0), ms(spans.1))), "{text}");
+        }
+        for text in ["", "..", "5ms..", "..5ms", "2s..1s", "1..2s", "1s..2s..3s", "1s ..2s"] {
+            assert!(text.parse::<Spans>().is_err(), "{text}");
         }
         for text in ["8MB", "8", "99999999999999999GiB"] {
             assert!(text.parse::<Size>().is_err(), "{text}");

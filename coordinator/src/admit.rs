@@ -15,7 +15,7 @@ use crate::keyspace;
 use crate::store::{Counter, Store};
 use bytes::Bytes;
 use dialect::physical;
-use proto::catalog::{ColumnDefault, Placement, Relation, Sequence, Table};
+use proto::catalog::{ColumnDefault, Placement, Relation, RoleChange, Sequence, Table};
 use proto::services::{CreateKeyspace, SchemaChange, SchemaChangeRequest};
 use proto::topology::{Keyspace, Sharding};
 use proto::wire::Wire;
@@ -93,6 +93,7 @@ pub(crate) fn change(store: Store<'_>, request: &SchemaChangeRequest) -> Result<
         SchemaChange::CreateSequence(sequence) => admitting.create_sequence(sequence),
         SchemaChange::ReplaceSequence { sequence, restart } => admitting.replace_sequence(sequence, *restart),
         SchemaChange::DropSequences(sequences) => admitting.drop_sequences(sequences),
+        SchemaChange::AlterRole { role, change } => admitting.alter_role(role.as_deref(), change),
     }
 }
 
@@ -380,6 +381,13 @@ impl Admitting<'_> {
         for id in ids {
             self.store.drop_sequence(*id)?;
         }
+        self.done()
+    }
+
+    fn alter_role(&self, role: Option<&str>, change: &RoleChange) -> Result<Admission> {
+        let mut settings = self.store.role_settings(role)?;
+        settings.apply(change.clone());
+        self.store.put_role_settings(&settings)?;
         self.done()
     }
 

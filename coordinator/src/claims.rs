@@ -11,11 +11,11 @@
 //! on the replica's writer alone, in the log's order: who claims sees all that was decided before, and takes part in all
 //! that is decided after.
 
-use crate::decisions::from_bytes;
 use crate::service::Core;
-use crate::store::{self, Store};
+use crate::store::{self, Store, decode};
 use bytes::Bytes;
-use proto::services::{Claim, ServiceResult, Spent};
+use proto::services::{Claim, Decision, ServiceResult, Spent};
+use proto::wire::Wire;
 use proto::{SqlState, Term, TransactionId, WireError};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -76,15 +76,13 @@ impl Claims {
 impl Store<'_> {
     /// Who has used the key up.
     pub(crate) fn spent(&self, key: &str) -> Result<Option<Spent>, WireError> {
-        let sql = "SELECT router, sequence, finished FROM shoal_decision WHERE key = ?1";
-        let found = self.first(sql, [key], |row| {
-            let number = |column| row.get::<_, i64>(column).map(i64::cast_unsigned);
-            Ok(([number(0)?, number(1)?], row.get(2)?))
-        })?;
-        Ok(found.map(|([router, sequence], finished)| Spent {
-            transaction: TransactionId { router: proto::RouterIncarnation(router), sequence },
-            finished,
-        }))
+        let sql = "SELECT descriptor, finished FROM shoal_decision WHERE key = ?1";
+        let found = self.first(sql, [key], |row| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, bool>(1)?)))?;
+        let spent = |(bytes, finished): (Vec<u8>, bool)| {
+            let Decision { transaction, positions, .. } = decode(&bytes)?;
+            Ok(Spent { transaction, finished, positions })
+        };
+        found.map(spent).transpose()
     }
 }
 
@@ -100,16 +98,13 @@ impl Core {
         let claims = Arc::clone(&self.claims);
         let output = store::staged(&self.replica, self.config.write_timeout, move |stage| {
             if let Some(spent) = Store(stage).spent(&claim.key)? {
-                let mut bytes = crate::decisions::to_bytes(&[spent.transaction]).to_vec();
-                bytes.push(spent.finished.into());
-                return Ok(bytes.into());
+                return Ok(spent.encode().into());
             }
             claims.lock().claim(stage.term(), &claim.key, claim.transaction);
             Ok(Bytes::new())
         });
         let output = output.await?.output;
-        let spent = from_bytes(&output).first().copied();
-        Ok(spent.map(|transaction| Spent { transaction, finished: output.last() == Some(&1) }))
+        if output.is_empty() { Ok(None) } else { decode(&output).map(Some) }
     }
 }
 

@@ -46,9 +46,9 @@ pub struct Config {
     pub remember_keys: Duration,
     /// How many such keys may be remembered; then nobody may claim another.
     pub max_keys: u64,
-    /// A transaction that was decided is left to its router for so long.
+    /// A transaction that was decided is left to its router for so long, unless that is gone.
     pub finish_after: Duration,
-    /// A transaction with a branch that has been prepared for so long is aborted if nobody has decided it. Longer than it
+    /// A transaction with a branch that has been prepared for so long is ended if nobody has decided it, though its router be heard. Longer than it
     /// takes to prepare a big one on its other shards.
     pub abort_after: Duration,
     /// How often shards are asked for their branches. Less often if there are hundreds of them.

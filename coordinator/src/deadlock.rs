@@ -207,6 +207,7 @@ mod tests {
             prepared: None,
             parallel: false,
             committed: false,
+            forsaken: false,
             idle: Default::default(),
             waits_for: vec![wait.holder],
         };

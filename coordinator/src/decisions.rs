@@ -71,8 +71,9 @@ pub(crate) struct Record {
 
 impl From<Record> for TransactionStatus {
     fn from(record: Record) -> Self {
-        let Record { decision: Decision { transaction, participants, commit, key: _ }, finished } = record;
-        TransactionStatus { transaction, participants, committed: commit, finished }
+        let Record { decision, finished } = record;
+        let Decision { transaction, participants, commit, key: _, positions } = decision;
+        TransactionStatus { transaction, participants, committed: commit, finished, positions }
     }
 }
 
@@ -167,7 +168,7 @@ pub(crate) fn settle(store: Store<'_>, prepared: &[Prepared], keep: Keep) -> Res
                 let participants: BTreeSet<_> = named.collect();
                 let participants = participants.into_iter().collect();
                 let commit = *commit;
-                let decision = Decision { transaction: *transaction, participants, commit, key: None };
+                let decision = Decision { commit, ..Decision::abort(*transaction, participants) };
                 store.put_decision(&decision, keep)?;
                 if !commit {
                     aborted.push(*transaction);
@@ -302,6 +303,9 @@ impl Core {
             let output = self.write(move |store| Ok(to_bytes(&settle(store, &some, keep)?))).await?;
             aborted.extend(from_bytes(&output));
         }
+        // Their records are there by now, for whoever looks.
+        self.orphans.lock().extend(prepared.iter().map(|prepared| prepared.transaction));
+        self.orphaned.notify_one();
         Ok(aborted)
     }
 
@@ -382,8 +386,8 @@ pub(crate) async fn sweep(core: Arc<Core>) {
 mod tests {
     use super::*;
     use crate::Config;
-    use proto::NodeId;
     use proto::services::Spent;
+    use proto::{LogIndex, NodeId};
     use rusqlite::Connection;
 
     fn tables() -> Connection {
@@ -398,7 +402,8 @@ mod tests {
     }
 
     fn decision(sequence: u64, commit: bool) -> Decision {
-        Decision { transaction: id(sequence), participants: vec![ShardId(1), ShardId(2)], commit, key: None }
+        let positions = vec![(ShardId(1), LogIndex(sequence)), (ShardId(2), LogIndex(7))];
+        Decision { commit, positions, ..Decision::abort(id(sequence), vec![ShardId(1), ShardId(2)]) }
     }
 
     const KEEP: Keep = Keep { plain: Duration::from_secs(60), keyed: Duration::from_secs(600) };
@@ -520,7 +525,10 @@ mod tests {
         assert_eq!(decide(2, false), (true, None), "its answer got lost");
         assert_eq!(decide(3, true), (false, Some(id(2))));
         assert_eq!(decide(3, true), (false, Some(id(2))));
-        assert_eq!(store.spent("k").unwrap(), Some(Spent { transaction: id(2), finished: false }));
+        assert_eq!(
+            store.spent("k").unwrap(),
+            Some(Spent { transaction: id(2), finished: false, positions: keyed(2).positions })
+        );
         store.set_finished(id(2), true).unwrap();
         assert!(store.spent("k").unwrap().is_some_and(|spent| spent.finished));
         // Whom a shard was forgotten of keeps its key.

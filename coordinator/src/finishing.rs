@@ -2,8 +2,9 @@
 //!
 //! In come the records of transactions that are decided and not finished; out go verdicts to the shards that take part, and
 //! notes in the coordinator's log that all have heard theirs. Mostly the router does that within milliseconds; what it
-//! hasn't done after a short grace is done here: the router may be gone. Nothing is kept that the records don't have but
-//! what need not be done twice, so another leader goes on from the same place. Telling a shard twice is harmless.
+//! hasn't done after a short grace is done here: the router may be gone. What was decided
+//! here, for it is gone, has no grace. Nothing is kept that the records don't have but what need not be done twice, so
+//! another leader goes on from the same place. Telling a shard twice is harmless.
 //!
 //! Each shard has a **lane** of its own, so one that doesn't answer holds up nobody else's transactions.
 
@@ -54,6 +55,8 @@ struct Told {
 #[derive(Default)]
 struct Driver {
     seen: HashMap<TransactionId, Seen>,
+    /// Those that nobody else goes on with.
+    orphans: HashSet<TransactionId>,
     lanes: HashMap<ShardId, Lane>,
     telling: JoinSet<Told>,
 }
@@ -90,6 +93,7 @@ pub(crate) async fn finish(core: Arc<Core>) {
             tokio::select! {
                 biased;
                 _ = ticks.tick() => break,
+                () = core.orphaned.notified() => break,
                 Some(told) = driver.telling.join_next() => match told {
                     // What is finished now is noted at once.
                     Ok(told) => if driver.hear(&core, told) { break },
@@ -109,21 +113,24 @@ pub(crate) async fn finish(core: Arc<Core>) {
 impl Driver {
     /// Notes what is finished, and has shards told of what isn't. Says whether there is nothing.
     async fn turn(&mut self, core: &Core) -> Result<bool, WireError> {
+        // Before their records are looked for: those were there first.
+        self.orphans.extend(core.orphans.lock().drain(..));
         let (unfinished, shards) = core.unfinished().await?;
         let now = machine::now();
         let listed: HashSet<_> = unfinished.iter().map(|decision| decision.transaction).collect();
         self.seen.retain(|transaction, _| listed.contains(transaction));
+        self.orphans.retain(|transaction| listed.contains(transaction));
         for lane in self.lanes.values_mut() {
             lane.waiting.clear();
         }
         let mut finished = Vec::new();
         let mut late = Vec::new();
-        for Decision { transaction, participants, commit, key: _ } in unfinished {
+        for Decision { transaction, participants, commit, .. } in unfinished {
             let seen =
                 self.seen.entry(transaction).or_insert_with(|| Seen { since: now, done: BTreeMap::new() });
             seen.done.retain(|_, at| now.saturating_duration_since(*at) < SURE);
             let age = now.saturating_duration_since(seen.since);
-            if age < core.config.finish_after {
+            if age < core.config.finish_after && !self.orphans.contains(&transaction) {
                 continue;
             }
             // They were all there when it began: one that isn't any more took its branch with it.

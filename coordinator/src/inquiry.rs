@@ -5,17 +5,21 @@
 //!
 //! **Prepared and forgotten.** A branch that is prepared stays so until it hears the verdict, and its router may be gone.
 //! The design has the shard ask the coordinator then. Here it's the other way round: the leader asks all shards
-//! what they have prepared, and whoever has been so for long is told. It is as safe, since only the asking is turned round:
-//! an undecided transaction is still aborted by a record in the coordinator's log, before anybody hears of it
-//! (`decisions.rs`); if the router's verdict is there first, that stands. And it is as live: there is always a leader
+//! what they have prepared, and whoever has been so for long, or has a router that is gone, is told. It is as safe, since
+//! only the asking is turned round: an undecided transaction is still aborted by a record in the coordinator's log,
+//! before anybody hears of it (`decisions.rs`); if the router's verdict is there first, that stands. And it is as live: there is always a leader
 //! of the coordinator in the end, it asks every shard that the topology names, and goes on asking those that don't
 //! answer. A shard needs no way to the coordinator, and one party fewer has a clock to mind.
+//!
+//! That a router is **gone** is said by its node, which has another one, or by a shard that hasn't heard it for long.
+//! Either may be wrong: it only says when to look, and what follows from looking is right at any time.
 //!
 //! **Votes that commit.** A transaction whose votes alone commit it (`parallel`) may be committed already when nobody has decided it:
 //! its router needs nobody's word. So its other participants matter: if all have voted, or one has committed, it is committed;
 //! one that hasn't voted is asked never to, and once it has promised, the transaction is aborted, if the branch that
 //! waits is still prepared then: a shard forgets that it has committed only once all have.
-//! A vote counts once it's as old: a cut that withholds it lasts for a second or so, and this is no way round one.
+//! A shard doesn't tell of votes that a cut withholds; and they count only once they are older than any cut that may:
+//! this is no way round one.
 //!
 //! **Deadlocks.** A shard ends the deadlocks that it sees. One over several shards is a cycle of waits that no shard sees
 //! whole (`deadlock.rs`). Its victim is told where it waits.
@@ -45,6 +49,8 @@ const FOR_EACH: Duration = Duration::from_millis(5);
 const ENDING: Duration = Duration::from_secs(2);
 /// How many promises are asked for in a round.
 const PROMISES: usize = 256;
+/// A vote that is so old counts.
+const OLD_VOTE: Duration = Duration::from_millis(1500);
 
 /// Asks shards until it is dropped.
 pub(crate) async fn inquire(core: Arc<Core>) {
@@ -134,16 +140,17 @@ impl Core {
         }
     }
 
-    /// Has an end put to what has been prepared for long.
+    /// Has an end put to what is prepared and whose router is gone, or has taken long.
     async fn end_orphans(&self, branches: &[BranchStatus]) -> Result<(), WireError> {
         let mut prepared = Vec::new();
         let mut late = Vec::new();
         let mut voted = Vec::new();
+        let gone = self.state.gone();
         for status in branches {
-            let BranchStatus { shard, transaction, prepared: participants, idle, .. } = status;
-            let Some(participants) = participants.clone().filter(|_| *idle >= self.config.abort_after) else {
-                continue;
-            };
+            let BranchStatus { shard, transaction, prepared: participants, idle, forsaken, .. } = status;
+            let is_orphan =
+                *forsaken || gone.contains(&transaction.router) || *idle >= self.config.abort_after;
+            let Some(participants) = participants.clone().filter(|_| is_orphan) else { continue };
             late.push((*transaction, *shard, *idle));
             let orphan = Prepared { transaction: *transaction, shard: *shard, participants, commit: false };
             if status.parallel { voted.push(orphan) } else { prepared.push(orphan) }
@@ -181,7 +188,8 @@ impl Core {
             let committed = votes.values().any(|vote| vote.committed);
             let missing: Vec<_> =
                 orphan.participants.iter().copied().filter(|shard| !votes.contains_key(shard)).collect();
-            let count = votes.values().all(|vote| vote.idle >= self.config.abort_after);
+            let old = OLD_VOTE.min(self.config.abort_after);
+            let count = votes.values().all(|vote| vote.idle >= old);
             if !undecided.contains(&orphan.transaction) || committed || (missing.is_empty() && count) {
                 known.push(Prepared { commit: true, ..orphan });
             } else if !missing.is_empty() && asked.len() < PROMISES {

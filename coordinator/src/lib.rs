@@ -26,7 +26,7 @@
 //! 1. All its participants have voted; its router asks for the verdict. The first one is recorded, and stands
 //!    (`decisions`). If it has an idempotency key, nobody else was committed with that, or began with it since (`claims`).
 //! 2. Its router tells the participants. Whom it hasn't told soon, the leader tells (`finishing`).
-//! 3. If nobody decides, the leader finds the branches that are prepared, and aborts (`inquiry`). It ends deadlocks over
+//! 3. If nobody decides, or its router is gone, the leader finds the branches that are prepared, and ends them (`inquiry`). It ends deadlocks over
 //!    several shards, too (`deadlock`).
 //! 4. The record stays for a while for those who ask, and is forgotten.
 //!

@@ -62,8 +62,8 @@ pub(crate) fn join(store: Store<'_>, join: &NodeJoin) -> Result<Joined> {
                 let message = format!("the cluster has given out all of its {MOST} node ids");
                 return Err(WireError::new(SqlState::PROGRAM_LIMIT_EXCEEDED, message));
             }
-            let NodeJoin { address, roles, .. } = join.clone();
-            store.put_node(&Node { id, address, roles })?;
+            let NodeJoin { address, roles, zone, .. } = join.clone();
+            store.put_node(&Node { id, address, roles, zone })?;
             store.next_epoch()?;
             store.put_answer(join.request, &Ok(id.0))?;
             id

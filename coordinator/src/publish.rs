@@ -122,7 +122,8 @@ fn publish(store: Store<'_>, job: &mut Job) -> Result<()> {
             SchemaChange::Truncate { .. }
             | SchemaChange::CreateSequence(_)
             | SchemaChange::ReplaceSequence { .. }
-            | SchemaChange::DropSequences(_),
+            | SchemaChange::DropSequences(_)
+            | SchemaChange::AlterRole { .. },
         )
         | None => {}
     }

@@ -186,7 +186,7 @@ mod tests {
             let ids: Vec<_> = (1..=nodes).map(NodeId).collect();
             let mut topology = Topology { coordinators: vec![NodeId(1)], ..Topology::default() };
             for id in &ids {
-                let node = Node { id: *id, address: String::new(), roles: Roles::ALL };
+                let node = Node { id: *id, address: String::new(), roles: Roles::ALL, zone: String::new() };
                 topology.nodes.insert(*id, node);
             }
             for (id, replicas) in (1..).zip(shards) {
@@ -221,7 +221,7 @@ mod tests {
                         ..ReplicaStatus::new(node, group)
                     })
                     .collect();
-                self.vitals.report(node, &statuses, self.at(second));
+                self.vitals.report(node, &statuses, Vec::new(), self.at(second));
             }
         }
 

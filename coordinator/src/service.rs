@@ -26,7 +26,8 @@ use proto::services::{
 use proto::topology::Node;
 use proto::wire::Wire;
 use proto::{
-    GroupId, KeyspaceNumber, NodeId, Retry, SchemaVersion, SequenceId, SqlState, TransactionId, WireError,
+    GroupId, KeyspaceNumber, NodeId, Retry, RouterIncarnation, SchemaVersion, SequenceId, SqlState,
+    TransactionId, WireError,
 };
 use replica::{Host, Replica};
 use std::collections::{HashMap, HashSet};
@@ -61,6 +62,10 @@ pub(crate) struct Core {
     pub(crate) obstacles: Obstacles,
     /// Counts the calls that may have decided a transaction.
     pub(crate) deciding: watch::Sender<u64>,
+    /// Transactions whose records were made or found since no router goes on with them: they are finished at once.
+    pub(crate) orphans: Mutex<Vec<TransactionId>>,
+    /// There are some.
+    pub(crate) orphaned: Notify,
     /// Transactions that take long to end.
     pub(crate) lingering: Mutex<Lingering>,
     /// Who has claimed which idempotency key.
@@ -98,6 +103,8 @@ impl Coordinator {
             metrics: Metrics::new(),
             obstacles: Obstacles::default(),
             deciding: watch::Sender::default(),
+            orphans: Mutex::default(),
+            orphaned: Notify::new(),
             lingering: Mutex::default(),
             claims: Arc::default(),
             keys: AtomicU64::new(0),
@@ -368,9 +375,14 @@ impl CoordinatorService for Coordinator {
         })
     }
 
-    fn report(&self, node: NodeId, replicas: Vec<ReplicaStatus>) -> BoxFuture<'_, ServiceResult<()>> {
+    fn report(
+        &self,
+        node: NodeId,
+        replicas: Vec<ReplicaStatus>,
+        former: Vec<RouterIncarnation>,
+    ) -> BoxFuture<'_, ServiceResult<()>> {
         Box::pin(async move {
-            self.core.state.report(node, &replicas);
+            self.core.state.report(node, &replicas, former);
             Ok(())
         })
     }

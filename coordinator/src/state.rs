@@ -11,8 +11,9 @@ use proto::catalog::Catalog;
 use proto::machine;
 use proto::services::{ClusterState, Consistency, ReplicaRole, ReplicaStatus};
 use proto::topology::{Leaders, Topology};
-use proto::{GroupId, NodeId, WireError};
+use proto::{GroupId, NodeId, RouterIncarnation, WireError};
 use replica::Replica;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -69,7 +70,7 @@ impl State {
     }
 
     /// Takes a node's report.
-    pub(crate) fn report(&self, node: NodeId, replicas: &[ReplicaStatus]) {
+    pub(crate) fn report(&self, node: NodeId, replicas: &[ReplicaStatus], former: Vec<RouterIncarnation>) {
         self.sender.send_if_modified(|state| {
             let mut leaders = Leaders::clone(&state.leaders);
             let mut news = false;
@@ -87,12 +88,17 @@ impl State {
             }
             news
         });
-        self.vitals.lock().report(node, replicas, machine::now());
+        self.vitals.lock().report(node, replicas, former, machine::now());
     }
 
     /// What each node last said.
     pub(crate) fn reports(&self) -> Vec<ReplicaStatus> {
         self.vitals.lock().statuses()
+    }
+
+    /// The routers that are gone for certain.
+    pub(crate) fn gone(&self) -> BTreeSet<RouterIncarnation> {
+        self.vitals.lock().gone()
     }
 
     /// All that is known of the nodes.

@@ -8,7 +8,7 @@ use crate::decisions;
 use crate::job::Job;
 use bytes::Bytes;
 use dialect::sqlite::error;
-use proto::catalog::{Catalog, FIRST_USER_ID, Sequence, Table};
+use proto::catalog::{Catalog, FIRST_USER_ID, RoleSettings, Sequence, Table};
 use proto::machine;
 use proto::topology::{Keyspace, Shard, Topology};
 use proto::wire::Wire;
@@ -37,6 +37,7 @@ pub(crate) fn init(config: &Config) -> Vec<String> {
         "CREATE TABLE shoal_table (id INTEGER NOT NULL PRIMARY KEY, descriptor BLOB NOT NULL) STRICT",
         "CREATE TABLE shoal_sequence (id INTEGER NOT NULL PRIMARY KEY, descriptor BLOB NOT NULL,
             next INTEGER) STRICT",
+        "CREATE TABLE shoal_role (name TEXT NOT NULL PRIMARY KEY, settings BLOB NOT NULL) STRICT",
         "CREATE TABLE shoal_job (id INTEGER NOT NULL PRIMARY KEY, router INTEGER NOT NULL,
             request INTEGER NOT NULL, exclusive INTEGER NOT NULL, body BLOB NOT NULL) STRICT",
         "CREATE TABLE shoal_lock (object INTEGER NOT NULL PRIMARY KEY, job INTEGER NOT NULL) STRICT",
@@ -333,9 +334,36 @@ impl Store<'_> {
         self.run("DELETE FROM shoal_sequence WHERE id = ?1", [id.0])
     }
 
+    /// What the sessions of a role begin with, or `None` for every role's.
+    pub(crate) fn role_settings(&self, role: Option<&str>) -> Result<RoleSettings> {
+        let name = role.unwrap_or_default();
+        let found = self
+            .first("SELECT settings FROM shoal_role WHERE name = ?1", [name], |r| r.get::<_, Vec<u8>>(0))?;
+        let none = || Ok(RoleSettings { role: role.map(str::to_owned), settings: Vec::new() });
+        found.map_or_else(none, |bytes| decode(&bytes))
+    }
+
+    /// Keeps them, if there are any. No role has an empty name, so that is every role's.
+    pub(crate) fn put_role_settings(&self, settings: &RoleSettings) -> Result<()> {
+        let name = settings.role.as_deref().unwrap_or_default();
+        if settings.settings.is_empty() {
+            return self.run("DELETE FROM shoal_role WHERE name = ?1", [name]);
+        }
+        let sql = "INSERT INTO shoal_role VALUES (?1, ?2)
+            ON CONFLICT (name) DO UPDATE SET settings = excluded.settings";
+        self.run(sql, params![name, settings.encode()])
+    }
+
+    fn roles(&self) -> Result<Vec<RoleSettings>> {
+        self.all("SELECT settings FROM shoal_role ORDER BY name", [], |row| {
+            decode(&row.get::<_, Vec<u8>>(0).map_err(error)?)
+        })
+    }
+
     pub(crate) fn catalog(&self) -> Result<Catalog> {
         let tables = self.tables()?.into_iter().map(Arc::new);
-        Ok(Catalog::new(self.version()?, tables, self.sequences()?.into_iter().map(Arc::new)))
+        let catalog = Catalog::new(self.version()?, tables, self.sequences()?.into_iter().map(Arc::new));
+        Ok(catalog.with_roles(self.roles()?.into_iter().map(Arc::new)))
     }
 
     /// Every unfinished job, in the order of their beginning.

@@ -1,13 +1,13 @@
 //! Who is alive, and which replicas are well.
 //!
-//! In come the nodes' reports with the time at which they came, out goes how long each node has been silent and what
-//! is wrong with which replica since when. Times are this process's own: a new leader starts counting anew, and one
+//! In come the nodes' reports with the time at which they came, out goes how long each node has been silent, which routers
+//! are gone, and what is wrong with which replica since when. Times are this process's own: a new leader starts counting anew, and one
 //! that was stopped for a while doesn't take its own absence for everybody's silence.
 
 use crate::divergence::Checks;
 use proto::services::ReplicaStatus;
-use proto::{GroupId, LogIndex, NodeId};
-use std::collections::BTreeMap;
+use proto::{GroupId, LogIndex, NodeId, RouterIncarnation};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// Who looks less often than this was away.
@@ -29,6 +29,8 @@ pub(crate) struct Vitals {
 struct Report {
     heard: Instant,
     replicas: BTreeMap<GroupId, ReplicaStatus>,
+    /// The routers that ran on the node before its process began.
+    former: Vec<RouterIncarnation>,
 }
 
 /// What is wrong with a replica.
@@ -79,12 +81,18 @@ impl Vitals {
     }
 
     /// Takes a node's report.
-    pub(crate) fn report(&mut self, node: NodeId, replicas: &[ReplicaStatus], now: Instant) {
+    pub(crate) fn report(
+        &mut self,
+        node: NodeId,
+        replicas: &[ReplicaStatus],
+        former: Vec<RouterIncarnation>,
+        now: Instant,
+    ) {
         for status in replicas {
             self.checks.learn(status.group, node, status.check);
         }
         let replicas = replicas.iter().map(|status| (status.group, status.clone())).collect();
-        self.reports.insert(node, Report { heard: now, replicas });
+        self.reports.insert(node, Report { heard: now, replicas, former });
     }
 
     /// Silence counts from now on.
@@ -164,6 +172,11 @@ impl Vitals {
         self.reports.values().flat_map(|report| report.replicas.values()).cloned().collect()
     }
 
+    /// The routers that are gone for certain: another process has their node.
+    pub(crate) fn gone(&self) -> BTreeSet<RouterIncarnation> {
+        self.reports.values().flat_map(|report| report.former.iter().copied()).collect()
+    }
+
     /// What is wrong with a replica, and since when.
     pub(crate) fn ailment(&self, group: GroupId, node: NodeId) -> Option<(&Ailment, Instant)> {
         self.ill.get(&(group, node)).map(|(ailment, since)| (ailment, *since))
@@ -202,14 +215,26 @@ mod tests {
         let start = Instant::now();
         let second = Duration::from_secs(1);
         let mut vitals = Vitals::new(start);
-        vitals.report(NODES[0], &[], start + second);
+        vitals.report(NODES[0], &[], Vec::new(), start + second);
         assert_eq!(vitals.silence(NODES[0], start + 4 * second), 3 * second);
         assert_eq!(vitals.silence(NODES[1], start + 4 * second), 4 * second);
         vitals.begin(start + 10 * second);
         assert_eq!(vitals.silence(NODES[0], start + 12 * second), 2 * second);
         assert_eq!(vitals.heard(NODES[0], start + 12 * second), None);
-        vitals.report(NODES[0], &[], start + 12 * second);
+        vitals.report(NODES[0], &[], Vec::new(), start + 12 * second);
         assert_eq!(vitals.heard(NODES[0], start + 13 * second), Some(second));
+    }
+
+    #[test]
+    fn a_router_is_gone_once_its_node_has_another() {
+        let start = Instant::now();
+        let mut vitals = Vitals::new(start);
+        let [one, two, three] = [1, 2, 3].map(RouterIncarnation);
+        vitals.report(NODES[0], &[], vec![one], start);
+        vitals.report(NODES[1], &[], vec![three], start);
+        vitals.report(NODES[0], &[], vec![one, two], start);
+        vitals.begin(start + Duration::from_secs(1));
+        assert_eq!(vitals.gone(), BTreeSet::from([one, two, three]));
     }
 
     #[test]
@@ -217,7 +242,7 @@ mod tests {
         let start = Instant::now();
         let mut vitals = Vitals::new(start);
         for node in NODES {
-            vitals.report(node, &[status(node, None)], start);
+            vitals.report(node, &[status(node, None)], Vec::new(), start);
         }
         look(&mut vitals, start + Duration::from_secs(1));
         assert_eq!(vitals.silence(NODES[0], start + Duration::from_secs(1)), Duration::from_secs(1));
@@ -237,7 +262,7 @@ mod tests {
             (NODES[1], Some(ReplicaStatus::FILES_GONE), hash(1)),
             (NODES[2], None, hash(2)),
         ] {
-            vitals.report(node, &[ReplicaStatus { check, ..status(node, stopped) }], start);
+            vitals.report(node, &[ReplicaStatus { check, ..status(node, stopped) }], Vec::new(), start);
         }
         let found = look(&mut vitals, start);
         let diverged = Ailment::Diverged(LogIndex(9));
@@ -246,7 +271,7 @@ mod tests {
         assert_eq!(look(&mut vitals, later), []);
         assert_eq!(vitals.ailment(GROUP, NODES[2]), Some((&diverged, start)));
         vitals.settle(GROUP);
-        vitals.report(NODES[1], &[status(NODES[1], None)], later);
+        vitals.report(NODES[1], &[status(NODES[1], None)], Vec::new(), later);
         assert_eq!(look(&mut vitals, later), []);
         assert_eq!(vitals.ailment(GROUP, NODES[1]), None);
     }
@@ -258,9 +283,9 @@ mod tests {
         let mut vitals = Vitals::new(start);
         assert!(vitals.is_well(GROUP, NODES[0], patience, start));
         assert!(!vitals.is_well(GROUP, NODES[0], patience, start + patience));
-        vitals.report(NODES[0], &[status(NODES[0], None)], start);
-        vitals.report(NODES[1], &[status(NODES[1], Some("disk full"))], start);
-        vitals.report(NODES[2], &[], start);
+        vitals.report(NODES[0], &[status(NODES[0], None)], Vec::new(), start);
+        vitals.report(NODES[1], &[status(NODES[1], Some("disk full"))], Vec::new(), start);
+        vitals.report(NODES[2], &[], Vec::new(), start);
         let well = NODES.map(|node| vitals.is_well(GROUP, node, patience, start));
         assert_eq!(well, [true, false, false]);
     }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use dialect::physical;
 use proto::machine;
 use proto::services::{
-    Access, Consistency, FragmentRequest, RowSource, SchemaRequest, SchemaStep, ShardService,
+    Access, Consistency, Floor, FragmentRequest, RowSource, SchemaRequest, SchemaStep, ShardService,
 };
 use proto::{
     ColumnId, RequestId, Retry, RouterIncarnation, RowBatch, SchemaVersion, ShardId, TableId, WireError,
@@ -249,12 +249,13 @@ impl Worker {
             params: Vec::new(),
             rows,
             access: match write {
-                None => Access::Read { consistency: Consistency::Strong, lookup: false },
+                None => Access::strong(false),
                 Some(request) => {
                     Access::Write { request, settled: request.sequence, touch: 0, lock_timeout: None }
                 }
             },
             cut: None,
+            floor: Floor::default(),
             timeout: self.reach.config.attempt_timeout,
         }
     }

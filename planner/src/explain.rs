@@ -206,6 +206,7 @@ impl Lines<'_> {
             Scalar::Parameter(number) => format!("${}", number + 1),
             Scalar::NextValue(sequence) => format!("nextval of {sequence}"),
             Scalar::Environment(fact) => format!("{fact:?}"),
+            Scalar::Local(moment) => format!("{} as a local time", self.scalar(*moment)),
             Scalar::Query { place, columns: _, single: true } => format!("the value of query {}", place + 1),
             Scalar::Query { place, columns: _, single: false } => format!("the rows of query {}", place + 1),
             Scalar::Expression { sql, params } => {

@@ -25,7 +25,7 @@ pub mod utility;
 pub use explain::explain;
 pub use plan::Plan;
 pub use route::{route, route_row};
-pub use settings::{Rule, Rules, Settings};
+pub use settings::{Rule, Rules, Settings, parse_millis};
 
 use dialect::Type;
 use proto::WireError;

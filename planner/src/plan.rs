@@ -66,6 +66,8 @@ pub enum Scalar {
     NextValue(SequenceId),
     /// A fact of the session or the moment.
     Environment(Environment),
+    /// An earlier scalar, a timestamptz, as a timestamp of the session's time zone.
+    Local(ScalarId),
     /// What a query of [`Plan::first`] gives, with the scalars before this one.
     Query {
         /// Its place there.
@@ -446,6 +448,8 @@ pub struct SchemaAction {
     pub notices: Vec<Notice>,
     /// Expressions whose values become [`SchemaChange::ReplaceTable`]'s `fill`, by change and place in it.
     pub fills: Vec<(usize, ColumnId, ScalarId)>,
+    /// The value of its [`SchemaChange::AlterRole`] is what the setting has in the session that runs it.
+    pub from_current: bool,
 }
 
 /// A NOTICE or WARNING.

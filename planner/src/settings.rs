@@ -151,6 +151,23 @@ impl std::fmt::Display for Rules {
     }
 }
 
+/// A time, as settings are given it, in milliseconds. Without a unit that is what it is in.
+pub fn parse_millis(value: &str) -> Option<u64> {
+    let value = value.trim();
+    let digits = value.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(value.len());
+    let number: f64 = value[..digits].parse().ok()?;
+    let millis = match value[digits..].trim() {
+        "us" => number / 1000.0,
+        "" | "ms" => number,
+        "s" => number * 1000.0,
+        "min" => number * 60_000.0,
+        "h" => number * 3_600_000.0,
+        "d" => number * 86_400_000.0,
+        _ => return None,
+    };
+    (millis.is_finite() && millis < 1e18).then(|| millis.round() as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

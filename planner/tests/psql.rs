@@ -1,4 +1,4 @@
-//! What psql 15 asks for `\d`, `\d t`, `\d+ t`, `\dt`, `\di`, `\ds`, `\dv`, `\dT`, `\dn`, `\du` and `\l`, recorded with `psql -E`.
+//! What psql 15 asks for `\d`, `\d t`, `\d+ t`, `\dt`, `\di`, `\ds`, `\dv`, `\dT`, `\dn`, `\du`, `\drds` and `\l`, recorded with `psql -E`.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 

@@ -104,6 +104,7 @@ impl Cluster {
                 self.sequences.insert(sequence.id, sequence);
             }
             SchemaChange::DropSequences(ids) => self.sequences.retain(|id, _| !ids.contains(id)),
+            SchemaChange::AlterRole { .. } => {}
         }
     }
 
@@ -195,6 +196,11 @@ fn print_action(action: &SchemaAction, out: &mut String) {
             }
             SchemaChange::DropTables(_) | SchemaChange::DropSequences(_) | SchemaChange::Truncate { .. } => {
                 writeln!(out, "  {change:?}").unwrap();
+            }
+            SchemaChange::AlterRole { role, change } => {
+                let role = role.as_deref().unwrap_or("every role");
+                let current = if action.from_current { " from current" } else { "" };
+                writeln!(out, "  {role}: {change:?}{current}").unwrap();
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The catalog: tables, columns, indexes, sequences and their names.
+//! The catalog: tables, columns, indexes, sequences and their names, and what roles' sessions begin with.
 //!
 //! The coordinator keeps it, versioned as a whole; routers plan against it; shards never see a name. Types are
 //! PostgreSQL's object ids and modifiers here; `dialect` knows what they mean. Expressions (defaults, checks) are
@@ -11,6 +11,9 @@ use std::sync::Arc;
 /// The first id of user objects, as in PostgreSQL.
 pub const FIRST_USER_ID: u32 = 16384;
 
+/// The one role there is.
+pub const USER: &str = "shoal";
+
 /// Everything that has a name, at one version.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
@@ -18,6 +21,7 @@ pub struct Catalog {
     tables: BTreeMap<TableId, Arc<Table>>,
     sequences: BTreeMap<SequenceId, Arc<Sequence>>,
     names: HashMap<String, Relation>,
+    roles: BTreeMap<Option<String>, Arc<RoleSettings>>,
 }
 
 /// What a name in the `public` schema stands for.
@@ -177,6 +181,47 @@ pub struct Sequence {
     pub hidden: bool,
 }
 
+/// What the sessions of a role begin with.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RoleSettings {
+    /// The role; `None` for every one, whose settings yield to a role's own.
+    pub role: Option<String>,
+    /// Names and values. No name comes up twice, and what was set first stands first.
+    pub settings: Vec<(String, String)>,
+}
+
+/// What ALTER ROLE does to a role's settings.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RoleChange {
+    /// A setting gets a value.
+    Set {
+        /// Its name.
+        name: String,
+        /// Its value, as it was written.
+        value: String,
+    },
+    /// A setting has none any more.
+    Reset(String),
+    /// No setting has one any more.
+    ResetAll,
+}
+
+impl RoleSettings {
+    /// Makes a change.
+    pub fn apply(&mut self, change: RoleChange) {
+        match change {
+            RoleChange::Set { name, value } => {
+                match self.settings.iter_mut().find(|(known, _)| *known == name) {
+                    Some((_, before)) => *before = value,
+                    None => self.settings.push((name, value)),
+                }
+            }
+            RoleChange::Reset(name) => self.settings.retain(|(known, _)| *known != name),
+            RoleChange::ResetAll => self.settings.clear(),
+        }
+    }
+}
+
 impl Table {
     /// The column of this id.
     pub fn column(&self, id: ColumnId) -> Option<&Column> {
@@ -227,6 +272,12 @@ impl Catalog {
         catalog
     }
 
+    /// The same catalog, with these roles' settings and no others.
+    pub fn with_roles(mut self, roles: impl IntoIterator<Item = Arc<RoleSettings>>) -> Self {
+        self.roles = roles.into_iter().map(|settings| (settings.role.clone(), settings)).collect();
+        self
+    }
+
     /// The version of all this.
     pub fn version(&self) -> SchemaVersion {
         self.version
@@ -263,5 +314,55 @@ impl Catalog {
     /// Every sequence, by id.
     pub fn sequences(&self) -> impl Iterator<Item = &Arc<Sequence>> {
         self.sequences.values()
+    }
+
+    /// The settings of each role that has some, those of every role first.
+    pub fn roles(&self) -> impl Iterator<Item = &Arc<RoleSettings>> {
+        self.roles.values()
+    }
+
+    /// What this role's sessions begin with: names and values, of which a later one counts.
+    pub fn settings_of(&self, role: &str) -> impl Iterator<Item = (&str, &str)> {
+        let own = self.roles.get(&Some(role.to_owned()));
+        let all = self.roles.get(&None).into_iter().chain(own).flat_map(|settings| &settings.settings);
+        all.map(|(name, value)| (name.as_str(), value.as_str()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(name: &str, value: &str) -> RoleChange {
+        RoleChange::Set { name: name.into(), value: value.into() }
+    }
+
+    #[test]
+    fn a_setting_keeps_its_place_until_it_is_reset() {
+        let mut settings = RoleSettings::default();
+        for change in [set("a", "1"), set("b", "2"), set("a", "3")] {
+            settings.apply(change);
+        }
+        assert_eq!(settings.settings, [("a".into(), "3".into()), ("b".into(), "2".into())]);
+        settings.apply(RoleChange::Reset("a".into()));
+        settings.apply(RoleChange::Reset("never".into()));
+        settings.apply(set("a", "4"));
+        assert_eq!(settings.settings, [("b".into(), "2".into()), ("a".into(), "4".into())]);
+        settings.apply(RoleChange::ResetAll);
+        assert_eq!(settings, RoleSettings::default());
+    }
+
+    #[test]
+    fn a_role_has_its_own_settings_after_those_of_all() {
+        let of = |role: Option<&str>, value: &str| {
+            let mut settings = RoleSettings { role: role.map(str::to_owned), settings: Vec::new() };
+            settings.apply(set("a", value));
+            Arc::new(settings)
+        };
+        let roles = [of(Some("u"), "2"), of(Some("v"), "3"), of(None, "1")];
+        let catalog = Catalog::default().with_roles(roles);
+        let values = |role: &str| catalog.settings_of(role).map(|(_, value)| value).collect::<String>();
+        assert_eq!((values("u"), values("v"), values("w")), ("12".into(), "13".into(), "1".into()));
+        assert_eq!(catalog.roles().next().unwrap().role, None);
     }
 }

@@ -3,7 +3,7 @@
 //! Every error that a user can see is a [`WireError`]: an SQLSTATE, a message, and what the caller must decide by:
 //! whether asking again can help. Crates keep their own `thiserror` enums inside; at their border they turn into this.
 
-use crate::ids::{ColumnId, Epoch, IndexId, NodeId, SchemaVersion, TableId};
+use crate::ids::{ColumnId, Epoch, IndexId, LogIndex, NodeId, SchemaVersion, TableId};
 use std::fmt;
 
 /// A five-character code of PostgreSQL's appendix A.
@@ -147,6 +147,8 @@ sqlstates! {
     IO_ERROR = "58030";
     SNAPSHOT_TOO_OLD = "72000";
     TRANSACTION_ALREADY_COMMITTED = "SH001";
+    POSITION_LOST = "SH002";
+    POSITION_NOT_REACHED = "SH003";
     INTERNAL_ERROR = "XX000";
     DATA_CORRUPTED = "XX001";
 }
@@ -168,6 +170,8 @@ pub enum Retry {
     /// Nothing was executed: a row that was waited for has moved to another shard. The statement is to be run again, on all
     /// its shards.
     Moved,
+    /// Nothing was executed: the replica has come no further than this. The group's leader, or another one, may have.
+    Behind(LogIndex),
     /// It may have been executed. Repeating it is safe under the same request id alone.
     Unknown,
 }

@@ -3,7 +3,7 @@
 //! A position is `keyspace/shard.incarnation:index`, for example `main/-80.1:4711`. A set holds one position per
 //! shard incarnation; its text form is the positions in order, with commas between. Merging two sets keeps the
 //! greater index of each, so a session's set only grows. What a retired incarnation's position is covered by is the
-//! topology's business (lineage), not known here.
+//! topology's business ([`crate::lineage`]), not known here.
 
 use crate::ids::{Incarnation, LogIndex};
 use crate::key_range::KeyRange;
@@ -26,10 +26,19 @@ pub struct GtidSource {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GtidSet(BTreeMap<GtidSource, LogIndex>);
 
+/// The longest text that is read, in bytes: some 3,000 positions.
+pub const MOST_BYTES: usize = 64 << 10;
+
 /// A text that isn't a GTID set.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("invalid GTID \"{0}\": expected keyspace/shard.incarnation:index")]
-pub struct ParseGtidError(pub String);
+pub enum ParseGtidError {
+    /// This part of it isn't a position.
+    #[error("invalid GTID \"{0}\": expected keyspace/shard.incarnation:index")]
+    Position(String),
+    /// It has more than [`MOST_BYTES`].
+    #[error("a GTID set has {MOST_BYTES} bytes at most")]
+    TooLong,
+}
 
 impl GtidSet {
     /// Raises one position; a lower one changes nothing.
@@ -86,9 +95,13 @@ impl FromStr for GtidSet {
     type Err = ParseGtidError;
 
     fn from_str(text: &str) -> Result<Self, ParseGtidError> {
+        if text.len() > MOST_BYTES {
+            return Err(ParseGtidError::TooLong);
+        }
         let mut set = GtidSet::default();
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-            let (source, index) = parse_position(part).ok_or_else(|| ParseGtidError(part.to_owned()))?;
+            let position = parse_position(part);
+            let (source, index) = position.ok_or_else(|| ParseGtidError::Position(part.to_owned()))?;
             set.raise(source, index);
         }
         Ok(set)
@@ -105,9 +118,15 @@ fn parse_position(text: &str) -> Option<(GtidSource, LogIndex)> {
     let source = GtidSource {
         keyspace: keyspace.to_owned(),
         shard: KeyRange::parse(shard)?,
-        incarnation: Incarnation(incarnation.parse().ok()?),
+        incarnation: Incarnation(u32::try_from(number(incarnation)?).ok()?),
     };
-    Some((source, LogIndex(index.parse().ok()?)))
+    Some((source, LogIndex(number(index)?)))
+}
+
+/// Digits alone. No incarnation and no index is 0, nor more than a database's integer can be.
+fn number(digits: &str) -> Option<u64> {
+    let number = digits.parse().ok().filter(|_| digits.bytes().all(|byte| byte.is_ascii_digit()));
+    number.filter(|number| (1..=i64::MAX as u64).contains(number))
 }
 
 #[cfg(test)]
@@ -143,8 +162,24 @@ mod tests {
 
     #[test]
     fn a_bad_position_is_named() {
-        for bad in ["x", "main/-.1", "main/-:3", "/-.1:3", "main/8-.1:3", "main/-.1:-3", "main/-.x:3"] {
-            assert_eq!(bad.parse::<GtidSet>().unwrap_err(), ParseGtidError(bad.to_owned()));
+        let most = format!("main/-.1:{}", i64::MAX as u64 + 1);
+        let bad = ["x", "main/-.1", "main/-:3", "/-.1:3", "main/8-.1:3", "main/-.1:-3", "main/-.x:3"];
+        for bad in bad.into_iter().chain(["main/-.1:0", "main/-.1:+3", "main/-.0:3", &most]) {
+            let text = format!("main/-.1:3, {bad}");
+            assert_eq!(text.parse::<GtidSet>().unwrap_err(), ParseGtidError::Position(bad.to_owned()));
         }
+    }
+
+    #[test]
+    fn white_space_and_empty_parts_are_nothing() {
+        assert_eq!(set(" main/-.1:5 ,, main/-.1:4,").to_string(), "main/-.1:5");
+        assert!(set(" , ").is_empty());
+    }
+
+    #[test]
+    fn a_text_has_an_end() {
+        let positions = |count: usize| vec!["a/-.1:2"; count].join(",").parse::<GtidSet>();
+        assert!(positions(MOST_BYTES / 8).is_ok());
+        assert_eq!(positions(MOST_BYTES / 8 + 1).unwrap_err(), ParseGtidError::TooLong);
     }
 }

@@ -4,7 +4,7 @@
 //! group changes often and harms nobody who has it wrong, so that is kept beside it ([`Leaders`]), without an epoch.
 
 use crate::gtid::GtidSource;
-use crate::ids::{Epoch, GroupId, Incarnation, KeyspaceNumber, NodeId, ShardId, Term};
+use crate::ids::{Epoch, GroupId, Incarnation, KeyspaceNumber, LogIndex, NodeId, ShardId, Term};
 use crate::key_range::KeyRange;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -20,8 +20,8 @@ pub struct Topology {
     pub keyspaces: BTreeMap<KeyspaceNumber, Keyspace>,
     /// Every shard that serves, or is being made or retired.
     pub shards: BTreeMap<ShardId, Shard>,
-    /// Which logs a retired log went on in. A position in a key is covered by any position in its values.
-    pub lineage: BTreeMap<GtidSource, Vec<GtidSource>>,
+    /// The logs that go on in others. They are never forgotten: somebody may still have a position in one.
+    pub lineage: BTreeMap<GtidSource, Retired>,
     /// The nodes that hold the coordinator's replicas, in ascending order.
     pub coordinators: Vec<NodeId>,
     /// Replicas that are being made. Whoever has a replica of a group that is neither here nor placed on it has what was
@@ -38,6 +38,8 @@ pub struct Node {
     pub address: String,
     /// What it does.
     pub roles: Roles,
+    /// Where it is, as whoever runs it calls the place; empty if they don't. Nodes of one zone are near to each other.
+    pub zone: String,
 }
 
 /// What a node does.
@@ -75,6 +77,17 @@ impl fmt::Display for Sharding {
             Sharding::Single => "single",
         })
     }
+}
+
+/// A log that has ended, and what it goes on in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retired {
+    /// The shard whose log it was.
+    pub shard: ShardId,
+    /// The last of its positions that went on.
+    pub last: LogIndex,
+    /// Each of these covers it from that position of its own log on. Their ids are greater than the shard's. They may be retired, too.
+    pub successors: Vec<(ShardId, LogIndex)>,
 }
 
 /// A set of shards that together cover all keyspace ids.

@@ -5,9 +5,9 @@
 //! know where a changeset came from.
 
 use crate::session::{self, ApplyError, OWN_PREFIX};
+use foldhash::HashMap;
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
-use std::collections::HashMap;
 
 /// What a table looks like to a changeset.
 struct Shape {

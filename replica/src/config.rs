@@ -64,6 +64,9 @@ pub struct Config {
     pub log_keep_bytes: u64,
     /// The log is cut when that frees so many entries, or [`Self::log_keep_bytes`]. Tests choose few.
     pub log_cut_entries: u64,
+    /// A follower applies what is committed no sooner than so long after it came: a time between these, by lot. For drills
+    /// and tests. A leader never lags.
+    pub apply_lag: Option<(Duration, Duration)>,
     /// Each log file's size. Tests choose small ones.
     pub log_file_bytes: u64,
 }
@@ -97,6 +100,7 @@ impl Config {
             revive_every: Duration::from_secs(5),
             log_keep_bytes: 64 << 20,
             log_cut_entries: 1024,
+            apply_lag: None,
             log_file_bytes: 32 << 20,
         }
     }

@@ -4,7 +4,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::consensus::{Consensus, FOUNDING, Settings, Store};
 use crate::driver::{
-    Common, ConsensusLoop, Drive, EngineLoop, ImageLoop, ImageMail, ImageMailbox, Mail, Mailbox, Pace,
+    Common, ConsensusLoop, Drive, EngineLoop, ImageLoop, ImageMail, ImageMailbox, Lag, Mail, Mailbox, Pace,
     Patience, Shared, TakeHash, Threads,
 };
 use crate::engine::{Engine, Limits};
@@ -133,9 +133,10 @@ impl Host {
         );
         drive.consensus(consensus)?;
         let node = config.node;
+        let silence = 2 * config.heartbeat_ticks * config.tick;
         let host = Host {
             config,
-            common: Common { node, clock, metrics, mailbox, images, changes: Arc::default() },
+            common: Common { node, clock, metrics, mailbox, images, changes: Arc::default(), silence },
             running: Mutex::new(Some(Running { log: log.clone(), hasher, drive })),
             groups: Mutex::new(BTreeMap::new()),
             going: Mutex::new(BTreeMap::new()),
@@ -290,8 +291,10 @@ impl Host {
         let consensus = Consensus::new(settings, store, applied, self.common.clock.now())?;
         let shared = self.shared(group, Some(peer), applied, before);
         let patience = Patience { hold: self.config.hold_snapshots, age: self.config.end_reads_after };
-        let engine =
-            EngineLoop::new(shared.clone(), engine, running.log.clone(), patience, running.hasher.clone());
+        let seed = self.config.seed ^ (self.config.node.0 << 32) ^ group.0;
+        let lag = self.config.apply_lag.map(|range| Lag::new(range, seed));
+        let hasher = running.hasher.clone();
+        let engine = EngineLoop::new(shared.clone(), engine, running.log.clone(), patience, lag, hasher);
         let replica = match before {
             Some(replica) => {
                 replica.begin(shared.clone());

@@ -89,7 +89,10 @@ impl Replica {
 
     /// What it is doing.
     pub fn status(&self) -> ReplicaStatus {
-        self.life.load().status.borrow().clone()
+        let shared = self.life.load();
+        let mut status = shared.status.borrow().clone();
+        (status.committed, status.behind) = shared.progress();
+        status
     }
 
     /// Whether it leads its group, as far as it knows.
@@ -97,7 +100,8 @@ impl Replica {
         self.life.load().is_leading()
     }
 
-    /// Follows its status: role, leader, and applied index.
+    /// Follows its status: role, leader, and applied index. What is committed, and for how long it has been behind of that,
+    /// only [`Self::status`] tells.
     pub fn watch(&self) -> watch::Receiver<ReplicaStatus> {
         self.life.load().status.subscribe()
     }
@@ -286,23 +290,38 @@ impl Replica {
         }
     }
 
-    /// Opens a snapshot that is as fresh as asked for, waiting until the deadline at most.
-    ///
-    /// `Strong` is for the leader. `Session` waits until this replica has the index and answers [`Retry::NotLeader`] if
-    /// it hasn't by the deadline. `Bounded` gives a snapshot that has everything which was acknowledged more than so long
-    /// before it was opened; a follower that doesn't know of itself that it has asks the leader, and it answers
-    /// [`Retry::NotLeader`] if that takes too long.
+    /// [`Self::snapshot_after`] the beginning.
     pub async fn snapshot(&self, consistency: Consistency, deadline: Instant) -> Result<Snapshot, WireError> {
-        match consistency {
-            Consistency::Strong => self.strong(deadline).await,
-            Consistency::Session(index) => {
-                self.applied(index.0, deadline).await?;
-                self.open(deadline).await
+        self.snapshot_after(consistency, LogIndex(0), deadline).await
+    }
+
+    /// Opens a snapshot that is as fresh as asked for and shows `after` at least, waiting until the deadline at most.
+    ///
+    /// `Strong` is for the leader. If a majority's log ends before `after`, and still does by the deadline, that's SH003.
+    /// The others answer [`Retry::Behind`] if this replica isn't fresh enough by the deadline. `Session` and `Eventual` ask
+    /// for `after` alone. `Bounded` gives a snapshot that has everything which was acknowledged more than so long
+    /// before it was opened; a follower that doesn't know of itself that it has asks the leader.
+    pub async fn snapshot_after(
+        &self,
+        consistency: Consistency,
+        after: LogIndex,
+        deadline: Instant,
+    ) -> Result<Snapshot, WireError> {
+        loop {
+            let snapshot = match consistency {
+                Consistency::Strong => self.strong(after, deadline).await?,
+                Consistency::Session | Consistency::Eventual => {
+                    self.applied(after.0, deadline).await?;
+                    self.open(deadline).await?
+                }
+                // Nothing is fresher than what a leader has.
+                Consistency::Bounded(_) if self.is_leader() => self.strong(after, deadline).await?,
+                Consistency::Bounded(staleness) => self.bounded(staleness, after, deadline).await?,
+            };
+            // One that was opened again meanwhile may stand earlier than it did.
+            if snapshot.position() >= after {
+                return Ok(snapshot);
             }
-            Consistency::Eventual => self.open(deadline).await,
-            // Nothing is fresher than what a leader has.
-            Consistency::Bounded(_) if self.is_leader() => self.strong(deadline).await,
-            Consistency::Bounded(staleness) => self.bounded(staleness, deadline).await,
         }
     }
 
@@ -326,14 +345,19 @@ impl Replica {
         if shared.office() == Some(office.0) { Ok(()) } else { Err(shared.not_leader()) }
     }
 
-    async fn bounded(&self, staleness: Duration, deadline: Instant) -> Result<Snapshot, WireError> {
+    async fn bounded(
+        &self,
+        staleness: Duration,
+        after: LogIndex,
+        deadline: Instant,
+    ) -> Result<Snapshot, WireError> {
         let shared = self.shared();
         let clock = &shared.clock;
         for attempt in 0.. {
             if let Some(fresh) = shared.fresh()
                 && clock.now().saturating_sub(fresh.since) <= staleness
             {
-                self.applied(fresh.index, deadline).await?;
+                self.applied(fresh.index.max(after.0), deadline).await?;
                 let snapshot = self.open(deadline).await?;
                 // Looked at again now that it is open: whatever took long until here made it staler.
                 if clock.now().saturating_sub(fresh.since) <= staleness {
@@ -360,12 +384,18 @@ impl Replica {
 
     /// A snapshot that has everything which was acknowledged before it was opened: not just before it was asked for, for
     /// who reads several groups at once compares what their snapshots show as of when they are open.
-    async fn strong(&self, deadline: Instant) -> Result<Snapshot, WireError> {
+    async fn strong(&self, after: LogIndex, deadline: Instant) -> Result<Snapshot, WireError> {
         let shared = self.shared();
         shared.use_lease();
-        let mut index = if shared.holds_lease() { 0 } else { self.confirmed(&shared, deadline).await? };
+        let is_known = shared.holds_lease() && shared.applied() >= after.0;
+        let mut index = if is_known { 0 } else { self.confirmed(&shared, deadline).await? };
         loop {
             self.applied(index, deadline).await?;
+            // A follower may have shown what its leader is just about to. Nobody has shown what the log doesn't have.
+            self.applied(after.0, deadline).await.map_err(|error| match index < after.0 {
+                true => not_reached(&shared, after),
+                false => error,
+            })?;
             let office = shared.office();
             let snapshot = self.open(deadline).await?;
             // The snapshot is the group's state only if nobody else could lead when it was taken. Who has led all the time
@@ -421,16 +451,16 @@ impl Replica {
         if shared.applied() >= index {
             return Ok(());
         }
-        shared.await_applied(index);
+        let _awaiting = shared.await_applied(index);
         let mut status = self.watch();
         let reached = status.wait_for(|status| status.applied.0 >= index || status.stopped.is_some());
         match timeout_at(deadline.into(), reached).await {
             Ok(Ok(status)) if status.stopped.is_none() => Ok(()),
             Ok(_) => Err(shared.not_leader()),
             Err(_) => {
-                let leader = shared.status.borrow().leader.filter(|leader| *leader != shared.node);
                 let message = format!("this replica hasn't reached index {index} in time");
-                Err(WireError::new(SqlState::QUERY_CANCELED, message).with_retry(Retry::NotLeader(leader)))
+                let at = LogIndex(shared.applied());
+                Err(WireError::new(SqlState::QUERY_CANCELED, message).with_retry(Retry::Behind(at)))
             }
         }
     }
@@ -438,7 +468,13 @@ impl Replica {
 
 /// The leader is fresh without asking.
 fn not_fresh(shared: &Shared, staleness: Duration) -> WireError {
-    let leader = shared.status.borrow().leader.filter(|leader| *leader != shared.node);
     let message = format!("this replica can't tell in time whether it is at most {staleness:?} stale");
-    WireError::new(SqlState::QUERY_CANCELED, message).with_retry(Retry::NotLeader(leader))
+    let at = LogIndex(shared.applied());
+    WireError::new(SqlState::QUERY_CANCELED, message).with_retry(Retry::Behind(at))
+}
+
+/// The log ends before a position that somebody asks for.
+fn not_reached(shared: &Shared, after: LogIndex) -> WireError {
+    let message = format!("index {after} has not been reached: the log is at {}", shared.applied());
+    WireError::new(SqlState::POSITION_NOT_REACHED, message)
 }

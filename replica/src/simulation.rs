@@ -102,6 +102,11 @@ impl Loops {
         self.0.step_engine(group) == Step::Worked
     }
 
+    /// When, on the host's clock, a group's engine wants a step even if nothing has come for it.
+    pub fn next_step(&self, group: GroupId) -> Option<Duration> {
+        self.0.held.lock().engines.get(&group).and_then(EngineLoop::next_step)
+    }
+
     /// Drops the loops as they are, as a crash does: nothing is ended, answered or written.
     pub fn crash(&self) {
         let held = std::mem::take(&mut *self.0.held.lock());

@@ -10,7 +10,7 @@ use crate::overlay::altered;
 use crate::replay::replay;
 use crate::session::{Capture, RowChange};
 use bytes::Bytes;
-use proto::{SqlState, Term, WireError};
+use proto::{LogIndex, SqlState, Term, WireError};
 use rusqlite::Connection;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -21,6 +21,7 @@ use std::sync::atomic::Ordering;
 pub struct Stage<'a> {
     connection: &'a Connection,
     term: Term,
+    applied: LogIndex,
     hooks: &'a Hooks,
     shapes: RefCell<&'a mut Shapes>,
     /// What has been changed since the closure began, if that is captured by itself.
@@ -40,13 +41,13 @@ pub(crate) enum Spoiled {
 impl<'a> Stage<'a> {
     pub(crate) fn new(
         connection: &'a Connection,
-        term: Term,
+        (term, applied): (Term, LogIndex),
         hooks: &'a Hooks,
         shapes: &'a mut Shapes,
         capture: Option<Capture<'a>>,
     ) -> Self {
         let shapes = RefCell::new(shapes);
-        Self { connection, term, hooks, shapes, capture, spoiled: Cell::new(None) }
+        Self { connection, term, applied, hooks, shapes, capture, spoiled: Cell::new(None) }
     }
 
     /// The writer connection.
@@ -57,6 +58,11 @@ impl<'a> Stage<'a> {
     /// The term in which the closure runs: its replica leads in it, and has applied its first entry.
     pub fn term(&self) -> Term {
         self.term
+    }
+
+    /// The last entry that the replica has applied. What the closure does is in the log later than that, if it ever is.
+    pub fn applied(&self) -> LogIndex {
+        self.applied
     }
 
     /// Another number whenever the schema may have changed since the replica was opened.

@@ -5,6 +5,7 @@
 //! knowledge.
 
 use crate::cluster::Cluster;
+use crate::gtid;
 use crate::retry::Backoff;
 use proto::services::ShardService;
 use proto::topology::Topology;
@@ -30,9 +31,12 @@ pub fn no_answer() -> WireError {
 /// Whether an error says that nothing was executed.
 pub fn is_unexecuted(error: &WireError) -> bool {
     match error.retry {
-        Retry::NotLeader(_) | Retry::StaleEpoch(_) | Retry::StaleSchema(_) | Retry::Later | Retry::Moved => {
-            true
-        }
+        Retry::NotLeader(_)
+        | Retry::StaleEpoch(_)
+        | Retry::StaleSchema(_)
+        | Retry::Later
+        | Retry::Moved
+        | Retry::Behind(_) => true,
         Retry::Never | Retry::Unknown => false,
     }
 }
@@ -121,7 +125,7 @@ impl<'a> Asked<'a> {
     pub async fn again(&mut self, error: WireError) -> Result<(), WireError> {
         self.attempts += 1;
         match self.next(&error) {
-            None => return Err(error),
+            None => return Err(self.named(error)),
             Some(Next::Node(node)) => self.hint = Some(node),
             Some(Next::Pause(hint)) => {
                 self.hint = hint;
@@ -138,6 +142,19 @@ impl<'a> Asked<'a> {
         Ok(())
     }
 
+    /// An error about a position, as clients know it.
+    fn named(&self, error: WireError) -> WireError {
+        if error.sqlstate != SqlState::POSITION_NOT_REACHED {
+            return error;
+        }
+        let source = self.topology.gtid_source(self.shard);
+        let source = source.or_else(|| self.cluster.load().topology.gtid_source(self.shard));
+        match source {
+            Some(source) => gtid::not_reached(error, &source.to_string()),
+            None => error,
+        }
+    }
+
     fn next(&self, error: &WireError) -> Option<Next> {
         match error.retry {
             Retry::NotLeader(Some(node)) if self.hint != Some(node) && self.attempts <= 2 => {
@@ -147,7 +164,7 @@ impl<'a> Asked<'a> {
                 Some(Next::Node(node))
             }
             Retry::NotLeader(Some(node)) if self.hint != Some(node) => Some(Next::Pause(Some(node))),
-            Retry::NotLeader(_) | Retry::Later | Retry::Unknown => Some(Next::Pause(None)),
+            Retry::NotLeader(_) | Retry::Later | Retry::Behind(_) | Retry::Unknown => Some(Next::Pause(None)),
             Retry::Never | Retry::StaleEpoch(_) | Retry::StaleSchema(_) | Retry::Moved => None,
         }
     }

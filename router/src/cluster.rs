@@ -236,7 +236,7 @@ impl Cluster {
                         continue;
                     }
                 }
-                Retry::NotLeader(_) | Retry::Later | Retry::Moved | Retry::Unknown => {}
+                Retry::NotLeader(_) | Retry::Later | Retry::Behind(_) | Retry::Moved | Retry::Unknown => {}
                 Retry::Never | Retry::StaleEpoch(_) | Retry::StaleSchema(_) => return Err(error),
             }
             if !backoff.pause().await {

@@ -27,6 +27,8 @@ pub struct Config {
     pub shards_at_once: usize,
     /// Gathers that run at a time; others wait.
     pub gathers_at_once: usize,
+    /// The router's zone: replicas in it are preferred. Empty for none.
+    pub zone: String,
     /// Where the time of day, chance and threads come from.
     pub machine: Machine,
 }
@@ -44,6 +46,7 @@ impl Default for Config {
             batch_bytes: 1 << 20,
             shards_at_once: 64,
             gathers_at_once: 32,
+            zone: String::new(),
             machine: Machine::default(),
         }
     }

@@ -4,21 +4,20 @@
 //! A branch is the list of its statements: each new one runs after all of them were run again, and all are undone. There
 //! are no locks. Whoever ends a prepared branch otherwise than was decided panics.
 //!
+//! Each shard's log has an entry for all that is written there, a hundred times its number of them from the start.
+//!
 //! Answers can be put in the way: each queued fault ends one request, before or after it was executed.
 
-use crate::cancel::Interrupt;
-use crate::cluster::Cluster;
-use crate::config::Config;
-use crate::executor::Executor;
-use crate::executor::scalars::Facts;
-use crate::executor::statement::Statement;
-use dialect::datetime::TimeZone;
+mod bench;
+mod nodes;
+
+pub use bench::Bench;
+pub use nodes::FakePeers;
+
 use dialect::sqlite as functions;
 use futures::StreamExt;
 use parking_lot::Mutex;
-use planner::plan::Plan;
-use planner::text::{Text, split};
-use proto::catalog::{Catalog, Column, Placement, Sequence, Table, TypeRef};
+use proto::catalog::{Catalog, Column, Placement, RoleChange, RoleSettings, Sequence, Table, TypeRef};
 use proto::services::*;
 use proto::topology::{Keyspace, Leaders, Node, Sharding, Topology};
 use proto::*;
@@ -26,7 +25,7 @@ use rusqlite::Connection;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What befalls a request.
 #[derive(Clone, Debug)]
@@ -49,6 +48,8 @@ pub struct Fake {
     done: Mutex<HashMap<RequestId, u64>>,
     /// A catalog that the coordinator's leader has, and no router has heard of.
     pub untold: Mutex<Option<Arc<Catalog>>>,
+    /// A topology like that.
+    pub untold_topology: Mutex<Option<Arc<Topology>>>,
     /// What befalls the next requests, in order.
     pub faults: Mutex<VecDeque<Fault>>,
     /// What befalls the next actions of a kind, in order.
@@ -64,6 +65,10 @@ pub struct Fake {
     votes: Mutex<HashMap<TransactionId, BTreeSet<ShardId>>>,
     /// Where it is remembered that a transaction has committed.
     pub kept: Mutex<BTreeSet<(ShardId, TransactionId)>>,
+    /// Where what was decided has been voted for.
+    pub positions: Mutex<HashMap<TransactionId, Vec<(ShardId, LogIndex)>>>,
+    /// How many entries the logs have, by their shards.
+    log: Mutex<BTreeMap<ShardId, u64>>,
     /// The idempotency keys that were claimed, by whom, and whether that was committed.
     pub keys: Mutex<HashMap<String, (TransactionId, bool)>>,
     /// The routers that said that they live.
@@ -74,6 +79,8 @@ pub struct Fake {
     pub cuts: Mutex<Vec<(&'static str, CutRequest)>>,
     /// What the next actions on cuts are answered with; nothing to settle otherwise.
     pub cut_answers: Mutex<VecDeque<ServiceResult<Vec<Unsettled>>>>,
+    /// What its nodes do by themselves.
+    pub nodes: nodes::Nodes,
     next: AtomicI64,
 }
 
@@ -145,6 +152,7 @@ impl Fake {
     /// A cluster of so many shards, all led by node 1.
     pub fn new(count: u64) -> Arc<Self> {
         let mut topology = Topology { epoch: Epoch(1), ..Topology::default() };
+        topology.nodes.extend((1..=2).map(nodes::node));
         let mut leaders = Leaders::default();
         let mut shards = HashMap::new();
         let ids: Vec<_> = (1..=count).map(ShardId).collect();
@@ -186,6 +194,7 @@ impl Fake {
             shards,
             done: Mutex::default(),
             untold: Mutex::default(),
+            untold_topology: Mutex::default(),
             faults: Mutex::default(),
             action_faults: Mutex::default(),
             requests: Mutex::default(),
@@ -195,12 +204,45 @@ impl Fake {
             votes: Mutex::default(),
             kept: Mutex::default(),
             keys: Mutex::default(),
+            positions: Mutex::default(),
+            log: Mutex::default(),
             kept_alive: Mutex::default(),
             finished: Mutex::default(),
             cuts: Mutex::default(),
             cut_answers: Mutex::default(),
+            nodes: nodes::Nodes::default(),
             next: AtomicI64::new(1),
         })
+    }
+
+    /// How far a shard's log is, after so many more entries.
+    pub fn log(&self, shard: ShardId, more: u64) -> LogIndex {
+        let mut log = self.log.lock();
+        let index = log.entry(shard).or_insert(100 * shard.0);
+        *index += more;
+        LogIndex(*index)
+    }
+
+    /// The logs as a GTID set.
+    pub fn gtid(&self) -> String {
+        let topology = self.topology();
+        let positions = topology.shards.keys().map(|shard| (*shard, self.log(*shard, 0))).collect();
+        topology.gtid(&positions).to_string()
+    }
+
+    /// The topology is another one from now on.
+    pub fn reshape(&self, change: impl FnOnce(&mut Topology)) {
+        self.state.send_modify(|state| {
+            let mut topology = Topology::clone(&state.topology);
+            topology.epoch = Epoch(topology.epoch.0 + 1);
+            change(&mut topology);
+            state.topology = topology.into();
+        });
+    }
+
+    /// The cluster's shape now.
+    pub fn topology(&self) -> Arc<Topology> {
+        self.state.borrow().topology.clone()
     }
 
     /// Node 2 leads all groups from this term on.
@@ -216,7 +258,22 @@ impl Fake {
 
     /// The catalog's version becomes this one.
     pub fn set_version(&self, version: u64) {
-        self.state.send_modify(|state| state.catalog = catalog(version).into());
+        self.state.send_modify(|state| {
+            state.catalog = catalog(version).with_roles(state.catalog.roles().cloned()).into();
+        });
+    }
+
+    /// What the sessions of a role begin with changes.
+    pub fn alter_role(&self, role: Option<String>, change: RoleChange) {
+        self.state.send_modify(|state| {
+            let (of_role, others): (Vec<_>, Vec<_>) =
+                state.catalog.roles().cloned().partition(|settings| settings.role == role);
+            let mut settings = RoleSettings { role, settings: vec![] };
+            of_role.iter().for_each(|known| settings.settings = known.settings.clone());
+            settings.apply(change);
+            state.catalog =
+                Catalog::clone(&state.catalog).with_roles(others.into_iter().chain([settings.into()])).into();
+        });
     }
 
     /// One more keyspace joins, and the catalog's version becomes this one.
@@ -269,17 +326,23 @@ impl Fake {
         if let Access::Write { request: id, .. } = request.access {
             if let Some(affected) = self.done.lock().get(&id) {
                 let rows = RowSource::Whole(RowBatch::default());
-                return Ok(FragmentResponse { rows, affected: *affected, position: LogIndex(1) });
+                let (position, waited) = (self.log(request.shard, 0), Duration::ZERO);
+                return Ok(FragmentResponse { rows, affected: *affected, position, waited });
             }
             let (rows, affected) = self.execute_sql(request.shard, [], Some(request), true)?;
             self.done.lock().insert(id, affected);
-            return Ok(response_of(rows, affected));
+            return Ok(response_of(rows, affected, self.log(request.shard, 1)));
         }
         if let Access::Branch { branch, .. } = request.access {
             return self.run_in_branch(request, branch);
         }
+        let at = self.log(request.shard, 0);
+        if request.floor.index() > at {
+            let message = format!("index {} has not been reached: the log is at {at}", request.floor.index());
+            return Err(WireError::new(SqlState::POSITION_NOT_REACHED, message));
+        }
         let (rows, affected) = self.execute_sql(request.shard, [], Some(request), true)?;
-        Ok(response_of(rows, affected))
+        Ok(response_of(rows, affected, at))
     }
 
     fn run_in_branch(&self, request: &FragmentRequest, branch: Branch) -> ServiceResult<FragmentResponse> {
@@ -292,7 +355,7 @@ impl Fake {
         assert!(!found.prepared, "a statement after the vote");
         if let Some((_, _, answer)) = found.statements.iter().find(|(number, ..)| *number == branch.statement)
         {
-            return Ok(response_of(answer.0.clone(), answer.1));
+            return Ok(response_of(answer.0.clone(), answer.1, self.log(request.shard, 0)));
         }
         assert!(branch.statement >= found.last, "a number for the second time");
         if branch.statement > found.last + 1 && !found.undone {
@@ -302,7 +365,7 @@ impl Fake {
         let before = found.statements.iter().map(|(_, request, _)| request);
         let answer = self.execute_sql(request.shard, before, Some(request), false)?;
         found.statements.push((branch.statement, request.clone(), answer.clone()));
-        Ok(response_of(answer.0, answer.1))
+        Ok(response_of(answer.0, answer.1, self.log(request.shard, 0)))
     }
 
     fn act(&self, request: &BranchRequest) -> ServiceResult<LogIndex> {
@@ -356,7 +419,11 @@ impl Fake {
             }
             _ => return Err(unknown_branch()),
         }
-        Ok(LogIndex(1))
+        let is_written = matches!(
+            request.action,
+            BranchAction::Commit { .. } | BranchAction::Prepare { .. } | BranchAction::Finish { .. }
+        );
+        Ok(self.log(request.shard, is_written.into()))
     }
 
     /// Notes an action, and says what befalls it.
@@ -429,8 +496,9 @@ fn unknown_branch() -> WireError {
     )
 }
 
-fn response_of(rows: RowBatch, affected: u64) -> FragmentResponse {
-    FragmentResponse { rows: RowSource::Whole(rows), affected, position: LogIndex(1) }
+fn response_of(rows: RowBatch, affected: u64, position: LogIndex) -> FragmentResponse {
+    let rows = RowSource::Whole(rows);
+    FragmentResponse { rows, affected, position, waited: Duration::ZERO }
 }
 
 /// The leading columns of a statement's result that are cut off, and how many rows it may return.
@@ -573,12 +641,24 @@ impl CoordinatorService for Fake {
         Box::pin(async { Ok(()) })
     }
 
-    fn report(&self, _: NodeId, _: Vec<ReplicaStatus>) -> BoxFuture<'_, ServiceResult<()>> {
+    fn report(
+        &self,
+        _: NodeId,
+        _: Vec<ReplicaStatus>,
+        _: Vec<RouterIncarnation>,
+    ) -> BoxFuture<'_, ServiceResult<()>> {
         Box::pin(async { Ok(()) })
     }
 
-    fn change_schema(&self, _: SchemaChangeRequest) -> BoxFuture<'_, ServiceResult<SchemaVersion>> {
+    fn change_schema(&self, request: SchemaChangeRequest) -> BoxFuture<'_, ServiceResult<SchemaVersion>> {
         let version = self.state.borrow().catalog.version().0 + 1;
+        if let SchemaChange::AlterRole { role, change } = request.change {
+            self.alter_role(role, change);
+        } else {
+            for shard in self.shards.keys() {
+                self.log(*shard, 1);
+            }
+        }
         self.set_version(version);
         Box::pin(async move { Ok(SchemaVersion(version)) })
     }
@@ -614,6 +694,8 @@ impl CoordinatorService for Fake {
                 let commit =
                     decision.commit && (decision.key.is_none() || claim.is_some() && other.is_none());
                 let committed = *self.verdicts.lock().entry(decision.transaction).or_insert(commit);
+                let positions = decision.positions.clone();
+                self.positions.lock().entry(decision.transaction).or_insert(positions);
                 if let Some((_, spent)) = claim.filter(|_| other.is_none()) {
                     *spent |= committed;
                 }
@@ -639,7 +721,8 @@ impl CoordinatorService for Fake {
                 let (by, spent) = keys.get(&claim.key).copied().unwrap_or((claim.transaction, false));
                 if spent {
                     let finished = self.finished.lock().contains(&by);
-                    return Some(Spent { transaction: by, finished });
+                    let positions = self.positions.lock().get(&by).cloned().unwrap_or_default();
+                    return Some(Spent { transaction: by, finished, positions });
                 }
                 keys.insert(claim.key.clone(), (claim.transaction, false));
                 None
@@ -668,7 +751,8 @@ impl CoordinatorService for Fake {
         let status = |transaction: TransactionId| {
             let committed = *self.verdicts.lock().get(&transaction)?;
             let finished = self.finished.lock().contains(&transaction);
-            Some(TransactionStatus { transaction, participants: vec![], committed, finished })
+            let positions = self.positions.lock().get(&transaction).cloned().unwrap_or_default();
+            Some(TransactionStatus { transaction, participants: vec![], committed, finished, positions })
         };
         let found = one.and_then(status);
         Box::pin(async move { Ok(found.into_iter().collect()) })
@@ -683,6 +767,9 @@ impl CoordinatorService for Fake {
         if let Some(catalog) = &*self.untold.lock() {
             state.catalog = catalog.clone();
         }
+        if let Some(topology) = &*self.untold_topology.lock() {
+            state.topology = topology.clone();
+        }
         let fault = self.note("status", 0);
         Box::pin(async move {
             match fault {
@@ -692,87 +779,5 @@ impl CoordinatorService for Fake {
             }
             Ok(ClusterStatus { state, replicas: vec![], heard: vec![], jobs: vec![], alarms: vec![] })
         })
-    }
-}
-
-/// The fake's two nodes are one object.
-pub struct FakePeers(pub Arc<Fake>);
-
-impl Peers for FakePeers {
-    fn shard_service(&self, _: NodeId) -> Option<Arc<dyn ShardService>> {
-        Some(self.0.clone())
-    }
-
-    fn replica_service(&self, _: NodeId) -> Option<Arc<dyn ReplicaService>> {
-        None
-    }
-
-    fn coordinators(&self) -> Vec<(NodeId, Arc<dyn CoordinatorService>)> {
-        vec![(NodeId(1), self.0.clone())]
-    }
-}
-
-/// An executor over a fake cluster, and what a statement needs.
-pub struct Bench {
-    pub fake: Arc<Fake>,
-    pub executor: Executor,
-    pub interrupt: Arc<Interrupt>,
-    pub parameters: Vec<Value>,
-    pub timeout: Duration,
-    text: Text,
-    facts: Facts,
-}
-
-impl Bench {
-    /// Waits until all that is committed is finished.
-    pub async fn finish_all(&self) {
-        self.executor.transactions.finish_all(machine::now() + Duration::from_secs(5)).await;
-    }
-
-    pub async fn new(shards: u64) -> Self {
-        let fake = Fake::new(shards);
-        let cluster = Arc::new(Cluster::new(Arc::new(FakePeers(fake.clone()))));
-        let states = fake.watch().await.unwrap().next().await.unwrap();
-        cluster.install(states);
-        let follower = cluster.clone();
-        tokio::spawn(async move { follower.follow().await });
-        let facts = Facts {
-            transaction_time: 0,
-            statement_time: 0,
-            zone: TimeZone::utc(),
-            backend_pid: 1,
-            settings: vec![],
-            transactions: vec![],
-        };
-        Self {
-            fake,
-            executor: Executor::new(
-                Config { retry_timeout: Duration::from_millis(50), ..Config::default() },
-                cluster,
-            ),
-            interrupt: Arc::default(),
-            parameters: Vec::new(),
-            timeout: Duration::from_secs(30),
-            text: split("SELECT 1").unwrap().remove(0),
-            facts,
-        }
-    }
-
-    /// A run of a plan.
-    pub fn statement<'a>(&'a self, plan: &'a Arc<Plan>) -> Statement<'a> {
-        let deadline = Instant::now() + self.timeout;
-        Statement {
-            plan,
-            text: &self.text,
-            parameters: &self.parameters,
-            state: self.executor.cluster.snapshot(),
-            facts: &self.facts,
-            interrupt: &self.interrupt,
-            deadline,
-            retry_for: self.timeout,
-            transaction: None,
-            kept: None,
-            lock_timeout: None,
-        }
     }
 }

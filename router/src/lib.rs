@@ -19,8 +19,11 @@ mod error;
 mod executor;
 #[cfg(test)]
 mod fake;
+mod gtid;
 mod metrics;
+mod positions;
 mod protocol;
+mod replicas;
 mod requests;
 mod retry;
 mod sequences;

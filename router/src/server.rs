@@ -4,20 +4,23 @@ use crate::cancel::{Reason, Sessions};
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::executor::Executor;
-use crate::executor::scalars::{DATABASE, USER};
+use crate::executor::scalars::DATABASE;
+use crate::gtid::{self, GTID};
 use crate::metrics::Metrics;
 use crate::protocol::backend;
 use crate::protocol::framing::{FrameError, Frames};
 use crate::protocol::startup::{self, Purpose, Startup};
-use crate::session::Session;
 use crate::session::output::Output;
 use crate::session::settings::Settings;
+use crate::session::{Session, role};
 use crate::statements::PlanCache;
 use futures::FutureExt;
+use planner::plan::Notice;
 use prometheus::proto::MetricFamily;
+use proto::catalog::USER;
 use proto::machine;
 use proto::services::Peers;
-use proto::{SqlState, WireError};
+use proto::{LogIndex, RouterIncarnation, ShardId, SqlState, WireError};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,10 +70,16 @@ impl Router {
         }
     }
 
-    /// Statements, sessions and transactions, in Prometheus' form.
+    /// This start of the router: all its transactions bear it.
+    pub fn incarnation(&self) -> RouterIncarnation {
+        self.shared.executor.incarnation()
+    }
+
+    /// Statements, sessions, transactions and reads, in Prometheus' form.
     pub fn metrics(&self) -> Vec<MetricFamily> {
         let mut families = self.shared.metrics.gather(self.shared.sessions.count());
         families.extend(self.shared.executor.transactions.metrics());
+        families.extend(self.shared.executor.replicas.reads.gather());
         families
     }
 
@@ -198,11 +207,11 @@ async fn converse<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(shared: Arc<Share
         let error = WireError::new(SqlState::TOO_MANY_CONNECTIONS, "sorry, too many clients already");
         return refuse(output, error, timeout).await;
     };
-    let settings = match accept(&shared, &startup).await {
-        Ok(settings) => settings,
+    let accepted = match accept(&shared, &startup).await {
+        Ok(accepted) => accepted,
         Err(error) => return refuse(output, error, timeout).await,
     };
-    session(shared, frames, output, startup, settings).await;
+    session(shared, frames, output, startup, accepted).await;
 }
 
 async fn session<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
@@ -210,7 +219,7 @@ async fn session<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     mut frames: Frames<R>,
     mut output: Output<W>,
     startup: Startup,
-    settings: Settings,
+    Accepted { settings, warnings, token }: Accepted,
 ) {
     let registration = shared.sessions.register();
     let out = &mut output.buffer;
@@ -223,11 +232,14 @@ async fn session<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
         backend::parameter_status(out, name, value);
     }
     backend::backend_key(out, registration.pid, registration.secret);
+    for warning in &warnings {
+        backend::notice(out, warning);
+    }
     backend::ready(out, backend::Status::Idle);
     if output.flush().await.is_err() {
         return;
     }
-    let mut session = Session::new(shared, &registration, output, settings);
+    let mut session = Session::new(shared, &registration, output, settings, token);
     if AssertUnwindSafe(session.run(&mut frames)).catch_unwind().await.is_err() {
         tracing::error!("a session has panicked; it is closed, the others go on");
         registration.interrupt.raise(Reason::Lost);
@@ -238,8 +250,17 @@ async fn session<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     }
 }
 
+/// What a session begins with.
+struct Accepted {
+    settings: Settings,
+    /// What of its role's settings it doesn't begin with.
+    warnings: Vec<Notice>,
+    /// What it must see.
+    token: Vec<(ShardId, LogIndex)>,
+}
+
 /// Checks what a client asks for at startup.
-async fn accept(shared: &Shared, startup: &Startup) -> Result<Settings, WireError> {
+async fn accept(shared: &Shared, startup: &Startup) -> Result<Accepted, WireError> {
     let user = startup.get("user").unwrap_or_default();
     if user.is_empty() {
         let message = "no PostgreSQL user name specified in startup packet";
@@ -259,16 +280,24 @@ async fn accept(shared: &Shared, startup: &Startup) -> Result<Settings, WireErro
     if startup.get("replication").is_some_and(|value| !matches!(value, "false" | "off" | "no" | "0")) {
         return Err(WireError::unsupported("the replication protocol"));
     }
-    let mut settings = Settings::default();
+    let deadline = machine::now() + shared.executor.config.retry_timeout;
+    let cluster = &shared.executor.cluster;
+    cluster.wait_ready(deadline).await?;
+    let (mut settings, warnings) = role::begin(&cluster.load().catalog);
+    let mut tokens = Vec::new();
     for (name, value) in startup.settings()? {
-        if name != "replication" {
-            settings.set(&name, Some(&value))?;
+        match name.as_str() {
+            "replication" => {}
+            GTID => tokens.push(value),
+            name => drop(settings.set(name, Some(&value))?),
         }
     }
     settings.keep_as_startup();
-    let deadline = machine::now() + shared.executor.config.retry_timeout;
-    shared.executor.cluster.wait_ready(deadline).await?;
-    Ok(settings)
+    let mut token = Vec::new();
+    for text in tokens {
+        token.extend(gtid::read(cluster, &text, deadline).await?);
+    }
+    Ok(Accepted { settings, warnings, token })
 }
 
 /// The one thing that a client hears which gets no session.

@@ -11,7 +11,7 @@ use proto::services::{
     BoxStream, ClusterState, CoordinatorService, Peers, ReplicaRole, ReplicaStatus, SILENCE,
 };
 use proto::topology::Node;
-use proto::{Epoch, GroupId, NodeId, Retry, SqlState, Term};
+use proto::{Epoch, GroupId, NodeId, Retry, RouterIncarnation, SqlState, Term};
 use replica::{Host, Replica};
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
@@ -41,6 +41,8 @@ pub struct Agent {
     pub host: Arc<Host>,
     /// Its shards; `None` for a node that holds none.
     pub shards: Option<Arc<ShardNode>>,
+    /// The routers that ran on this node in earlier processes, and so are gone.
+    pub former: Vec<RouterIncarnation>,
     /// The way to the coordinators.
     pub peers: Arc<dyn Peers>,
     /// Is told each state of the cluster, before the shards are. Must not block.
@@ -199,6 +201,7 @@ impl Agent {
                         node: self.node.id,
                         coordinator: *coordinator,
                         host: self.host.clone(),
+                        former: self.former.clone(),
                         peers: self.peers.clone(),
                     };
                     reporters.insert(*coordinator, tasks.spawn(reporter.run()));
@@ -224,11 +227,12 @@ struct Settling {
     needed: Notify,
 }
 
-/// Tells one coordinator what the node's replicas are.
+/// Tells one coordinator what the node's replicas are, and which routers are gone.
 struct Reporter {
     node: NodeId,
     coordinator: NodeId,
     host: Arc<Host>,
+    former: Vec<RouterIncarnation>,
     peers: Arc<dyn Peers>,
 }
 
@@ -246,8 +250,8 @@ impl Reporter {
                 let coordinators = self.peers.coordinators();
                 let found = coordinators.into_iter().find(|(node, _)| *node == self.coordinator);
                 let Some((_, coordinator)) = found else { return };
-                let report = tokio::time::timeout(PATIENCE, coordinator.report(self.node, statuses));
-                let heard = matches!(report.await, Ok(Ok(())));
+                let report = coordinator.report(self.node, statuses, self.former.clone());
+                let heard = matches!(tokio::time::timeout(PATIENCE, report).await, Ok(Ok(())));
                 told = Some(offices);
                 due = machine::now() + if heard { REPORT } else { REPORT_AGAIN };
             }

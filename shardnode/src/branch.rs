@@ -9,10 +9,10 @@ mod transactions;
 pub(crate) use transactions::{Begun, Claim, Transactions};
 
 use crate::locks::{Locks, Party, Resource, Settled};
-use crate::pending::Looks;
 use crate::phrase::Phrase;
 use crate::prepared;
 use crate::routers::Routers;
+use crate::sought::Looks;
 use crate::touched::Shapes;
 use bytes::Bytes;
 use proto::machine;
@@ -165,7 +165,7 @@ impl State {
         for id in lost {
             self.end(id, Some(leader_changed()));
         }
-        for prepared::Prepared { id, begun, participants, parallel, locks, hashes } in prepared {
+        for prepared::Prepared { id, begun, since: _, participants, parallel, locks, hashes } in prepared {
             self.ended.remove(&id);
             let (overlay, has_staged, turn) = (Overlay::new(), AtomicBool::new(false), Arc::default());
             let handle = Handle { id, begun, overlay, has_staged, turn };

@@ -324,8 +324,8 @@ impl Cuts {
         deadline: Instant,
     ) -> Result<Vec<Unsettled>, WireError> {
         match action {
-            CutAction::Open { schema_version, tables, scans } => {
-                self.open(desk, cut, schema_version, tables, scans, deadline).await
+            CutAction::Open { schema_version, tables, scans, after } => {
+                self.open(desk, cut, schema_version, (tables, scans), after, deadline).await
             }
             CutAction::Settle(transactions) => self.settle(desk, cut, &transactions, deadline).await,
             CutAction::Close => self.close(cut),
@@ -346,8 +346,8 @@ impl Cuts {
         desk: &Desk,
         cut: CutId,
         schema_version: SchemaVersion,
-        tables: Vec<TableId>,
-        scans: Option<u32>,
+        (tables, scans): (Vec<TableId>, Option<u32>),
+        after: LogIndex,
         deadline: Instant,
     ) -> Result<Vec<Unsettled>, WireError> {
         desk.know(deadline).await?;
@@ -379,7 +379,7 @@ impl Cuts {
             self.count(&holds);
         }
         let mut unopened = Unopened { cuts: self, cut: Some(cut) };
-        let (snapshot, pending) = self.look_at(desk, cut, schema_version, deadline.min(until)).await?;
+        let (snapshot, pending) = self.look_at(desk, cut, schema_version, after, deadline.min(until)).await?;
         let mut holds = self.look();
         let hold = holds.get_mut(&cut).filter(|hold| hold.phase == Phase::Opening).ok_or_else(cut_lost)?;
         // Nothing is worth anything that another leader doesn't know of.
@@ -402,9 +402,10 @@ impl Cuts {
         desk: &Desk,
         cut: CutId,
         schema_version: SchemaVersion,
+        after: LogIndex,
         deadline: Instant,
     ) -> Result<(Snapshot, BTreeMap<TransactionId, Vec<ShardId>>), WireError> {
-        let snapshot = desk.replica.snapshot(Consistency::Strong, deadline).await?;
+        let snapshot = desk.replica.snapshot_after(Consistency::Strong, after, deadline).await?;
         let connection = snapshot.connection();
         fence::check(connection, schema_version).map_err(|e| snapshot.explain(e))?;
         let mut pending = prepared::participants(connection).map_err(|e| snapshot.explain(e))?;

@@ -45,10 +45,12 @@ mod phrase;
 mod prepared;
 mod read;
 mod routers;
+mod sought;
 mod staged;
 mod statement;
 mod stream;
 mod touched;
+mod trail;
 mod transact;
 mod write;
 

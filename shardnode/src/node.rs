@@ -10,7 +10,7 @@
 use crate::altering::Altering;
 use crate::branch::Transactions;
 use crate::config::Config;
-use crate::metrics::Figures;
+use crate::metrics::{Figures, ReplicaReads};
 use crate::phrase::{Phrase, Phrases};
 use crate::routers::Routers;
 use crate::statement::Work;
@@ -22,8 +22,8 @@ use parking_lot::Mutex;
 use proto::machine;
 use proto::services::{
     Access, BoxFuture, Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus, ClusterState,
-    Consistency, CutRequest, FragmentRequest, FragmentResponse, LockWait, SchemaRequest, ServiceResult,
-    ShardService, Unsettled,
+    CutRequest, FragmentRequest, FragmentResponse, LockWait, SchemaRequest, ServiceResult, ShardService,
+    Unsettled,
 };
 use proto::topology::{Shard, Topology};
 use proto::{Epoch, GroupId, LogIndex, RequestId, Retry, RouterIncarnation, ShardId, SqlState, WireError};
@@ -45,7 +45,8 @@ pub struct ShardNode {
     config: Config,
     readers: Readers,
     routers: Arc<Routers>,
-    phrases: Phrases,
+    phrases: Arc<Phrases>,
+    reads: ReplicaReads,
     shards: ArcSwap<Shards>,
     /// Held while a topology is taken in, so that an older one can't overtake a newer one.
     following: Mutex<()>,
@@ -79,8 +80,8 @@ impl ShardNode {
     pub fn new(host: Arc<Host>, config: Config) -> Arc<ShardNode> {
         let readers = Readers::new(&config);
         let (shards, routers) = (ArcSwap::default(), Arc::new(Routers::new(config.router_silence)));
-        let phrases = Phrases::default();
-        Arc::new(ShardNode { host, config, readers, routers, phrases, shards, following: Mutex::new(()) })
+        let (phrases, reads, following) = Default::default();
+        Arc::new(ShardNode { host, config, readers, routers, phrases, reads, shards, following })
     }
 
     /// Takes in the cluster's state, and serves what it names. An older state than the last changes nothing. Says
@@ -132,7 +133,10 @@ impl ShardNode {
             let replica = ArcSwapOption::new(self.host.replica(shard.group).map(Arc::new));
             let transactions = match before {
                 Some(before) if before.shard.group == shard.group => Arc::clone(&before.transactions),
-                _ => Arc::new(Transactions::new(&self.config, Arc::clone(&self.routers))),
+                _ => {
+                    let (routers, phrases) = (Arc::clone(&self.routers), Arc::clone(&self.phrases));
+                    Arc::new(Transactions::new(&self.config, routers, phrases))
+                }
             };
             (shard.id, Known { shard: shard.clone(), since, replica, transactions })
         });
@@ -145,6 +149,11 @@ impl ShardNode {
         let topology = &shards.topology;
         let complete = topology.shards.values().all(|shard| !self.lacks(topology, shard));
         complete && self.left_over(topology).is_empty()
+    }
+
+    /// How reads went that weren't strong.
+    pub(crate) fn replica_reads(&self) -> &ReplicaReads {
+        &self.reads
     }
 
     /// What the shards that this node leads have of transactions.
@@ -241,17 +250,15 @@ impl ShardNode {
     }
 
     /// The fast path: a future of its own, which is smaller than [`Self::run`]'s.
-    async fn lookup(
-        &self,
-        request: FragmentRequest,
-        consistency: Consistency,
-    ) -> ServiceResult<FragmentResponse> {
+    async fn lookup(&self, request: FragmentRequest) -> ServiceResult<FragmentResponse> {
         let desk = self.desk(request.shard, Some(request.epoch))?;
         let deadline = machine::now() + request.timeout.min(LONGEST);
-        let snapshot =
-            self.renew(request.shard, desk.snapshot(&request, consistency, None, deadline).await)?;
-        let answer = read::lookup(&snapshot, &request, deadline);
-        drop(snapshot);
+        let opened = self.renew(request.shard, desk.snapshot(&request, None, deadline).await);
+        let answer =
+            opened.and_then(|(snapshot, waited)| read::lookup(&snapshot, &request, waited, deadline));
+        if !request.is_strong() {
+            self.reads.count(&answer);
+        }
         if !desk.transactions.cuts.are_idle() {
             let index = desk.told_from(&answer);
             Box::pin(desk.tell(&self.phrases.of(&request.sql), request.cut, index)).await;
@@ -259,22 +266,29 @@ impl ShardNode {
         answer
     }
 
-    async fn read(
-        &self,
-        request: FragmentRequest,
-        consistency: Consistency,
-        deadline: Instant,
-    ) -> ServiceResult<FragmentResponse> {
+    async fn read(&self, request: FragmentRequest, deadline: Instant) -> ServiceResult<FragmentResponse> {
         let shard = request.shard;
         let desk = self.desk(shard, Some(request.epoch))?;
         // Who waits for a transaction's end takes no reader's place meanwhile.
-        let caught_up = match (request.cut, consistency) {
-            (None, Consistency::Strong) => Some(desk.catch_up(&request, false, deadline).await?),
-            _ => None,
+        let is_strong = request.is_strong();
+        let answer = async {
+            let ready = desk.get_ready(&request, deadline).await?;
+            let open = request.clone();
+            let open = desk.snapshot(&open, ready, deadline);
+            self.readers.run(request, deadline, open).await
         };
-        let open = request.clone();
-        let open = desk.snapshot(&open, consistency, caught_up, deadline);
-        self.readers.run(request, deadline, open).await
+        self.counted(is_strong, answer.await)
+    }
+
+    fn counted(
+        &self,
+        is_strong: bool,
+        answer: ServiceResult<FragmentResponse>,
+    ) -> ServiceResult<FragmentResponse> {
+        if !is_strong {
+            self.reads.count(&answer);
+        }
+        answer
     }
 
     /// A write outside of any transaction: in the leader's next batch, unless it would have to look at locks.
@@ -368,7 +382,7 @@ impl ShardNode {
         let work = match access {
             BranchAccess::Read => match desk.passage(&branch, &phrase, deadline).await? {
                 Some(passage) => {
-                    let response = self.read(request, Consistency::Strong, deadline).await?;
+                    let response = self.read(request, deadline).await?;
                     passage.done();
                     return Ok(response);
                 }
@@ -409,7 +423,7 @@ impl ShardNode {
     async fn carry_out(&self, request: FragmentRequest) -> ServiceResult<FragmentResponse> {
         let deadline = machine::now() + request.timeout.min(LONGEST);
         match request.access.clone() {
-            Access::Read { consistency, lookup: _ } => self.read(request, consistency, deadline).await,
+            Access::Read { .. } => self.read(request, deadline).await,
             Access::Write { request: id, settled, touch, lock_timeout } => {
                 self.write(request, (id, settled, touch), lock_timeout, deadline).await
             }
@@ -478,7 +492,7 @@ pub(crate) fn is_still(host: &Host, group: GroupId, before: &[Replica]) -> bool 
 impl ShardService for ShardNode {
     fn execute(&self, request: FragmentRequest) -> BoxFuture<'_, ServiceResult<FragmentResponse>> {
         match request.access {
-            Access::Read { consistency, lookup: true } => Box::pin(self.lookup(request, consistency)),
+            Access::Read { lookup: true, .. } => Box::pin(self.lookup(request)),
             Access::Read { .. } | Access::Write { .. } | Access::Branch { .. } => Box::pin(self.run(request)),
         }
     }

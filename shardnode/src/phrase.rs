@@ -5,9 +5,9 @@
 //! know what is in a table.
 
 use dialect::physical::tables_in;
+use foldhash::HashMap;
 use parking_lot::RwLock;
 use proto::TableId;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// So many texts are known at a time, each of so many bytes at most.
@@ -19,6 +19,8 @@ const TEXT_BYTES: usize = 4096;
 pub(crate) struct Phrase {
     /// The tables that it names, each once.
     pub tables: Box<[TableId]>,
+    /// The table that it names, if that is the only one, and it names it only once.
+    pub only: Option<TableId>,
     /// The table that it writes; nothing if it doesn't tell.
     pub written: Option<TableId>,
     /// Whether it only adds rows, and looks at none.
@@ -39,10 +41,15 @@ impl Phrase {
         let mut tables = named.clone();
         tables.sort_unstable();
         tables.dedup();
+        let only = match named[..] {
+            [table] => Some(table),
+            _ => None,
+        };
         let upper = sql.to_ascii_uppercase();
         let reads = |word: &str| upper.contains(word);
         Self {
             tables: tables.into(),
+            only,
             written: written_table(sql),
             adds: sql.contains("INSERT INTO ") && (!sql.contains("SELECT ") || named.len() == 1),
             inserts_plainly: upper.starts_with("INSERT INTO") && !reads("SELECT") && !reads("ON CONFLICT"),
@@ -135,6 +142,10 @@ mod tests {
             [7, 16384]
         );
         assert_eq!(tables("UPDATE t1 SET c2=(SELECT max(c1)FROM t2,main.t3)"), [1, 2, 3]);
+        let only = |sql| Phrase::read(sql).only;
+        assert_eq!(only("SELECT c1 FROM t5 AS r0 WHERE (r0.c1 = ?1)"), Some(TableId(5)));
+        assert_eq!(only("SELECT r0.c1 FROM t5 AS r0, t5 AS r1 WHERE (r0.c1 = ?1)"), None);
+        assert_eq!(only("SELECT 1"), None);
         assert_eq!(tables("SELECT at1, t1a, t_1, _t1, total FROM r0"), []);
     }
 

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use dialect::sqlite::error;
 use proto::services::RowLock;
 use proto::{
-    RouterIncarnation, RowBatch, RowBatchBuilder, ShardId, SqlState, TableId, TransactionId, ValueRef,
-    WireError,
+    LogIndex, RouterIncarnation, RowBatch, RowBatchBuilder, ShardId, SqlState, TableId, TransactionId,
+    ValueRef, WireError,
 };
 use replica::Pieces;
 use rusqlite::{Connection, OptionalExtension, Row};
@@ -21,8 +21,9 @@ pub(crate) const TABLE: &str = "shoal_prepared";
 
 /// What every replica of a shard runs before its first log entry.
 pub(crate) fn init() -> String {
+    // What is looked at often comes before what may be long, which isn't read then.
     "CREATE TABLE shoal_prepared (router INTEGER NOT NULL, sequence INTEGER NOT NULL, begun INTEGER NOT NULL,
-                                  participants BLOB NOT NULL, locks BLOB NOT NULL, changes BLOB NOT NULL, staged BLOB,
+                                  since INTEGER NOT NULL, participants BLOB NOT NULL, locks BLOB NOT NULL, changes BLOB NOT NULL, staged BLOB,
                                   parallel INTEGER NOT NULL,
                                   PRIMARY KEY (router, sequence)) STRICT, WITHOUT ROWID"
         .into()
@@ -86,6 +87,8 @@ fn unpacked(bytes: &[u8]) -> Result<Vec<u64>, WireError> {
 pub(crate) struct Prepared {
     pub id: TransactionId,
     pub begun: u64,
+    /// What its leader had applied when it was prepared: the entry that prepares it is later than that.
+    pub since: LogIndex,
     pub participants: Vec<ShardId>,
     /// Whether the votes commit it.
     pub parallel: bool,
@@ -130,7 +133,7 @@ pub(crate) fn insert(
         locks.push_row([int(table.0.into()), int(HASHES), int(0), ValueRef::Blob(&bytes), int(mode)]);
     }
     let mut statement = connection
-        .prepare_cached("INSERT INTO shoal_prepared VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")
+        .prepare_cached("INSERT INTO shoal_prepared VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")
         .map_err(error)?;
     let (router, sequence) = key(prepared.id);
     let (whole, staged) = match changes {
@@ -141,6 +144,7 @@ pub(crate) fn insert(
         router,
         sequence,
         prepared.begun.cast_signed(),
+        prepared.since.0.cast_signed(),
         pack(&participants.finish()),
         pack(&locks.finish()),
         whole,
@@ -191,9 +195,54 @@ pub(crate) fn participants(
     Ok(found)
 }
 
+/// All of them, and what was applied when each was prepared. In the order of their ids.
+pub(crate) fn since(connection: &Connection) -> Result<Vec<(TransactionId, LogIndex)>, WireError> {
+    // To look one up by its key would be to read all of those that are in the way.
+    let sql = "SELECT router, sequence, since FROM shoal_prepared ORDER BY router, sequence";
+    let mut statement = connection.prepare_cached(sql).map_err(error)?;
+    let mut rows = statement.query([]).map_err(error)?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next().map_err(error)? {
+        found.push((name(row)?, LogIndex(number(row, 2)?)));
+    }
+    Ok(found)
+}
+
+/// What a transaction has locked.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Locked {
+    /// What it has locks on.
+    pub locks: Vec<Resource>,
+    /// Tables in which it has more, which are kept as hashes.
+    pub hashed: Vec<TableId>,
+}
+
+/// What a transaction has locked; nothing if it isn't prepared.
+pub(crate) fn locked(connection: &Connection, id: TransactionId) -> Result<Option<Locked>, WireError> {
+    let sql = "SELECT locks FROM shoal_prepared WHERE router = ?1 AND sequence = ?2";
+    let mut statement = connection.prepare_cached(sql).map_err(error)?;
+    let mut rows = statement.query(key(id)).map_err(error)?;
+    let Some(row) = rows.next().map_err(error)? else { return Ok(None) };
+    let Locked { mut locks, mut hashed } = Locked::default();
+    for values in batch(row, 0, LOCK_COLUMNS)?.rows() {
+        match lock(values)? {
+            Lock::Plain(resource, _) => locks.push(resource),
+            Lock::Hashes(table, ..) => hashed.push(table),
+        }
+    }
+    let sql = format!("SELECT DISTINCT locked FROM {LOCKS} WHERE router = ?1 AND sequence = ?2");
+    let mut statement = connection.prepare_cached(&sql).map_err(error)?;
+    let aside = statement.query_map(key(id), |row| row.get(0).map(TableId)).map_err(error)?;
+    for table in aside {
+        hashed.push(table.map_err(error)?);
+    }
+    Ok(Some(Locked { locks, hashed }))
+}
+
 /// All of them.
 pub(crate) fn load(connection: &Connection) -> Result<Vec<Prepared>, WireError> {
-    let sql = "SELECT router, sequence, begun, participants, locks, parallel FROM shoal_prepared ORDER BY router, sequence";
+    let sql = "SELECT router, sequence, begun, since, participants, locks, parallel
+               FROM shoal_prepared ORDER BY router, sequence";
     let mut statement = connection.prepare_cached(sql).map_err(error)?;
     let mut rows = statement.query([]).map_err(error)?;
     let mut found = Vec::new();
@@ -257,37 +306,50 @@ fn shards(row: &Row<'_>, column: usize) -> Result<Vec<ShardId>, WireError> {
     batch(row, column, 1)?.rows().flatten().map(shard).collect()
 }
 
+/// One of the locks in a transaction's row.
+enum Lock {
+    Plain(Resource, Mode),
+    Hashes(TableId, RowLock, Vec<u64>),
+}
+
+fn lock<'a>(values: impl Iterator<Item = ValueRef<'a>>) -> Result<Lock, WireError> {
+    let values: Vec<ValueRef<'_>> = values.collect();
+    let [ValueRef::Int(table), ValueRef::Int(kind), ValueRef::Int(index), key, ValueRef::Int(mode)] =
+        values[..]
+    else {
+        return Err(damaged());
+    };
+    let short = |number: i64| u32::try_from(number).map_err(|_| damaged());
+    let table = TableId(short(table)?);
+    let mode = *usize::try_from(mode).ok().and_then(|mode| MODES.get(mode)).ok_or_else(damaged)?;
+    if let (HASHES, ValueRef::Blob(bytes), Mode::Row(mode)) = (kind, key, mode) {
+        return Ok(Lock::Hashes(table, mode, unpacked(bytes)?));
+    }
+    let part = match (kind, key) {
+        (WHOLE, ValueRef::Null) => Part::Table,
+        (ROW, ValueRef::Blob(key)) => Part::Row(key.into()),
+        (KEYS, ValueRef::Blob(key)) => Part::Keys(key.into()),
+        (MOVED, ValueRef::Blob(key)) => Part::Moved(key.into()),
+        (UNIQUE, ValueRef::Blob(key)) => Part::Unique(short(index)?, key.into()),
+        _ => return Err(damaged()),
+    };
+    Ok(Lock::Plain(Resource { table, part }, mode))
+}
+
 fn read(row: &Row<'_>) -> Result<Prepared, WireError> {
     let (mut locks, mut hashes) = (Vec::new(), Vec::new());
-    for lock in batch(row, 4, LOCK_COLUMNS)?.rows() {
-        let values: Vec<ValueRef<'_>> = lock.collect();
-        let [ValueRef::Int(table), ValueRef::Int(kind), ValueRef::Int(index), key, ValueRef::Int(mode)] =
-            values[..]
-        else {
-            return Err(damaged());
-        };
-        let short = |number: i64| u32::try_from(number).map_err(|_| damaged());
-        let table = TableId(short(table)?);
-        let mode = *usize::try_from(mode).ok().and_then(|mode| MODES.get(mode)).ok_or_else(damaged)?;
-        if let (HASHES, ValueRef::Blob(bytes), Mode::Row(mode)) = (kind, key, mode) {
-            hashes.push((table, mode, unpacked(bytes)?));
-            continue;
+    for values in batch(row, 5, LOCK_COLUMNS)?.rows() {
+        match lock(values)? {
+            Lock::Plain(resource, mode) => locks.push((resource, mode)),
+            Lock::Hashes(table, mode, of) => hashes.push((table, mode, of)),
         }
-        let part = match (kind, key) {
-            (WHOLE, ValueRef::Null) => Part::Table,
-            (ROW, ValueRef::Blob(key)) => Part::Row(key.into()),
-            (KEYS, ValueRef::Blob(key)) => Part::Keys(key.into()),
-            (MOVED, ValueRef::Blob(key)) => Part::Moved(key.into()),
-            (UNIQUE, ValueRef::Blob(key)) => Part::Unique(short(index)?, key.into()),
-            _ => return Err(damaged()),
-        };
-        locks.push((Resource { table, part }, mode));
     }
     Ok(Prepared {
         id: name(row)?,
         begun: number(row, 2)?,
-        parallel: number(row, 5)? != 0,
-        participants: shards(row, 3)?,
+        since: LogIndex(number(row, 3)?),
+        parallel: number(row, 6)? != 0,
+        participants: shards(row, 4)?,
         locks,
         hashes,
     })
@@ -325,6 +387,7 @@ mod tests {
         let one = Prepared {
             id: id(1),
             begun: u64::MAX,
+            since: LogIndex(7),
             participants: vec![ShardId(3), ShardId(u64::MAX)],
             parallel: true,
             locks: locks.collect(),
@@ -336,6 +399,7 @@ mod tests {
         let other = Prepared {
             id: id(2),
             begun: 0,
+            since: LogIndex(0),
             participants: Vec::new(),
             parallel: false,
             locks: Vec::new(),
@@ -350,6 +414,11 @@ mod tests {
         for hashes in [&[2][..], &[2, 3]] {
             insert_locks(&connection, id(1), 0, (more.0, more.1, hashes)).unwrap();
         }
+        assert_eq!(since(&connection).unwrap(), [(id(1), LogIndex(7)), (id(2), LogIndex(0))]);
+        let locks = one.locks.iter().map(|(resource, _)| resource.clone()).collect();
+        let hashed = vec![TableId(7), TableId(8), TableId(9)];
+        assert_eq!(locked(&connection, id(1)).unwrap(), Some(Locked { locks, hashed }));
+        assert_eq!(locked(&connection, id(3)).unwrap(), None);
         let mut with_more = one;
         with_more.hashes.push(more);
         assert_eq!(load(&connection).unwrap(), [with_more, other.clone()]);

@@ -4,24 +4,22 @@
 //! storage form. Nothing here can write: the connection can't, and a statement that would is refused before it runs.
 
 use crate::fence;
-use dialect::sqlite::{error, parameter, value_ref};
+use dialect::sqlite::{error, names_nothing, parameter, value_ref};
 use proto::services::{FragmentRequest, FragmentResponse, RowSource};
-use proto::{RowBatchBuilder, WireError};
+use proto::{Retry, RowBatchBuilder, SqlState, WireError};
 use replica::Snapshot;
 use rusqlite::{CachedStatement, Connection, Row};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Runs a whole read here and now, until the deadline: it is a short one, but nobody else could end it.
 pub(crate) fn lookup(
     snapshot: &Snapshot,
     request: &FragmentRequest,
+    waited: Duration,
     deadline: Instant,
 ) -> Result<FragmentResponse, WireError> {
-    let connection = snapshot.connection();
     snapshot.end_at(deadline);
-    let prepared =
-        fence::check(connection, request.schema_version).and_then(|()| prepare(connection, request));
-    let mut statement = prepared.map_err(|e| snapshot.explain(e))?;
+    let mut statement = begin(snapshot, request)?;
     let columns = statement.column_count();
     let mut batch = RowBatchBuilder::new(columns as u16);
     let mut rows = statement.raw_query();
@@ -32,7 +30,28 @@ pub(crate) fn lookup(
         rows: RowSource::Whole(batch.finish()),
         affected: 0,
         position: snapshot.position(),
+        waited,
     })
+}
+
+/// The request's statement on a snapshot, if both are of one schema.
+pub(crate) fn begin<'a>(
+    snapshot: &'a Snapshot,
+    request: &FragmentRequest,
+) -> Result<CachedStatement<'a>, WireError> {
+    let connection = snapshot.connection();
+    fence::check(connection, request.schema_version).map_err(|e| snapshot.explain(e))?;
+    let prepared = match connection.prepare_cached(&request.sql) {
+        // What the plan has is on the leader, and no id is used twice: it has yet to come here.
+        Err(missing) if !request.is_strong() && names_nothing(&missing) => {
+            let message = format!("this replica's schema is older than the statement's: {missing}");
+            let behind = WireError::new(SqlState::CANNOT_CONNECT_NOW, message);
+            return Err(behind.with_retry(Retry::Behind(snapshot.position())));
+        }
+        prepared => prepared.map_err(error),
+    };
+    let bound = prepared.and_then(|statement| bind(statement, request));
+    bound.map_err(|e| snapshot.explain(e))
 }
 
 /// The request's statement with its parameters bound.
@@ -40,7 +59,13 @@ pub(crate) fn prepare<'a>(
     connection: &'a Connection,
     request: &FragmentRequest,
 ) -> Result<CachedStatement<'a>, WireError> {
-    let mut statement = connection.prepare_cached(&request.sql).map_err(error)?;
+    bind(connection.prepare_cached(&request.sql).map_err(error)?, request)
+}
+
+fn bind<'a>(
+    mut statement: CachedStatement<'a>,
+    request: &FragmentRequest,
+) -> Result<CachedStatement<'a>, WireError> {
     // Without columns it is no query, but may well be "read-only" (BEGIN, ATTACH).
     if !statement.readonly() || statement.column_count() == 0 {
         return Err(WireError::internal("a fragment that should only read would write"));

@@ -6,7 +6,7 @@
 //! ordered merge) can't starve.
 
 use crate::config::Config;
-use crate::{fence, read};
+use crate::read;
 use dialect::sqlite::error;
 use futures_core::Stream;
 use parking_lot::Mutex;
@@ -18,7 +18,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
@@ -52,12 +52,12 @@ impl Readers {
         }
     }
 
-    /// Waits for a turn, opens the snapshot with `open`, and runs the request on it.
+    /// Waits for a turn, opens the snapshot with `open`, which says how long that took, and runs the request on it.
     pub(crate) async fn run(
         &self,
         request: FragmentRequest,
         deadline: Instant,
-        open: impl Future<Output = Result<Snapshot, WireError>>,
+        open: impl Future<Output = Result<(Snapshot, Duration), WireError>>,
     ) -> Result<FragmentResponse, WireError> {
         let turn = async {
             let open = Arc::clone(&self.open).acquire_owned().await;
@@ -68,7 +68,7 @@ impl Readers {
             .await
             .map_err(|_| timed_out())?
             .expect("the semaphores are never closed");
-        let snapshot = open.await?;
+        let (snapshot, waited) = open.await?;
         snapshot.end_at(deadline);
         let (begun, answer) = oneshot::channel();
         let fault = Arc::new(Mutex::new(None));
@@ -97,12 +97,15 @@ impl Readers {
             drop(query);
         });
         match answer.await {
-            Ok(Begun { first, position, rest: None }) => {
-                Ok(FragmentResponse { rows: RowSource::Whole(first), affected: 0, position })
-            }
-            Ok(Begun { first, position, rest: Some(rest) }) => {
-                let stream = Batches { first: Some(first), rest, fault, _cancel: cancel };
-                Ok(FragmentResponse { rows: RowSource::Stream(Box::pin(stream)), affected: 0, position })
+            Ok(Begun { first, position, rest }) => {
+                let rows = match rest {
+                    None => RowSource::Whole(first),
+                    Some(rest) => {
+                        let stream = Batches { first: Some(first), rest, fault, _cancel: cancel };
+                        RowSource::Stream(Box::pin(stream))
+                    }
+                };
+                Ok(FragmentResponse { rows, affected: 0, position, waited })
             }
             Err(_) => Err(fault
                 .lock()
@@ -142,10 +145,7 @@ struct Query {
 
 impl Query {
     fn run(&mut self, snapshot: &Snapshot) -> Result<(), WireError> {
-        let connection = snapshot.connection();
-        let prepared = fence::check(connection, self.request.schema_version)
-            .and_then(|()| read::prepare(connection, &self.request));
-        let mut statement = prepared.map_err(|e| snapshot.explain(e))?;
+        let mut statement = read::begin(snapshot, &self.request)?;
         let columns = statement.column_count();
         let mut batch = RowBatchBuilder::new(columns as u16);
         let mut rows = statement.raw_query();

@@ -10,11 +10,11 @@
 use crate::locks::{Mode, Part, Resource};
 use bytes::Bytes;
 use dialect::sqlite::{error, parameter, value_ref};
+use foldhash::{HashMap, HashMapExt as _};
 use proto::services::RowLock;
 use proto::{KeyspaceId, RowBatch, RowBatchBuilder, TableId, Value, ValueRef, WireError};
 use replica::{RowChange, RowOp};
 use rusqlite::{Connection, params_from_iter};
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A lock that a statement needs.

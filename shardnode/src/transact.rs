@@ -14,6 +14,7 @@ use crate::ended;
 use crate::phrase::Phrase;
 use crate::prepared::{self, Changes, Prepared};
 use crate::statement::{Attempt, Patience, Work};
+use crate::trail::Fresh;
 use crate::{staged, stream, write};
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -39,6 +40,24 @@ const OWN: u64 = 1 << 63;
 pub(crate) struct Desk {
     pub replica: Replica,
     pub transactions: Arc<Transactions>,
+}
+
+/// What a fragment has waited for that will open a snapshot.
+pub(crate) enum Ready {
+    /// What was pending has ended, in this term.
+    CaughtUp(Term),
+    /// Its replica is fresh enough.
+    Near(Fresh),
+}
+
+/// How fresh a read must be that isn't strong, and how long it may wait for that.
+fn near(request: &FragmentRequest) -> Option<(Consistency, Duration)> {
+    match request.access {
+        Access::Read { consistency, wait, .. } if consistency != Consistency::Strong => {
+            Some((consistency, wait))
+        }
+        Access::Read { .. } | Access::Write { .. } | Access::Branch { .. } => None,
+    }
 }
 
 /// What a write or a rehearsal hears within that is to be done in another way.
@@ -319,8 +338,8 @@ impl Desk {
             if let Changes::Staged(pieces) = &changes {
                 staged::check(stage, id, pieces)?;
             }
-            let prepared =
-                Prepared { id, begun: handle.begun, participants: shards, parallel, locks, hashes };
+            let (begun, since) = (handle.begun, stage.applied());
+            let prepared = Prepared { id, begun, since, participants: shards, parallel, locks, hashes };
             prepared::insert(stage, &prepared, &changes)?;
             Ok(Bytes::new())
         };
@@ -519,34 +538,56 @@ impl Desk {
         see_through(turn, deadline, async move { ended(replica.write(write).await) }).await
     }
 
-    /// A snapshot for a fragment: its cut's, or one that has what was prepared before the fragment came. `caught_up`: that
-    /// was waited for in this term.
+    /// Waits for what a fragment's snapshot must have, so that it can be opened later.
+    pub async fn get_ready(
+        &self,
+        request: &FragmentRequest,
+        deadline: Instant,
+    ) -> Result<Option<Ready>, WireError> {
+        if request.cut.is_some() {
+            return Ok(None);
+        }
+        Ok(Some(match near(request) {
+            Some(level) => Ready::Near(self.come_near(request, level, deadline).await?),
+            None => Ready::CaughtUp(self.catch_up(request, false, deadline).await?),
+        }))
+    }
+
+    /// A snapshot for a fragment, and how long it waited until its replica was fresh enough: the snapshot of its cut, or one
+    /// that has what was prepared before the fragment came, or one that has its floor. `ready`: that was waited for.
     pub async fn snapshot(
         &self,
         request: &FragmentRequest,
-        consistency: Consistency,
-        mut caught_up: Option<Term>,
+        ready: Option<Ready>,
         deadline: Instant,
-    ) -> Result<Snapshot, WireError> {
+    ) -> Result<(Snapshot, Duration), WireError> {
         if let Some(cut) = request.cut {
             let cuts = &self.transactions.cuts;
-            return match request.access {
+            let snapshot = match request.access {
                 Access::Branch { .. } => cuts.peek(self, cut, deadline).await,
                 Access::Read { .. } | Access::Write { .. } => cuts.scan(self, cut, deadline).await,
             };
+            return snapshot.map(|snapshot| (snapshot, Duration::ZERO));
         }
-        if consistency != Consistency::Strong {
-            return self.replica.snapshot(consistency, deadline).await;
+        let (mut caught_up, fresh) = match ready {
+            Some(Ready::CaughtUp(term)) => (Some(term), None),
+            Some(Ready::Near(fresh)) => (None, Some(fresh)),
+            None => (None, None),
+        };
+        if let Some(level) = near(request) {
+            // A future of its own: strong reads' stays small.
+            return Box::pin(self.near(request, level, fresh, deadline)).await;
         }
+        let after = request.floor.index();
         loop {
             let term = match caught_up.take() {
                 Some(term) => term,
                 None => self.catch_up(request, false, deadline).await?,
             };
-            let snapshot = self.replica.snapshot(consistency, deadline).await?;
+            let snapshot = self.replica.snapshot_after(Consistency::Strong, after, deadline).await?;
             // Another leader may have had others prepared.
             if self.transactions.are_of(term) && self.is_known() {
-                return Ok(snapshot);
+                return Ok((snapshot, Duration::ZERO));
             }
         }
     }
@@ -563,18 +604,28 @@ impl Desk {
 
     /// The transactions that have something on the shard.
     pub async fn list(&self, shard: ShardId, deadline: Instant) -> Result<Vec<BranchStatus>, WireError> {
-        self.know(deadline).await?;
-        self.tidy();
-        let mut statuses = self.transactions.statuses(shard);
-        // To tell of a vote is to vote. Looked at afterwards: a cut that came meanwhile has seen it.
-        if let Some(seen) = self.transactions.cuts.least_seen() {
-            let state = self.transactions.look();
-            let withheld = |status: &&mut BranchStatus| state.prepared_at(status.transaction) > seen;
-            for status in statuses.iter_mut().filter(withheld) {
-                (status.prepared, status.parallel) = (None, false);
+        loop {
+            self.know(deadline).await?;
+            self.tidy();
+            let term = self.transactions.term();
+            let mut statuses = self.transactions.statuses(shard);
+            // To tell of a vote is to vote. Looked at afterwards: a cut that came meanwhile has seen it.
+            if let Some(seen) = self.transactions.cuts.least_seen() {
+                let state = self.transactions.look();
+                let withheld = |status: &&mut BranchStatus| state.prepared_at(status.transaction) > seen;
+                for status in statuses.iter_mut().filter(withheld) {
+                    (status.prepared, status.parallel, status.forsaken) = (None, false, false);
+                }
+            }
+            if statuses.iter().all(|status| status.prepared.is_none()) {
+                return Ok(statuses);
+            }
+            // Of votes only a leader tells that is sure to lead: under another one they may be over.
+            drop(self.replica.snapshot(Consistency::Strong, deadline).await?);
+            if self.transactions.are_of(term) && self.is_known() {
+                return Ok(statuses);
             }
         }
-        Ok(statuses)
     }
 
     /// Has a term begun: then what is prepared is known.

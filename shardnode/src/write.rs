@@ -18,6 +18,7 @@ use rusqlite::types::ToSqlOutput;
 use rusqlite::{Connection, Statement};
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What a write does.
 pub(crate) struct Job {
@@ -239,5 +240,6 @@ pub(crate) fn decode(output: &Bytes, position: LogIndex) -> Result<FragmentRespo
         rows: RowSource::Whole(batch.map_err(|_| damaged())?),
         affected: u64::from_le_bytes(*affected),
         position,
+        waited: Duration::ZERO,
     })
 }

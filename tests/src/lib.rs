@@ -5,12 +5,17 @@
 //! form of a recorded script. It must never be used by anything but tests.
 
 pub mod cluster;
+pub mod figures;
+pub mod http;
 pub mod isolation;
 pub mod load;
 pub mod nodes;
 pub mod payments;
+pub mod pooler;
 pub mod postgres;
+pub mod roaming;
 pub mod script;
+pub mod sessions;
 pub mod sim;
 pub mod tools;
 pub mod transfers;

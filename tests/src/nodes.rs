@@ -2,6 +2,7 @@
 //! stay, and everything that can befall a process. All are killed at the end.
 
 use crate::cluster::{binary, config_for, connect};
+use crate::http;
 use crate::wait::{LOOK, PATIENCE, until};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -27,6 +28,8 @@ struct Process {
     address: String,
     /// `host:port` for other nodes and the admin.
     admin: String,
+    /// `host:port` for Prometheus, if the arguments have it listen.
+    metrics: Option<String>,
     arguments: Vec<String>,
 }
 
@@ -39,6 +42,9 @@ impl Nodes {
     /// The same, with further arguments for every node.
     pub fn start_with(count: usize, node_arguments: &[&str], arguments: &[&str]) -> Nodes {
         let nodes = Self::launch(count, node_arguments);
+        if count > 1 {
+            nodes.wait_for_acquaintance();
+        }
         nodes.init(arguments);
         nodes
     }
@@ -64,10 +70,10 @@ impl Nodes {
 
     /// Waits until every node that isn't part of a cluster yet knows of all others.
     pub fn wait_for_acquaintance(&self) {
-        // Who asks for more coordinators than there are nodes is told how many there are, and nothing else happens.
+        // Who asks for more replicas than any test has nodes is told how many there are, and nothing else happens.
         let found = format!("there are {}", self.count());
         let met = until(PATIENCE, LOOK, || {
-            let output = self.shoal(0, &["init", "--coordinators", "5"]);
+            let output = self.shoal(0, &["init", "--replicas", "16"]);
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
             if said.contains(&found) { Ok(()) } else { Err(said) }
         });
@@ -86,8 +92,8 @@ impl Nodes {
             all.extend(["--join".to_owned(), first.admin.clone()]);
         }
         let any = "127.0.0.1:0".to_owned();
-        let (child, address, admin) = spawn(&directory, &any, &any, &all);
-        self.nodes.push(Process { child, ended: false, directory, address, admin, arguments: all });
+        let (child, Addresses { clients: address, admin, metrics }) = spawn(&directory, &any, &any, &all);
+        self.nodes.push(Process { child, ended: false, directory, address, admin, metrics, arguments: all });
         number
     }
 
@@ -118,8 +124,10 @@ impl Nodes {
     fn restart_at(&mut self, node: usize, address: &str, admin: &str) {
         let process = &mut self.nodes[node];
         assert!(process.ended, "node {node} runs");
-        (process.child, process.address, process.admin) =
-            spawn(&process.directory, address, admin, &process.arguments);
+        let (child, addresses) = spawn(&process.directory, address, admin, &process.arguments);
+        process.child = child;
+        (process.address, process.admin) = (addresses.clients, addresses.admin);
+        process.metrics = addresses.metrics;
         process.ended = false;
     }
 
@@ -195,6 +203,16 @@ impl Nodes {
     /// Where other nodes and the admin reach a node.
     pub fn admin(&self, node: usize) -> &str {
         &self.nodes[node].admin
+    }
+
+    /// Where Prometheus reaches a node that was started with `--metrics-listen`.
+    pub fn metrics_address(&self, node: usize) -> &str {
+        self.nodes[node].metrics.as_deref().expect("the test gave it --metrics-listen")
+    }
+
+    /// What such a node tells Prometheus.
+    pub fn metrics(&self, node: usize) -> String {
+        http::get(self.metrics_address(node), "/metrics").expect("the node answers").body
     }
 
     /// What a node wrote to stderr, in all of its runs.
@@ -281,7 +299,7 @@ pub fn is_level(group: &serde_json::Value, count: usize) -> bool {
     let replicas = replicas(group);
     let level = |replica: &serde_json::Value| {
         matches!(replica["role"].as_str(), Some("leader" | "follower"))
-            && replica["lag"] == 0
+            && replica["log_lag"] == 0
             && replica["applied"] == replicas[0]["applied"]
     };
     replicas.len() == count && replicas.iter().all(level)
@@ -311,7 +329,15 @@ fn log_file(directory: &Path) -> PathBuf {
     directory.with_extension("log")
 }
 
-fn spawn(directory: &Path, address: &str, admin: &str, arguments: &[String]) -> (Child, String, String) {
+/// Where a process listens.
+struct Addresses {
+    clients: String,
+    admin: String,
+    metrics: Option<String>,
+}
+
+fn spawn(directory: &Path, address: &str, admin: &str, arguments: &[String]) -> (Child, Addresses) {
+    let has_metrics = arguments.iter().any(|argument| argument == "--metrics-listen");
     let log = File::options().create(true).append(true).open(log_file(directory)).expect("a log file");
     let mut child = Command::new(binary())
         .arg("node")
@@ -331,19 +357,21 @@ fn spawn(directory: &Path, address: &str, admin: &str, arguments: &[String]) -> 
             drop(send.send(line));
         }
     });
-    let (mut address, mut admin) = (None, None);
-    while address.is_none() || admin.is_none() {
+    let (mut clients, mut admin, mut metrics) = (None, None, None);
+    while clients.is_none() || admin.is_none() || (has_metrics && metrics.is_none()) {
         let Ok(line) = receive.recv_timeout(PATIENCE) else {
             let said = std::fs::read_to_string(log_file(directory)).unwrap_or_default();
             panic!("shoal node doesn't print its addresses; it said:\n{said}");
         };
         if let Some(rest) = line.strip_prefix("admin: ") {
             admin = Some(rest.trim().to_owned());
+        } else if let Some(rest) = line.strip_prefix("metrics: http://") {
+            metrics = Some(rest.trim_end_matches("/metrics").to_owned());
         } else if let Some((host, port)) = psql(&line) {
-            address = Some(format!("{host}:{port}"));
+            clients = Some(format!("{host}:{port}"));
         }
     }
-    (child, address.expect("found"), admin.expect("found"))
+    (child, Addresses { clients: clients.expect("found"), admin: admin.expect("found"), metrics })
 }
 
 /// Host and port of the line that connects psql.

@@ -1,5 +1,6 @@
 //! A PostgreSQL server with a folder of its own, reached over a socket in it: what Shoal is compared with.
 
+use crate::tools::Unprivileged;
 use crate::{cluster, tools};
 use std::process::{Command, Stdio};
 
@@ -9,20 +10,15 @@ pub type Failure = Box<dyn std::error::Error>;
 /// A running server. It stops when it is dropped.
 pub struct Server {
     folder: tempfile::TempDir,
-    user: Option<&'static str>,
+    user: Unprivileged,
 }
 
 impl Server {
     /// Starts one: collation C.UTF-8, time zone UTC.
     pub fn start() -> Result<Self, Failure> {
-        // The server refuses to run as root; Debian's package makes this user.
-        let root = Command::new("id").arg("-u").output()?.stdout == b"0\n";
-        let user = root.then_some("postgres");
-        let folder = tempfile::tempdir()?;
+        let (folder, user) = (tempfile::tempdir()?, Unprivileged::find()?);
+        user.own(folder.path())?;
         let server = Server { folder, user };
-        if let Some(user) = user {
-            server.check(Command::new("chown").arg(user).arg(server.folder.path()))?;
-        }
         let data = server.folder.path().join("data");
         let initdb =
             ["--locale=C.UTF-8", "--encoding=UTF8", "--username=postgres", "--auth=trust", "--pgdata"];
@@ -39,14 +35,7 @@ impl Server {
     fn command(&self, program: &str) -> Result<Command, Failure> {
         let path =
             tools::find(program).ok_or_else(|| format!("{program} of PostgreSQL 15 is not installed"))?;
-        Ok(match self.user {
-            Some(user) => {
-                let mut command = Command::new("runuser");
-                command.args(["-u", user, "--"]).arg(path);
-                command
-            }
-            None => Command::new(path),
-        })
+        Ok(self.user.command(&path))
     }
 
     fn check(&self, command: &mut Command) -> Result<(), Failure> {

@@ -4,7 +4,7 @@
 //! long it took. A transfer changes two accounts and leaves two marks, `+n` and `-n`: whoever sees all of a transaction or
 //! nothing sees the accounts' sum as it always was, and the marks' sum 0. That is the invariant of Citus' issue 7366.
 
-use crate::cluster::connect;
+use crate::roaming::Roaming;
 use crate::sim::random::Random;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,8 +17,6 @@ use tokio_postgres::{Client, Config};
 
 /// How long a client waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long it waits before it tries the next router.
-const PAUSE: Duration = Duration::from_millis(50);
 /// What each account has at the beginning.
 const MONEY: i64 = 1000;
 
@@ -82,12 +80,7 @@ impl Transfers {
     ) -> Transfers {
         let stop = Arc::new(AtomicBool::new(false));
         let (next, committed) = (Arc::new(AtomicI64::new(1)), Arc::new(AtomicI64::new(0)));
-        let client = |number: usize| {
-            let mut routers = routers.to_vec();
-            let turn = number % routers.len();
-            routers.rotate_left(turn);
-            Session { routers, turn: 0, client: None, stop: stop.clone() }
-        };
+        let client = |number: usize| Roaming::new(routers, number, stop.clone());
         let mover = |number: usize| {
             let random = Random::stream(seed, "mover", number as u64);
             runtime.spawn(move_money(client(number), random, accounts, next.clone(), committed.clone()))
@@ -116,46 +109,8 @@ impl Transfers {
     }
 }
 
-/// A client that goes on over another router when its connection breaks.
-struct Session {
-    routers: Vec<Config>,
-    turn: usize,
-    client: Option<Client>,
-    stop: Arc<AtomicBool>,
-}
-
-impl Session {
-    /// A connection; nothing if the work is over.
-    async fn client(&mut self) -> Option<&Client> {
-        while self.client.as_ref().is_none_or(Client::is_closed) {
-            if self.stop.load(Ordering::Relaxed) {
-                return None;
-            }
-            let router = &self.routers[self.turn % self.routers.len()];
-            self.turn += 1;
-            match tokio::time::timeout(PATIENCE, connect(router)).await {
-                Ok(Ok(client)) => self.client = Some(client),
-                _ => tokio::time::sleep(PAUSE).await,
-            }
-        }
-        self.client.as_ref().filter(|_| !self.stop.load(Ordering::Relaxed))
-    }
-
-    /// Takes note of an error. A connection on which nothing answers is given up.
-    fn failed(&mut self, error: Option<&tokio_postgres::Error>, errors: &mut HashMap<String, u64>) {
-        let name = match error {
-            None => "no answer".to_owned(),
-            Some(error) => error.code().map_or("connection lost".to_owned(), |code| code.code().to_owned()),
-        };
-        if error.is_none() {
-            self.client = None;
-        }
-        *errors.entry(name).or_default() += 1;
-    }
-}
-
 async fn move_money(
-    mut session: Session,
+    mut session: Roaming,
     mut random: Random,
     accounts: i64,
     next: Arc<AtomicI64>,
@@ -220,7 +175,7 @@ fn told_at_commit(error: &tokio_postgres::Error) -> Told {
     }
 }
 
-async fn add_up(mut session: Session, accounts: i64) -> Seen {
+async fn add_up(mut session: Roaming, accounts: i64) -> Seen {
     let mut seen = Seen::default();
     let sums = [
         ("SELECT sum(balance)::bigint FROM account", accounts * MONEY),

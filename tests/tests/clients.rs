@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 use tests::cluster::{self, Cluster};
-use tests::tools::{find_or_skip, skip};
+use tests::tools::{find_or_skip, find_psycopg2_or_skip};
 
 fn host_and_port(cluster: &Cluster) -> (&str, &str) {
     cluster.address.rsplit_once(':').unwrap()
@@ -48,6 +48,13 @@ fn psql_describes_tables() {
     ] {
         assert!(table.contains(line), "no {line:?} in\n{table}");
     }
+    run("ALTER ROLE ALL SET shoal.read_wait = 20");
+    run("ALTER ROLE shoal SET application_name = 'a b'");
+    let settings = run("\\drds");
+    for line in [" shoal |          | application_name=a b", "       |          | shoal.read_wait=20"] {
+        assert!(settings.contains(line), "no {line:?} in\n{settings}");
+    }
+    assert!(run("SHOW shoal.read_wait").contains("20ms"));
     let missing = client(&psql, &cluster).args(["-X", "-c", "\\d nosuch"]).output().unwrap();
     assert!(
         String::from_utf8_lossy(&missing.stderr).contains("Did not find any relation named \"nosuch\""),
@@ -81,21 +88,7 @@ fn psql_copies_in_and_out() {
 
 #[test]
 fn psycopg2_reads_and_writes() {
-    let Some(python) = find_or_skip("python3", "psycopg2_reads_and_writes") else { return };
-    if !Command::new(&python).args(["-c", "import psycopg2"]).output().unwrap().status.success() {
-        // Debian's python3 has its packages apart from others that may come first in PATH.
-        let debian = Path::new("/usr/bin/python3");
-        if debian.exists()
-            && Command::new(debian).args(["-c", "import psycopg2"]).output().unwrap().status.success()
-        {
-            return psycopg2(debian);
-        }
-        return skip("psycopg2_reads_and_writes", "psycopg2 is not installed");
-    }
-    psycopg2(&python);
-}
-
-fn psycopg2(python: &Path) {
+    let Some(python) = find_psycopg2_or_skip("psycopg2_reads_and_writes") else { return };
     let cluster = Cluster::start(&["--nodes", "1", "--replicas", "1"]);
     let (host, port) = host_and_port(&cluster);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("drivers/psycopg2_session.py");

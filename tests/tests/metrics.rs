@@ -2,56 +2,28 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use tests::figures::figure;
+use tests::http::{self, Answer};
 use tests::nodes::Nodes;
 use tests::wait::{LOOK, PATIENCE, until};
 
-fn get(address: &str, path: &str) -> (String, String) {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: shoal\r\n\r\n").as_bytes()).unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap();
-    (head.to_owned(), body.to_owned())
-}
-
-/// The sum of the figures that have this name and all these labels.
-fn figure(text: &str, name: &str, labels: &[&str]) -> Option<f64> {
-    let line = |line: &str| {
-        let (series, value) = line.rsplit_once(' ')?;
-        let (found, found_labels) = series.split_once('{').unwrap_or((series, ""));
-        (found == name && labels.iter().all(|label| found_labels.contains(label)))
-            .then(|| value.parse::<f64>().unwrap())
-    };
-    let found: Vec<f64> = text.lines().filter(|line| !line.starts_with('#')).filter_map(line).collect();
-    (!found.is_empty()).then(|| found.iter().sum())
-}
-
 fn wait_for(address: &str, what: &str, is: impl Fn(&str) -> bool) -> String {
     let told = until(PATIENCE, LOOK, || {
-        let (_, text) = get(address, "/metrics");
+        let text = http::get(address, "/metrics").unwrap().body;
         if is(&text) { Ok(text) } else { Err(text) }
     });
     told.unwrap_or_else(|text| panic!("{what} isn't in\n{text}"))
 }
 
-fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
-}
-
 #[test]
 fn a_node_tells_prometheus_how_it_does_and_what_is_wrong() {
-    let addresses: Vec<String> = (0..3).map(|_| free_address()).collect();
-    let mut nodes = Nodes::launch(0, &["--tick", "30ms"]);
-    for address in &addresses {
-        nodes.add(&["--metrics-listen", address]);
-    }
-    let (head, early) = get(&addresses[0], "/metrics");
+    let mut nodes =
+        Nodes::launch(3, &["--tick", "30ms", "--metrics-listen", "127.0.0.1:0", "--zone", "east"]);
+    let addresses: Vec<String> = (0..3).map(|node| nodes.metrics_address(node).to_owned()).collect();
+    let Answer { head, body: early } = http::get(&addresses[0], "/metrics").unwrap();
     assert!(head.starts_with("HTTP/1.1 200 OK") && head.contains("text/plain; version=0.0.4"), "{head}");
     assert_eq!(figure(&early, "shoal_proposals_total", &[]), None, "it isn't part of a cluster yet");
-    assert!(get(&addresses[0], "/").0.starts_with("HTTP/1.1 404"));
+    assert!(http::get(&addresses[0], "/").unwrap().head.starts_with("HTTP/1.1 404"));
     nodes.init(&["--shards", "2"]);
 
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -62,7 +34,7 @@ fn a_node_tells_prometheus_how_it_does_and_what_is_wrong() {
             client.execute("INSERT INTO t VALUES ($1)", &[&n]).await.unwrap();
         }
         client.query("SELECT n FROM t", &[]).await.unwrap();
-        let (_, text) = get(&addresses[0], "/metrics");
+        let text = nodes.metrics(0);
         let of = |name, labels: &[&str]| figure(&text, name, labels).unwrap_or(-1.0);
         assert_eq!(of("shoal_statements_total", &["kind=\"insert\""]), 20.0, "{text}");
         assert_eq!(of("shoal_statements_total", &["kind=\"select\""]), 1.0, "{text}");
@@ -74,7 +46,7 @@ fn a_node_tells_prometheus_how_it_does_and_what_is_wrong() {
         client.batch_execute("BEGIN; DELETE FROM t WHERE n = 100; ROLLBACK").await.unwrap();
         let other = nodes.connect(1).await;
         other.batch_execute("BEGIN; INSERT INTO t VALUES (200)").await.unwrap();
-        let (_, text) = get(&addresses[0], "/metrics");
+        let text = nodes.metrics(0);
         let of = |name, labels: &[&str]| figure(&text, name, labels).unwrap_or(-1.0);
         assert_eq!(of("shoal_commits_total", &["by=\"votes\""]), 1.0, "{text}");
         assert_eq!(of("shoal_commit_seconds_count", &["by=\"votes\""]), 1.0, "{text}");
@@ -84,7 +56,7 @@ fn a_node_tells_prometheus_how_it_does_and_what_is_wrong() {
             "{text}"
         );
         let branches = || {
-            let texts = addresses.iter().map(|address| get(address, "/metrics").1);
+            let texts = addresses.iter().map(|address| http::get(address, "/metrics").unwrap().body);
             texts.filter_map(|text| figure(&text, "shoal_branches", &[])).sum::<f64>()
         };
         assert_eq!(branches(), 1.0);
@@ -96,7 +68,8 @@ fn a_node_tells_prometheus_how_it_does_and_what_is_wrong() {
         other.batch_execute("ROLLBACK").await.unwrap();
         assert!(client.query(sql, &[]).await.unwrap().is_empty());
     });
-    let texts: Vec<String> = addresses.iter().map(|address| get(address, "/metrics").1).collect();
+    let texts: Vec<String> =
+        addresses.iter().map(|address| http::get(address, "/metrics").unwrap().body).collect();
     let sum = |name, labels: &[&str]| texts.iter().filter_map(|text| figure(text, name, labels)).sum::<f64>();
     assert!(sum("shoal_replica_is_leader", &[]) >= 3.0, "{}", texts[0]);
     assert!(sum("shoal_proposals_total", &[]) >= 20.0 && sum("shoal_batch_writes_sum", &[]) >= 20.0);
@@ -131,12 +104,32 @@ fn a_node_tells_prometheus_how_it_does_and_what_is_wrong() {
         for n in 20..40 {
             client.execute("INSERT INTO t VALUES ($1)", &[&n]).await.unwrap();
         }
+        client.query("SELECT count(*) FROM t", &[]).await.unwrap();
+        // The view is for such days.
+        let sql = "SELECT shard, node, zone, role, position, lag_entries FROM shoal_replicas";
+        let rows = client.query(sql, &[]).await.unwrap();
+        assert_eq!(rows.len(), 12);
+        for row in rows {
+            let (shard, node, role) = (row.get::<_, &str>(0), row.get::<_, i64>(1), row.get::<_, &str>(3));
+            let (position, lag) = (row.get::<_, Option<&str>>(4), row.get::<_, Option<i64>>(5));
+            assert_eq!(row.get::<_, &str>(2), "east");
+            if node as u64 == id {
+                assert_eq!((role, position, lag), ("unreachable", None, None), "{shard}");
+                continue;
+            }
+            assert!(["leader", "follower"].contains(&role) && lag.is_some(), "{shard} on {node}: {role}");
+            let index = position.unwrap().strip_prefix(&format!("{shard}.1:")).or(position).unwrap();
+            assert!(index.parse::<u64>().unwrap() > 0, "{shard}: {position:?}");
+        }
     });
+    let told = http::get(&addresses[alive], "/metrics").unwrap().body;
+    let reads = figure(&told, "shoal_reads_total", &["level=\"strong\""]);
+    assert!(reads.is_some_and(|reads| reads > 0.0));
     let member = format!("member=\"{id}\"");
     let is_behind =
         |text: &str| figure(text, "shoal_replica_lag_entries", &[&member]).is_some_and(|lag| lag > 0.0);
     let others: Vec<usize> = (0..3).filter(|node| *node != dead).collect();
-    let tells = || others.iter().any(|node| is_behind(&get(&addresses[*node], "/metrics").1));
+    let tells = || others.iter().any(|node| is_behind(&nodes.metrics(*node)));
     let told = until(PATIENCE, LOOK, || if tells() { Ok(()) } else { Err(()) });
     assert!(told.is_ok(), "nobody tells that node {id} is behind");
     wait_for(&addresses[leader], "an alarm about the dead node", |text| {

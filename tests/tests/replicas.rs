@@ -74,7 +74,7 @@ fn an_admin_moves_replicas_about_under_writes() {
             let voters: Vec<_> =
                 group["voters"].as_array().unwrap().iter().filter_map(Value::as_u64).collect();
             let is_well = |replica: &Value| {
-                matches!(replica["role"].as_str(), Some("leader" | "follower")) && replica["lag"].is_u64()
+                matches!(replica["role"].as_str(), Some("leader" | "follower")) && replica["log_lag"].is_u64()
             };
             voters == expected
                 && holders(group) == expected
@@ -243,7 +243,7 @@ fn a_replica_that_differs_is_found_alarmed_about_and_made_anew() {
         replicas.iter().any(|replica| {
             replica["node"] == id
                 && replica["role"] == "follower"
-                && replica["lag"].as_u64().is_some_and(|lag| lag < 50)
+                && replica["log_lag"].as_u64().is_some_and(|lag| lag < 50)
         })
     });
     let check = nodes.shoal(at, &["replica", "check", "--shard", &shard]);

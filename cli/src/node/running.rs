@@ -10,7 +10,6 @@ use parking_lot::Mutex;
 use prometheus::proto::MetricFamily;
 use proto::machine::Machine;
 use proto::services::{CoordinatorService, RaftService, ReplicaService, ShardService};
-use proto::topology::Node;
 use proto::transport::{self, Offer};
 use proto::{ClusterId, GroupId, NodeId};
 use replica::Host;
@@ -78,9 +77,11 @@ impl Running {
         running.attend(core);
         running.register();
         let agent = Agent {
-            node: Node { id: node, address: core.settings.address.clone(), roles },
+            node: core.settings.registered(node),
             host: running.host.clone(),
             shards: running.shards.clone(),
+            // This process has none yet.
+            former: directory.record().routers.clone(),
             peers: core.peers.clone(),
             heard: {
                 let core = Arc::downgrade(core);
@@ -209,8 +210,7 @@ async fn look(running: Weak<Running>, core: Weak<Core>) {
         if running.attend(&core) {
             running.register();
         }
-        let here =
-            Node { id: running.node, address: core.settings.address.clone(), roles: core.settings.roles };
+        let here = core.settings.registered(running.node);
         let coordinators: Vec<Address> =
             core.peers.coordinator_nodes(&here).iter().map(Address::from).collect();
         let Ok(mut directory) = core.directory.try_lock() else { continue };

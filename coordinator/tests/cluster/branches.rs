@@ -3,8 +3,8 @@
 use crate::common::{Cluster, PATIENCE, Shape};
 use crate::tables::{MAIN, create, hashed, table};
 use proto::services::{
-    Access, Branch, BranchAccess, BranchAction, BranchRequest, CoordinatorService, Decision, FragmentRequest,
-    ServiceResult, ShardService,
+    Access, Branch, BranchAccess, BranchAction, BranchRequest, CoordinatorService, Decision, Floor,
+    FragmentRequest, ServiceResult, ShardService,
 };
 use proto::{LogIndex, RouterIncarnation, ShardId, SqlState, TableId, TransactionId};
 use std::sync::Arc;
@@ -44,6 +44,7 @@ impl Stage {
             rows: None,
             access: Access::Branch { branch, access: BranchAccess::Write { touch: 0 } },
             cut: None,
+            floor: Floor::default(),
             timeout: PATIENCE,
         };
         let execute = |service: Arc<dyn ShardService>| {
@@ -88,8 +89,7 @@ impl Stage {
     }
 
     async fn decide(&self, sequence: u64, commit: bool) -> bool {
-        let decision =
-            Decision { transaction: id(sequence), participants: self.shards.clone(), commit, key: None };
+        let decision = Decision { commit, ..Decision::abort(id(sequence), self.shards.clone()) };
         let decide = |coordinator: Arc<dyn CoordinatorService>| {
             let decision = decision.clone();
             async move { coordinator.decide(decision).await }
@@ -271,4 +271,34 @@ async fn what_lacks_a_vote_is_aborted_once_that_can_never_come() {
     let voted = async |stage: &Stage| stage.act(2, 1, BranchAction::Renounce).await.unwrap_err().sqlstate;
     stage.vote(2, 1).await.unwrap();
     assert_eq!(voted(&stage).await, SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_router_left_ends_once_its_node_has_another() {
+    let never = Duration::from_secs(3600);
+    let shape = Shape { nodes: 1, coordinators: 1, replicas: 1, ..Shape::default() };
+    let mut stage = Stage::new(Shape { abort_after: never, finish_after: never, ..shape }).await;
+    for shard in 0..2 {
+        assert_eq!(stage.add(1, shard, 1).await.unwrap(), 1);
+        stage.vote(1, shard).await.unwrap();
+    }
+    let node = stage.cluster.leader().await;
+    stage.cluster.stop(node).await;
+    stage.cluster.shape.former = &[RouterIncarnation(7), RouterIncarnation(8)];
+    stage.cluster.open(node);
+    stage.settled().await;
+    assert_eq!(stage.record(1).await, Some(true), "it was committed by its votes");
+    assert_eq!(stage.values().await, ["Int(1)", "Int(1)"]);
+    // What comes late of a router that is gone comes to nothing.
+    for (sequence, parallel) in [(10, true), (20, false)] {
+        for shard in 0..2 {
+            assert_eq!(stage.add(sequence, shard, 1).await.unwrap(), 1);
+        }
+        let participants = stage.shards.clone();
+        stage.act(sequence, 0, BranchAction::Prepare { participants, parallel }).await.unwrap();
+        stage.settled().await;
+        assert_eq!(stage.record(sequence).await, Some(false));
+        assert!(stage.vote(sequence, 1).await.is_err());
+    }
+    assert_eq!(stage.values().await, ["Int(1)", "Int(1)"]);
 }

@@ -3,9 +3,9 @@
 use coordinator::{Config, Coordinator};
 use parking_lot::Mutex;
 use proto::services::{
-    Access, BoxFuture, BranchAction, BranchRequest, BranchStatus, ClusterState, Consistency,
-    CoordinatorService, CutRequest, FragmentRequest, FragmentResponse, Members, Peers, RaftMessage,
-    RaftService, RaftTransport, ReplicaService, ReplicaStatus, RowSource, SchemaChange, SchemaChangeRequest,
+    Access, BoxFuture, BranchAction, BranchRequest, BranchStatus, ClusterState, CoordinatorService,
+    CutRequest, Floor, FragmentRequest, FragmentResponse, Members, Peers, RaftMessage, RaftService,
+    RaftTransport, ReplicaService, ReplicaStatus, RowSource, SchemaChange, SchemaChangeRequest,
     SchemaRequest, ServiceResult, ShardService, Unsettled,
 };
 use proto::topology::{Node, Roles};
@@ -318,8 +318,12 @@ pub struct Shape {
     pub finish_after: Duration,
     /// How long a prepared one is.
     pub abort_after: Duration,
+    /// After what silence of its router a shard takes a prepared one for forsaken.
+    pub router_silence: Duration,
     /// How long a finished one is remembered.
     pub remember_transactions: Duration,
+    /// The routers that ran on its nodes before.
+    pub former: &'static [RouterIncarnation],
 }
 
 impl Default for Shape {
@@ -335,7 +339,9 @@ impl Default for Shape {
             rebuild_after: never,
             finish_after: Duration::from_millis(50),
             abort_after: Duration::from_secs(5),
+            router_silence: never,
             remember_transactions: never,
+            former: &[],
         }
     }
 }
@@ -343,7 +349,7 @@ impl Default for Shape {
 /// A cluster.
 pub struct Cluster {
     pub directory: Arc<Directory>,
-    shape: Shape,
+    pub shape: Shape,
     members: BTreeMap<NodeId, Member>,
     files: tempfile::TempDir,
     sequence: AtomicU64,
@@ -391,7 +397,9 @@ impl Cluster {
         let link = Link { from: node, directory: Weak::clone(&directory) };
         let host = Host::open(config, Arc::new(link)).unwrap();
         self.directory.hosts.lock().insert(node, Arc::downgrade(&host));
-        let shards = ShardNode::new(Arc::clone(&host), shardnode::Config::new(node));
+        let mut config = shardnode::Config::new(node);
+        config.router_silence = self.shape.router_silence;
+        let shards = ShardNode::new(Arc::clone(&host), config);
         let gate = Gate { shards: Arc::clone(&shards), directory };
         self.directory.shards.lock().insert(node, Arc::new(gate));
         let peers: Arc<dyn Peers> = Arc::clone(&self.directory) as Arc<dyn Peers>;
@@ -418,12 +426,13 @@ impl Cluster {
             drop(Coordinator::new(&host, Arc::clone(&peers), config.clone()).unwrap());
         }
         let attending = attend(Arc::clone(&self.directory), node, Arc::clone(&host), config);
-        let registered = Node { id: node, address: String::new(), roles: Roles::ALL };
+        let registered = Node { id: node, address: String::new(), roles: Roles::ALL, zone: String::new() };
         let heard = Box::new(|_: &ClusterState| {});
         let agent = Agent {
             node: registered,
             host: Arc::clone(&host),
             shards: Some(shards),
+            former: self.shape.former.to_vec(),
             peers,
             heard,
             machine: Default::default(),
@@ -576,11 +585,12 @@ impl Cluster {
             params: Vec::new(),
             rows: None,
             access: if reads {
-                Access::Read { consistency: Consistency::Strong, lookup: true }
+                Access::strong(true)
             } else {
                 Access::Write { request, settled: 0, touch: 0, lock_timeout: None }
             },
             cut: None,
+            floor: Floor::default(),
             timeout: PATIENCE,
         };
         let execute = |service: Arc<dyn ShardService>| {

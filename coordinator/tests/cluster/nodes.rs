@@ -19,13 +19,15 @@ async fn a_node_that_joins_gets_an_id_of_its_own() {
         request: cluster.name(),
         address: address.into(),
         roles: Roles { router: true, shardnode: false, coordinator: false },
+        zone: "east".into(),
     };
     let first = wish("a:1");
     let joined = join(first.clone()).await;
     assert_eq!((joined.cluster, joined.node), (ClusterId(77), NodeId(2)));
     assert_eq!(joined.coordinators.iter().map(|node| node.id).collect::<Vec<_>>(), [NodeId(1)]);
     let state = cluster.state().await;
-    assert_eq!(state.topology.nodes[&NodeId(2)].address, "a:1");
+    let node = &state.topology.nodes[&NodeId(2)];
+    assert_eq!((node.address.as_str(), node.zone.as_str()), ("a:1", "east"));
     assert_eq!(state.topology.coordinators, [NodeId(1)]);
     assert_eq!(join(first).await, joined, "who didn't hear the answer asks again");
     assert_eq!(join(wish("a:1")).await.node, NodeId(3), "a new data directory is a new node");
@@ -37,7 +39,7 @@ async fn a_node_that_joins_gets_an_id_of_its_own() {
 async fn two_processes_cannot_be_one_node() {
     let cluster = Cluster::start(1, 1).await;
     let register = async |id, address: &str| {
-        let node = Node { id: NodeId(id), address: address.into(), roles: Roles::ALL };
+        let node = Node { id: NodeId(id), address: address.into(), roles: Roles::ALL, zone: String::new() };
         let coordinator = cluster.directory.coordinators().remove(0).1;
         coordinator.register(node).await
     };

@@ -197,7 +197,7 @@ async fn report_hashes(
                 for status in statuses.iter_mut().filter(|status| status.group == shard.group) {
                     status.check = Some(TableHash { index: LogIndex(7), hash });
                 }
-                leader.report(*node, statuses).await.unwrap();
+                leader.report(*node, statuses, Vec::new()).await.unwrap();
             }
             let status = leader.status().await.unwrap();
             if wanted(&status) {

@@ -2,7 +2,7 @@
 
 use crate::common::Cluster;
 use crate::tables::{self, MAIN, SINGLE, create, hashed, ranged, replace, table};
-use proto::catalog::{ColumnDefault, Placement, Relation, Table};
+use proto::catalog::{ColumnDefault, Placement, Relation, RoleChange, Table};
 use proto::services::{CreateKeyspace, SchemaChange};
 use proto::topology::Sharding;
 use proto::{ColumnId, Retry, SequenceId, TableId, Value};
@@ -334,4 +334,41 @@ async fn an_empty_table_moves_and_a_filled_one_stays() {
         let error = cluster.run_at(t.modified, *shard, &insert).await.unwrap_err();
         assert_eq!(error.retry, Retry::StaleSchema(version));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_roles_begin_with_outlives_the_coordinators_leader() {
+    let mut cluster = Cluster::start(3, 1).await;
+    let set = |name: &str, value: &str| RoleChange::Set { name: name.into(), value: value.into() };
+    let role = || Some("shoal".to_owned());
+    let before = cluster.state().await.catalog.version();
+    for (role, change) in [
+        (role(), set("b", "1")),
+        (role(), set("a", "2")),
+        (None, set("b", "3")),
+        (role(), set("b", "4")),
+        (None, set("c", "5")),
+        (None, RoleChange::Reset("b".into())),
+    ] {
+        cluster.change(SchemaChange::AlterRole { role, change }).await.unwrap();
+    }
+    let request = cluster.request(before, SchemaChange::AlterRole { role: None, change: set("d", "6") });
+    let version = cluster.send(&request).await.unwrap();
+    assert_eq!(
+        cluster.send(&request).await.unwrap(),
+        version,
+        "it isn't planned by anything that could change"
+    );
+
+    let leader = cluster.leader().await;
+    cluster.stop(leader).await;
+    let state = cluster.state_where(|state| state.catalog.version() >= version).await;
+    let settings: Vec<_> = state.catalog.settings_of("shoal").collect();
+    assert_eq!(settings, [("c", "5"), ("d", "6"), ("b", "4"), ("a", "2")]);
+    cluster.change(SchemaChange::AlterRole { role: None, change: RoleChange::ResetAll }).await.unwrap();
+    let last = cluster.change(SchemaChange::AlterRole { role: role(), change: RoleChange::ResetAll }).await;
+    let last = last.unwrap();
+    cluster.open(leader);
+    let state = cluster.state_where(|state| state.catalog.version() >= last).await;
+    assert_eq!(state.catalog.roles().count(), 0);
 }

@@ -24,8 +24,7 @@ async fn decide(
     participants: &[ShardId],
     commit: bool,
 ) -> ServiceResult<Verdict> {
-    let decision =
-        Decision { transaction: id(sequence), participants: participants.to_vec(), commit, key: None };
+    let decision = Decision { commit, ..Decision::abort(id(sequence), participants.to_vec()) };
     cluster
         .ask(|coordinator| {
             let decision = decision.clone();
@@ -71,6 +70,7 @@ fn branch(sequence: u64, shard: ShardId) -> BranchStatus {
         prepared: None,
         parallel: false,
         committed: false,
+        forsaken: false,
         idle: Duration::from_millis(1),
         waits_for: Vec::new(),
     }
@@ -97,8 +97,7 @@ async fn the_first_verdict_stands_whoever_leads() {
         for party in 0..4 {
             let directory = cluster.directory.clone();
             let commit = (sequence + party) % 2 == 0;
-            let decision =
-                Decision { transaction: id(sequence), participants: shards.clone(), commit, key: None };
+            let decision = Decision { commit, ..Decision::abort(id(sequence), shards.clone()) };
             asked.spawn(async move {
                 let verdict = directory.ask(|coordinator| {
                     let decision = decision.clone();
@@ -133,9 +132,7 @@ async fn verdicts_that_come_together_share_a_round() {
     let decisions = (1..=200).map(|sequence| {
         let (coordinator, participants) = (coordinator.clone(), shards.clone());
         async move {
-            coordinator
-                .decide(Decision { transaction: id(sequence), participants, commit: true, key: None })
-                .await
+            coordinator.decide(Decision { commit: true, ..Decision::abort(id(sequence), participants) }).await
         }
     });
     let verdicts = decisions.collect::<JoinSet<_>>().join_all().await;
@@ -268,6 +265,32 @@ async fn a_prepared_transaction_that_nobody_decides_is_aborted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_shard_takes_for_forsaken_is_ended_at_once() {
+    let never = Duration::from_secs(3600);
+    let shape = Shape { nodes: 1, coordinators: 1, replicas: 1, shards: 2, ..Shape::default() };
+    let cluster = Cluster::start_as(Shape { abort_after: never, finish_after: never, ..shape }).await;
+    let shards = cluster.shards_of(MAIN).await;
+    let prepared = |sequence, shard: usize, forsaken| BranchStatus {
+        prepared: Some(shards.clone()),
+        forsaken,
+        ..branch(sequence, shards[shard])
+    };
+    // Of the second one nobody says so, and the third has been decided.
+    assert!(decide(&cluster, 3, &shards, true).await.unwrap().committed);
+    open(
+        &cluster,
+        [prepared(1, 0, true), prepared(1, 1, false), prepared(2, 0, false), prepared(3, 1, true)],
+    );
+    until(&cluster, |branches| have_heard(branches, 1, &shards, &ABORT)).await;
+    until(&cluster, |branches| have_heard(branches, 3, &shards, &COMMIT)).await;
+    for sequence in [1, 3] {
+        recorded(&cluster, sequence, |record| record.is_some_and(|record| record.finished)).await;
+    }
+    assert_eq!(records(&cluster, Some(id(2))).await, []);
+    assert_eq!(cluster.directory.branches.borrow().told_of(id(2)), []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deadlock_over_shards_costs_its_youngest_member() {
     let cluster = Cluster::start(1, 3).await;
     let shards = cluster.shards_of(MAIN).await;
@@ -331,7 +354,7 @@ async fn a_key_is_used_up_once_whoever_leads() {
     };
     let commit = async |cluster: &Cluster, sequence: u64, key: &str| {
         let (transaction, key) = (id(sequence), Some(key.to_owned()));
-        let decision = Decision { transaction, participants: shards.clone(), commit: true, key };
+        let decision = Decision { commit: true, key, ..Decision::abort(transaction, shards.clone()) };
         let ask = |coordinator: std::sync::Arc<dyn CoordinatorService>| {
             let decision = decision.clone();
             async move { coordinator.decide(decision).await }
@@ -370,7 +393,7 @@ async fn a_key_is_used_up_once_whoever_leads() {
                 return false;
             }
             let key = Some("m".to_owned());
-            let decision = Decision { transaction: id(sequence), participants, commit: true, key };
+            let decision = Decision { commit: true, key, ..Decision::abort(id(sequence), participants) };
             let verdict = directory.ask(|coordinator| {
                 let decision = decision.clone();
                 async move { coordinator.decide(decision).await }

@@ -86,6 +86,16 @@ pub fn error_on(connection: &Connection, table: TableId, error: rusqlite::Error)
     }
 }
 
+/// Whether a statement names a table, a column, or an index that isn't there.
+pub fn names_nothing(error: &rusqlite::Error) -> bool {
+    let message = match error {
+        rusqlite::Error::SqliteFailure(_, Some(message)) => message,
+        rusqlite::Error::SqlInputError { msg, .. } => msg,
+        _ => return false,
+    };
+    ["no such table: ", "no such column: ", "no such index: "].iter().any(|what| message.starts_with(what))
+}
+
 fn failure(code: ffi::Error, message: &str) -> WireError {
     if let Some(error) = raised(message) {
         return error;

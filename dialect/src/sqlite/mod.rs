@@ -9,7 +9,7 @@ mod error;
 mod scalar;
 mod value;
 
-pub use error::{error, error_on};
+pub use error::{error, error_on, names_nothing};
 pub use value::{parameter, value_ref};
 
 use rusqlite::Connection;

@@ -412,7 +412,7 @@ impl<'a> Binder<'a> {
                         .with_hint("It may be a system relation of PostgreSQL's that Shoal doesn't have.")
                 })
             }
-            None if name.starts_with("pg_") || name == crate::system::TRANSACTIONS => {
+            None if name.starts_with("pg_") || crate::system::OWN.contains(&name) => {
                 Ok(crate::system::relation(None, name))
             }
             _ => Ok(None),

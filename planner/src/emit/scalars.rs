@@ -82,6 +82,14 @@ impl Scalars {
             ExprKind::Cast(conversion, inner) if conversion.cast.is_noop() => {
                 return self.simple(inner, binder);
             }
+            // What `DEFAULT now()` is in most columns.
+            ExprKind::Cast(conversion, inner)
+                if conversion.from.ty == Type::Timestamptz
+                    && conversion.to == Typed::plain(Type::Timestamp) =>
+            {
+                let Some(moment) = self.simple(inner, binder)? else { return Ok(None) };
+                self.push(Scalar::Local(moment))
+            }
             _ => return Ok(None),
         };
         Ok(Some(id))

@@ -9,7 +9,7 @@
 //! `pg_get_constraintdef(oid)` answer (attnum 0 for the whole; `shoal_pretty` is the form of their pretty
 //! argument): the binder reads those as lookups. `pg_attrdef.adbin` and `pg_constraint.conbin` are the expressions' text
 //! already, which is what `pg_get_expr` makes of them. `shoal_keyspace` and `shoal_shard` show the topology,
-//! `shoal_transactions` what is under way.
+//! `shoal_transactions` what is under way, `shoal_replicas` what the shards' replicas are doing.
 
 mod definitions;
 mod fixed;
@@ -22,7 +22,7 @@ use dialect::Type;
 use dialect::types::Typed;
 use proto::catalog::{Catalog, Column};
 use proto::topology::Topology;
-use proto::{ColumnId, ShardId, TableId, TransactionId, Value};
+use proto::{ColumnId, LogIndex, NodeId, ShardId, TableId, TransactionId, Value};
 use relations::RELATIONS;
 
 /// A system relation.
@@ -49,10 +49,25 @@ pub struct SessionFacts {
     pub user: String,
     /// The database.
     pub database: String,
-    /// Every setting: name, value, and what it does.
-    pub settings: Vec<(String, String, String)>,
+    /// Every setting.
+    pub settings: Vec<SettingFact>,
     /// The transactions that are under way, if `shoal_transactions` is read.
     pub transactions: Vec<TransactionFact>,
+    /// The replicas, if `shoal_replicas` is read.
+    pub replicas: Vec<ReplicaFact>,
+}
+
+/// A setting of the session's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SettingFact {
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    pub value: String,
+    /// What it is after RESET.
+    pub reset: String,
+    /// What it does.
+    pub about: String,
 }
 
 /// The relation whose rows are [`SessionFacts::transactions`].
@@ -71,6 +86,39 @@ pub struct TransactionFact {
     pub idle_ms: Option<i64>,
     /// The transactions that it waits for there.
     pub waits_for: Vec<TransactionId>,
+}
+
+/// The relation whose rows are [`SessionFacts::replicas`].
+pub const REPLICAS: &str = "shoal_replicas";
+
+/// The relations of Shoal's own that are found without a schema.
+pub(crate) const OWN: [&str; 2] = [TRANSACTIONS, REPLICAS];
+
+/// A replica: what its node says of it, and what this router has seen of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReplicaFact {
+    /// The shard; `None` for the coordinator.
+    pub shard: Option<ShardId>,
+    /// Its node.
+    pub node: NodeId,
+    /// Its part in its group, `stopped`, or `missing` if its node has none; `unreachable` if that didn't answer.
+    pub role: &'static str,
+    /// Its term.
+    pub term: Option<u64>,
+    /// The last index that its database has.
+    pub applied: Option<LogIndex>,
+    /// How many entries it knows to be committed that its database lacks.
+    pub lag_entries: Option<u64>,
+    /// For how many milliseconds it has.
+    pub lag_ms: Option<u64>,
+    /// Why it stopped.
+    pub stopped: Option<String>,
+    /// How many reads it has answered to this router that any replica could have.
+    pub reads: Option<u64>,
+    /// How long it takes to answer this router, in microseconds.
+    pub latency_us: Option<u64>,
+    /// Whether this router leaves it alone, because it has failed.
+    pub avoided: Option<bool>,
 }
 
 /// The relation of this name; without a schema one of `pg_catalog`.
@@ -198,6 +246,12 @@ impl From<&String> for Cell {
 impl From<i64> for Cell {
     fn from(value: i64) -> Self {
         Cell(Value::Int(value))
+    }
+}
+
+impl From<u64> for Cell {
+    fn from(value: u64) -> Self {
+        Cell(Value::Int(i64::try_from(value).unwrap_or(i64::MAX)))
     }
 }
 

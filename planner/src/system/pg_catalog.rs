@@ -1,13 +1,18 @@
 //! The rows of `pg_catalog`.
 
+use super::{REPLICAS, ReplicaFact, SettingFact, TRANSACTIONS, TransactionFact};
 use super::{
     Row, Sources, attnum, by_name, definitions, fixed, format_type, made, oid, relations, tables, typed,
 };
-use super::{TRANSACTIONS, TransactionFact};
 use dialect::Type;
-use dialect::types::Typed;
-use proto::catalog::{ColumnDefault, IndexColumn, Table};
+use dialect::datetime::TimeZone;
+use dialect::types::{Element, Typed};
+use proto::catalog::{ColumnDefault, IndexColumn, RoleSettings, Table};
 use proto::{ColumnId, Value};
+use std::sync::Arc;
+
+/// The type of what a role's sessions begin with.
+const CONFIGURATION: Type = Type::Array(Element::Text);
 
 /// The rows of a relation; none for those that Shoal has nothing for.
 pub(super) fn rows(name: &str, sources: &Sources<'_>) -> Vec<Vec<Value>> {
@@ -27,6 +32,7 @@ pub(super) fn rows(name: &str, sources: &Sources<'_>) -> Vec<Vec<Value>> {
         "pg_database" => databases(sources),
         "pg_tablespace" => tablespaces(),
         "pg_settings" => settings(sources),
+        "pg_db_role_setting" => role_setting_rows(sources),
         "pg_tables" => table_view(sources),
         "pg_indexes" => index_view(sources),
         "pg_sequence" => sequences(sources),
@@ -35,6 +41,7 @@ pub(super) fn rows(name: &str, sources: &Sources<'_>) -> Vec<Vec<Value>> {
         "shoal_keyspace" => keyspaces(sources),
         "shoal_shard" => shards(sources),
         TRANSACTIONS => transactions(sources),
+        REPLICAS => replicas(sources),
         _ => Vec::new(),
     };
     rows.into_iter().map(|row| row.values).collect()
@@ -382,6 +389,38 @@ fn definition_rows(sources: &Sources<'_>) -> Vec<Row> {
     rows
 }
 
+/// What a role's sessions begin with, as an array of `name=value`.
+fn configuration(settings: &RoleSettings) -> String {
+    let escaped = |(name, value): &(String, String)| {
+        let item = format!("{name}={value}").replace('\\', "\\\\").replace('"', "\\\"");
+        format!("\"{item}\"")
+    };
+    let items: Vec<_> = settings.settings.iter().map(escaped).collect();
+    let text = format!("{{{}}}", items.join(","));
+    // Quoted where it must be, as arrays are everywhere.
+    let array = dialect::io::input(Typed::plain(CONFIGURATION), &text, &TimeZone::utc());
+    match array {
+        Ok(Value::Text(array)) => array,
+        _ => text,
+    }
+}
+
+/// The settings of a role, or of every role.
+fn role_settings(role: Option<&str>, sources: &Sources<'_>) -> Option<String> {
+    let found = sources.catalog.roles().find(|settings| settings.role.as_deref() == role);
+    found.map(|settings| configuration(settings))
+}
+
+fn role_setting_rows(sources: &Sources<'_>) -> Vec<Row> {
+    let row = |settings: &Arc<RoleSettings>| {
+        let role = if settings.role.is_some() { oid::USER } else { 0 };
+        Row::zero(by_name("pg_db_role_setting"))
+            .set("setrole", role)
+            .set("setconfig", configuration(settings))
+    };
+    sources.catalog.roles().map(row).collect()
+}
+
 fn roles(name: &str, sources: &Sources<'_>) -> Vec<Row> {
     let row = Row::zero(by_name(name))
         .set("oid", oid::USER)
@@ -394,7 +433,12 @@ fn roles(name: &str, sources: &Sources<'_>) -> Vec<Row> {
         .set("rolreplication", true)
         .set("rolbypassrls", true)
         .set("rolconnlimit", -1i64);
-    vec![if name == "pg_roles" { row.set("rolpassword", "********") } else { row }]
+    vec![if name == "pg_roles" {
+        let settings = role_settings(Some(&sources.facts.user), sources);
+        row.set("rolpassword", "********").set("rolconfig", settings)
+    } else {
+        row
+    }]
 }
 
 fn users(sources: &Sources<'_>) -> Vec<Row> {
@@ -406,7 +450,8 @@ fn users(sources: &Sources<'_>) -> Vec<Row> {
             .set("usesuper", true)
             .set("userepl", true)
             .set("usebypassrls", true)
-            .set("passwd", "********"),
+            .set("passwd", "********")
+            .set("useconfig", role_settings(Some(&sources.facts.user), sources)),
     ]
 }
 
@@ -434,11 +479,12 @@ fn tablespaces() -> Vec<Row> {
 }
 
 fn settings(sources: &Sources<'_>) -> Vec<Row> {
-    let row = |(name, value, about): &(String, String, String)| {
+    let row = |setting: &SettingFact| {
         Row::empty(by_name("pg_settings"))
-            .set("name", name)
-            .set("setting", value)
-            .set("short_desc", about)
+            .set("name", &setting.name)
+            .set("setting", &setting.value)
+            .set("reset_val", &setting.reset)
+            .set("short_desc", &setting.about)
             .set("category", "Shoal")
             .set("context", "user")
             .set("vartype", "string")
@@ -594,4 +640,31 @@ fn transactions(sources: &Sources<'_>) -> Vec<Row> {
         if waits.is_empty() { row } else { row.set("waits_for", waits.join(", ")) }
     };
     sources.facts.transactions.iter().map(row).collect()
+}
+
+fn replicas(sources: &Sources<'_>) -> Vec<Row> {
+    let topology = sources.topology;
+    let row = |fact: &ReplicaFact| {
+        let zone = topology.nodes.get(&fact.node).map(|node| &node.zone).filter(|zone| !zone.is_empty());
+        let shard = fact.shard.map_or_else(|| "coordinator".to_owned(), |shard| topology.shard_name(shard));
+        // The coordinator's log has no name, for no session reads it.
+        let position = fact.applied.map(|index| match fact.shard.and_then(|id| topology.gtid_source(id)) {
+            Some(source) => format!("{source}:{index}"),
+            None => index.to_string(),
+        });
+        Row::empty(by_name(REPLICAS))
+            .set("shard", shard)
+            .set("node", fact.node.0)
+            .set("zone", zone)
+            .set("role", fact.role)
+            .set("term", fact.term)
+            .set("position", position)
+            .set("lag_entries", fact.lag_entries)
+            .set("lag_ms", fact.lag_ms)
+            .set("stopped", fact.stopped.as_ref())
+            .set("reads", fact.reads)
+            .set("latency_us", fact.latency_us)
+            .set("avoided", fact.avoided)
+    };
+    sources.facts.replicas.iter().map(row).collect()
 }

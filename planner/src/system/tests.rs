@@ -1,6 +1,7 @@
 use super::*;
 use proto::catalog::{Check, ColumnDefault, Index, IndexColumn, Placement, Sequence, Table};
-use proto::{IndexId, KeyspaceNumber, SchemaVersion, SequenceId};
+use proto::topology::{Keyspace, Node, Roles, Shard, Sharding};
+use proto::{GroupId, Incarnation, IndexId, KeyRange, KeyspaceNumber, SchemaVersion, SequenceId};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -63,7 +64,8 @@ fn catalog() -> Catalog {
 }
 
 fn facts() -> SessionFacts {
-    let setting = |name: &str| (name.to_owned(), "on".to_owned(), String::new());
+    let setting =
+        |name: &str| SettingFact { name: name.into(), value: "on".into(), ..SettingFact::default() };
     let fact = TransactionFact {
         transaction: "8f2c-1a".parse().unwrap(),
         shard: ShardId(1),
@@ -76,11 +78,61 @@ fn facts() -> SessionFacts {
         database: "shoal".into(),
         settings: vec![setting("a")],
         transactions: vec![fact],
+        replicas: vec![
+            ReplicaFact {
+                shard: Some(ShardId(1)),
+                node: NodeId(2),
+                role: "follower",
+                term: Some(3),
+                applied: Some(LogIndex(4711)),
+                lag_entries: Some(12),
+                lag_ms: Some(35),
+                stopped: None,
+                reads: Some(9),
+                latency_us: Some(210),
+                avoided: Some(false),
+            },
+            ReplicaFact { node: NodeId(3), role: "unreachable", ..ReplicaFact::default() },
+        ],
     }
 }
 
+/// One shard, and two nodes of which one has a zone.
+fn topology() -> Topology {
+    let mut topology = Topology::default();
+    for (id, zone) in [(NodeId(2), "east"), (NodeId(3), "")] {
+        topology.nodes.insert(id, Node { id, address: String::new(), roles: Roles::ALL, zone: zone.into() });
+    }
+    let (number, id) = (KeyspaceNumber(1), ShardId(1));
+    let shard = Shard {
+        id,
+        keyspace: number,
+        range: KeyRange::parse("-80").unwrap(),
+        incarnation: Incarnation(1),
+        group: GroupId(2),
+        replicas: vec![NodeId(2)],
+        formed: true,
+    };
+    topology.shards.insert(id, shard);
+    let (name, sharding) = ("main".into(), Sharding::Hash);
+    topology.keyspaces.insert(number, Keyspace { number, name, sharding, replicas: 1, shards: vec![id] });
+    topology
+}
+
 fn read(relation: &Relation) -> Vec<Vec<Value>> {
-    rows(relation.key, &catalog(), &Topology::default(), &facts())
+    rows(relation.key, &catalog(), &topology(), &facts())
+}
+
+#[test]
+fn a_replica_shows_what_is_known_of_it() {
+    let names: Vec<_> = relation(None, REPLICAS).unwrap().columns.iter().map(|(name, _)| *name).collect();
+    assert_eq!(
+        select("pg_catalog", REPLICAS, &names),
+        [
+            "main/-80|2|east|follower|3|main/-80.1:4711|12|35|NULL|9|210|0",
+            "coordinator|3|NULL|unreachable|NULL|NULL|NULL|NULL|NULL|NULL|NULL|NULL"
+        ]
+    );
 }
 
 /// The named columns of a relation's rows, as text.

@@ -66,6 +66,8 @@ pub(crate) struct Lexer<'a> {
     text: &'a str,
     bytes: &'a [u8],
     at: usize,
+    /// The last comment that begins with `/*+`: what is in it.
+    pub hint: Option<(usize, usize)>,
 }
 
 const fn is_identifier_start(byte: u8) -> bool {
@@ -101,7 +103,7 @@ const fn is_operator(byte: u8) -> bool {
 impl<'a> Lexer<'a> {
     /// Begins at a byte of a text.
     pub fn new(text: &'a str, at: usize) -> Self {
-        Self { text, bytes: text.as_bytes(), at }
+        Self { text, bytes: text.as_bytes(), at, hint: None }
     }
 
     fn byte(&self, at: usize) -> u8 {
@@ -206,6 +208,9 @@ impl<'a> Lexer<'a> {
                     depth -= 1;
                     self.at += 2;
                     if depth == 0 {
+                        if self.byte(start + 2) == b'+' {
+                            self.hint = Some((start + 3, self.at - 2));
+                        }
                         return Ok(());
                     }
                 }

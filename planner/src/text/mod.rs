@@ -4,6 +4,7 @@
 //! 1. [`split`] reads it once, by PostgreSQL's lexical rules, and cuts it at semicolons into [`Text`]s. On the way it
 //!    lifts the literals out, writes the rest down as the statement's **key** (white space, comments and the case of
 //!    unquoted identifiers gone), and bounds its length and depth.
+//!    A hint before it ([`ReadHint`]) is kept beside the key.
 //! 2. [`Text::parse`] makes the tree of one statement. sqlparser sees tokens that were made here, under
 //!    `ShoalDialect`, which makes it agree with PostgreSQL's grammar.
 //!
@@ -15,12 +16,14 @@
 //! Nothing here knows a catalog, a type, or what a statement does.
 
 mod dialect;
+mod hint;
 pub(crate) mod keywords;
 mod lexer;
 mod mend;
 mod tokens;
 
 pub use dialect::ShoalDialect;
+pub use hint::ReadHint;
 pub(crate) use keywords::{Category, category};
 pub use lexer::MAX_IDENTIFIER_BYTES;
 pub(crate) use mend::{check, lock_clause};
@@ -57,6 +60,8 @@ pub struct Text {
     pub key: Box<[u8]>,
     /// The literals, in order.
     pub literals: Vec<Literal>,
+    /// How fresh what it reads must be, by the hint before it. No part of the key: its plan is the same.
+    hint: Option<Result<ReadHint, Box<WireError>>>,
     /// Characters of the client's string before `source`.
     base: u32,
     depth: u32,
@@ -166,8 +171,16 @@ pub fn split(sql: &str) -> Result<Vec<Text>, WireError> {
             }
             Some(token) if token.lexeme == Lexeme::Symbol && sql.as_bytes()[token.start] == b';' => {
                 texts.extend(scan.finish(token.start));
+                lexer.hint = None;
             }
-            Some(token) => scan.take(token).map_err(place)?,
+            Some(token) => {
+                if scan.start.is_none()
+                    && let Some((start, end)) = lexer.hint
+                {
+                    scan.hint = hint::parse(&sql[start..end]);
+                }
+                scan.take(token).map_err(place)?;
+            }
         }
     }
 }
@@ -224,6 +237,7 @@ struct Scan<'a> {
     counted: usize,
     key: Vec<u8>,
     literals: Vec<Literal>,
+    hint: Option<Result<ReadHint, Box<WireError>>>,
     tokens: u32,
     /// The weight of each level of parentheses outside the current one.
     outer: Vec<u32>,
@@ -257,6 +271,7 @@ impl<'a> Scan<'a> {
             counted: 0,
             key: Vec::with_capacity(sql.len().min(1 << 12)),
             literals: Vec::new(),
+            hint: None,
             tokens: 0,
             outer: Vec::new(),
             chain: 0,
@@ -275,6 +290,7 @@ impl<'a> Scan<'a> {
             source: self.sql[start..self.end].into(),
             key: std::mem::take(&mut self.key).into_boxed_slice(),
             literals: std::mem::take(&mut self.literals),
+            hint: self.hint.take(),
             base: self.base,
             depth: self.depth,
         };
@@ -428,6 +444,15 @@ impl Text {
         self.depth
     }
 
+    /// How fresh what it reads must be, if a hint says so; an error if there is one that says nothing.
+    pub fn read_hint(&self) -> Result<Option<ReadHint>, WireError> {
+        match &self.hint {
+            None => Ok(None),
+            Some(Ok(hint)) => Ok(Some(*hint)),
+            Some(Err(error)) => Err(WireError::clone(error)),
+        }
+    }
+
     /// The statement's tree.
     pub fn parse(&self) -> Result<Parsed, WireError> {
         with_stack(self.depth, || tokens::parse(self))
@@ -453,5 +478,27 @@ mod tests {
         assert_eq!(split(&deep).unwrap_err().sqlstate, SqlState::STATEMENT_TOO_COMPLEX);
         let deep = format!("SELECT {}1{}", "(".repeat(450), ")".repeat(450));
         drop(split(&deep).unwrap()[0].parse().unwrap());
+    }
+    #[test]
+    fn a_hint_is_of_the_statement_that_it_stands_before() {
+        let session = Ok(Some(ReadHint::Session));
+        for (sql, hints) in [
+            ("/*+ read(session) */ SELECT 1", vec![session]),
+            ("SELECT 1; /*+ read(session) */ SELECT 1; SELECT 1", vec![Ok(None), session, Ok(None)]),
+            ("/*+ read(eventual) */ -- x\n/* y */ /*+ read(session) */SELECT 1", vec![session]),
+            ("/*+ read(session) */; SELECT 1", vec![Ok(None)]),
+            ("SELECT /*+ read(session) */ 1; SELECT 2", vec![Ok(None), Ok(None)]),
+            ("/* + read(session) */ SELECT '/*+ read(session) */'", vec![Ok(None)]),
+            ("/*+ a /* b */ read(session) */ SELECT 1", vec![session]),
+            ("/*+*/ SELECT 1 /*+", vec![]),
+        ] {
+            let texts = split(sql);
+            let found: Vec<_> =
+                texts.iter().flatten().map(|text| text.read_hint().map_err(|error| error.sqlstate)).collect();
+            assert_eq!(found, hints, "{sql}");
+        }
+        let plain = split("SELECT 1").unwrap().remove(0);
+        let hinted = split("/*+ read(x) */ SELECT 1").unwrap().remove(0);
+        assert_eq!((plain.key, hinted.read_hint().is_err()), (hinted.key, true));
     }
 }

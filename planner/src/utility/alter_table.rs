@@ -67,7 +67,7 @@ pub(super) fn plan(
     }
     let places = fills.into_iter().map(|(column, scalar)| (0, column, scalar)).collect();
     let changes = vec![SchemaChange::ReplaceTable { table, sequences, fill: Vec::new() }];
-    Ok((SchemaAction { tag: TAG, changes, notices, fills: places }, scalars.list))
+    Ok((SchemaAction { fills: places, ..schema(TAG, changes, notices) }, scalars.list))
 }
 
 /// PostgreSQL's passes: what drops comes before what adds, wherever it is written.

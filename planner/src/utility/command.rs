@@ -3,6 +3,7 @@
 use super::cursor::{Name, Qualified};
 use crate::plan::{CopyFormat, SessionCommand};
 use crate::text::Tree;
+use proto::catalog::RoleChange;
 use sqlparser::ast;
 
 /// A command, parsed and not yet bound.
@@ -36,6 +37,16 @@ pub(crate) enum Kind {
     CreateSequence { if_not_exists: bool, name: Qualified, options: Vec<SequenceOption> },
     /// ALTER SEQUENCE
     AlterSequence { if_exists: bool, name: Qualified, options: Vec<SequenceOption> },
+    /// ALTER ROLE .. SET, ALTER ROLE .. RESET
+    AlterRole { role: RoleName, change: RoleChange, from_current: bool },
+}
+
+/// Whose sessions ALTER ROLE is about.
+#[derive(Debug)]
+pub(crate) enum RoleName {
+    All,
+    CurrentUser,
+    Named(String),
 }
 
 /// A type's name, with its place.

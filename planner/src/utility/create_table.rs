@@ -6,7 +6,7 @@ use super::command::{
 use super::cursor::Name;
 use super::expressions::Expressions;
 use super::names::{self, NewNames, at, check_column_name, creatable, joined, taken};
-use super::{notice, placement, sequence, types};
+use super::{notice, placement, schema, sequence, types};
 use crate::plan::{Notice, SchemaAction};
 use dialect::Type;
 use dialect::types::Typed;
@@ -39,7 +39,7 @@ pub(super) fn plan(create: &CreateTable, expressions: Expressions<'_>) -> Result
     let context = expressions.context;
     creatable(&create.name)?;
     let mut notices = Vec::new();
-    let action = |changes, notices| SchemaAction { tag: "CREATE TABLE", changes, notices, fills: Vec::new() };
+    let action = |changes, notices| schema("CREATE TABLE", changes, notices);
     if context.catalog.resolve(&create.name.name).is_some() {
         let error = taken(&create.name.name);
         if !create.if_not_exists {

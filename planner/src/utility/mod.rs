@@ -16,6 +16,7 @@ mod parse_copy;
 mod parse_schema;
 mod placement;
 mod relations;
+mod role;
 mod sequence;
 mod types;
 
@@ -97,6 +98,9 @@ pub fn plan(command: &Command, text: &Text, context: &Context<'_>) -> Result<Pla
         Kind::AlterSequence { if_exists, name, options } => {
             Action::Schema(relations::alter_sequence(*if_exists, name, options, context)?)
         }
+        Kind::AlterRole { role, change, from_current } => {
+            Action::Schema(role::plan(role, change, *from_current)?)
+        }
     };
     // Nothing of a command is run twice with other values.
     let pinned = (0..text.literals.len() as u32)
@@ -117,7 +121,7 @@ fn schema(
     changes: Vec<proto::services::SchemaChange>,
     notices: Vec<Notice>,
 ) -> SchemaAction {
-    SchemaAction { tag, changes, notices, fills: Vec::new() }
+    SchemaAction { tag, changes, notices, fills: Vec::new(), from_current: false }
 }
 
 fn show_columns(name: Option<&str>) -> Vec<OutputColumn> {

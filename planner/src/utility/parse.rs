@@ -72,8 +72,7 @@ fn command(cursor: &mut Cursor<'_>) -> Result<Option<Kind>, WireError> {
         return set(cursor).map(|command| Some(Kind::Session(command)));
     }
     if cursor.accept("reset") {
-        let name = setting_name(cursor, &["all"])?;
-        return session(SessionCommand::Reset((name != "all").then_some(name)));
+        return session(SessionCommand::Reset(setting_to_reset(cursor)?));
     }
     if cursor.accept("show") {
         let name = setting_name(cursor, &["all"])?;
@@ -235,6 +234,22 @@ fn setting_name(cursor: &mut Cursor<'_>, keywords: &[&'static str]) -> Result<St
     Ok(name)
 }
 
+/// After RESET: a setting, or ALL.
+pub(super) fn setting_to_reset(cursor: &mut Cursor<'_>) -> Result<Option<String>, WireError> {
+    let name = setting_name(cursor, &["all"])?;
+    Ok((name != "all").then_some(name))
+}
+
+/// What a setting is to be.
+pub(super) enum Assigned {
+    /// This.
+    Value(String),
+    /// What it is without anybody's doing.
+    Default,
+    /// What it is.
+    Current,
+}
+
 fn set(cursor: &mut Cursor<'_>) -> Result<SessionCommand, WireError> {
     // `SET local TO x` would name a setting, and so would `SET session = ..`: PostgreSQL reads them as words, too.
     if cursor.accept_all(&["session", "characteristics"]) {
@@ -264,7 +279,20 @@ fn set(cursor: &mut Cursor<'_>) -> Result<SessionCommand, WireError> {
         let (isolation, read_only) = transaction_modes(cursor)?;
         return Ok(SessionCommand::SetTransaction { isolation, read_only, session: false });
     }
-    let set = |name: &str, value| Ok(SessionCommand::Set { name: name.to_owned(), value, local });
+    let (name, value) = assignment(cursor)?;
+    let value = match value {
+        Assigned::Value(value) => Some(value),
+        Assigned::Default => None,
+        Assigned::Current => return Err(refused("SET .. FROM CURRENT", Some("It would change nothing."))),
+    };
+    Ok(SessionCommand::Set { name, value, local })
+}
+
+/// After SET, of a session or a role: a setting, and what it is to be.
+pub(super) fn assignment(cursor: &mut Cursor<'_>) -> Result<(String, Assigned), WireError> {
+    let set = |name: &str, value: Option<String>| {
+        Ok((name.to_owned(), value.map_or(Assigned::Default, Assigned::Value)))
+    };
     if cursor.accept_all(&["time", "zone"]) {
         if cursor.accept("local") || cursor.accept("default") {
             return set("timezone", None);
@@ -291,6 +319,9 @@ fn set(cursor: &mut Cursor<'_>) -> Result<SessionCommand, WireError> {
         return set("role", Some(value));
     }
     let name = setting_name(cursor, &[])?;
+    if cursor.accept_all(&["from", "current"]) {
+        return Ok((name, Assigned::Current));
+    }
     if !cursor.accept("to") {
         cursor.expect_symbol(&Token::Eq)?;
     }
@@ -318,7 +349,7 @@ fn set(cursor: &mut Cursor<'_>) -> Result<SessionCommand, WireError> {
 }
 
 /// The settings that take a list.
-const LIST_SETTINGS: &[&str] = &["search_path", "datestyle", "shoal.rules"];
+const LIST_SETTINGS: &[&str] = &["search_path", "datestyle", "shoal.rules", "shoal.gtid"];
 
 fn prepare(cursor: &mut Cursor<'_>) -> Result<Kind, WireError> {
     if cursor.is("transaction") {
@@ -333,8 +364,9 @@ fn prepare(cursor: &mut Cursor<'_>) -> Result<Kind, WireError> {
     } else {
         Vec::new()
     };
+    // Right after the word: a hint may stand before the statement.
+    let offset = cursor.offset() + "as".len();
     cursor.expect("as")?;
-    let offset = cursor.offset();
     // Its syntax is checked here; its meaning when it is planned by itself.
     drop(cursor.statement()?);
     Ok(Kind::Prepare { name, types, offset })

@@ -7,6 +7,7 @@ use super::command::{
 };
 use super::cursor::{Cursor, Name};
 use super::parse::refused;
+use super::role;
 use proto::{SqlState, WireError};
 use sqlparser::tokenizer::Token;
 
@@ -586,6 +587,10 @@ pub(super) fn truncate(cursor: &mut Cursor<'_>) -> Result<Kind, WireError> {
 
 /// After ALTER.
 pub(super) fn alter(cursor: &mut Cursor<'_>) -> Result<Kind, WireError> {
+    let mapping = cursor.is("user") && cursor.is_nth(1, "mapping");
+    if !mapping && cursor.accept_one(&["role", "user"]).is_some() {
+        return role::alter(cursor);
+    }
     let Some(what) = cursor.accept_one(&["table", "index", "sequence"]).and_then(RelationKind::of) else {
         return Err(refuse_object(cursor, "ALTER"));
     };

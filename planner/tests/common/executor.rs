@@ -2,7 +2,7 @@
 
 use super::World;
 use dialect::Type;
-use dialect::datetime::TimeZone;
+use dialect::datetime::{TimeZone, timestamptz_to_timestamp};
 use dialect::io::{self, OutputSettings};
 use dialect::key::key_form;
 use dialect::physical;
@@ -248,6 +248,10 @@ impl Database {
                     }
                 }
                 Scalar::Environment(fact) => environment(*fact),
+                Scalar::Local(moment) => match values[moment.0 as usize] {
+                    Value::Int(moment) => Value::Int(timestamptz_to_timestamp(moment, &zone)?),
+                    _ => Value::Null,
+                },
                 Scalar::Expression { sql, params } => {
                     let params = pick(params, &values);
                     let (rows, _) = execute(&self.router, &format!("SELECT {sql}"), &params)?;

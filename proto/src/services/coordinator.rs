@@ -2,10 +2,10 @@
 
 use super::transaction::{Claim, Decision, Spent, TransactionStatus, Verdict};
 use super::{BoxFuture, BoxStream, ReplicaStatus, ServiceResult};
-use crate::catalog::{Catalog, Sequence, Table};
+use crate::catalog::{Catalog, RoleChange, Sequence, Table};
 use crate::ids::{
-    ClusterId, ColumnId, GroupId, KeyspaceNumber, NodeId, RequestId, SchemaVersion, SequenceId, TableId,
-    TransactionId,
+    ClusterId, ColumnId, GroupId, KeyspaceNumber, NodeId, RequestId, RouterIncarnation, SchemaVersion,
+    SequenceId, TableId, TransactionId,
 };
 use crate::topology::{Leaders, Node, Roles, Sharding, Topology};
 use crate::value::Value;
@@ -30,8 +30,13 @@ pub trait CoordinatorService: Send + Sync {
     /// Adds a node, or takes note of its new address. 55006 if another process that isn't silent has the id.
     fn register(&self, node: Node) -> BoxFuture<'_, ServiceResult<()>>;
 
-    /// Hears what a node's replicas are doing.
-    fn report(&self, node: NodeId, replicas: Vec<ReplicaStatus>) -> BoxFuture<'_, ServiceResult<()>>;
+    /// Hears what a node's replicas are doing, and which routers ran there before and are gone.
+    fn report(
+        &self,
+        node: NodeId,
+        replicas: Vec<ReplicaStatus>,
+        former: Vec<RouterIncarnation>,
+    ) -> BoxFuture<'_, ServiceResult<()>>;
 
     /// Changes the schema, on every shard, and answers with the catalog version that shows it.
     fn change_schema(&self, request: SchemaChangeRequest) -> BoxFuture<'_, ServiceResult<SchemaVersion>>;
@@ -133,6 +138,13 @@ pub enum SchemaChange {
     },
     /// Drops sequences that no column uses.
     DropSequences(Vec<SequenceId>),
+    /// Changes what the sessions of a role begin with. No shard hears of it.
+    AlterRole {
+        /// The role; `None` for every one.
+        role: Option<String>,
+        /// The change.
+        change: RoleChange,
+    },
 }
 
 /// Values of a sequence that one router may give out: `first`, `first + increment`, .. (`count` of them).
@@ -155,6 +167,8 @@ pub struct NodeJoin {
     pub address: String,
     /// What it does.
     pub roles: Roles,
+    /// Its zone; empty for none.
+    pub zone: String,
 }
 
 /// What a node needs to belong to a cluster.

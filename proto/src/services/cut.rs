@@ -7,7 +7,7 @@
 //! shard, and runs on the snapshot. Why that's enough stands in docs/transactions.md, and docs/models/cut.py tries it.
 
 use crate::error::{SqlState, WireError};
-use crate::ids::{CutId, Epoch, SchemaVersion, ShardId, TableId, TransactionId};
+use crate::ids::{CutId, Epoch, LogIndex, SchemaVersion, ShardId, TableId, TransactionId};
 use std::time::Duration;
 
 /// Something for a cut on one shard.
@@ -38,6 +38,8 @@ pub enum CutAction {
         /// How many fragments will read the snapshot. The first one releases the shard, the last one closes the
         /// snapshot. `None`: it is kept until the cut is released, or nothing is heard of it for long.
         scans: Option<u32>,
+        /// What the snapshot must show at least.
+        after: LogIndex,
     },
     /// Lets the votes of these transactions through, and waits until those have ended that were pending in the snapshot or
     /// have been let through; then opens it again. Answers at once with such as aren't among these. A shard that the

@@ -37,6 +37,11 @@ pub trait Peers: Send + Sync {
     /// The replica service of a node; `None` if the node is unknown.
     fn replica_service(&self, node: NodeId) -> Option<Arc<dyn ReplicaService>>;
 
+    /// Whether a node is in this process.
+    fn is_here(&self, _node: NodeId) -> bool {
+        false
+    }
+
     /// The nodes that hold the coordinator's replicas, with their services.
     fn coordinators(&self) -> Vec<(NodeId, Arc<dyn CoordinatorService>)>;
 }

@@ -79,6 +79,11 @@ pub struct ReplicaStatus {
     pub leader: Option<NodeId>,
     /// The last index that its SQLite database has.
     pub applied: LogIndex,
+    /// The last index that it knows to be committed.
+    pub committed: LogIndex,
+    /// For how long it has known the oldest committed entry that its database lacks; or, if that is longer, hasn't heard of
+    /// its leader though it should have. By its own clock alone: how long an entry was on its way isn't in it.
+    pub behind: Duration,
     /// Why it stopped, if it did.
     pub stopped: Option<String>,
     /// Who belongs to its group. Empty if it doesn't know.
@@ -111,6 +116,8 @@ impl ReplicaStatus {
             term: Term(0),
             leader: None,
             applied: LogIndex(0),
+            committed: LogIndex(0),
+            behind: Duration::ZERO,
             stopped: None,
             members: Members::default(),
             last: LogIndex(0),

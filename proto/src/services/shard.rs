@@ -53,6 +53,8 @@ pub struct FragmentRequest {
     /// The cut that it is part of. A strong read runs on the cut's snapshot, and what waits to be told for the cut's sake
     /// is told from then on. What a branch does runs while the cut withholds, and fails if it would have to wait for a lock.
     pub cut: Option<CutId>,
+    /// What a read must show at least. Nothing for writes, which run on the newest state.
+    pub floor: Floor,
     /// How long it may take, waiting included.
     pub timeout: Duration,
 }
@@ -64,6 +66,9 @@ pub enum Access {
     Read {
         /// How fresh it must be, and who may answer.
         consistency: Consistency,
+        /// How long a replica may wait until it is that fresh. If that isn't enough it answers [`crate::Retry::Behind`].
+        /// A strong read waits as long as it may take, whatever stands here.
+        wait: Duration,
         /// It looks up a few rows by key, so it may run on the caller's thread.
         lookup: bool,
     },
@@ -88,17 +93,46 @@ pub enum Access {
     },
 }
 
-/// How fresh a read must be.
+impl Access {
+    /// A read by the leader.
+    pub fn strong(lookup: bool) -> Self {
+        Access::Read { consistency: Consistency::Strong, wait: Duration::ZERO, lookup }
+    }
+}
+
+/// How fresh a read must be. Whatever is asked for, it is as of the request's [`Floor`] at least.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Consistency {
     /// By the leader; linearizable.
     Strong,
-    /// By any replica that has applied this index.
-    Session(LogIndex),
+    /// By any replica that has come to the floor.
+    Session,
     /// By any replica no staler than this.
     Bounded(Duration),
     /// By any replica.
     Eventual,
+}
+
+/// Positions in a shard's log that a read must not be behind of. The default is behind of nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Floor {
+    /// All entries up to here have been applied.
+    pub applied: LogIndex,
+    /// The same; and what was prepared up to here, and concerns the read, has ended. A commit that is answered with its
+    /// last vote is known by where its branches were prepared.
+    pub settled: LogIndex,
+}
+
+impl Floor {
+    /// The floor that wants nothing to have ended.
+    pub fn applied(applied: LogIndex) -> Self {
+        Self { applied, settled: LogIndex(0) }
+    }
+
+    /// What has to be applied.
+    pub fn index(&self) -> LogIndex {
+        self.applied.max(self.settled)
+    }
 }
 
 /// What a fragment gave.
@@ -109,6 +143,8 @@ pub struct FragmentResponse {
     pub affected: u64,
     /// The position that the read saw or the write reached.
     pub position: LogIndex,
+    /// How long the replica waited until it was fresh enough.
+    pub waited: Duration,
 }
 
 /// Rows at once, or as they come.

@@ -5,7 +5,7 @@
 //! several is prepared on all: the votes commit it, or (with an idempotency key) the coordinator's **verdict** does. Then
 //! all branches finish. A transaction that lacks a vote is what the coordinator's verdict makes it.
 
-use super::shard::{Access, FragmentRequest};
+use super::shard::{Access, Consistency, FragmentRequest};
 use crate::error::WireError;
 use crate::ids::{Epoch, LogIndex, RequestId, ShardId, TableId, TransactionId};
 use std::sync::Arc;
@@ -161,6 +161,8 @@ pub struct BranchStatus {
     pub parallel: bool,
     /// Whether it has committed here, and is remembered because nothing but the votes says so.
     pub committed: bool,
+    /// Whether it is prepared, and the shard's leader takes its router to be gone: it has heard nothing of it for long.
+    pub forsaken: bool,
     /// How long it has been as it is: since its last statement, or since it was prepared as far as this leader knows.
     pub idle: Duration,
     /// The transactions that its statement waits for.
@@ -178,6 +180,16 @@ pub struct Decision {
     pub commit: bool,
     /// The idempotency key that it uses up by being committed. It must have been claimed for the transaction.
     pub key: Option<String>,
+    /// Where its participants have voted, as far as is known: who reads no less than that, and waits for what is prepared
+    /// there, sees what it did.
+    pub positions: Vec<(ShardId, LogIndex)>,
+}
+
+impl Decision {
+    /// An abort.
+    pub fn abort(transaction: TransactionId, participants: Vec<ShardId>) -> Self {
+        Self { transaction, participants, commit: false, key: None, positions: Vec::new() }
+    }
 }
 
 /// What a transaction has become, for good.
@@ -201,12 +213,14 @@ pub struct Claim {
 }
 
 /// The transaction that has used up an idempotency key by being committed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Spent {
     /// The transaction.
     pub transaction: TransactionId,
     /// Whether every participant has finished, so that its effects are seen everywhere.
     pub finished: bool,
+    /// As in its [`Decision`].
+    pub positions: Vec<(ShardId, LogIndex)>,
 }
 
 /// A transaction that the coordinator has a record of.
@@ -220,12 +234,19 @@ pub struct TransactionStatus {
     pub committed: bool,
     /// Whether every participant has finished.
     pub finished: bool,
+    /// As in its [`Decision`].
+    pub positions: Vec<(ShardId, LogIndex)>,
 }
 
 impl FragmentRequest {
     /// Whether it is a write by itself, so that its outcome is unknown until its answer is heard.
     pub fn writes(&self) -> bool {
         matches!(self.access, Access::Write { .. })
+    }
+
+    /// Whether it has to be as fresh as only a leader knows.
+    pub fn is_strong(&self) -> bool {
+        !matches!(self.access, Access::Read { consistency, .. } if consistency != Consistency::Strong)
     }
 
     /// Whether it leaves something where it was executed, though its answer be lost. A branch's statement can be repeated,

@@ -159,8 +159,8 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
             AnswerKind::Register(Nothing {})
         }
         Kind::Report(report) => {
-            let Report(node, replicas) = Report::from_message(report)?;
-            coordinator(reply)?.report(node, replicas).await?;
+            let Report(node, replicas, former) = Report::from_message(report)?;
+            coordinator(reply)?.report(node, replicas, former).await?;
             AnswerKind::Report(Nothing {})
         }
         Kind::ChangeSchema(request) => {
@@ -275,8 +275,8 @@ fn too_big(bytes: usize, writes: bool) -> WireError {
 
 /// Sends a fragment's result: whole if it is small, else batch by batch.
 async fn rows(reply: &Reply, response: FragmentResponse, writes: bool) -> Result<(), End> {
-    let FragmentResponse { rows, affected, position } = response;
-    let head = |whole| AnswerKind::Execute(ResponseHead { affected, position, whole }.to_message());
+    let FragmentResponse { rows, affected, position, waited } = response;
+    let head = |whole| AnswerKind::Execute(ResponseHead { affected, position, waited, whole }.to_message());
     match rows {
         RowSource::Whole(batch) if batch.data().len() + ENVELOPE <= MAX_MESSAGE => {
             send(reply, head(Some(batch)), true).await

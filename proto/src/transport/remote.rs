@@ -51,7 +51,7 @@ impl ShardService for NodeClient {
             let answer::Kind::Execute(head) = kind else {
                 return Err(target.garbled(&link, &lost, "an answer to another request"));
             };
-            let ResponseHead { affected, position, whole } =
+            let ResponseHead { affected, position, waited, whole } =
                 ResponseHead::from_message(head).map_err(|e| target.garbled(&link, &lost, &e.to_string()))?;
             let rows = match (whole, messages) {
                 (Some(batch), None) => RowSource::Whole(batch),
@@ -61,7 +61,7 @@ impl ShardService for NodeClient {
                 }
                 _ => return Err(target.garbled(&link, &lost, "rows both at once and to come, or neither")),
             };
-            Ok(FragmentResponse { rows, affected, position })
+            Ok(FragmentResponse { rows, affected, position, waited })
         })
     }
 
@@ -230,9 +230,14 @@ impl CoordinatorService for NodeClient {
         })
     }
 
-    fn report(&self, node: NodeId, replicas: Vec<ReplicaStatus>) -> BoxFuture<'_, ServiceResult<()>> {
+    fn report(
+        &self,
+        node: NodeId,
+        replicas: Vec<ReplicaStatus>,
+        former: Vec<RouterIncarnation>,
+    ) -> BoxFuture<'_, ServiceResult<()>> {
         Box::pin(async move {
-            let call = call::Kind::Report(Report(node, replicas).to_message());
+            let call = call::Kind::Report(Report(node, replicas, former).to_message());
             let read = |answer| matches!(answer, answer::Kind::Report(_)).then_some(Ok(()));
             self.simple(self.call_timeout(), Retry::Unknown, call, read).await
         })

@@ -1,12 +1,14 @@
-//! Tables, sequences and the catalog as messages.
+//! Tables, sequences, roles' settings and the catalog as messages.
 
 use super::generated as pb;
 use super::{Convert, DecodeError, each, id, maybe, messages, one, required};
 use crate::catalog::{
-    Catalog, Check, Column, ColumnDefault, Index, IndexColumn, Placement, Sequence, Table, TypeRef,
+    Catalog, Check, Column, ColumnDefault, Index, IndexColumn, Placement, RoleSettings, Sequence, Table,
+    TypeRef,
 };
 use crate::ids::{ColumnId, IndexId, KeyspaceNumber, SchemaVersion, SequenceId, TableId};
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::sync::Arc;
 
 impl Convert for TypeRef {
@@ -275,6 +277,31 @@ impl Convert for Sequence {
     }
 }
 
+impl Convert for RoleSettings {
+    type Message = pb::RoleSettings;
+    const NAME: &'static str = "role_settings";
+
+    fn to_message(&self) -> pb::RoleSettings {
+        let RoleSettings { role, settings } = self;
+        let setting = |(name, value): &(String, String)| setting(name, value);
+        pb::RoleSettings { role: role.clone(), settings: settings.iter().map(setting).collect() }
+    }
+
+    fn from_message(message: pb::RoleSettings) -> Result<Self, DecodeError> {
+        let pb::RoleSettings { role, settings } = message;
+        let role = role.map(|role| id("role", role)).transpose()?;
+        let setting = |pb::Setting { name, value }| Ok((id("settings.name", name)?, value));
+        let settings: Vec<_> = settings.into_iter().map(setting).collect::<Result<_, _>>()?;
+        once("settings", settings.iter().map(|(name, _)| name))?;
+        Ok(RoleSettings { role, settings })
+    }
+}
+
+/// A setting with its value.
+pub(super) fn setting(name: &str, value: &str) -> pb::Setting {
+    pb::Setting { name: name.to_owned(), value: value.to_owned() }
+}
+
 impl Convert for Catalog {
     type Message = pb::Catalog;
     const NAME: &'static str = "catalog";
@@ -284,27 +311,38 @@ impl Convert for Catalog {
             version: self.version().0,
             tables: self.tables().map(|table| table.to_message()).collect(),
             sequences: self.sequences().map(|sequence| sequence.to_message()).collect(),
+            roles: self.roles().map(|settings| settings.to_message()).collect(),
         }
     }
 
     fn from_message(message: pb::Catalog) -> Result<Self, DecodeError> {
-        let pb::Catalog { version, tables, sequences } = message;
+        let pb::Catalog { version, tables, sequences, roles } = message;
         let tables: Vec<Table> = each("tables", tables)?;
         let sequences: Vec<Sequence> = each("sequences", sequences)?;
         distinct("tables", tables.iter().map(|table| table.id.0))?;
         distinct("sequences", sequences.iter().map(|sequence| sequence.id.0))?;
-        let tables = tables.into_iter().map(Arc::new);
-        Ok(Catalog::new(SchemaVersion(version), tables, sequences.into_iter().map(Arc::new)))
+        let roles: Vec<RoleSettings> = each("roles", roles)?;
+        once("roles", roles.iter().map(|settings| settings.role.as_deref().unwrap_or_default()))?;
+        let (tables, sequences) = (tables.into_iter().map(Arc::new), sequences.into_iter().map(Arc::new));
+        let catalog = Catalog::new(SchemaVersion(version), tables, sequences);
+        Ok(catalog.with_roles(roles.into_iter().map(Arc::new)))
     }
 }
 
 /// Ids of which none is missing and none comes up twice.
-fn distinct(field: &str, ids: impl Iterator<Item = u32>) -> Result<(), DecodeError> {
+fn distinct(field: &str, ids: impl Iterator<Item = u32> + Clone) -> Result<(), DecodeError> {
+    ids.clone().try_for_each(|number| id(field, number).map(drop))?;
+    once(field, ids.map(|number| format!("id {number}")))
+}
+
+/// What has a name of its own.
+fn once(field: &str, names: impl Iterator<Item: Ord + Display>) -> Result<(), DecodeError> {
     let mut seen = BTreeSet::new();
-    for number in ids {
-        if !seen.insert(id(field, number)?) {
-            return Err(DecodeError::new(field, format_args!("id {number} comes up twice")));
+    for name in names {
+        if seen.contains(&name) {
+            return Err(DecodeError::new(field, format_args!("{name} comes up twice")));
         }
+        seen.insert(name);
     }
     Ok(())
 }

@@ -1,11 +1,13 @@
 //! The coordinator service's requests and responses as messages.
 
+use super::catalog::setting;
 use super::generated as pb;
 use super::replica::{wide, wide_bytes};
 use super::shard::{nanos, tables};
 use super::topology::{sharding, sharding_number};
 use super::values::{list, unlist};
 use super::{Convert, DecodeError, each, id, messages, one, required};
+use crate::catalog::RoleChange;
 use crate::ids::{ClusterId, ColumnId, GroupId, NodeId, SchemaVersion, SequenceId, TableId};
 use crate::services::{
     Alarm, ClusterState, ClusterStatus, CreateKeyspace, JobStatus, Joined, NodeJoin, ReplicaAction,
@@ -102,20 +104,21 @@ impl Convert for NodeJoin {
     const NAME: &'static str = "join";
 
     fn to_message(&self) -> pb::NodeJoin {
-        let NodeJoin { request, address, roles: Roles { router, shardnode, coordinator } } = self;
+        let NodeJoin { request, address, roles: Roles { router, shardnode, coordinator }, zone } = self;
         pb::NodeJoin {
             request: Some(request.to_message()),
             address: address.clone(),
             router: *router,
             shardnode: *shardnode,
             coordinator: *coordinator,
+            zone: zone.clone(),
         }
     }
 
     fn from_message(message: pb::NodeJoin) -> Result<Self, DecodeError> {
-        let pb::NodeJoin { request, address, router, shardnode, coordinator } = message;
+        let pb::NodeJoin { request, address, router, shardnode, coordinator, zone } = message;
         let roles = Roles { router, shardnode, coordinator };
-        Ok(NodeJoin { request: one("request", request)?, address, roles })
+        Ok(NodeJoin { request: one("request", request)?, address, roles, zone })
     }
 }
 
@@ -219,6 +222,14 @@ impl Convert for SchemaChange {
             SchemaChange::DropSequences(sequences) => {
                 Kind::DropSequences(change::Sequences { ids: sequences.iter().map(|s| s.0).collect() })
             }
+            SchemaChange::AlterRole { role, change: what } => Kind::AlterRole(change::AlterRole {
+                role: role.clone(),
+                change: Some(match what {
+                    RoleChange::Set { name, value } => change::alter_role::Change::Set(setting(name, value)),
+                    RoleChange::Reset(name) => change::alter_role::Change::Reset(name.clone()),
+                    RoleChange::ResetAll => change::alter_role::Change::ResetAll(true),
+                }),
+            }),
         };
         pb::SchemaChange { kind: Some(kind) }
     }
@@ -263,6 +274,18 @@ impl Convert for SchemaChange {
                     .map(|sequence| Ok(SequenceId(id("drop_sequences.ids", sequence)?)))
                     .collect::<Result<_, _>>()?,
             ),
+            Kind::AlterRole(change::AlterRole { role, change: what }) => SchemaChange::AlterRole {
+                role: role.map(|role| id("alter_role.role", role)).transpose()?,
+                change: match required("alter_role.change", what)? {
+                    change::alter_role::Change::Set(pb::Setting { name, value }) => {
+                        RoleChange::Set { name: id("alter_role.set.name", name)?, value }
+                    }
+                    change::alter_role::Change::Reset(name) => {
+                        RoleChange::Reset(id("alter_role.reset", name)?)
+                    }
+                    change::alter_role::Change::ResetAll(_) => RoleChange::ResetAll,
+                },
+            },
         })
     }
 }

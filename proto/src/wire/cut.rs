@@ -4,7 +4,7 @@ use super::generated as pb;
 use super::shard::{nanos, tables};
 use super::transaction::{shard_numbers, shards};
 use super::{Convert, DecodeError, each, id, messages, one, required};
-use crate::ids::{CutId, Epoch, RouterIncarnation, SchemaVersion, ShardId};
+use crate::ids::{CutId, Epoch, LogIndex, RouterIncarnation, SchemaVersion, ShardId};
 use crate::services::{CutAction, CutRequest, Unsettled};
 use std::time::Duration;
 
@@ -30,10 +30,11 @@ impl Convert for CutRequest {
         use pb::cut_request::{Action, Open, Settle};
         let CutRequest { shard, epoch, cut, action, timeout } = self;
         let action = match action {
-            CutAction::Open { schema_version, tables, scans } => Action::Open(Open {
+            CutAction::Open { schema_version, tables, scans, after } => Action::Open(Open {
                 schema_version: schema_version.0,
                 tables: tables.iter().map(|table| table.0).collect(),
                 scans: *scans,
+                after: after.0,
             }),
             CutAction::Settle(transactions) => {
                 Action::Settle(Settle { transactions: messages(transactions) })
@@ -59,10 +60,11 @@ impl Convert for CutRequest {
             epoch: Epoch(epoch),
             cut: one("cut", cut)?,
             action: match required("action", action)? {
-                Action::Open(Open { schema_version, tables: ids, scans }) => CutAction::Open {
+                Action::Open(Open { schema_version, tables: ids, scans, after }) => CutAction::Open {
                     schema_version: SchemaVersion(schema_version),
                     tables: tables("open.tables", ids)?,
                     scans,
+                    after: LogIndex(after),
                 },
                 Action::Settle(Settle { transactions }) => {
                     CutAction::Settle(each("settle.transactions", transactions)?)

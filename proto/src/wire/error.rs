@@ -3,7 +3,7 @@
 use super::generated as pb;
 use super::{Convert, DecodeError, id, maybe, one, required};
 use crate::error::{Retry, SqlState, Violation, WireError};
-use crate::ids::{ColumnId, Epoch, IndexId, NodeId, SchemaVersion, TableId};
+use crate::ids::{ColumnId, Epoch, IndexId, LogIndex, NodeId, SchemaVersion, TableId};
 
 impl Convert for Retry {
     type Message = pb::Retry;
@@ -19,6 +19,7 @@ impl Convert for Retry {
             Retry::Later => Kind::Later(pb::Nothing {}),
             Retry::Unknown => Kind::Unknown(pb::Nothing {}),
             Retry::Moved => Kind::Moved(pb::Nothing {}),
+            Retry::Behind(index) => Kind::Behind(index.0),
         };
         pb::Retry { kind: Some(kind) }
     }
@@ -36,6 +37,7 @@ impl Convert for Retry {
             Kind::Later(pb::Nothing {}) => Retry::Later,
             Kind::Unknown(pb::Nothing {}) => Retry::Unknown,
             Kind::Moved(pb::Nothing {}) => Retry::Moved,
+            Kind::Behind(index) => Retry::Behind(LogIndex(index)),
         })
     }
 }

@@ -4,7 +4,7 @@ use super::generated::{self as pb, link};
 use super::shard::nanos;
 use super::topology::{node_numbers, nodes};
 use super::{Convert, DecodeError, each, id, maybe, messages};
-use crate::ids::{GroupId, LogIndex, NodeId, SequenceId, TransactionId};
+use crate::ids::{GroupId, LogIndex, NodeId, RouterIncarnation, SequenceId, TransactionId};
 use crate::rows::RowBatch;
 use crate::services::{BranchStatus, ClusterState, ReplicaStatus, Spent, TransactionStatus, Unsettled};
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use std::time::Duration;
 pub(crate) struct ResponseHead {
     pub affected: u64,
     pub position: LogIndex,
+    pub waited: Duration,
     /// `None` if the rows follow.
     pub whole: Option<RowBatch>,
 }
@@ -25,12 +26,14 @@ impl Convert for ResponseHead {
 
     fn to_message(&self) -> link::FragmentResponse {
         let whole = self.whole.as_ref().map(RowBatch::to_message);
-        link::FragmentResponse { affected: self.affected, position: self.position.0, whole }
+        let (position, waited) = (self.position.0, nanos(self.waited));
+        link::FragmentResponse { affected: self.affected, position, whole, waited }
     }
 
     fn from_message(message: link::FragmentResponse) -> Result<Self, DecodeError> {
-        let link::FragmentResponse { affected, position, whole } = message;
-        Ok(ResponseHead { affected, position: LogIndex(position), whole: maybe("whole", whole)? })
+        let link::FragmentResponse { affected, position, whole, waited } = message;
+        let (position, waited) = (LogIndex(position), Duration::from_nanos(waited));
+        Ok(ResponseHead { affected, position, waited, whole: maybe("whole", whole)? })
     }
 }
 
@@ -153,20 +156,22 @@ impl Convert for Claimed {
     }
 }
 
-/// What a node says of its replicas.
+/// What a node says of its replicas, and of the routers that ran there before.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Report(pub NodeId, pub Vec<ReplicaStatus>);
+pub(crate) struct Report(pub NodeId, pub Vec<ReplicaStatus>, pub Vec<RouterIncarnation>);
 
 impl Convert for Report {
     type Message = link::Report;
     const NAME: &'static str = "report";
 
     fn to_message(&self) -> link::Report {
-        link::Report { node: self.0.0, replicas: messages(&self.1) }
+        let former = self.2.iter().map(|router| router.0).collect();
+        link::Report { node: self.0.0, replicas: messages(&self.1), former }
     }
 
     fn from_message(message: link::Report) -> Result<Self, DecodeError> {
-        Ok(Report(NodeId(id("node", message.node)?), each("replicas", message.replicas)?))
+        let former = message.former.into_iter().map(RouterIncarnation).collect();
+        Ok(Report(NodeId(id("node", message.node)?), each("replicas", message.replicas)?, former))
     }
 }
 

@@ -1,10 +1,12 @@
 //! What replicas say of themselves as messages.
 
 use super::generated as pb;
+use super::shard::nanos;
 use super::topology::{node_numbers, nodes};
 use super::{Convert, DecodeError, id, known, maybe};
 use crate::ids::{GroupId, LogIndex, NodeId, Term};
 use crate::services::{Members, Progress, ReplicaRole, ReplicaStatus, TableHash};
+use std::time::Duration;
 
 /// 16 bytes as a number, the most significant first.
 pub(super) fn wide(field: &str, bytes: &[u8]) -> Result<u128, DecodeError> {
@@ -65,7 +67,8 @@ impl Convert for ReplicaStatus {
 
     fn to_message(&self) -> pb::ReplicaStatus {
         let ReplicaStatus { node, group, role, term, leader, applied, stopped, .. } = self;
-        let ReplicaStatus { members, last, lag, holds, wal_bytes, check, image, .. } = self;
+        let ReplicaStatus { members, last, lag, holds, wal_bytes, check, image, committed, behind, .. } =
+            self;
         let role = match role {
             ReplicaRole::Leader => pb::ReplicaRole::Leader,
             ReplicaRole::Follower => pb::ReplicaRole::Follower,
@@ -89,12 +92,14 @@ impl Convert for ReplicaStatus {
             wal_bytes: *wal_bytes,
             check: check.as_ref().map(TableHash::to_message),
             image: image.as_ref().map(Progress::to_message),
+            committed: committed.0,
+            behind: nanos(*behind),
         }
     }
 
     fn from_message(message: pb::ReplicaStatus) -> Result<Self, DecodeError> {
         let pb::ReplicaStatus { node, group, role, term, leader, applied, stopped, members, .. } = message;
-        let pb::ReplicaStatus { last, lag, holds, wal_bytes, check, image, .. } = message;
+        let pb::ReplicaStatus { last, lag, holds, wal_bytes, check, image, committed, behind, .. } = message;
         let role = match known("role", role)? {
             pb::ReplicaRole::Unspecified => return Err(DecodeError::new("role", "it is missing")),
             pb::ReplicaRole::Leader => ReplicaRole::Leader,
@@ -118,6 +123,8 @@ impl Convert for ReplicaStatus {
             wal_bytes,
             check: maybe("check", check)?,
             image: maybe("image", image)?,
+            committed: LogIndex(committed),
+            behind: Duration::from_nanos(behind),
         })
     }
 }

@@ -6,7 +6,7 @@ use super::values::{list, unlist};
 use super::{Convert, DecodeError, id, maybe, one, required};
 use crate::ids::{CutId, Epoch, LogIndex, SchemaVersion, ShardId, TableId};
 use crate::rows::RowBatch;
-use crate::services::{Access, Consistency, FragmentRequest, SchemaRequest, SchemaStep};
+use crate::services::{Access, Consistency, Floor, FragmentRequest, SchemaRequest, SchemaStep};
 use std::time::Duration;
 
 /// A duration in nanoseconds. 584 years are for ever.
@@ -22,7 +22,7 @@ impl Convert for Consistency {
         use pb::consistency::Kind;
         let kind = match self {
             Consistency::Strong => Kind::Strong(pb::Nothing {}),
-            Consistency::Session(index) => Kind::Session(index.0),
+            Consistency::Session => Kind::Session(pb::Nothing {}),
             Consistency::Bounded(staleness) => Kind::Bounded(nanos(*staleness)),
             Consistency::Eventual => Kind::Eventual(pb::Nothing {}),
         };
@@ -33,7 +33,7 @@ impl Convert for Consistency {
         use pb::consistency::Kind;
         Ok(match required("kind", message.kind)? {
             Kind::Strong(pb::Nothing {}) => Consistency::Strong,
-            Kind::Session(index) => Consistency::Session(LogIndex(index)),
+            Kind::Session(pb::Nothing {}) => Consistency::Session,
             Kind::Bounded(staleness) => Consistency::Bounded(Duration::from_nanos(staleness)),
             Kind::Eventual(pb::Nothing {}) => Consistency::Eventual,
         })
@@ -47,9 +47,11 @@ impl Convert for Access {
     fn to_message(&self) -> pb::Access {
         use pb::access::{Kind, Read, Write};
         let kind = match self {
-            Access::Read { consistency, lookup } => {
-                Kind::Read(Read { consistency: Some(consistency.to_message()), lookup: *lookup })
-            }
+            Access::Read { consistency, wait, lookup } => Kind::Read(Read {
+                consistency: Some(consistency.to_message()),
+                wait: nanos(*wait),
+                lookup: *lookup,
+            }),
             Access::Write { request, settled, touch, lock_timeout } => Kind::Write(Write {
                 request: Some(request.to_message()),
                 settled: *settled,
@@ -64,9 +66,11 @@ impl Convert for Access {
     fn from_message(message: pb::Access) -> Result<Self, DecodeError> {
         use pb::access::{Kind, Read, Write};
         Ok(match required("kind", message.kind)? {
-            Kind::Read(Read { consistency, lookup }) => {
-                Access::Read { consistency: one("read.consistency", consistency)?, lookup }
-            }
+            Kind::Read(Read { consistency, wait, lookup }) => Access::Read {
+                consistency: one("read.consistency", consistency)?,
+                wait: Duration::from_nanos(wait),
+                lookup,
+            },
             Kind::Write(Write { request, settled, touch, lock_timeout }) => Access::Write {
                 request: one("write.request", request)?,
                 settled,
@@ -81,12 +85,26 @@ impl Convert for Access {
     }
 }
 
+impl Convert for Floor {
+    type Message = pb::Floor;
+    const NAME: &'static str = "floor";
+
+    fn to_message(&self) -> pb::Floor {
+        pb::Floor { applied: self.applied.0, settled: self.settled.0 }
+    }
+
+    fn from_message(message: pb::Floor) -> Result<Self, DecodeError> {
+        Ok(Floor { applied: LogIndex(message.applied), settled: LogIndex(message.settled) })
+    }
+}
+
 impl Convert for FragmentRequest {
     type Message = pb::FragmentRequest;
     const NAME: &'static str = "fragment";
 
     fn to_message(&self) -> pb::FragmentRequest {
-        let FragmentRequest { shard, epoch, schema_version, sql, params, rows, access, cut, timeout } = self;
+        let FragmentRequest { shard, epoch, schema_version, sql, params, rows, access, cut, floor, timeout } =
+            self;
         pb::FragmentRequest {
             shard: shard.0,
             epoch: epoch.0,
@@ -97,12 +115,23 @@ impl Convert for FragmentRequest {
             access: Some(access.to_message()),
             timeout: nanos(*timeout),
             cut: cut.as_ref().map(CutId::to_message),
+            floor: Some(floor.to_message()),
         }
     }
 
     fn from_message(message: pb::FragmentRequest) -> Result<Self, DecodeError> {
-        let pb::FragmentRequest { shard, epoch, schema_version, sql, params, rows, access, timeout, cut } =
-            message;
+        let pb::FragmentRequest {
+            shard,
+            epoch,
+            schema_version,
+            sql,
+            params,
+            rows,
+            access,
+            timeout,
+            cut,
+            floor,
+        } = message;
         Ok(FragmentRequest {
             shard: ShardId(id("shard", shard)?),
             epoch: Epoch(epoch),
@@ -112,6 +141,7 @@ impl Convert for FragmentRequest {
             rows: maybe("rows", rows)?,
             access: one("access", access)?,
             cut: maybe("cut", cut)?,
+            floor: one("floor", floor)?,
             timeout: Duration::from_nanos(timeout),
         })
     }

@@ -106,7 +106,8 @@ fn topology() -> Topology {
         (3, Roles { router: false, shardnode: true, coordinator: false }),
     ] {
         let id = NodeId(id);
-        topology.nodes.insert(id, Node { id, address: format!("10.0.0.{id}:5434"), roles });
+        let (address, zone) = (format!("10.0.0.{id}:5434"), format!("zone {id}"));
+        topology.nodes.insert(id, Node { id, address, roles, zone });
     }
     let mut shards = Vec::new();
     for (i, range) in KeyRange::split_evenly(3).into_iter().enumerate() {
@@ -138,7 +139,9 @@ fn topology() -> Topology {
     };
     topology.joining = vec![(GroupId(2), NodeId(2)), (GroupId(1), NodeId(2))];
     topology.coordinators = vec![NodeId(1), NodeId(3)];
-    topology.lineage.insert(source("-80", 1), vec![source("-40", 1), source("40-80", 1)]);
+    let successors = vec![(ShardId(2), LogIndex(5)), (ShardId(3), LogIndex(u64::MAX))];
+    let retired = Retired { shard: ShardId(1), last: LogIndex(77), successors };
+    topology.lineage.insert(source("-80", 1), retired);
     topology
 }
 
@@ -147,7 +150,12 @@ fn state() -> ClusterState {
     leaders.learn(GroupId(1), Term(4), NodeId(3));
     leaders.learn(GroupId(2), Term(1), NodeId(1));
     let catalog = Catalog::new(SchemaVersion(12), [Arc::new(table())], [Arc::new(sequence())]);
+    let catalog = catalog.with_roles([None, Some("shoal".into())].map(|role| Arc::new(role_settings(role))));
     ClusterState { topology: Arc::new(topology()), leaders: Arc::new(leaders), catalog: Arc::new(catalog) }
+}
+
+fn role_settings(role: Option<String>) -> RoleSettings {
+    RoleSettings { role, settings: vec![("b".into(), "1".into()), ("a".into(), String::new())] }
 }
 
 fn statuses() -> Vec<ReplicaStatus> {
@@ -159,6 +167,8 @@ fn statuses() -> Vec<ReplicaStatus> {
         term: Term(9),
         leader: (i % 2 == 0).then_some(NodeId(2)),
         applied: LogIndex(77),
+        committed: LogIndex(78 + i),
+        behind: Duration::from_micros(1500 * i),
         stopped: (i == 1).then(|| "disk full".to_owned()),
         members: members(),
         last: LogIndex(80 + i),
@@ -192,6 +202,8 @@ fn the_catalog_comes_back() {
     check_equal(Table { placement: Placement::Single { keyspace: KeyspaceNumber(0) }, ..table() });
     check_equal(sequence());
     check_equal(Sequence { owner: None, hidden: false, cycle: false, ..sequence() });
+    check_equal(role_settings(None));
+    check_equal(role_settings(Some("shoal".into())));
 }
 
 #[test]
@@ -217,6 +229,7 @@ fn states_come_back() {
         assert_eq!(a.leaders, b.leaders);
         assert_eq!(a.catalog.version(), b.catalog.version());
         assert_eq!(b.catalog.table_named("t"), Some(&Arc::new(table())));
+        assert!(a.catalog.roles().count() == 2 && a.catalog.roles().eq(b.catalog.roles()));
         b.catalog.sequence(SequenceId(16390)) == Some(&Arc::new(sequence()))
     });
     let status = ClusterStatus {
@@ -249,7 +262,7 @@ fn changes_of_replicas_and_nodes_come_back() {
         check_equal(ReplicaChange { request, target, action });
     }
     let roles = Roles { router: true, shardnode: false, coordinator: true };
-    check_equal(NodeJoin { request, address: "10.0.0.1:5434".into(), roles });
+    check_equal(NodeJoin { request, address: "10.0.0.1:5434".into(), roles, zone: "east".into() });
     let coordinators = topology().nodes.into_values().collect();
     check_equal(Joined { cluster: ClusterId(u128::MAX - 1), node: NodeId(9), coordinators });
 }
@@ -263,6 +276,7 @@ fn errors_come_back() {
         Retry::StaleEpoch(Epoch(4)),
         Retry::StaleSchema(SchemaVersion(5)),
         Retry::Later,
+        Retry::Behind(LogIndex(7)),
         Retry::Unknown,
     ];
     for retry in retries {
@@ -289,8 +303,13 @@ fn transaction() -> TransactionId {
 fn cuts_come_back() {
     let cut = CutId { router: RouterIncarnation(u64::MAX), sequence: 4 };
     for action in [
-        CutAction::Open { schema_version: SchemaVersion(3), tables: vec![TableId(5)], scans: Some(2) },
-        CutAction::Open { schema_version: SchemaVersion(0), tables: vec![], scans: None },
+        CutAction::Open {
+            schema_version: SchemaVersion(3),
+            tables: vec![TableId(5)],
+            scans: Some(2),
+            after: LogIndex(8),
+        },
+        CutAction::Open { schema_version: SchemaVersion(0), tables: vec![], scans: None, after: LogIndex(0) },
         CutAction::Settle(vec![transaction(), transaction()]),
         CutAction::Close,
         CutAction::Release,
@@ -339,27 +358,32 @@ fn transactions_come_back() {
         prepared: None,
         parallel: false,
         committed: false,
+        forsaken: false,
         idle: Duration::from_secs(2),
         waits_for: vec![transaction()],
     };
     check_equal(BranchStatus { prepared: Some(vec![ShardId(3)]), parallel: true, ..status.clone() });
     check_equal(BranchStatus { committed: true, ..status.clone() });
+    check_equal(BranchStatus { forsaken: true, ..status.clone() });
     check_equal(status);
     let participants = vec![ShardId(3), ShardId(4)];
     for key in [None, Some("k".to_owned())] {
         let participants = participants.clone();
-        check_equal(Decision { transaction: transaction(), participants, commit: true, key });
+        let positions = vec![(ShardId(3), LogIndex(u64::MAX)), (ShardId(4), LogIndex(5))];
+        check_equal(Decision { transaction: transaction(), participants, commit: true, key, positions });
     }
     for duplicate_of in [None, Some(transaction())] {
         check_equal(Verdict { committed: true, position: LogIndex(3), duplicate_of });
     }
     check_equal(Claim { transaction: transaction(), key: "k".into() });
-    check_equal(Spent { transaction: transaction(), finished: true });
+    let positions = vec![(ShardId(3), LogIndex(5))];
+    check_equal(Spent { transaction: transaction(), finished: true, positions: positions.clone() });
     check_equal(TransactionStatus {
         transaction: transaction(),
         participants,
         committed: false,
         finished: true,
+        positions,
     });
     assert_eq!(transaction().to_string(), "ffffffffffffffff-4");
     assert_eq!("ffffffffffffffff-4".parse(), Ok(transaction()));
@@ -389,10 +413,10 @@ fn fragments_come_back() {
     rows.push_row([ValueRef::Null, ValueRef::Text("b")]);
     let rows = rows.finish();
     let request = RequestId { router: RouterIncarnation(u64::MAX), sequence: 4 };
-    let read = |consistency| Access::Read { consistency, lookup: true };
+    let read = |consistency| Access::Read { consistency, wait: Duration::from_millis(2), lookup: true };
     for access in [
         read(Consistency::Strong),
-        read(Consistency::Session(LogIndex(5))),
+        read(Consistency::Session),
         read(Consistency::Bounded(Duration::from_millis(1500))),
         read(Consistency::Eventual),
         Access::Write { request, settled: 3, touch: u16::MAX, lock_timeout: Some(Duration::from_nanos(5)) },
@@ -423,12 +447,13 @@ fn fragments_come_back() {
             rows: Some(rows.clone()),
             access,
             cut: None,
+            floor: Floor { applied: LogIndex(6), settled: LogIndex(5) },
             timeout: Duration::from_micros(2_500_001),
         };
         check(&fragment, |a, b| {
             assert_eq!((a.shard, a.epoch, a.schema_version), (b.shard, b.epoch, b.schema_version));
             assert_eq!((&a.sql, &a.params, &a.rows), (&b.sql, &b.params, &b.rows));
-            (&a.access, a.timeout) == (&b.access, b.timeout)
+            (&a.access, a.floor, a.timeout) == (&b.access, b.floor, b.timeout)
         });
     }
 }
@@ -453,6 +478,12 @@ fn schema_changes_come_back() {
         SchemaChange::ReplaceSequence { sequence: sequence(), restart: Some(-1) },
         SchemaChange::ReplaceSequence { sequence: sequence(), restart: None },
         SchemaChange::DropSequences(vec![SequenceId(16390)]),
+        SchemaChange::AlterRole {
+            role: None,
+            change: RoleChange::Set { name: "a".into(), value: String::new() },
+        },
+        SchemaChange::AlterRole { role: Some("shoal".into()), change: RoleChange::Reset("a".into()) },
+        SchemaChange::AlterRole { role: Some("shoal".into()), change: RoleChange::ResetAll },
     ] {
         let request = RequestId { router: RouterIncarnation(7), sequence: 1 };
         check_equal(SchemaChangeRequest { request, planned_by: SchemaVersion(3), change });
@@ -490,6 +521,16 @@ fn what_is_wrong_is_named() {
     message.placement = Some(pb::Placement { kind: None });
     assert_eq!(error::<Table>(&message).field(), "table.placement.kind");
 
+    let mut message = state().catalog.to_message();
+    message.roles[1].role = None;
+    assert_eq!(error::<Catalog>(&message).field(), "catalog.roles");
+    let mut message = role_settings(None).to_message();
+    message.settings[1].name = "b".into();
+    assert_eq!(
+        error::<RoleSettings>(&message).to_string(),
+        "malformed role_settings.settings: b comes up twice"
+    );
+
     let mut message = WireError::internal("x").to_message();
     message.sqlstate = "xx0".into();
     assert_eq!(error::<WireError>(&message).field(), "error.sqlstate");
@@ -513,10 +554,15 @@ mod link {
         let mut rows = RowBatchBuilder::new(1);
         values().iter().for_each(|value| rows.push(value.as_ref()));
         let whole = Some(rows.finish());
-        check_equal(ResponseHead { affected: 4, position: LogIndex(5), whole });
-        check_equal(ResponseHead { affected: 0, position: LogIndex(5), whole: None });
+        check_equal(ResponseHead {
+            affected: 4,
+            position: LogIndex(5),
+            waited: Duration::from_nanos(3),
+            whole,
+        });
+        check_equal(ResponseHead { affected: 0, position: LogIndex(5), waited: Duration::ZERO, whole: None });
         check_equal(Statuses(statuses()));
-        check_equal(Report(NodeId(3), statuses()));
+        check_equal(Report(NodeId(3), statuses(), vec![RouterIncarnation(u64::MAX), RouterIncarnation(2)]));
         check_equal(Allocate(SequenceId(3), 32));
         check_equal(SetSequence(SequenceId(3), i64::MIN));
         let timeout = Duration::from_millis(2500);

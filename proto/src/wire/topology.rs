@@ -3,9 +3,9 @@
 use super::generated as pb;
 use super::{Convert, DecodeError, each, id, known, messages, one};
 use crate::gtid::GtidSource;
-use crate::ids::{Epoch, GroupId, Incarnation, KeyspaceNumber, NodeId, ShardId, Term};
+use crate::ids::{Epoch, GroupId, Incarnation, KeyspaceNumber, LogIndex, NodeId, ShardId, Term};
 use crate::key_range::KeyRange;
-use crate::topology::{Keyspace, Leaders, Node, Roles, Shard, Sharding, Topology};
+use crate::topology::{Keyspace, Leaders, Node, Retired, Roles, Shard, Sharding, Topology};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -60,19 +60,21 @@ impl Convert for Node {
     const NAME: &'static str = "node";
 
     fn to_message(&self) -> pb::Node {
-        let Node { id, address, roles: Roles { router, shardnode, coordinator } } = self;
+        let Node { id, address, roles: Roles { router, shardnode, coordinator }, zone } = self;
         pb::Node {
             id: id.0,
             address: address.clone(),
             router: *router,
             shardnode: *shardnode,
             coordinator: *coordinator,
+            zone: zone.clone(),
         }
     }
 
     fn from_message(message: pb::Node) -> Result<Self, DecodeError> {
-        let pb::Node { id: node, address, router, shardnode, coordinator } = message;
-        Ok(Node { id: NodeId(id("id", node)?), address, roles: Roles { router, shardnode, coordinator } })
+        let pb::Node { id: node, address, router, shardnode, coordinator, zone } = message;
+        let roles = Roles { router, shardnode, coordinator };
+        Ok(Node { id: NodeId(id("id", node)?), address, roles, zone })
     }
 }
 
@@ -159,19 +161,41 @@ impl Convert for GtidSource {
     }
 }
 
-/// What a retired log went on in: one entry of [`Topology::lineage`].
-struct Lineage(GtidSource, Vec<GtidSource>);
+/// A log that has ended: one entry of [`Topology::lineage`].
+struct Lineage(GtidSource, Retired);
 
 impl Convert for Lineage {
     type Message = pb::Lineage;
     const NAME: &'static str = "lineage";
 
     fn to_message(&self) -> pb::Lineage {
-        pb::Lineage { source: Some(self.0.to_message()), successors: messages(&self.1) }
+        let Lineage(source, Retired { shard, last, successors }) = self;
+        pb::Lineage {
+            source: Some(source.to_message()),
+            shard: shard.0,
+            last: last.0,
+            successors: messages(successors),
+        }
     }
 
     fn from_message(message: pb::Lineage) -> Result<Self, DecodeError> {
-        Ok(Lineage(one("source", message.source)?, each("successors", message.successors)?))
+        let pb::Lineage { source, shard, last, successors } = message;
+        let (shard, last) = (ShardId(id("shard", shard)?), LogIndex(last));
+        let successors = each("successors", successors)?;
+        Ok(Lineage(one("source", source)?, Retired { shard, last, successors }))
+    }
+}
+
+impl Convert for (ShardId, LogIndex) {
+    type Message = pb::Position;
+    const NAME: &'static str = "position";
+
+    fn to_message(&self) -> pb::Position {
+        pb::Position { shard: self.0.0, index: self.1.0 }
+    }
+
+    fn from_message(message: pb::Position) -> Result<Self, DecodeError> {
+        Ok((ShardId(id("shard", message.shard)?), LogIndex(message.index)))
     }
 }
 
@@ -187,7 +211,7 @@ impl Convert for Topology {
             nodes: messages(nodes.values()),
             keyspaces: messages(keyspaces.values()),
             shards: messages(shards.values()),
-            lineage: lineage.iter().map(|(s, next)| Lineage(s.clone(), next.clone()).to_message()).collect(),
+            lineage: lineage.iter().map(|(of, to)| Lineage(of.clone(), to.clone()).to_message()).collect(),
             coordinators: node_numbers(coordinators),
             joining: joining.iter().map(replica).collect(),
         }
@@ -209,7 +233,7 @@ impl Convert for Topology {
             shards: keyed("shards", each("shards", shards)?, |shard: &Shard| shard.id)?,
             lineage: keyed("lineage", lineage, |entry| entry.0.clone())?
                 .into_iter()
-                .map(|(source, Lineage(_, successors))| (source, successors))
+                .map(|(source, Lineage(_, retired))| (source, retired))
                 .collect(),
             coordinators: nodes("coordinators", coordinators)?,
             joining: joining.into_iter().map(replica).collect::<Result<_, _>>()?,

@@ -197,7 +197,17 @@ impl Convert for BranchStatus {
     const NAME: &'static str = "branch_status";
 
     fn to_message(&self) -> pb::BranchStatus {
-        let BranchStatus { shard, transaction, begun, prepared, parallel, committed, idle, waits_for } = self;
+        let BranchStatus {
+            shard,
+            transaction,
+            begun,
+            prepared,
+            parallel,
+            committed,
+            forsaken,
+            idle,
+            waits_for,
+        } = self;
         let prepared = prepared.as_deref().map(|shards| pb::Shards { shards: shard_numbers(shards) });
         pb::BranchStatus {
             shard: shard.0,
@@ -208,12 +218,22 @@ impl Convert for BranchStatus {
             waits_for: messages(waits_for),
             parallel: *parallel,
             committed: *committed,
+            forsaken: *forsaken,
         }
     }
 
     fn from_message(message: pb::BranchStatus) -> Result<Self, DecodeError> {
-        let pb::BranchStatus { shard, transaction, begun, prepared, idle, waits_for, parallel, committed } =
-            message;
+        let pb::BranchStatus {
+            shard,
+            transaction,
+            begun,
+            prepared,
+            idle,
+            waits_for,
+            parallel,
+            committed,
+            forsaken,
+        } = message;
         Ok(BranchStatus {
             shard: ShardId(id("shard", shard)?),
             transaction: one("transaction", transaction)?,
@@ -223,6 +243,7 @@ impl Convert for BranchStatus {
             waits_for: each("waits_for", waits_for)?,
             parallel,
             committed,
+            forsaken,
         })
     }
 }
@@ -232,19 +253,21 @@ impl Convert for Decision {
     const NAME: &'static str = "decision";
 
     fn to_message(&self) -> pb::Decision {
-        let Decision { transaction, participants, commit, key } = self;
+        let Decision { transaction, participants, commit, key, positions } = self;
         pb::Decision {
             transaction: Some(transaction.to_message()),
             participants: shard_numbers(participants),
             commit: *commit,
             key: key.clone(),
+            positions: messages(positions),
         }
     }
 
     fn from_message(message: pb::Decision) -> Result<Self, DecodeError> {
-        let pb::Decision { transaction, participants, commit, key } = message;
-        let participants = shards("participants", participants)?;
-        Ok(Decision { transaction: one("transaction", transaction)?, participants, commit, key })
+        let pb::Decision { transaction, participants, commit, key, positions } = message;
+        let (participants, positions) =
+            (shards("participants", participants)?, each("positions", positions)?);
+        Ok(Decision { transaction: one("transaction", transaction)?, participants, commit, key, positions })
     }
 }
 
@@ -283,11 +306,15 @@ impl Convert for Spent {
     const NAME: &'static str = "spent";
 
     fn to_message(&self) -> pb::Spent {
-        pb::Spent { transaction: Some(self.transaction.to_message()), finished: self.finished }
+        let Spent { transaction, finished, positions } = self;
+        let transaction = Some(transaction.to_message());
+        pb::Spent { transaction, finished: *finished, positions: messages(positions) }
     }
 
     fn from_message(message: pb::Spent) -> Result<Self, DecodeError> {
-        Ok(Spent { transaction: one("transaction", message.transaction)?, finished: message.finished })
+        let pb::Spent { transaction, finished, positions } = message;
+        let positions = each("positions", positions)?;
+        Ok(Spent { transaction: one("transaction", transaction)?, finished, positions })
     }
 }
 
@@ -296,22 +323,24 @@ impl Convert for TransactionStatus {
     const NAME: &'static str = "transaction_status";
 
     fn to_message(&self) -> pb::TransactionStatus {
-        let TransactionStatus { transaction, participants, committed, finished } = self;
+        let TransactionStatus { transaction, participants, committed, finished, positions } = self;
         pb::TransactionStatus {
             transaction: Some(transaction.to_message()),
             participants: shard_numbers(participants),
             committed: *committed,
             finished: *finished,
+            positions: messages(positions),
         }
     }
 
     fn from_message(message: pb::TransactionStatus) -> Result<Self, DecodeError> {
-        let pb::TransactionStatus { transaction, participants, committed, finished } = message;
+        let pb::TransactionStatus { transaction, participants, committed, finished, positions } = message;
         Ok(TransactionStatus {
             transaction: one("transaction", transaction)?,
             participants: shards("participants", participants)?,
             committed,
             finished,
+            positions: each("positions", positions)?,
         })
     }
 }

@@ -73,6 +73,11 @@ impl Consensus {
         self.raw.raft.election_elapsed = 0;
     }
 
+    /// When a leader was last heard of, or this replica began.
+    pub fn heard(&self) -> Duration {
+        self.quiet_until.saturating_sub(self.settings.tick * self.settings.election_ticks)
+    }
+
     /// Whether nobody has vouched for the leader for an election timeout.
     pub fn is_unheard(&self, now: Duration) -> bool {
         now >= self.quiet_until

@@ -11,6 +11,7 @@
 use super::company::{Company, ENOUGH_WRITES};
 use super::hashing::{Hashing, TakeHash};
 use super::inbox::{Callers, Closing, Committed, Heed, Inbox, PendingOrder, PendingRehearsal, PendingWrite};
+use super::lag::Lag;
 use super::mailbox::Mail;
 use super::shared::Shared;
 use crate::engine::{Answer, Engine, Outcome, Pressure, Ran};
@@ -68,6 +69,7 @@ pub(crate) struct EngineLoop {
     slice: Option<Slice>,
     company: Company,
     patience: Patience,
+    lag: Option<Lag>,
     hasher: TakeHash,
     /// Whether a configuration was applied of which consensus doesn't know that it is.
     reconfigured: bool,
@@ -133,11 +135,25 @@ impl EngineLoop {
         engine: Engine,
         log: Arc<dyn LogReader>,
         patience: Patience,
+        lag: Option<Lag>,
         hasher: TakeHash,
     ) -> Self {
         shared.set_holds(engine.holds());
         let (open, limbo, rehearsed, slice, company, reconfigured) = Default::default();
-        Self { shared, engine, log, open, limbo, rehearsed, slice, company, patience, hasher, reconfigured }
+        Self {
+            shared,
+            engine,
+            log,
+            open,
+            limbo,
+            rehearsed,
+            slice,
+            company,
+            patience,
+            lag,
+            hasher,
+            reconfigured,
+        }
     }
 
     /// Does one thing, if there is one to do. A panic stops this replica and no other.
@@ -214,7 +230,8 @@ impl EngineLoop {
                 Some(_) => Heed::Steps(ENOUGH_WRITES),
                 None => Heed::All,
             };
-            shared.wait(&mut inbox, slice.into_iter().chain(company).min());
+            let lag = self.lag_left(&inbox, now);
+            shared.wait(&mut inbox, slice.into_iter().chain(company).chain(lag).min());
         }
     }
 
@@ -241,15 +258,12 @@ impl EngineLoop {
             return Some(Work::Install(cut));
         }
         let applied = self.engine.applied();
+        let ripe = self.ripe(inbox, now);
         if inbox.committed <= applied {
             inbox.due = false;
-        } else if inbox.due {
-            let entries = inbox.take(applied, APPLY_BYTES);
-            return Some(if entries.is_empty() {
-                Work::ApplyFromLog(inbox.committed)
-            } else {
-                Work::Apply(entries)
-            });
+        } else if inbox.due && ripe > applied {
+            let entries = inbox.take(applied, ripe, APPLY_BYTES);
+            return Some(if entries.is_empty() { Work::ApplyFromLog(ripe) } else { Work::Apply(entries) });
         }
         let standing = inbox.standing;
         let left_open = self.open.as_ref().map(|open| open.term).or(self.engine.resident_term());
@@ -299,6 +313,27 @@ impl EngineLoop {
         self.company.begin();
         let count = inbox.writes.len().min(BATCH_WRITES);
         Some(Work::Batch(standing.term, inbox.writes.drain(..count).collect()))
+    }
+
+    /// The last committed entry that may be applied now.
+    fn ripe(&self, inbox: &mut Inbox, now: Duration) -> u64 {
+        inbox.arrivals.forget(self.engine.applied());
+        match &self.lag {
+            Some(lag) if inbox.standing.role != StateRole::Leader => lag.ripe(&inbox.arrivals, now),
+            _ => inbox.committed,
+        }
+    }
+
+    /// How long until more may be applied of what is due.
+    fn lag_left(&self, inbox: &Inbox, now: Duration) -> Option<Duration> {
+        let lag = self.lag.filter(|_| inbox.due && inbox.standing.role != StateRole::Leader)?;
+        lag.left(&inbox.arrivals, now)
+    }
+
+    /// When, on the node's clock, it is to be stepped even if nothing has come.
+    pub fn next_step(&self) -> Option<Duration> {
+        let now = self.shared.clock.now();
+        self.lag_left(&self.shared.inbox(), now).map(|left| now + left)
     }
 
     fn batch(&mut self, term: u64, writes: Vec<PendingWrite>) -> Result<(), ReplicaError> {

@@ -1,5 +1,6 @@
 //! What waits for a group's engine loop.
 
+use super::lag::Arrivals;
 use crate::connection::Cancel;
 use crate::consensus::{Delivered, Standing};
 use crate::entry::{Body, Request};
@@ -12,6 +13,7 @@ use raft::eraftpb::{ConfState, Entry};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// Committed entries beyond this many bytes aren't kept here, but read from the log when their turn comes.
@@ -151,6 +153,8 @@ pub(crate) struct Inbox {
     pub standing: Standing,
     /// The last committed index. Entries up to it that aren't in `entries` are in the log.
     pub committed: u64,
+    /// When those came of them that the database lacked when it was last looked.
+    pub arrivals: Arrivals,
     entries: VecDeque<Committed>,
     entry_bytes: usize,
     /// An image that was put beside the database, and is to take its place before anything else is done.
@@ -177,6 +181,7 @@ impl Inbox {
             rehearsals: VecDeque::new(),
             standing: Standing::default(),
             committed,
+            arrivals: Arrivals::default(),
             entries: VecDeque::new(),
             entry_bytes: 0,
             install: None,
@@ -211,7 +216,7 @@ impl Inbox {
     }
 
     /// Takes committed entries, in order, to be applied at once or when there is reason to. Says whether there is.
-    pub fn push(&mut self, delivered: Vec<Delivered>, at_once: bool) -> bool {
+    pub fn push(&mut self, delivered: Vec<Delivered>, at_once: bool, now: Duration) -> bool {
         for Delivered { entry, conf_state } in delivered {
             if let Some(conf_state) = &conf_state {
                 self.conf_states.insert(entry.index, conf_state.clone());
@@ -225,6 +230,7 @@ impl Inbox {
                 self.entries.push_back(Committed::new(entry, conf_state));
             }
         }
+        self.arrivals.note(self.committed, now);
         self.due |= at_once || self.expectant || self.entry_bytes >= LOAD_BYTES;
         self.due
     }
@@ -237,8 +243,8 @@ impl Inbox {
         self.committed = self.committed.max(cut.index);
     }
 
-    /// The committed entries after `applied` that are here, up to about `max_bytes`; none if they're in the log.
-    pub fn take(&mut self, applied: u64, max_bytes: usize) -> Vec<Committed> {
+    /// The committed entries after `applied` that are here, up to `last` and about `max_bytes`; none if they're in the log.
+    pub fn take(&mut self, applied: u64, last: u64, max_bytes: usize) -> Vec<Committed> {
         while self.entries.front().is_some_and(|entry| entry.index <= applied) {
             self.pop();
         }
@@ -247,7 +253,8 @@ impl Inbox {
         let mut bytes = 0;
         while let Some(entry) = self.entries.front() {
             let next = taken.last().map_or(applied, |last| last.index) + 1;
-            if entry.index != next || (bytes > 0 && bytes + entry.data.len() > max_bytes) {
+            let is_over = bytes > 0 && bytes + entry.data.len() > max_bytes;
+            if entry.index != next || entry.index > last || is_over {
                 break;
             }
             bytes += entry.data.len();

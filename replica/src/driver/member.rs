@@ -186,6 +186,7 @@ impl Member {
     pub(super) fn hear(&mut self, from: NodeId, rest: Rest, now: Duration) -> bool {
         let agreed = self.sleep.hear(&mut self.consensus, from, rest, now);
         if agreed {
+            self.shared.set_heard(self.consensus.heard());
             self.apply_delayed();
             self.shared.set_asleep(true);
         }
@@ -291,6 +292,7 @@ impl Member {
     /// Tells engine and handles of a change of role, term or leader.
     fn publish(&mut self) {
         self.shared.set_floor(self.consensus.floor());
+        self.shared.set_heard(self.consensus.heard());
         let alone = self.consensus.leads_alone();
         if self.alone && !alone {
             self.shared.end_lease();
@@ -368,7 +370,8 @@ impl Member {
         // Nobody waits for a busy follower: what comes until the next tick is applied in one transaction.
         self.deliveries += 1;
         let at_once = self.is_leading() || self.shared.is_awaited() || self.deliveries <= PROMPT_DELIVERIES;
-        let due = self.shared.inbox().push(delivered, at_once);
+        let now = self.shared.clock.now();
+        let due = self.shared.inbox().push(delivered, at_once, now);
         if due {
             self.shared.wake();
         }

@@ -15,6 +15,9 @@ mod freshness;
 mod hashing;
 mod image_loop;
 mod inbox;
+mod lag;
+#[cfg(test)]
+mod lag_tests;
 mod mailbox;
 mod member;
 mod queue;
@@ -39,6 +42,7 @@ pub(crate) use engine_loop::{EngineLoop, Patience, Step};
 pub(crate) use hashing::{Hashing, TakeHash};
 pub(crate) use image_loop::{ImageLoop, ImageMail, ImageMailbox};
 pub(crate) use inbox::{Inbox, PendingOrder, PendingRehearsal, PendingWrite, Place, WriteState};
+pub(crate) use lag::Lag;
 pub(crate) use mailbox::{Mail, Mailbox};
 pub(crate) use shared::{Common, Shared};
 pub(crate) use threads::Threads;

@@ -26,8 +26,17 @@ impl World {
 
     /// How many rows a read sees.
     async fn count(&self, replica: &Replica, consistency: Consistency) -> Result<i64, WireError> {
+        self.count_after(replica, consistency, LogIndex(0)).await
+    }
+
+    async fn count_after(
+        &self,
+        replica: &Replica,
+        consistency: Consistency,
+        after: LogIndex,
+    ) -> Result<i64, WireError> {
         let replica = replica.clone();
-        let read = tokio::spawn(async move { count(&replica, consistency).await });
+        let read = tokio::spawn(async move { count_after(&replica, consistency, after).await });
         while !read.is_finished() {
             self.settle().await;
         }
@@ -46,7 +55,11 @@ impl World {
 }
 
 async fn count(replica: &Replica, consistency: Consistency) -> Result<i64, WireError> {
-    let snapshot = replica.snapshot(consistency, later()).await?;
+    count_after(replica, consistency, LogIndex(0)).await
+}
+
+async fn count_after(replica: &Replica, consistency: Consistency, after: LogIndex) -> Result<i64, WireError> {
+    let snapshot = replica.snapshot_after(consistency, after, later()).await?;
     Ok(snapshot.connection().query_row("SELECT count(*) FROM t1", [], |row| row.get(0)).unwrap())
 }
 
@@ -201,9 +214,9 @@ async fn a_follower_waits_for_an_index_and_not_beyond_its_deadline() {
     let follower = world.replica(node);
     world.stall(node, true);
     let index = LogIndex(world.write(&leader, 1).await.unwrap());
-    let late = follower.snapshot(Session(index), Instant::now()).await.err().unwrap();
-    assert_eq!(late.retry, Retry::NotLeader(Some(leader.status().node)));
-    let mut read = pin!(count(&follower, Session(index)));
+    let late = follower.snapshot_after(Session, index, Instant::now()).await.err().unwrap();
+    assert!(matches!(late.retry, Retry::Behind(at) if at < index), "{late}");
+    let mut read = pin!(count_after(&follower, Session, index));
     world.pass(TICK * 3).await;
     assert!(poll!(read.as_mut()).is_pending());
     world.stall(node, false);
@@ -287,5 +300,38 @@ async fn a_busy_follower_applies_at_once_only_what_is_waited_for() {
     for number in 20..40 {
         last = world.write(&leader, number).await.unwrap();
     }
-    assert_eq!(world.count(&follower, Session(LogIndex(last))).await.unwrap(), 40, "a reader ends it, too");
+    assert_eq!(
+        world.count_after(&follower, Session, LogIndex(last)).await.unwrap(),
+        40,
+        "a reader ends it, too"
+    );
+}
+
+#[tokio::test]
+async fn who_gives_up_is_waited_for_no_longer() {
+    let (world, leader) = World::led().await;
+    let follower = world.replica(world.others(leader.status().node)[0]);
+    let mut rows = 0;
+    // So much within one tick that a follower is busy. How many entries it lacks after that.
+    let mut lack = async || {
+        let mut index = 0;
+        for _ in 0..20 {
+            rows += 1;
+            index = world.write(&leader, rows).await.unwrap();
+        }
+        index - follower.status().applied.0
+    };
+    let applied = follower.status().applied.0;
+    let mut near = Box::pin(count_after(&follower, Session, LogIndex(applied + 1)));
+    let mut far = Box::pin(count_after(&follower, Session, LogIndex(applied + 1000)));
+    assert!(poll!(near.as_mut()).is_pending() && poll!(far.as_mut()).is_pending());
+    assert_eq!(lack().await, 0);
+    // One of them has what it waited for, the other hasn't.
+    assert!(near.await.unwrap() > 0);
+    world.pass(TICK).await;
+    assert_eq!(lack().await, 0);
+    // Its index may never come.
+    drop(far);
+    world.pass(TICK).await;
+    assert!(lack().await > 0);
 }

@@ -33,6 +33,20 @@ pub(crate) struct Fresh {
     pub index: u64,
 }
 
+/// Somebody waits for an index. Dropped, nobody waits for one that may never come; who waits for the same has it a tick
+/// later at most.
+pub(crate) struct Awaiting<'a> {
+    awaited: &'a AtomicU64,
+    index: u64,
+}
+
+impl Drop for Awaiting<'_> {
+    fn drop(&mut self) {
+        // If it isn't what is awaited, somebody waits for more.
+        let _ = self.awaited.compare_exchange(self.index, 0, Ordering::SeqCst, Ordering::SeqCst);
+    }
+}
+
 /// What all replicas of a node share.
 #[derive(Clone)]
 pub(crate) struct Common {
@@ -43,6 +57,8 @@ pub(crate) struct Common {
     pub images: Arc<ImageMailbox>,
     /// Counts the changes of role, leader, term or health of all the node's replicas.
     pub changes: Arc<watch::Sender<u64>>,
+    /// A leader that is well is heard of within this time.
+    pub silence: Duration,
 }
 
 /// What a replica's handles and its loops share.
@@ -102,12 +118,16 @@ pub(crate) struct Shared {
     copied: AtomicBool,
     /// Whether the replica sleeps. Written by the consensus loop.
     asleep: AtomicBool,
+    /// When, on the node's clock in nanoseconds, a leader was last heard of. Written by the consensus loop.
+    heard: AtomicU64,
+    silence: Duration,
 }
 
 impl Shared {
     pub fn new(common: Common, group: GroupId, readers: Readers, max_writes: usize, applied: u64) -> Self {
-        let Common { node, clock, metrics, mailbox, images, changes } = common;
+        let Common { node, clock, metrics, mailbox, images, changes, silence } = common;
         let status = ReplicaStatus { applied: LogIndex(applied), ..ReplicaStatus::new(node, group) };
+        let heard = clock.nanos();
         Self {
             node,
             group,
@@ -142,6 +162,8 @@ impl Shared {
             image_hold: AtomicU64::new(NOT_HELD),
             copied: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
+            heard: AtomicU64::new(heard),
+            silence,
         }
     }
 
@@ -209,10 +231,11 @@ impl Shared {
         });
     }
 
-    /// A reader waits until the database has this.
-    pub fn await_applied(&self, index: u64) {
+    /// A reader waits until the database has this, or drops what it is given.
+    pub fn await_applied(&self, index: u64) -> Awaiting<'_> {
         self.awaited.fetch_max(index, Ordering::SeqCst);
         self.apply_now();
+        Awaiting { awaited: &self.awaited, index }
     }
 
     /// Has applied what is committed, if it waits for more.
@@ -351,6 +374,29 @@ impl Shared {
         self.lease.store(0, Ordering::Release);
     }
 
+    /// A leader was heard of then.
+    pub fn set_heard(&self, heard: Duration) {
+        self.heard.fetch_max(u64::try_from(heard.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// What is known to be committed, and since when the database has been behind of it, or may have been for all that it
+    /// hears.
+    pub fn progress(&self) -> (LogIndex, Duration) {
+        let now = self.clock.now();
+        let (committed, oldest) = {
+            let mut inbox = self.inbox();
+            inbox.arrivals.forget(self.applied());
+            (inbox.committed, inbox.arrivals.oldest())
+        };
+        let lies = oldest.map_or(Duration::ZERO, |oldest| now.saturating_sub(oldest));
+        let unheard = match self.is_leading() {
+            true => Duration::ZERO,
+            false => now.saturating_sub(Duration::from_nanos(self.heard.load(Ordering::Relaxed))),
+        };
+        let unheard = if unheard > self.silence { unheard } else { Duration::ZERO };
+        (LogIndex(committed), lies.max(unheard))
+    }
+
     /// Whether the replica sleeps.
     pub fn is_asleep(&self) -> bool {
         self.asleep.load(Ordering::Acquire)
@@ -367,6 +413,10 @@ impl Shared {
         let inbox = self.inbox();
         if inbox.closing.is_some() {
             return;
+        }
+        if self.is_leading() {
+            // It has heard of itself until now.
+            self.set_heard(self.clock.now());
         }
         self.end_lease();
         self.first.store(standing.first.unwrap_or(NOT_LEADING), Ordering::Release);

@@ -103,7 +103,7 @@ async fn the_first_read_after_a_sleep_has_its_leader_confirmed() {
     // A follower that sleeps serves what it has.
     world.pass(IDLE).await;
     let follower = world.replica(world.others(leader.status().node)[0]);
-    follower.snapshot(Session(index), later()).await.unwrap();
+    follower.snapshot_after(Session, index, later()).await.unwrap();
     world.assert_asleep();
 }
 
@@ -152,7 +152,7 @@ async fn a_sleeping_leader_that_is_cut_off_commits_nothing_when_it_wakes() {
     world.pass(ELECTION + IDLE).await;
     world.assert_asleep();
     lost.await.unwrap().unwrap_err();
-    let snapshot = old.snapshot(Session(new.status().applied), later()).await.unwrap();
+    let snapshot = old.snapshot_after(Session, new.status().applied, later()).await.unwrap();
     let rows: String =
         snapshot.connection().query_row("SELECT group_concat(c1) FROM t1", [], |row| row.get(0)).unwrap();
     assert_eq!(rows, "2");

@@ -9,7 +9,7 @@ use crate::stage::{Spoiled, Stage};
 use crate::write::WriteFn;
 use bytes::Bytes;
 use prost::Message as _;
-use proto::{SqlState, Term, WireError};
+use proto::{LogIndex, SqlState, Term, WireError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 
@@ -92,7 +92,8 @@ impl Engine {
         *self.hooks.running.lock() = Some(cancel.clone());
         let capture = if self.batch.is_some() { None } else { self.connection.capture() };
         self.hooks.updates.want(capture.is_some());
-        let stage = Stage::new(&self.connection, Term(term), &self.hooks, &mut self.shapes, capture);
+        let when = (Term(term), LogIndex(self.applied));
+        let stage = Stage::new(&self.connection, when, &self.hooks, &mut self.shapes, capture);
         let outcome = catch_unwind(AssertUnwindSafe(|| run(&stage)))
             .unwrap_or_else(|_| Err(WireError::internal("a write panicked")));
         let spoiled = stage.into_spoiled();

@@ -333,15 +333,16 @@ impl Cluster {
     /// A client asks for all rows, as of an index or no staler than so many ticks if it says so.
     pub fn read(&mut self, node: u64, session: Option<u64>, stale: Option<u32>) {
         let replica = self.replica(node);
+        let after = LogIndex(session.unwrap_or_default());
         let (what, consistency) = match (session, stale) {
-            (Some(index), _) => (format!("reads as of {index}"), Consistency::Session(LogIndex(index))),
+            (Some(index), _) => (format!("reads as of {index}"), Consistency::Session),
             (None, Some(ticks)) => {
                 (format!("reads no staler than {ticks} ticks"), Consistency::Bounded(TICK * ticks))
             }
             (None, None) => ("reads".to_owned(), Consistency::Strong),
         };
         self.call(node, &what, async move {
-            match replica.snapshot(consistency, later()).await {
+            match replica.snapshot_after(consistency, after, later()).await {
                 Ok(snapshot) => rows_of(&snapshot),
                 Err(error) => refusal(&error),
             }

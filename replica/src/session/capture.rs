@@ -10,6 +10,7 @@ use super::format;
 use super::rows::RowOp;
 use super::{OWN_PREFIX, check};
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use indexmap::IndexMap;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ffi};
@@ -141,7 +142,7 @@ struct Table {
     name: String,
     /// Nothing for one without a primary key: nobody can name its rows.
     shape: Option<Shape>,
-    rows: IndexMap<Box<[u8]>, Row>,
+    rows: IndexMap<Box<[u8]>, Row, RandomState>,
 }
 
 struct Shape {
@@ -171,7 +172,7 @@ impl Log {
         for at in self.touched.drain(..) {
             let rows = &mut self.tables[at].rows;
             // What one big transaction needed isn't kept for all that come.
-            if rows.capacity() > KEPT_ROWS { *rows = IndexMap::new() } else { rows.clear() }
+            if rows.capacity() > KEPT_ROWS { *rows = IndexMap::default() } else { rows.clear() }
         }
         (self.size, self.failure, self.made) = (0, None, None);
     }
@@ -183,7 +184,7 @@ impl Log {
             None => {
                 let name = String::from_utf8(name.to_vec()).map_err(|_| ffi::SQLITE_CORRUPT)?;
                 let shape = row.shape(&name)?;
-                self.tables.push(Table { name, shape, rows: IndexMap::new() });
+                self.tables.push(Table { name, shape, rows: IndexMap::default() });
                 self.tables.len() - 1
             }
         };

@@ -221,7 +221,7 @@ impl Cluster {
         let index = leader.snapshot(Strong, soon()).await.unwrap().position();
         let mut seen = Vec::new();
         for node in &self.nodes {
-            let snapshot = self.replica(*node).snapshot(Session(index), soon()).await.unwrap();
+            let snapshot = self.replica(*node).snapshot_after(Session, index, soon()).await.unwrap();
             let mut statement = snapshot.connection().prepare(query).unwrap();
             let rows = statement.query_map([], |row| row.get::<_, Option<String>>(0)).unwrap();
             seen.push(rows.map(|row| row.unwrap().unwrap_or_default()).collect::<Vec<_>>().join("\n"));
@@ -281,5 +281,11 @@ pub async fn schema(replica: &Replica, id: u64, statements: &[&str]) -> Result<L
 /// One number, as a snapshot sees it.
 pub async fn number(replica: &Replica, consistency: proto::services::Consistency, query: &str) -> i64 {
     let snapshot = replica.snapshot(consistency, soon()).await.unwrap();
+    snapshot.connection().query_row(query, [], |row| row.get(0)).unwrap()
+}
+
+/// The same, of any replica once it has an index.
+pub async fn number_after(replica: &Replica, index: LogIndex, query: &str) -> i64 {
+    let snapshot = replica.snapshot_after(Session, index, soon()).await.unwrap();
     snapshot.connection().query_row(query, [], |row| row.get(0)).unwrap()
 }

@@ -1,6 +1,6 @@
 //! Replicas that need more than the log has: they come back by images of the database.
 
-use crate::cluster::{Cluster, GROUP, PATIENCE, number, request, soon, sql, write};
+use crate::cluster::{Cluster, GROUP, PATIENCE, number, number_after, request, soon, sql, write};
 use proto::services::Consistency::{Eventual, Session, Strong};
 use proto::services::Progress;
 use proto::{NodeId, Retry};
@@ -79,7 +79,7 @@ async fn a_follower_comes_back_by_an_image_while_writes_go_on() {
     cluster.start(away);
     let replica = cluster.replica(away);
     let behind = leader.status().applied;
-    drop(replica.snapshot(Session(behind), soon()).await.unwrap());
+    drop(replica.snapshot_after(Session, behind, soon()).await.unwrap());
     done.store(true, Ordering::Relaxed);
     for writer in writers {
         writer.await.unwrap();
@@ -128,7 +128,7 @@ async fn a_transfer_goes_on_after_the_receiver_restarted_and_through_a_bad_netwo
     let again = arrived(&cluster.replica(away), 40).await;
     assert_eq!(again.total, image.total, "it is the same image");
     let index = leader.status().applied;
-    drop(cluster.replica(away).snapshot(Session(index), soon()).await.unwrap());
+    drop(cluster.replica(away).snapshot_after(Session, index, soon()).await.unwrap());
     let sent = cluster.network.image_bytes();
     assert!(sent < image.total * 13 / 10, "{sent} bytes were sent of an image of {}", image.total);
     cluster.network.heal();
@@ -141,7 +141,7 @@ async fn damaged_chunks_are_sent_again() {
     cluster.network.damage_every(4);
     cluster.start(away);
     let index = leader.status().applied;
-    drop(cluster.replica(away).snapshot(Session(index), soon()).await.unwrap());
+    drop(cluster.replica(away).snapshot_after(Session, index, soon()).await.unwrap());
     cluster.network.heal();
     cluster.assert_equal(ROWS).await;
 }
@@ -180,7 +180,7 @@ async fn what_was_answered_before_an_image_is_answered_alike_after_it() {
     fill(&leader, 10, MANY).await;
     cluster.start(away);
     let index = leader.status().applied;
-    drop(cluster.replica(away).snapshot(Session(index), soon()).await.unwrap());
+    drop(cluster.replica(away).snapshot_after(Session, index, soon()).await.unwrap());
     assert!(cluster.network.image_bytes() > 0);
     // Only who came back by an image has this, so only it can lead without the one that leads now.
     cluster.stop(other);
@@ -204,13 +204,13 @@ async fn snapshots_that_are_open_go_on_with_what_they_saw() {
     let away = cluster.others(leader.status().node)[0];
     let replica = cluster.replica(away);
     let index = leader.status().applied;
-    let old = replica.snapshot(Session(index), soon()).await.unwrap();
-    let second = replica.snapshot(Session(index), soon()).await.unwrap();
+    let old = replica.snapshot_after(Session, index, soon()).await.unwrap();
+    let second = replica.snapshot_after(Session, index, soon()).await.unwrap();
     cluster.network.isolate(away, &cluster.nodes);
     fill(&leader, 10, MANY).await;
     cluster.network.heal();
     let index = leader.status().applied;
-    assert_eq!(number(&replica, Session(index), "SELECT count(*) FROM t1").await, MANY);
+    assert_eq!(number_after(&replica, index, "SELECT count(*) FROM t1").await, MANY);
     assert!(cluster.network.image_bytes() > 0);
     let count = |snapshot: &replica::Snapshot| -> i64 {
         snapshot.connection().query_row("SELECT count(*) FROM t1", [], |row| row.get(0)).unwrap()
@@ -222,7 +222,7 @@ async fn snapshots_that_are_open_go_on_with_what_they_saw() {
     assert_eq!(count(&second), 10);
     drop(second);
     let index = leader.status().applied;
-    assert_eq!(number(&replica, Session(index), "SELECT count(*) FROM t1").await, MANY + 20);
+    assert_eq!(number_after(&replica, index, "SELECT count(*) FROM t1").await, MANY + 20);
     cluster.assert_equal(ROWS).await;
     let whole = "SELECT integrity_check = 'ok' FROM pragma_integrity_check";
     assert_eq!(number(&replica, Eventual, whole).await, 1);

@@ -1,6 +1,6 @@
 //! Members that come and go while a group is at work.
 
-use crate::cluster::{Cluster, GROUP, PATIENCE, number, soon, write};
+use crate::cluster::{Cluster, GROUP, PATIENCE, number, number_after, soon, write};
 use proto::services::Consistency::{Session, Strong};
 use proto::services::{Members, ReplicaRole};
 use proto::{LogIndex, NodeId, Retry, SqlState, WireError};
@@ -123,7 +123,7 @@ async fn a_member_comes_as_a_learner_and_votes() {
     assert_eq!(change(&cluster, &[1, 2, 3, 4], None).await, voters(&[1, 2, 3, 4]));
     let last = write(&leader(&cluster).await, "INSERT INTO t1 VALUES (100, 'b')").await.unwrap();
     let new = cluster.replica(NodeId(4));
-    assert_eq!(number(&new, Session(last.index), "SELECT count(*) FROM t1").await, 101);
+    assert_eq!(number_after(&new, last.index, "SELECT count(*) FROM t1").await, 101);
     let status = new.status();
     assert_eq!((status.members, status.role), (voters(&[1, 2, 3, 4]), ReplicaRole::Follower));
     // It is what it is after a restart, too, and its vote counts: with two of four down nothing is committed.
@@ -212,7 +212,7 @@ async fn a_replica_whose_files_were_lost_is_rebuilt() {
         let mut status = lost.watch();
         let told = status.wait_for(|status| status.stopped.as_deref() == Some("its files are gone"));
         tokio::time::timeout(PATIENCE, told).await.unwrap().unwrap();
-        assert!(lost.snapshot(Session(LogIndex(0)), soon()).await.is_err());
+        assert!(lost.snapshot_after(Session, LogIndex(0), soon()).await.is_err());
         write(&leader(&cluster).await, &format!("INSERT INTO t1 VALUES ({}, 'b')", key + 1)).await.unwrap();
         change(&cluster, &[1, 2, 3], Some(node.0)).await;
         assert_eq!(assert_equal(&mut cluster, &[1, 2, 3]).await, key + 2);

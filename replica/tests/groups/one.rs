@@ -20,7 +20,7 @@ async fn what_was_written_is_read() {
     assert_eq!(written.output.as_ref(), b"2");
     assert!(!written.repeated);
     assert_eq!(number(&replica, Strong, "SELECT count(*) FROM t1").await, 2);
-    let snapshot = replica.snapshot(Session(written.index), soon()).await.unwrap();
+    let snapshot = replica.snapshot_after(Session, written.index, soon()).await.unwrap();
     assert_eq!(snapshot.position(), written.index);
 }
 

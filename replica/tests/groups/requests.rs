@@ -40,7 +40,7 @@ async fn lead(cluster: &Cluster, node: NodeId) -> Replica {
             return leader;
         }
         let index = leader.snapshot(Strong, soon()).await.unwrap().position();
-        drop(cluster.replica(node).snapshot(Session(index), soon()).await.unwrap());
+        drop(cluster.replica(node).snapshot_after(Session, index, soon()).await.unwrap());
         // One that comes to nothing is tried again.
         if let Err(error) = leader.transfer_leader(node, Instant::now() + Duration::from_secs(1)).await {
             assert!(Instant::now() < until, "{error}");
@@ -67,7 +67,7 @@ async fn whoever_leads_after_whatever_knows_what_was_told() {
         last = write(&leader, update).await.unwrap().index;
     }
     cluster.start(away);
-    drop(cluster.replica(away).snapshot(Session(last), soon()).await.unwrap());
+    drop(cluster.replica(away).snapshot_after(Session, last, soon()).await.unwrap());
     assert!(cluster.network.image_bytes() > 0, "it came by the log");
     drop(leader);
     let rows = cluster.assert_equal(ROWS).await;

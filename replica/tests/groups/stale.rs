@@ -42,7 +42,7 @@ async fn a_follower_has_all_that_was_acknowledged_before_the_bound() {
                 assert_eq!(seen, key);
             }
             // On a machine this slow, asking takes longer than the bound.
-            Err(error) => assert_eq!(error.retry, Retry::NotLeader(Some(leader.status().node))),
+            Err(error) => assert!(matches!(error.retry, Retry::Behind(_)), "{error}"),
         }
         assert_eq!(number(&leader, Bounded(Duration::ZERO), COUNT).await, key, "a leader always is");
     }
@@ -60,7 +60,7 @@ async fn a_follower_that_hears_nobody_serves_what_is_fresh_enough_and_no_more() 
     assert_eq!(number(&follower, Bounded(HOUR), COUNT).await, 1, "it knows that it was fresh not long ago");
     let bound = asked.elapsed() / 2;
     let refused = follower.snapshot(Bounded(bound), Instant::now() + Duration::from_millis(50)).await;
-    assert!(matches!(refused.err().unwrap().retry, Retry::NotLeader(_)));
+    assert!(matches!(refused.err().unwrap().retry, Retry::NotLeader(_) | Retry::Behind(_)));
     cluster.network.heal();
     let healed = async {
         while follower.snapshot(Bounded(HOUR / 2), soon()).await.is_err() {

@@ -1,6 +1,6 @@
 //! Three hosts in one process: replication, leader changes, lost messages, retries.
 
-use crate::cluster::{Cluster, GROUP, PATIENCE, number, request, schema, soon, sql, write};
+use crate::cluster::{Cluster, GROUP, PATIENCE, number, number_after, request, schema, soon, sql, write};
 use proto::services::Consistency::{Eventual, Session, Strong};
 use proto::services::ReplicaRole;
 use proto::{NodeId, Retry};
@@ -18,7 +18,7 @@ async fn followers_get_rows_and_schema() {
     let written = write(&leader, "INSERT INTO t1 VALUES (1, 'a'), (2, 'b')").await.unwrap();
     for node in cluster.others(leader.status().node) {
         let follower = cluster.replica(node);
-        assert_eq!(number(&follower, Session(written.index), "SELECT count(*) FROM t1").await, 2);
+        assert_eq!(number_after(&follower, written.index, "SELECT count(*) FROM t1").await, 2);
         number(&follower, Eventual, "SELECT count(*) FROM t1").await;
         let refused = write(&follower, "DELETE FROM t1").await.unwrap_err();
         assert_eq!(refused.retry, Retry::NotLeader(Some(leader.status().node)));
@@ -239,7 +239,7 @@ async fn a_replica_that_differs_stops_and_the_group_goes_on() {
     let first = write(&leader, "INSERT INTO t1 VALUES (1, 'a')").await.unwrap();
     let victim = cluster.others(leader.status().node)[0];
     let replica = cluster.replica(victim);
-    drop(replica.snapshot(Session(first.index), soon()).await.unwrap());
+    drop(replica.snapshot_after(Session, first.index, soon()).await.unwrap());
     let database = cluster.data_dir(victim).join("groups").join(GROUP.to_string()).join("replica.sqlite");
     rusqlite::Connection::open(database).unwrap().execute("UPDATE t1 SET c2 = 'planted'", []).unwrap();
 
@@ -252,6 +252,6 @@ async fn a_replica_that_differs_stops_and_the_group_goes_on() {
     assert!(replica.snapshot(Eventual, soon()).await.is_err());
     assert_eq!(replica.status().applied, first.index);
     let healthy = cluster.others(victim).into_iter().find(|node| *node != leader.status().node).unwrap();
-    assert_eq!(number(&cluster.replica(healthy), Session(second.index), "SELECT c2 = 'b' FROM t1").await, 1);
+    assert_eq!(number_after(&cluster.replica(healthy), second.index, "SELECT c2 = 'b' FROM t1").await, 1);
     write(&leader, "INSERT INTO t1 VALUES (2, 'c')").await.unwrap();
 }

@@ -7,6 +7,7 @@
 //! in docs/transactions.md. Nothing here knows what is read.
 
 use super::Executor;
+use super::near::reads_twice;
 use super::statement::Statement;
 use crate::asking::{Asked, no_answer, no_leader};
 use crate::cluster::Cluster;
@@ -81,7 +82,7 @@ impl Drop for Cut {
 }
 
 impl Executor {
-    /// Reads what the fragments of a statement want, all of one state: for each, the answers in the order of its shards.
+    /// Reads what the fragments of a statement want, all of one state if it is to be strong: for each, the answers in the order of its shards.
     /// All have opened when it returns.
     pub async fn read_scans(
         &self,
@@ -100,6 +101,9 @@ impl Executor {
                 answers.push(answer);
             }
             return Ok(answers);
+        }
+        if run.is_weak() && !reads_twice(scans) {
+            return Box::pin(self.read_apart(run, scans, scalars)).await;
         }
         let mut parts: BTreeMap<ShardId, Part> = BTreeMap::new();
         for Scan { fragment, shards } in scans {
@@ -208,6 +212,7 @@ impl Executor {
                 schema_version: run.state.catalog.version(),
                 tables: part.tables.iter().copied().collect(),
                 scans: part.scans,
+                after: run.positions.floor(*shard).index(),
             };
             self.ask_cut(run, *shard, id, action)
         });

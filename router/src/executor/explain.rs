@@ -1,7 +1,7 @@
 //! EXPLAIN: the plan's lines with the shards that this run would ask, and for ANALYZE what they took.
 
 use super::Executor;
-use super::statement::Statement;
+use super::statement::{Reading, Statement};
 use planner::plan::{Action, InsertRows, Plan, Query, Route};
 use proto::machine;
 use proto::{RowBatch, RowBatchBuilder, Value, ValueRef, WireError};
@@ -15,7 +15,8 @@ impl Executor {
         analyze: bool,
         plan: &Arc<Plan>,
     ) -> Result<RowBatch, WireError> {
-        let run = &Statement { plan, state: run.state.clone(), ..*run };
+        // What is measured is what leaders do.
+        let run = &Statement { plan, state: run.state.clone(), reading: Reading::STRONG, ..*run };
         // Where the rest goes depends on what is run first, and EXPLAIN runs nothing.
         let runs_first = !plan.first.is_empty();
         let scalars = if runs_first { Vec::new() } else { self.scalars(plan, run).await? };

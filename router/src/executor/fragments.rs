@@ -4,6 +4,8 @@
 //! request id), it's sent again, to the leader that the answer named or after a pause. A catalog or topology that is
 //! newer than the plan ends the fragment with that error: the session plans again.
 //!
+//! A read that needs no leader goes to any replica first ([`super::near`]).
+//!
 //! In a transaction a fragment goes to the transaction's branch on the shard: a write always, a read where there is one.
 //!
 //! A read is given up as soon as nobody wants it, and so is what a branch does, for it can be undone. A write that is a
@@ -13,11 +15,14 @@ use super::Executor;
 use super::cut::Kept;
 use super::statement::Statement;
 use crate::asking::{Asked, is_unexecuted, no_answer, no_leader};
+use crate::replicas::{By, Why};
 use crate::requests::Request;
 use crate::transaction::{Transaction, lost};
 use planner::plan::Fragment;
 use proto::machine;
-use proto::services::{Access, BranchAccess, ClusterState, Consistency, FragmentRequest, FragmentResponse};
+use proto::services::{
+    Access, BranchAccess, ClusterState, Consistency, Floor, FragmentRequest, FragmentResponse,
+};
 use proto::{CutId, Retry, RowBatch, SchemaVersion, ShardId, SqlState, TableId, Value, WireError};
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,8 +64,34 @@ impl ShardWrite {
             rows: self.rows.clone(),
             access,
             cut: None,
+            floor: Floor::default(),
             timeout,
         }
+    }
+}
+
+impl Statement<'_> {
+    /// What a shard is asked for by one of the statement's fragments.
+    pub(super) fn request(
+        &self,
+        shard: ShardId,
+        fragment: &Fragment,
+        scalars: &[Value],
+        access: Access,
+        floor: Floor,
+    ) -> Result<FragmentRequest, WireError> {
+        Ok(FragmentRequest {
+            shard,
+            epoch: self.state.topology.epoch,
+            schema_version: self.state.catalog.version(),
+            sql: fragment.sql.clone(),
+            params: pick(&fragment.params, scalars)?,
+            rows: None,
+            access,
+            cut: None,
+            floor,
+            timeout: self.time_left(),
+        })
     }
 }
 
@@ -74,9 +105,13 @@ impl Executor {
         scalars: &[Value],
         cut: Option<CutId>,
     ) -> Result<FragmentResponse, WireError> {
+        if cut.is_none() && run.is_weak() {
+            return Box::pin(self.read_near(run, shard, fragment, scalars)).await;
+        }
+        self.replicas.reads.count(Consistency::Strong, By::Leader, Why::Asked);
         if let Some(kept) = run.kept {
             kept.check(run)?;
-            let access = Access::Read { consistency: Consistency::Strong, lookup: fragment.lookup };
+            let access = Access::strong(fragment.lookup);
             let cut = Some(kept.id());
             return self
                 .ask(run, shard, fragment, scalars, (access, cut), &mut false)
@@ -84,7 +119,7 @@ impl Executor {
                 .map_err(Kept::explain);
         }
         let Some(transaction) = run.transaction.filter(|transaction| transaction.has(shard)) else {
-            let access = Access::Read { consistency: Consistency::Strong, lookup: fragment.lookup };
+            let access = Access::strong(fragment.lookup);
             return self.ask(run, shard, fragment, scalars, (access, cut), &mut false).await;
         };
         let branch = transaction.statement(shard, false, run.lock_timeout);
@@ -105,17 +140,9 @@ impl Executor {
     ) -> Result<FragmentResponse, WireError> {
         let mut asked = Asked::new(&self.cluster, &run.state.topology, shard, run.retry_until());
         loop {
-            let request = FragmentRequest {
-                shard,
-                epoch: run.state.topology.epoch,
-                schema_version: run.state.catalog.version(),
-                sql: fragment.sql.clone(),
-                params: pick(&fragment.params, scalars)?,
-                rows: None,
-                access: access.clone(),
-                cut,
-                timeout: run.time_left(),
-            };
+            let floor = run.positions.floor(shard);
+            let request = run.request(shard, fragment, scalars, access.clone(), floor)?;
+            let request = FragmentRequest { cut, ..request };
             let Some(service) = asked.service()? else {
                 run.attend(asked.again(no_leader())).await?;
                 continue;
@@ -128,7 +155,14 @@ impl Executor {
                 }
             };
             match run.attend(answer).await {
-                Ok(response) => return Ok(response),
+                Ok(response) => {
+                    if cut.is_none() && access == Access::strong(fragment.lookup) {
+                        run.positions.asked(shard, response.position);
+                    } else {
+                        run.positions.saw(shard, response.position);
+                    }
+                    return Ok(response);
+                }
                 Err(error) => {
                     *unknown |= error.retry == Retry::Unknown;
                     run.attend(asked.again(error)).await?;
@@ -223,7 +257,10 @@ impl Executor {
                         () = self.patience(run) => return Err(outcome_unknown(no_answer())),
                     };
                     match answer {
-                        Ok(response) => return Ok(response),
+                        Ok(response) => {
+                            run.positions.saw(write.shard, response.position);
+                            return Ok(response);
+                        }
                         Err(error) => error,
                     }
                 }
@@ -282,7 +319,10 @@ impl Executor {
                         }
                     };
                     match run.attend(answer).await {
-                        Ok(response) => return Ok(response),
+                        Ok(response) => {
+                            run.positions.saw(write.shard, response.position);
+                            return Ok(response);
+                        }
                         Err(error) => error,
                     }
                 }

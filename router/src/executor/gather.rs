@@ -8,13 +8,14 @@ use super::cut::Scan;
 use super::fragments::pick;
 use super::merge::Merge;
 use super::rows::{Feed, RowStream, next_of};
-use super::scalars::{DATABASE, USER};
+use super::scalars::DATABASE;
 use super::sqlite::{self, Pooled};
 use super::statement::Statement;
 use crate::cancel::Interrupt;
 use dialect::sqlite as functions;
 use planner::plan::{Fragment, Gather, MergeKey, Query, Route, ScalarId, Source, SourceRows};
 use planner::system::{self, SessionFacts};
+use proto::catalog::USER;
 use proto::services::{RowSource, ServiceResult};
 use proto::{RowBatch, RowBatchBuilder, ShardId, SqlState, Value, WireError};
 use std::fmt::Write;
@@ -117,6 +118,7 @@ impl Executor {
             database: DATABASE.to_owned(),
             settings: run.facts.settings.clone(),
             transactions: run.facts.transactions.clone(),
+            replicas: run.facts.replicas.clone(),
         };
         let width = u16::try_from(source.columns.len());
         let width = width.map_err(|_| WireError::internal("a relation has too many columns"))?;

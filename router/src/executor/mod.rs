@@ -1,7 +1,7 @@
 //! Running plans.
 //!
 //! The life of a plan here: its scalars are evaluated ([`scalars`]), its fragments are routed and sent to shards
-//! ([`fragments`]), those of several shards as of one moment ([`cut`]), and what comes back is gathered ([`gather`], [`merge`]) into rows that the session pulls
+//! ([`fragments`], [`near`]), those of several shards as of one moment ([`cut`]), and what comes back is gathered ([`gather`], [`merge`]) into rows that the session pulls
 //! ([`rows`]). Writes go to the shards of their rows ([`insert`], [`writes`]), schema changes to the coordinator
 //! ([`schema`]). Nothing here knows a client's protocol.
 
@@ -15,6 +15,9 @@ pub mod insert;
 mod locks;
 pub mod merge;
 mod moves;
+mod near;
+mod positions;
+pub mod replicas;
 pub mod rows;
 pub mod scalars;
 pub mod schema;
@@ -29,9 +32,11 @@ mod tests;
 
 use crate::cluster::Cluster;
 use crate::config::Config;
+use crate::replicas::Replicas;
 use crate::requests::Requests;
 use crate::sequences::Sequences;
 use crate::transaction::Transactions;
+use proto::RouterIncarnation;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
@@ -39,6 +44,7 @@ use tokio::sync::Semaphore;
 pub struct Executor {
     pub(crate) config: Config,
     pub(crate) cluster: Arc<Cluster>,
+    pub(crate) replicas: Replicas,
     requests: Arc<Requests>,
     pub(crate) transactions: Arc<Transactions>,
     pub(crate) sequences: Sequences,
@@ -53,9 +59,11 @@ impl Executor {
         let gather_slots = Arc::new(Semaphore::new(config.gathers_at_once));
         let requests = Requests::new(&config.machine);
         let transactions = Transactions::new(cluster.clone(), requests.clone(), &config);
+        let replicas = Replicas::new(cluster.clone(), config.machine.clone(), config.zone.clone());
         Self {
             config,
             cluster,
+            replicas,
             requests,
             transactions,
             sequences: Sequences::default(),
@@ -63,5 +71,10 @@ impl Executor {
             gathers: Arc::new(sqlite::Pool::spilling()),
             gather_slots,
         }
+    }
+
+    /// This start of the router.
+    pub(crate) fn incarnation(&self) -> RouterIncarnation {
+        self.requests.router()
     }
 }

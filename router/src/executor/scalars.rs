@@ -6,10 +6,11 @@
 use super::Executor;
 use super::sqlite;
 use super::statement::Statement;
-use dialect::datetime::TimeZone;
+use dialect::datetime::{TimeZone, timestamptz_to_timestamp};
 use dialect::io;
 use planner::plan::{Environment, Plan, Scalar};
-use planner::system::TransactionFact;
+use planner::system::{ReplicaFact, SettingFact, TransactionFact};
+use proto::catalog::USER;
 use proto::machine::Machine;
 use proto::{Value, ValueRef, WireError};
 use rand::Rng;
@@ -29,10 +30,12 @@ pub struct Facts {
     pub zone: TimeZone,
     /// The session's process id, so called.
     pub backend_pid: i32,
-    /// Every setting, with its name, value and description; filled for queries of the system's relations.
-    pub settings: Vec<(String, String, String)>,
+    /// Every setting; filled for queries of the system's relations.
+    pub settings: Vec<SettingFact>,
     /// The transactions that are under way; filled for queries of `shoal_transactions`.
     pub transactions: Vec<TransactionFact>,
+    /// The replicas; filled for queries of `shoal_replicas`.
+    pub replicas: Vec<ReplicaFact>,
 }
 
 impl Facts {
@@ -42,8 +45,6 @@ impl Facts {
     }
 }
 
-/// The user that every session has until there are others.
-pub const USER: &str = "shoal";
 /// The database.
 pub const DATABASE: &str = "shoal";
 
@@ -85,6 +86,7 @@ impl Executor {
                     Box::pin(self.first(run, query, *columns, *single, &values)).await?
                 }
                 Scalar::Environment(fact) => environment(*fact, run.facts, &self.config.machine),
+                Scalar::Local(moment) => local(values_at(&values, moment.0)?, &run.facts.zone)?,
                 Scalar::Expression { sql, params } => {
                     let params: Vec<ValueRef<'_>> =
                         params.iter().map(|id| values_at(&values, id.0)).collect::<Result<_, _>>()?;
@@ -94,6 +96,15 @@ impl Executor {
             values.push(value);
         }
         Ok(values)
+    }
+}
+
+/// A timestamptz as a timestamp of this zone.
+fn local(moment: ValueRef<'_>, zone: &TimeZone) -> Result<Value, WireError> {
+    match moment {
+        ValueRef::Null => Ok(Value::Null),
+        ValueRef::Int(moment) => Ok(Value::Int(timestamptz_to_timestamp(moment, zone)?)),
+        _ => Err(WireError::internal("a moment isn't in storage form")),
     }
 }
 
@@ -127,6 +138,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_moment_is_told_as_the_zone_has_it() {
+        let zone = TimeZone::parse("Asia/Kolkata").unwrap();
+        let hours = |hours: i64| hours * 3_600_000_000;
+        let told = |moment: Value| local(moment.as_ref(), &zone);
+        assert_eq!(told(Value::Int(hours(2))).unwrap(), Value::Int(hours(15) / 2));
+        assert_eq!(told(Value::Int(i64::MAX)).unwrap(), Value::Int(i64::MAX), "infinity");
+        assert_eq!(told(Value::Null).unwrap(), Value::Null);
+        assert!(told(Value::Text("now".into())).is_err());
+    }
+
+    #[test]
     fn environment_values_are_in_storage_form() {
         let facts = Facts {
             transaction_time: 1,
@@ -135,6 +157,7 @@ mod tests {
             backend_pid: 7,
             settings: vec![],
             transactions: vec![],
+            replicas: vec![],
         };
         assert_eq!(environment(Environment::TransactionTime, &facts, &Machine::default()), Value::Int(1));
         assert_eq!(

@@ -64,7 +64,8 @@ fn restarted(run: &Statement<'_>, change: &SchemaChange) -> Vec<SequenceId> {
         SchemaChange::Truncate { restart_identity: false, .. }
         | SchemaChange::CreateTable { .. }
         | SchemaChange::ReplaceTable { .. }
-        | SchemaChange::CreateSequence(_) => Vec::new(),
+        | SchemaChange::CreateSequence(_)
+        | SchemaChange::AlterRole { .. } => Vec::new(),
     }
 }
 

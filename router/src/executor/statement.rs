@@ -3,14 +3,29 @@
 use super::cut::Kept;
 use super::scalars::Facts;
 use crate::cancel::{Interrupt, Reason};
+use crate::positions::Positions;
 use crate::transaction::Transaction;
 use planner::plan::Plan;
 use planner::text::Text;
 use proto::machine;
-use proto::services::ClusterState;
+use proto::services::{ClusterState, Consistency};
 use proto::{Value, WireError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// How fresh what a query reads must be, beyond what its session has seen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reading {
+    /// The level. It's a lower bound: to be read by a leader is always right.
+    pub consistency: Consistency,
+    /// How long a replica may wait until it is that fresh.
+    pub wait: Duration,
+}
+
+impl Reading {
+    /// By leaders.
+    pub const STRONG: Reading = Reading { consistency: Consistency::Strong, wait: Duration::ZERO };
+}
 
 /// One run of a plan.
 pub struct Statement<'a> {
@@ -36,6 +51,10 @@ pub struct Statement<'a> {
     pub kept: Option<&'a Kept>,
     /// How long it may wait for a lock, if less than it may take.
     pub lock_timeout: Option<Duration>,
+    /// How fresh what it reads must be.
+    pub reading: Reading,
+    /// What its session has seen, which it must not be behind of.
+    pub positions: &'a Positions,
 }
 
 impl Statement<'_> {

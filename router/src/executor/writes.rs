@@ -46,7 +46,13 @@ impl Executor {
     ) -> Result<T, WireError> {
         let Some(own) = own else { return result };
         let result = match result {
-            Ok(done) => own.commit(run.deadline).await.map(|()| done),
+            Ok(done) => match own.commit(run.deadline).await {
+                Ok(committed) => {
+                    run.positions.committed(&committed);
+                    Ok(done)
+                }
+                Err(refused) => Err(refused.error),
+            },
             Err(error) => {
                 own.rollback().settle().await;
                 Err(error)

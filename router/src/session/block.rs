@@ -37,6 +37,12 @@ pub fn effect(plan: &Plan) -> Effect {
     }
 }
 
+/// Whether shards hear of a schema change.
+pub fn reaches_shards(plan: &Plan) -> bool {
+    let Action::Schema(schema) = &plan.action else { return false };
+    !matches!(schema.changes.as_slice(), [SchemaChange::AlterRole { .. }])
+}
+
 /// The lock that a query's rows get, or those of a query within it.
 fn locks(plan: &Plan) -> Option<&Locking> {
     let (Action::Query(query) | Action::CopyOut(CopyOut { query, .. })) = &plan.action else { return None };
@@ -331,7 +337,8 @@ mod tests {
     use planner::plan::SchemaAction;
 
     fn schema(changes: Vec<SchemaChange>) -> Plan {
-        let action = SchemaAction { tag: "DDL", changes, notices: vec![], fills: vec![] };
+        let action =
+            SchemaAction { tag: "DDL", changes, notices: vec![], fills: vec![], from_current: false };
         Plan {
             parameters: vec![],
             columns: None,

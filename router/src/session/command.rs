@@ -4,9 +4,11 @@ use super::block::is_repeatable;
 use super::run::{Columns, Started, Tag, text_column};
 use super::{Session, Undo};
 use crate::executor::fragments::pick;
+use crate::gtid::GTID;
 use crate::protocol::backend::{parameter_status, warning};
 use dialect::Type;
 use planner::plan::{Action, Isolation, Plan, SessionCommand};
+use planner::system::SettingFact;
 use planner::text::Text;
 use proto::services::ClusterState;
 use proto::{RowBatchBuilder, SqlState, Value, ValueRef, WireError};
@@ -15,7 +17,7 @@ use std::time::Instant;
 use tokio::io::AsyncWrite;
 
 /// The setting that isn't one: it belongs to a transaction.
-const IDEMPOTENCY_KEY: &str = "shoal.idempotency_key";
+pub(super) const IDEMPOTENCY_KEY: &str = "shoal.idempotency_key";
 /// How many bytes a key may have.
 const LONGEST_KEY: usize = 200;
 
@@ -73,9 +75,17 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 self.set_transaction(*isolation, *read_only)?;
                 done("SET")
             }
+            SessionCommand::Set { name, value, local } if name == GTID => {
+                self.set_gtid(value.as_deref(), *local, deadline).await?;
+                done("SET")
+            }
             SessionCommand::Set { name, value, local } => {
                 self.set(name, value.as_deref(), *local)?;
                 done("SET")
+            }
+            SessionCommand::Reset(Some(name)) if name == GTID => {
+                self.reset_gtid();
+                done("RESET")
             }
             SessionCommand::Reset(Some(name)) => {
                 self.set(name, None, false)?;
@@ -93,8 +103,8 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             }
             SessionCommand::Show(None) => {
                 let mut rows = RowBatchBuilder::new(3);
-                for (name, value, about) in self.settings.all() {
-                    rows.push_row([name, value, about].map(ValueRef::Text));
+                for SettingFact { name, value, about, .. } in self.all_settings() {
+                    rows.push_row([&name, &value, &about].map(|text| ValueRef::Text(text)));
                 }
                 let columns = ["name", "setting", "description"].map(text_column).to_vec();
                 Ok(self.own_rows(columns, rows.finish(), Tag::Plain("SHOW"), deadline))
@@ -171,7 +181,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         self.key = None;
         self.kept = None;
         let ended = match self.transaction.take() {
-            Some(transaction) if commit => transaction.commit(self.deadline()).await,
+            Some(transaction) if commit => self.commit(transaction).await,
             Some(transaction) => {
                 transaction.rollback().settle().await;
                 Ok(())
@@ -179,6 +189,10 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             None => Ok(()),
         };
         let committed = commit && ended.is_ok();
+        if committed {
+            self.note_commit();
+        }
+        self.positions.end_local();
         if let Some(undo) = self.undo.take() {
             let before = self.settings.clone();
             if committed {
@@ -187,6 +201,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 }
             } else {
                 self.settings = undo.before;
+                undo.forgotten.iter().for_each(|forgotten| self.positions.restore(forgotten));
             }
             self.report_changes(&before);
         }
@@ -205,7 +220,11 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             transaction.undo(&savepoint.mark, deadline).await?;
         }
         let portals = savepoint.portals;
-        self.undo = savepoint.undo.clone();
+        let resets = savepoint.undo.as_ref().map_or(0, |undo| undo.forgotten.len());
+        let undone = std::mem::replace(&mut self.undo, savepoint.undo.clone());
+        for forgotten in undone.iter().flat_map(|undo| undo.forgotten.iter().skip(resets)) {
+            self.positions.restore(forgotten);
+        }
         let before = std::mem::replace(&mut self.settings, savepoint.settings.clone());
         self.portals.retain(|_, portal| portal.made <= portals);
         if let Some(notice) = self.block.resume() {
@@ -217,9 +236,6 @@ impl<W: AsyncWrite + Unpin> Session<W> {
 
     /// SET. In a block it's undone by ROLLBACK, and SET LOCAL by the block's end.
     fn set(&mut self, name: &str, value: Option<&str>, local: bool) -> Result<(), WireError> {
-        if name == "shoal.gtid" || name == "shoal.read_consistency" || name == "shoal.report_gtid" {
-            return Err(WireError::unsupported(format!("the parameter \"{name}\"")));
-        }
         if name == IDEMPOTENCY_KEY {
             return self.set_key(value, local);
         }
@@ -249,8 +265,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         let before = self.settings.clone();
         let (_, old) = self.settings.show(name)?;
         self.settings.set(name, value)?;
-        let undo =
-            self.undo.get_or_insert_with(|| Box::new(Undo { before: before.clone(), local: Vec::new() }));
+        let undo = self.undo.get_or_insert_with(|| Box::new(Undo::before(&before)));
         if local {
             undo.local.push((name.to_owned(), old));
         } else {
@@ -263,6 +278,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
     /// A string or pipeline has failed outside a block: what it has set is as it was.
     pub(super) fn undo_settings(&mut self) {
         if let Some(undo) = self.undo.take() {
+            undo.forgotten.iter().for_each(|forgotten| self.positions.restore(forgotten));
             let before = std::mem::replace(&mut self.settings, undo.before);
             self.report_changes(&before);
         }
@@ -296,7 +312,8 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         }
         let before = self.settings.clone();
         self.settings.reset_all()?;
-        self.undo.get_or_insert_with(|| Box::new(Undo { before: before.clone(), local: Vec::new() }));
+        self.undo.get_or_insert_with(|| Box::new(Undo::before(&before)));
+        self.reset_gtid();
         self.report_changes(&before);
         Ok(())
     }
@@ -331,6 +348,9 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             let of_transaction = || self.transaction.as_ref().and_then(|transaction| transaction.key());
             let key = self.key.as_deref().or_else(of_transaction).unwrap_or_default();
             return Ok((name.to_owned(), key.to_owned()));
+        }
+        if name.eq_ignore_ascii_case(GTID) {
+            return Ok((GTID.to_owned(), self.gtid()));
         }
         if name == "transaction_isolation" && self.block.is_repeatable() {
             return Ok((name.to_owned(), "repeatable read".to_owned()));

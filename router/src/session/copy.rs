@@ -65,6 +65,9 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         {
             result = Err(report);
         }
+        if result.is_ok() && self.transaction.is_none() && !self.block.is_open() {
+            self.note_commit();
+        }
         match (result, rest) {
             (Ok(rows), rest) => {
                 super::run::Tag::Count("COPY", rows).write(&mut self.output.buffer, 0);

@@ -1,7 +1,7 @@
 //! The extended protocol: prepared statements and portals.
 
 use super::copy::CopyState;
-use super::run::{Result as Rows, Started, failed_block};
+use super::run::{Result as Rows, Started, at_length, failed_block};
 use super::{Mode, Session};
 use crate::error::Report;
 use crate::protocol::backend;
@@ -95,7 +95,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         mut declared: Vec<Option<Type>>,
         protocol: bool,
     ) -> Result<(), WireError> {
-        let mut texts = split(sql)?;
+        let mut texts = at_length(sql.len(), || split(sql))?;
         if texts.len() > 1 {
             let message = "cannot insert multiple commands into a prepared statement";
             return Err(WireError::new(SqlState::SYNTAX_ERROR, message));

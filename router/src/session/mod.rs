@@ -5,13 +5,16 @@
 //! in the output buffer and are sent at the end of a simple query, at Sync and at Flush, or when they are much.
 //!
 //! [`simple`] and [`extended`] are the two protocols, [`run`] is what they have in common, [`command`] what the
-//! session does by itself, [`copy`] COPY's part of the protocol.
+//! session does by itself, [`copy`] COPY's part of the protocol, [`gtid`] what the session has seen and done, as its client knows it,
+//! and [`role`] what it begins with.
 
 pub mod block;
 pub mod command;
 pub mod copy;
 pub mod extended;
+mod gtid;
 pub mod output;
+pub mod role;
 pub mod run;
 pub mod settings;
 pub mod simple;
@@ -23,6 +26,7 @@ use crate::cancel::{Interrupt, Reason, Registration};
 use crate::error::Report;
 use crate::executor::cut::Kept;
 use crate::executor::scalars::{Facts, clock_time};
+use crate::positions::{Forgotten, Positions};
 use crate::protocol::backend::{self, Severity};
 use crate::protocol::framing::{FrameError, Frames};
 use crate::protocol::frontend::{self, Message};
@@ -34,9 +38,9 @@ use extended::{Portal, Prepared};
 use output::Output;
 use planner::plan::Notice;
 use proto::machine;
-use proto::{SqlState, WireError};
+use proto::{LogIndex, ShardId, SqlState, WireError};
 use settings::Settings;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -63,6 +67,14 @@ pub struct Session<W> {
     /// The pipeline is known to end after the message that is handled.
     ends_next: bool,
     facts: Facts,
+    /// How far it has seen the shards' logs.
+    positions: Positions,
+    /// The positions that startup gave.
+    token: Vec<(ShardId, LogIndex)>,
+    /// What commits have reached, to be told before ReadyForQuery.
+    to_tell: Option<BTreeMap<ShardId, LogIndex>>,
+    /// It was said that there is too much to tell.
+    is_too_long: bool,
     /// The implicit transaction has begun: its time stays.
     in_pipeline: bool,
     prepared: HashMap<String, Arc<Prepared>>,
@@ -79,6 +91,15 @@ pub struct Undo {
     before: Settings,
     /// Those that were set LOCAL, with what they are again after the block.
     local: Vec<(String, String)>,
+    /// The positions that RESET took away.
+    forgotten: Vec<Forgotten>,
+}
+
+impl Undo {
+    /// Nothing has changed since these were what they are.
+    fn before(settings: &Settings) -> Self {
+        Self { before: settings.clone(), local: Vec::new(), forgotten: Vec::new() }
+    }
 }
 
 /// What the loop expects.
@@ -105,7 +126,10 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         registration: &Registration,
         output: Output<W>,
         settings: Settings,
+        token: Vec<(ShardId, LogIndex)>,
     ) -> Self {
+        let positions = Positions::default();
+        positions.merge(token.iter().copied(), false);
         let now = clock_time(&shared.executor.config.machine);
         let facts = Facts {
             transaction_time: now,
@@ -114,6 +138,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             backend_pid: registration.pid,
             settings: Vec::new(),
             transactions: Vec::new(),
+            replicas: Vec::new(),
         };
         Self {
             shared,
@@ -129,6 +154,10 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             alone: false,
             ends_next: false,
             facts,
+            positions,
+            token,
+            to_tell: None,
+            is_too_long: false,
             in_pipeline: false,
             prepared: HashMap::new(),
             portals: HashMap::new(),
@@ -311,6 +340,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             // If it can't be undone now, it is tried again when the savepoint is gone back to.
             let _ = transaction.undo(mark, machine::now() + ROLLBACK_PATIENCE).await;
         }
+        self.tell_gtid();
         backend::ready(&mut self.output.buffer, self.block.status());
         self.flush().await;
     }
@@ -321,8 +351,13 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             return Ok(());
         }
         let Some(transaction) = self.transaction.take() else { return Ok(()) };
-        let committed = Box::pin(transaction.commit(self.deadline())).await;
-        committed.map_err(|error| Report::named(error, &self.shared.executor.cluster.load().catalog))
+        match self.commit(transaction).await {
+            Ok(()) => {
+                self.note_commit();
+                Ok(())
+            }
+            Err(error) => Err(Report::named(error, &self.shared.executor.cluster.load().catalog)),
+        }
     }
 
     async fn flush(&mut self) {

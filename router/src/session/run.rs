@@ -1,7 +1,7 @@
 //! What both protocols do with a statement: plan it, start it, tell what it did.
 
-use super::Session;
-use super::block::{Effect, effect, truncated};
+use super::block::{Effect, effect, reaches_shards, truncated};
+use super::{Session, role};
 use crate::error::Report;
 use crate::executor::copy_in::Copying;
 use crate::executor::rows::{Chunk, RowStream};
@@ -15,7 +15,7 @@ use dialect::Type;
 use dialect::types::Typed;
 use planner::Context;
 use planner::plan::{Action, CopyOut, Gather, Insert, InsertRows, OutputColumn, Plan, Query, SourceRows};
-use planner::system::TRANSACTIONS;
+use planner::system::{REPLICAS, TRANSACTIONS};
 use planner::text::Text;
 use proto::machine;
 use proto::services::ClusterState;
@@ -183,6 +183,9 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         state: Arc<ClusterState>,
         deadline: Instant,
     ) -> Statement<'a> {
+        self.positions.rebase(&state.topology);
+        // A hint that says nothing was refused before.
+        let reading = self.settings.reading(text.read_hint().unwrap_or_default());
         Statement {
             plan,
             text,
@@ -195,6 +198,8 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             transaction: self.transaction.as_deref(),
             kept: self.kept.as_deref(),
             lock_timeout: self.settings.lock_timeout,
+            reading,
+            positions: &self.positions,
         }
     }
 
@@ -223,8 +228,11 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         let (transactions, begun) = (self.shared.executor.transactions.clone(), self.facts.begun());
         let transaction = match self.key.take() {
             Some(key) => {
-                let claimed = Box::pin(transactions.begin_with_key(begun, key, deadline));
-                attend(&self.interrupt, deadline, claimed).await?
+                let claimed = async { Ok(transactions.begin_with_key(begun, key, deadline).await) };
+                match attend(&self.interrupt, deadline, Box::pin(claimed)).await? {
+                    Ok(transaction) => transaction,
+                    Err(refused) => return Err(self.refused(refused, deadline).await),
+                }
             }
             None => transactions.begin(begun),
         };
@@ -243,6 +251,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         same_columns: bool,
     ) -> std::result::Result<Started, Box<Report>> {
         self.shared.metrics.begun(&plan);
+        text.read_hint()?;
         let deadline = self.deadline();
         let mut backoff =
             Backoff::until(deadline.min(machine::now() + self.shared.executor.config.retry_timeout));
@@ -335,10 +344,13 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             let asked = shared.executor.transactions_now(&state, deadline);
             self.facts.transactions = attend(&self.interrupt, deadline, Box::pin(asked)).await?;
         }
+        if reads(plan, &|key| key == REPLICAS) {
+            let shared = self.shared.clone();
+            let asked = async { Ok(shared.executor.replicas_now(&state).await) };
+            self.facts.replicas = attend(&self.interrupt, deadline, Box::pin(asked)).await?;
+        }
         if reads(plan, &|_| true) {
-            let settings = self.settings.all();
-            self.facts.settings =
-                settings.map(|(name, value, about)| (name.into(), value.into(), about.into())).collect();
+            self.facts.settings = self.all_settings();
         }
         let shared = self.shared.clone();
         let executor = &shared.executor;
@@ -374,8 +386,9 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 match truncated(&action.changes).filter(|_| !self.alone) {
                     Some(tables) => Box::pin(executor.truncate(&run, &tables)).await?,
                     None => {
+                        let action = role::settle(action, &self.settings)?;
                         let scalars = executor.scalars(plan, &run).await?;
-                        Box::pin(executor.change_schema(&run, action, &scalars)).await?;
+                        Box::pin(executor.change_schema(&run, &action, &scalars)).await?;
                     }
                 }
                 drop(run);
@@ -395,6 +408,20 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             }
             Action::Session(_) => return Err(WireError::internal("the session runs its own commands")),
         };
+        let effect = effect(plan);
+        let is_schema = effect == Effect::Schema && reaches_shards(plan);
+        if is_schema || (effect == Effect::Truncates && self.alone) {
+            self.ask_positions(deadline).await;
+        }
+        let is_copy = matches!(plan.action, Action::CopyIn(_));
+        let is_done = match effect {
+            Effect::Writes | Effect::Truncates => self.alone && !is_copy,
+            Effect::Schema => !self.block.is_open(),
+            Effect::None | Effect::Locks => false,
+        };
+        if is_done {
+            self.note_commit();
+        }
         if !self.alone {
             self.block.ran(plan);
         }

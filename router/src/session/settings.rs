@@ -3,9 +3,13 @@
 //! Each setting says which values it takes. One that would change what a statement means, and that isn't supported,
 //! is refused and not remembered: a client that asked for it must not believe that it has it.
 
+use crate::executor::statement::Reading;
 use dialect::datetime::TimeZone;
 use dialect::io::OutputSettings;
-use planner::Rules;
+use planner::system::SettingFact;
+use planner::text::ReadHint;
+use planner::{Rules, parse_millis};
+use proto::services::Consistency;
 use proto::{SqlState, WireError};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -73,6 +77,12 @@ const LEVELS: Kind = Kind::OneOf(&[
 ]);
 const ISOLATION: Kind =
     Kind::OneOf(&[("readcommitted", "read committed"), ("readuncommitted", "read uncommitted")]);
+const READS: Kind = Kind::OneOf(&[
+    ("strong", "strong"),
+    ("session", "session"),
+    ("bounded", "bounded"),
+    ("eventual", "eventual"),
+]);
 const ON: Kind = Kind::OneOf(&[("on", "on"), ("true", "on"), ("yes", "on"), ("1", "on")]);
 const OFF: Kind = Kind::OneOf(&[("off", "off"), ("false", "off"), ("no", "off"), ("0", "off")]);
 
@@ -135,6 +145,10 @@ const DEFINITIONS: &[Definition] = &[
     told("server_version", Kind::Fact, SERVER_VERSION, "The version."),
     of("server_version_num", Kind::Fact, "150000", "The version as a number."),
     told("session_authorization", Kind::Fact, "shoal", "The session's user."),
+    of("shoal.max_staleness", Kind::Time, "5s", "How old a state reads at the level bounded may see."),
+    of("shoal.read_consistency", READS, "strong", "How fresh a state queries must see."),
+    of("shoal.read_wait", Kind::Time, "50ms", "How long a replica may wait until it is fresh enough."),
+    of("shoal.report_gtid", Kind::Bool, "off", "Clients hear of shoal.gtid after commits."),
     of("shoal.rules", Kind::Rules, "all", "The planner's rules that are on."),
     told("standard_conforming_strings", ON, "on", "Backslashes in strings are plain."),
     of("statement_timeout", Kind::Time, "0", "How long a statement may take."),
@@ -151,7 +165,7 @@ const DEFINITIONS: &[Definition] = &[
 pub struct Settings {
     /// Those that aren't as they are by default, as they are shown.
     changed: BTreeMap<&'static str, String>,
-    /// What startup asked for: what RESET goes back to.
+    /// What the role and startup asked for: what RESET goes back to.
     startup: BTreeMap<&'static str, String>,
     /// What the planner depends on.
     pub planner: planner::Settings,
@@ -165,11 +179,45 @@ pub struct Settings {
     pub idle_in_transaction: Option<Duration>,
     /// `default_transaction_read_only`.
     pub read_only: bool,
+    /// `shoal.report_gtid`.
+    pub report_gtid: bool,
+    reads: Reads,
     /// The place of `client_min_messages` among the levels that matter: notice 0, warning 1, error 2.
     pub least_notice: u8,
 }
 
+/// How fresh what queries read must be.
+#[derive(Clone, Copy, Debug)]
+struct Reads {
+    level: ReadHint,
+    max_staleness: Duration,
+    wait: Duration,
+}
+
+impl Default for Reads {
+    fn default() -> Self {
+        let (max_staleness, wait) = (Duration::from_secs(5), Duration::from_millis(50));
+        Self { level: ReadHint::Strong, max_staleness, wait }
+    }
+}
+
 impl Settings {
+    /// How fresh what a query reads must be, by its hint if it has one.
+    pub fn reading(&self, hint: Option<ReadHint>) -> Reading {
+        let Reads { level, max_staleness, wait } = self.reads;
+        let consistency = match hint.unwrap_or(level) {
+            ReadHint::Strong => return Reading::STRONG,
+            ReadHint::Session => Consistency::Session,
+            ReadHint::Eventual => Consistency::Eventual,
+            ReadHint::Bounded(bound) => match bound.unwrap_or(max_staleness) {
+                // Not even the leader's state is fresher than now.
+                Duration::ZERO => return Reading::STRONG,
+                bound => Consistency::Bounded(bound),
+            },
+        };
+        Reading { consistency, wait }
+    }
+
     /// Sets one; `None` for what it was when the session began. Says whether clients must hear of it.
     pub fn set(&mut self, name: &str, value: Option<&str>) -> Result<bool, WireError> {
         let definition = find(name)?;
@@ -206,9 +254,14 @@ impl Settings {
         Ok((definition.name, self.value(definition).to_owned()))
     }
 
-    /// Every setting: name, value, description.
-    pub fn all(&self) -> impl Iterator<Item = (&'static str, &str, &'static str)> {
-        DEFINITIONS.iter().map(|d| (d.name, self.value(d), d.about))
+    /// Every setting.
+    pub fn all(&self) -> impl Iterator<Item = SettingFact> {
+        DEFINITIONS.iter().map(|d| SettingFact {
+            name: d.name.to_owned(),
+            value: self.value(d).to_owned(),
+            reset: self.initial(d),
+            about: d.about.to_owned(),
+        })
     }
 
     /// Those that clients hear of.
@@ -240,6 +293,17 @@ impl Settings {
             "lock_timeout" => self.lock_timeout = timeout(value),
             "idle_in_transaction_session_timeout" => self.idle_in_transaction = timeout(value),
             "default_transaction_read_only" => self.read_only = value == "on",
+            "shoal.read_consistency" => {
+                self.reads.level = match value {
+                    "session" => ReadHint::Session,
+                    "bounded" => ReadHint::Bounded(None),
+                    "eventual" => ReadHint::Eventual,
+                    _ => ReadHint::Strong,
+                }
+            }
+            "shoal.max_staleness" => self.reads.max_staleness = span(value),
+            "shoal.read_wait" => self.reads.wait = span(value),
+            "shoal.report_gtid" => self.report_gtid = value == "on",
             "client_min_messages" => {
                 self.least_notice = match value {
                     "error" => 2,
@@ -256,6 +320,11 @@ impl Settings {
 /// A time that bounds something; 0 is no bound.
 fn timeout(value: &str) -> Option<Duration> {
     parse_millis(value).filter(|millis| *millis > 0).map(Duration::from_millis)
+}
+
+/// A time that may be none.
+fn span(value: &str) -> Duration {
+    parse_millis(value).map_or(Duration::ZERO, Duration::from_millis)
 }
 
 fn find(name: &str) -> Result<&'static Definition, WireError> {
@@ -346,23 +415,6 @@ fn read_one_of(kind: Kind, value: &str) -> Option<String> {
     values.iter().find(|(text, _)| value.eq_ignore_ascii_case(text)).map(|(_, shown)| (*shown).to_owned())
 }
 
-/// A time as milliseconds.
-fn parse_millis(value: &str) -> Option<u64> {
-    let value = value.trim();
-    let digits = value.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(value.len());
-    let number: f64 = value[..digits].parse().ok()?;
-    let millis = match value[digits..].trim() {
-        "us" => number / 1000.0,
-        "" | "ms" => number,
-        "s" => number * 1000.0,
-        "min" => number * 60_000.0,
-        "h" => number * 3_600_000.0,
-        "d" => number * 86_400_000.0,
-        _ => return None,
-    };
-    (millis.is_finite() && millis < 1e18).then(|| millis.round() as u64)
-}
-
 /// In the greatest unit that needs no fraction, as PostgreSQL shows it.
 fn show_millis(millis: u64) -> String {
     if millis == 0 {
@@ -430,5 +482,42 @@ mod tests {
         assert_eq!(settings.reset_all().unwrap(), ["application_name"]);
         assert_eq!(settings.show("application_name").unwrap().1, "psql");
         assert_eq!(settings.statement_timeout, None);
+    }
+
+    #[test]
+    fn how_fresh_reads_must_be_is_said_by_the_hint_and_else_by_the_settings() {
+        let mut settings = Settings::default();
+        let reading = |settings: &Settings, hint| {
+            let Reading { consistency, wait } = settings.reading(hint);
+            (consistency, wait.as_millis())
+        };
+        let bounded = |millis| Consistency::Bounded(Duration::from_millis(millis));
+        assert_eq!(settings.reading(None), Reading::STRONG);
+        assert_eq!(reading(&settings, Some(ReadHint::Session)), (Consistency::Session, 50));
+        assert_eq!(reading(&settings, Some(ReadHint::Bounded(None))), (bounded(5000), 50));
+        for (name, value) in [
+            ("shoal.read_consistency", "BOUNDED"),
+            ("shoal.max_staleness", "200"),
+            ("shoal.read_wait", "0"),
+            ("shoal.report_gtid", "on"),
+        ] {
+            settings.set(name, Some(value)).unwrap();
+        }
+        assert!(settings.report_gtid);
+        assert_eq!(settings.show("shoal.max_staleness").unwrap().1, "200ms");
+        assert_eq!(reading(&settings, None), (bounded(200), 0));
+        let half = ReadHint::Bounded(Some(Duration::from_millis(500)));
+        assert_eq!(reading(&settings, Some(half)), (bounded(500), 0));
+        assert_eq!(settings.reading(Some(ReadHint::Strong)), Reading::STRONG);
+        assert_eq!(reading(&settings, Some(ReadHint::Eventual)), (Consistency::Eventual, 0));
+        settings.set("shoal.max_staleness", Some("0")).unwrap();
+        assert_eq!(settings.reading(None), Reading::STRONG);
+        settings.set("shoal.read_consistency", Some("session")).unwrap();
+        assert_eq!(reading(&settings, None), (Consistency::Session, 0));
+        settings.reset_all().unwrap();
+        assert_eq!(settings.reading(None), Reading::STRONG);
+        assert_eq!(reading(&settings, Some(ReadHint::Session)), (Consistency::Session, 50));
+        assert_eq!(set("shoal.read_consistency", "linear"), Err("22023".into()));
+        assert_eq!(set("shoal.read_wait", "-1"), Err("22023".into()));
     }
 }

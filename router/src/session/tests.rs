@@ -1,6 +1,9 @@
 //! Sessions over real sockets: a driver's, and ones that send what no driver would.
 
+mod gtid;
 mod keys;
+mod levels;
+mod roles;
 
 use crate::config::Config;
 use crate::fake::{Fake, FakePeers, Fault, catalog_with};
@@ -42,7 +45,13 @@ impl Server {
     }
 
     async fn client(&self) -> Client {
-        let text = format!("host=127.0.0.1 port={} user=shoal dbname=shoal", self.address.port());
+        self.client_with("").await
+    }
+
+    /// A client with this in its startup packet's options.
+    async fn client_with(&self, options: &str) -> Client {
+        let address = format!("host=127.0.0.1 port={} user=shoal dbname=shoal", self.address.port());
+        let text = format!("{address} options='{options}'");
         let (client, connection) = tokio_postgres::connect(&text, NoTls).await.unwrap();
         tokio::spawn(connection);
         client

@@ -44,6 +44,11 @@ impl Branches {
         self.shards.get(&shard).is_some_and(|progress| progress.stands > 0)
     }
 
+    /// Whether statements of the transaction stand anywhere.
+    pub fn has_part(&self) -> bool {
+        self.shards.values().any(|progress| progress.stands > 0)
+    }
+
     /// Numbers the next statement on a shard. `binds`: it may change or lock something.
     pub fn number(&mut self, shard: ShardId, binds: bool) -> u32 {
         let progress = self.shards.entry(shard).or_default();

@@ -11,13 +11,15 @@
 //! If a vote is missing, the coordinator is asked for a verdict: an abort, unless it has found all votes before. What has no
 //! answer then is unknown (08007); the coordinator and the shards see to the rest.
 
-use super::keyed::{already_committed, claim_lost};
+use super::keyed::{Refused, claim_lost};
 use super::metrics::Way;
 use super::{Transaction, Transactions, lost};
+use crate::positions::Committed;
 use futures::future::{join_all, try_join_all};
+use parking_lot::Mutex;
 use proto::machine;
 use proto::services::{BranchAction, CoordinatorService, Decision, Verdict};
-use proto::{Retry, ShardId, SqlState, TransactionId, WireError};
+use proto::{LogIndex, Retry, ShardId, SqlState, TransactionId, WireError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -49,19 +51,25 @@ impl Ending {
 
 impl Transaction {
     /// Commits it. After any error but 08007 it is rolled back.
-    pub async fn commit(mut self, deadline: Instant) -> Result<(), WireError> {
+    pub async fn commit(mut self, deadline: Instant) -> Result<Committed, Box<Refused>> {
         let (all, key) = (self.all.clone(), self.key.take());
         // From here on dropping it does nothing: it may be on its way to a commit.
         let (bound, loose) = std::mem::take(&mut *self.branches.lock()).parts();
         drop(all.let_go(self.id, loose));
         let begun = machine::now();
         let (way, result) = match (&bound[..], key) {
-            ([], None) => return Ok(()),
-            ([shard], None) => (Way::Shard, all.commit_one(self.id, *shard).await),
-            (_, None) if all.parallel => (Way::Votes, all.commit_by_votes(self.id, bound, deadline).await),
+            ([], None) => return Ok(Committed::default()),
+            ([shard], None) => {
+                (Way::Shard, all.commit_one(self.id, *shard).await.map_err(Box::<Refused>::from))
+            }
+            (_, None) if all.parallel => (
+                Way::Votes,
+                all.commit_by_votes(self.id, bound, deadline).await.map_err(Box::<Refused>::from),
+            ),
             (_, key) => (Way::Record, all.commit_by_record(self.id, bound, key, deadline).await),
         };
-        all.metrics.ended(way, machine::now().saturating_duration_since(begun), &result);
+        let failed = result.as_ref().err().map(|refused| &refused.error);
+        all.metrics.ended(way, machine::now().saturating_duration_since(begun), failed);
         result
     }
 
@@ -100,25 +108,36 @@ impl Transactions {
         })))
     }
 
-    /// Ends branches as it was decided. Says whether all have.
-    async fn finish(&self, transaction: TransactionId, shards: &[ShardId], end: BranchAction) -> bool {
+    /// Ends branches as it was decided, and notes where. Says whether all have.
+    async fn finish(
+        &self,
+        transaction: TransactionId,
+        shards: &[ShardId],
+        end: BranchAction,
+        heard: &Heard,
+    ) -> bool {
         let until = self.patience();
         let finish = shards.iter().copied().map(async |shard| {
             let finished = self.ask(transaction, shard, end.clone(), until).await;
-            if let Err(error) = &finished {
+            match &finished {
+                Ok(position) => heard.lock().push((shard, *position)),
                 // The shard, or the coordinator, will see to it.
-                tracing::debug!(%transaction, %shard, ?end, %error, "a branch was left to its shard");
+                Err(error) => {
+                    tracing::debug!(%transaction, %shard, ?end, %error, "a branch was left to its shard");
+                }
             }
             finished.is_ok()
         });
         join_all(finish).await.into_iter().all(|finished| finished)
     }
 
-    async fn commit_one(self: &Arc<Self>, id: TransactionId, shard: ShardId) -> Result<(), WireError> {
+    async fn commit_one(self: &Arc<Self>, id: TransactionId, shard: ShardId) -> Result<Committed, WireError> {
         let request = self.requests.begin();
         let action = BranchAction::Commit { request: request.id, settled: self.requests.settled() };
         let error = match self.ask(id, shard, action, self.patience()).await {
-            Ok(_) => return Ok(()),
+            Ok(position) => {
+                return Ok(Committed { applied: vec![(shard, position)], ..Committed::default() });
+            }
             Err(error) => error,
         };
         if error.retry == Retry::Unknown {
@@ -137,38 +156,42 @@ impl Transactions {
         id: TransactionId,
         shards: Vec<ShardId>,
         deadline: Instant,
-    ) -> Result<(), WireError> {
-        let Err(error) = self.prepare(id, &shards, true, deadline.min(self.patience())).await else {
-            let (all, place) = (self.clone(), self.finishing.clone().try_acquire_owned());
-            let is_full = place.is_err();
-            let finishing = tokio::spawn(async move {
-                if all.finish(id, &shards, KEPT).await {
-                    all.forget(id, &shards);
+    ) -> Result<Committed, WireError> {
+        let (heard, votes) = (Heard::default(), Heard::default());
+        let error = match self.prepare(id, &shards, true, &votes, deadline.min(self.patience())).await {
+            Err(error) => error,
+            Ok(prepared) => {
+                let (all, place) = (self.clone(), self.finishing.clone().try_acquire_owned());
+                let is_full = place.is_err();
+                let finishing = tokio::spawn(async move {
+                    if all.finish(id, &shards, KEPT, &heard).await {
+                        all.forget(id, &shards);
+                    }
+                    drop(place);
+                });
+                // It is committed, and whoever looks for its effects from now on waits where they aren't yet. But locks that nobody
+                // waits for mustn't become more and more.
+                if is_full {
+                    let _ = tokio::time::timeout(self.retry_timeout, finishing).await;
                 }
-                drop(place);
-            });
-            // It is committed, and whoever looks for its effects from now on waits where they aren't yet. But locks that nobody
-            // waits for mustn't become more and more.
-            if is_full {
-                let _ = tokio::time::timeout(self.retry_timeout, finishing).await;
+                return Ok(Committed { prepared, ..Committed::default() });
             }
-            return Ok(());
         };
         // Nobody can say that it is committed but this router, and whoever has found all votes and has that written down.
-        let decision = Decision { transaction: id, participants: shards.clone(), commit: false, key: None };
-        let verdict = self.decide(decision).await.map_err(|error| {
+        let verdict = self.decide(Decision::abort(id, shards.clone())).await.map_err(|error| {
             let hint = format!("\"shoal txn show {id}\" tells what has become of it.");
             unknown().with_detail(format!("Its id is {id}: {error}")).with_hint(hint)
         })?;
         let (all, end) = (self.clone(), if verdict.committed { COMMIT } else { ROLLBACK });
+        let (finished, participants) = (heard.clone(), shards.clone());
         let finishing = tokio::spawn(async move {
-            if all.finish(id, &shards, end).await {
+            if all.finish(id, &shards, end, &finished).await {
                 all.tell_finished(id);
             }
         });
         if verdict.committed {
             let _ = tokio::time::timeout(self.retry_timeout, finishing).await;
-            return Ok(());
+            return Ok(reached(&participants, &heard, &votes.lock()));
         }
         Ending(Some(finishing)).settle().await;
         Err(lost(error))
@@ -181,28 +204,34 @@ impl Transactions {
         shards: Vec<ShardId>,
         key: Option<String>,
         deadline: Instant,
-    ) -> Result<(), WireError> {
-        if let Err(error) = self.prepare(id, &shards, false, deadline.min(self.patience())).await {
-            // Whatever else was prepared ends by the coordinator's word alone.
-            let all = self.clone();
-            let ending = tokio::spawn(async move {
-                let decision =
-                    Decision { transaction: id, participants: shards.clone(), commit: false, key: None };
-                match all.decide(decision).await {
-                    Ok(verdict) => {
-                        let end = if verdict.committed { COMMIT } else { ROLLBACK };
-                        if all.finish(id, &shards, end).await {
-                            all.tell_finished(id);
+    ) -> Result<Committed, Box<Refused>> {
+        let (heard, votes) = (Heard::default(), Heard::default());
+        let voted = self.prepare(id, &shards, false, &votes, deadline.min(self.patience())).await;
+        let prepared = match voted {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                // Whatever else was prepared ends by the coordinator's word alone.
+                let all = self.clone();
+                let ending = tokio::spawn(async move {
+                    match all.decide(Decision::abort(id, shards.clone())).await {
+                        Ok(verdict) => {
+                            let end = if verdict.committed { COMMIT } else { ROLLBACK };
+                            if all.finish(id, &shards, end, &heard).await {
+                                all.tell_finished(id);
+                            }
+                        }
+                        Err(error) => {
+                            tracing::warn!(transaction = %id, %error, "an abort could not be recorded")
                         }
                     }
-                    Err(error) => tracing::warn!(transaction = %id, %error, "an abort could not be recorded"),
-                }
-            });
-            Ending(Some(ending)).settle().await;
-            return Err(lost(error));
-        }
+                });
+                Ending(Some(ending)).settle().await;
+                return Err(lost(error).into());
+            }
+        };
+        let (key_of, positions) = (key.clone(), prepared.clone());
         let decision =
-            Decision { transaction: id, participants: shards.clone(), commit: true, key: key.clone() };
+            Decision { commit: true, key: key_of, positions, ..Decision::abort(id, shards.clone()) };
         let verdict = self.decide(decision).await.map_err(|error| {
             let hint = match &key {
                 Some(_) => {
@@ -212,41 +241,46 @@ impl Transactions {
             };
             unknown().with_detail(format!("Its id is {id}: {error}")).with_hint(hint)
         })?;
-        let all = self.clone();
+        let (all, finished, participants) = (self.clone(), heard.clone(), shards.clone());
         let finishing = tokio::spawn(async move {
             let end = if verdict.committed { COMMIT } else { ROLLBACK };
-            if all.finish(id, &shards, end).await {
+            if all.finish(id, &shards, end, &finished).await {
                 all.tell_finished(id);
             }
         });
         // It is what it is, whoever waits for it: who does sees its effects everywhere, unless a shard is away for long.
         let _ = tokio::time::timeout(self.retry_timeout, finishing).await;
         if verdict.committed {
-            return Ok(());
+            return Ok(reached(&participants, &heard, &prepared));
         }
         match (key, verdict.duplicate_of) {
-            (Some(key), Some(by)) => return Err(already_committed(&key, by)),
-            (Some(key), None) => return Err(claim_lost(&key)),
+            (Some(key), Some(by)) => return Err(self.spent_by(&key, by).await),
+            (Some(key), None) => return Err(claim_lost(&key).into()),
             (None, _) => {}
         }
         let message = "the transaction was aborted before its commit was decided";
-        Err(WireError::new(SqlState::SERIALIZATION_FAILURE, message)
+        let error = WireError::new(SqlState::SERIALIZATION_FAILURE, message)
             .with_detail("A shard waited too long for the decision, or somebody resolved it.")
-            .with_hint("Run the transaction again."))
+            .with_hint("Run the transaction again.");
+        Err(error.into())
     }
 
-    /// Has every shard vote. The first that doesn't ends it.
+    /// Has every shard vote, notes where, and answers with all of that. The first that doesn't ends it.
     async fn prepare(
         &self,
         id: TransactionId,
         shards: &[ShardId],
         parallel: bool,
+        votes: &Heard,
         until: Instant,
-    ) -> Result<(), WireError> {
-        let vote = shards.iter().map(|shard| {
-            self.ask(id, *shard, BranchAction::Prepare { participants: shards.to_vec(), parallel }, until)
+    ) -> Result<Vec<(ShardId, LogIndex)>, WireError> {
+        let vote = shards.iter().map(async |shard| {
+            let action = BranchAction::Prepare { participants: shards.to_vec(), parallel };
+            let position = self.ask(id, *shard, action, until).await?;
+            votes.lock().push((*shard, position));
+            Ok::<_, WireError>((*shard, position))
         });
-        try_join_all(vote).await.map(drop)
+        try_join_all(vote).await
     }
 
     /// Has the coordinator decide. An error leaves it unknown.
@@ -257,6 +291,18 @@ impl Transactions {
         };
         self.ask_coordinator(self.patience(), ask).await
     }
+}
+
+/// Where branches have voted or finished, as it is heard.
+type Heard = Arc<Mutex<Vec<(ShardId, LogIndex)>>>;
+
+/// What a commit has reached on these shards, by what was heard of their ends and of their votes.
+fn reached(shards: &[ShardId], heard: &Heard, voted: &[(ShardId, LogIndex)]) -> Committed {
+    let applied = heard.lock().clone();
+    let is_in = |among: &[(ShardId, LogIndex)], shard: ShardId| among.iter().any(|(of, _)| *of == shard);
+    let prepared: Vec<_> = voted.iter().filter(|(shard, _)| !is_in(&applied, *shard)).copied().collect();
+    let unheard = shards.iter().filter(|shard| !is_in(&applied, **shard) && !is_in(&prepared, **shard));
+    Committed { unheard: unheard.copied().collect(), applied, prepared }
 }
 
 fn unknown() -> WireError {

@@ -5,14 +5,36 @@
 //! commit with a key is decided by the coordinator alone, and only for who claimed it last.
 
 use super::{Transaction, Transactions};
+use crate::positions::Committed;
 use crate::retry::Backoff;
 use proto::services::{Claim, CoordinatorService};
-use proto::{SqlState, TransactionId, WireError, machine};
+use proto::{LogIndex, ShardId, SqlState, TransactionId, WireError, machine};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long it is waited for that what was committed before has finished everywhere.
 const FINISHING_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a transaction hears that isn't committed, or can't begin.
+#[derive(Debug)]
+pub struct Refused {
+    /// The error.
+    pub error: WireError,
+    /// What the one has reached that has used up its idempotency key, as far as it is known.
+    pub reached: Option<Committed>,
+}
+
+impl From<WireError> for Box<Refused> {
+    fn from(error: WireError) -> Self {
+        Box::new(Refused { error, reached: None })
+    }
+}
+
+impl From<Box<Refused>> for WireError {
+    fn from(refused: Box<Refused>) -> Self {
+        refused.error
+    }
+}
 
 impl Transactions {
     /// Begins one that uses a key up by being committed. SH001 if another has used it up. `begun` is in microseconds since
@@ -22,7 +44,7 @@ impl Transactions {
         begun: u64,
         key: String,
         deadline: Instant,
-    ) -> Result<Transaction, WireError> {
+    ) -> Result<Transaction, Box<Refused>> {
         let until = deadline.min(self.patience());
         let mut transaction = self.begin(begun);
         transaction.key = Some(key.clone());
@@ -35,7 +57,38 @@ impl Transactions {
         if !spent.finished {
             self.until_finished(spent.transaction, until.min(machine::now() + FINISHING_PATIENCE)).await;
         }
-        Err(already_committed(&key, spent.transaction))
+        Err(self.already_committed(&key, spent.transaction, spent.positions))
+    }
+
+    /// What a transaction hears that learns only by its commit that its key is used up.
+    pub(super) async fn spent_by(&self, key: &str, by: TransactionId) -> Box<Refused> {
+        let status = |coordinator: Arc<dyn CoordinatorService>| async move {
+            coordinator.transactions(Some(by)).await
+        };
+        let positions = match self.ask_coordinator(self.patience(), status).await {
+            Ok(found) => found.into_iter().flat_map(|status| status.positions).collect(),
+            Err(error) => {
+                tracing::debug!(transaction = %by, %error, "its positions can't be asked for");
+                Vec::new()
+            }
+        };
+        self.already_committed(key, by, positions)
+    }
+
+    /// What a transaction hears whose key another has used up.
+    fn already_committed(
+        &self,
+        key: &str,
+        by: TransactionId,
+        positions: Vec<(ShardId, LogIndex)>,
+    ) -> Box<Refused> {
+        let gtid = self.cluster.load().topology.gtid(&positions.iter().copied().collect());
+        let gtid = if gtid.is_empty() { String::new() } else { format!(", its GTID {gtid}") };
+        let message = format!("a transaction with the idempotency key \"{key}\" has been committed before");
+        let error = WireError::new(SqlState::TRANSACTION_ALREADY_COMMITTED, message)
+            .with_detail(format!("Its id is {by}{gtid}."))
+            .with_hint("Nothing of this one is done. What the key stands for is done.");
+        Box::new(Refused { error, reached: Some(Committed { prepared: positions, ..Committed::default() }) })
     }
 
     /// Waits until a committed transaction has finished everywhere, or as long as there is time.
@@ -52,14 +105,6 @@ impl Transactions {
             }
         }
     }
-}
-
-/// What a transaction hears whose key another has used up.
-pub(super) fn already_committed(key: &str, by: TransactionId) -> WireError {
-    let message = format!("a transaction with the idempotency key \"{key}\" has been committed before");
-    WireError::new(SqlState::TRANSACTION_ALREADY_COMMITTED, message)
-        .with_detail(format!("Its id is {by}."))
-        .with_hint("Nothing of this one is done. What the key stands for is done.")
 }
 
 /// What a transaction hears that was aborted because of its key, though nobody has used that up.

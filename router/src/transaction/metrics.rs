@@ -78,15 +78,15 @@ impl Metrics {
         Self { registry, commits, seconds, aborts, rollbacks, unknown, open }
     }
 
-    /// A commit has ended so.
-    pub(super) fn ended(&self, way: Way, took: Duration, result: &Result<(), WireError>) {
-        match result {
-            Ok(()) => {
+    /// A commit has ended, or failed so.
+    pub(super) fn ended(&self, way: Way, took: Duration, failed: Option<&WireError>) {
+        match failed {
+            None => {
                 self.commits.with_label_values(&[way.name()]).inc();
                 self.seconds.with_label_values(&[way.name()]).observe(took.as_secs_f64());
             }
-            Err(error) if error.sqlstate == SqlState::TRANSACTION_RESOLUTION_UNKNOWN => self.unknown.inc(),
-            Err(error) => self.aborts.with_label_values(&[error.sqlstate.as_str()]).inc(),
+            Some(error) if error.sqlstate == SqlState::TRANSACTION_RESOLUTION_UNKNOWN => self.unknown.inc(),
+            Some(error) => self.aborts.with_label_values(&[error.sqlstate.as_str()]).inc(),
         }
     }
 

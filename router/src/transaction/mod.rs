@@ -34,6 +34,7 @@ pub use end::{Ending, ROLLBACK_PATIENCE};
 use finished::Finished;
 use futures::future::try_join_all;
 use kept::Kept;
+pub use keyed::Refused;
 use left::Left;
 use metrics::Metrics;
 use parking_lot::Mutex;
@@ -202,6 +203,11 @@ impl Transaction {
     /// Whether it has statements on this shard.
     pub fn has(&self, shard: ShardId) -> bool {
         self.branches.lock().has(shard)
+    }
+
+    /// Whether it has statements anywhere.
+    pub fn has_part(&self) -> bool {
+        self.branches.lock().has_part()
     }
 
     /// Numbers the next statement on a shard. `binds`: it may change or lock something.

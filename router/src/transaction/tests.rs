@@ -5,6 +5,7 @@ use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::fake::Fault::{self, After, Before, Hang};
 use crate::fake::{Fake, FakePeers};
+use crate::positions::Committed;
 use crate::requests::Requests;
 use futures::StreamExt;
 use proto::services::*;
@@ -68,6 +69,7 @@ impl Bench {
             rows: None,
             access: Access::Branch { branch, access },
             cut: None,
+            floor: Floor::default(),
             timeout: Duration::from_secs(10),
         };
         self.fake.execute(request).await.map(drop)
@@ -100,8 +102,8 @@ fn error(retry: Retry) -> WireError {
     WireError::internal("fault").with_retry(retry)
 }
 
-fn code(result: Result<(), WireError>) -> String {
-    result.err().map_or_else(String::new, |error| error.sqlstate.to_string())
+fn code<T>(result: Result<T, impl Into<WireError>>) -> String {
+    result.err().map_or_else(String::new, |error| error.into().sqlstate.to_string())
 }
 
 #[tokio::test]
@@ -260,7 +262,7 @@ async fn an_outcome_that_cannot_be_learned_names_the_transaction() {
     for _ in 0..100 {
         bench.fault("abort", After(error(Retry::Unknown)));
     }
-    let unknown = transaction.commit(later()).await.unwrap_err();
+    let unknown = transaction.commit(later()).await.unwrap_err().error;
     assert_eq!(unknown.sqlstate, SqlState::TRANSACTION_RESOLUTION_UNKNOWN);
     assert!(unknown.detail.unwrap().contains(&id) && unknown.hint.unwrap().contains(&id));
     // It may be committed, so nobody may let it go.
@@ -335,7 +337,7 @@ async fn nothing_bound_is_nothing_to_commit() {
             .all
             .ask(bench.begin().id, A, BranchAction::Finish { commit: false, keep: false }, later())
             .await,
-        Ok(LogIndex(1))
+        Ok(bench.fake.log(A, 0))
     );
 }
 
@@ -374,4 +376,38 @@ async fn a_router_says_that_it_lives_while_something_is_open() {
     drop(transaction);
     bench.begin().commit(later()).await.unwrap();
     bench.until(|_| bench.all.open.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_commit_says_what_it_has_reached() {
+    let bench = Bench::new().await;
+    let begin = async || {
+        let transaction = bench.begin();
+        bench.write(&transaction, A, 1).await.unwrap();
+        bench.write(&transaction, B, 2).await.unwrap();
+        transaction
+    };
+    let at = |shard, index| (shard, LogIndex(index));
+    let transaction = bench.begin();
+    bench.write(&transaction, A, 3).await.unwrap();
+    let committed = transaction.commit(later()).await.unwrap();
+    assert_eq!(committed, Committed { applied: vec![at(A, 101)], ..Committed::default() });
+    // All votes.
+    let committed = begin().await.commit(later()).await.unwrap();
+    let votes = vec![at(A, 102), at(B, 201)];
+    assert_eq!(committed, Committed { prepared: votes, ..Committed::default() });
+    bench.until(|fake| fake.open_branches() == 0).await;
+    bench.fake.run_on_each("DELETE FROM t16384");
+    // A vote isn't heard, and the coordinator has found all; one shard can't be told in time, or none.
+    for (deaf, applied, prepared) in [(1, vec![at(B, 204)], vec![]), (2, vec![], vec![at(B, 205)])] {
+        let transaction = begin().await;
+        bench.fake.verdicts.lock().insert(transaction.id, true);
+        bench.fault("prepare", Hang);
+        for _ in 0..deaf {
+            bench.fault("finish", Hang);
+        }
+        let committed = transaction.commit(later()).await.unwrap();
+        assert_eq!(committed, Committed { applied, prepared, unheard: vec![A] });
+        bench.fake.run_on_each("DELETE FROM t16384");
+    }
 }

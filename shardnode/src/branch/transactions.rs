@@ -11,8 +11,10 @@ use crate::cut::Cuts;
 use crate::fence::Fence;
 use crate::locks::{Mode, Part, Party, Resource};
 use crate::metrics::Figures;
+use crate::phrase::Phrases;
 use crate::routers::Routers;
 use crate::touched::Want;
+use crate::trail::Trail;
 use crate::{ended, prepared, staged};
 use parking_lot::{Mutex, MutexGuard};
 use proto::machine::{self, Machine};
@@ -39,6 +41,8 @@ pub(crate) struct Transactions {
     /// Who reads the shard together with others.
     pub cuts: Arc<Cuts>,
     pub fence: Fence,
+    pub trail: Trail,
+    pub phrases: Arc<Phrases>,
 }
 
 /// What bounds them.
@@ -69,7 +73,7 @@ pub(crate) enum Claim {
 }
 
 impl Transactions {
-    pub fn new(config: &Config, routers: Arc<Routers>) -> Self {
+    pub fn new(config: &Config, routers: Arc<Routers>, phrases: Arc<Phrases>) -> Self {
         let bounds = Bounds {
             branches: config.max_branches,
             waiting: config.max_waiting,
@@ -82,8 +86,8 @@ impl Transactions {
         let (marks, news) = (Arc::<Marks>::default(), Arc::<Notify>::default());
         let cuts = Arc::new(Cuts::new(config, Arc::clone(&news)));
         let state = Mutex::new(State { marks: Arc::clone(&marks), news, ..State::default() });
-        let (counter, fence) = (AtomicU64::new(1), Fence::default());
-        Self { state, routers, bounds, counter, machine, marks, cuts, fence }
+        let (counter, fence, trail) = (AtomicU64::new(1), Fence::default(), Trail::default());
+        Self { state, routers, bounds, counter, machine, marks, cuts, fence, trail, phrases }
     }
 
     /// Whether all of it is of this term, without looking.
@@ -303,6 +307,13 @@ impl Transactions {
     pub fn statuses(&self, shard: ShardId) -> Vec<BranchStatus> {
         let mut state = self.state.lock();
         state.sweep(self.bounds.idle, &self.routers);
+        let now = machine::now();
+        // A leader that is new need not have heard of a router that lives.
+        let is_forsaken = |branch: &Branch| {
+            matches!(branch.phase, Phase::Prepared(_))
+                && now.saturating_duration_since(branch.since) >= self.bounds.idle / 2
+                && self.routers.is_silent(branch.handle.id.router)
+        };
         let status = |(id, branch): (&TransactionId, &Branch)| BranchStatus {
             shard,
             transaction: *id,
@@ -311,13 +322,13 @@ impl Transactions {
                 Phase::Open | Phase::Committing | Phase::Preparing | Phase::Sealed => None,
                 Phase::Prepared(participants) => Some(participants.clone()),
             },
-            idle: machine::now().saturating_duration_since(branch.since),
+            idle: now.saturating_duration_since(branch.since),
             parallel: branch.parallel && matches!(branch.phase, Phase::Prepared(_)),
             committed: false,
+            forsaken: is_forsaken(branch),
             waits_for: state.locks.waits_for(*id),
         };
         let mut statuses: Vec<_> = state.branches.iter().map(status).collect();
-        let now = machine::now();
         let kept = state.kept.iter().map(|(id, (participants, since))| BranchStatus {
             shard,
             transaction: *id,
@@ -325,6 +336,7 @@ impl Transactions {
             prepared: Some(participants.clone()),
             parallel: true,
             committed: true,
+            forsaken: false,
             idle: now.saturating_duration_since(*since),
             waits_for: Vec::new(),
         });

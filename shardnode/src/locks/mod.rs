@@ -18,9 +18,10 @@ mod bulk;
 mod tests;
 
 use bulk::Bulk;
+use foldhash::HashMap;
 use proto::services::RowLock;
 use proto::{TableId, TransactionId};
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
@@ -136,7 +137,8 @@ struct Key {
 #[derive(Debug, Default)]
 struct Owner {
     begun: u64,
-    held: HashMap<Arc<Resource>, Mode>,
+    /// In their order they are let go, and the simulator repeats the order of std's maps alone.
+    held: std::collections::HashMap<Arc<Resource>, Mode>,
     /// How the locks came together, so that they can be taken back.
     log: Vec<Taken>,
     wait: Option<Wait>,

@@ -3,7 +3,7 @@
 use parking_lot::Mutex;
 use proto::catalog::Catalog;
 use proto::services::{
-    Access, BranchAccess, ClusterState, Consistency, FragmentRequest, RaftMessage, RaftService,
+    Access, BranchAccess, ClusterState, Consistency, Floor, FragmentRequest, RaftMessage, RaftService,
     RaftTransport, RowSource, SchemaRequest, SchemaStep, ShardService,
 };
 use proto::topology::{Keyspace, Leaders, Shard, Sharding, Topology};
@@ -151,8 +151,9 @@ impl Node {
             sql: sql.into(),
             params: Vec::new(),
             rows: None,
-            access: Access::Read { consistency: Consistency::Strong, lookup },
+            access: Access::strong(lookup),
             cut: None,
+            floor: Floor::default(),
             timeout: PATIENCE,
         }
     }

@@ -6,7 +6,8 @@ use proto::services::{
     Consistency, CutAction, CutRequest, FragmentRequest, ShardService, Unsettled, cut_lost,
 };
 use proto::{
-    CutId, Epoch, NodeId, Retry, RouterIncarnation, SchemaVersion, TableId, TransactionId, Value, WireError,
+    CutId, Epoch, LogIndex, NodeId, Retry, RouterIncarnation, SchemaVersion, TableId, TransactionId, Value,
+    WireError,
 };
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,7 +52,7 @@ impl<'a> Cut<'a> {
     /// Opens it over table 1.
     async fn open(&self, scans: Option<u32>) -> Vec<TransactionId> {
         let tables = vec![TableId(1)];
-        let open = CutAction::Open { schema_version: SchemaVersion(1), tables, scans };
+        let open = CutAction::Open { schema_version: SchemaVersion(1), tables, scans, after: LogIndex(0) };
         ids(self.act(open).await.unwrap())
     }
 
@@ -196,8 +197,12 @@ async fn what_is_changed_together_is_told_together() {
 async fn a_cut_is_opened_once() {
     let node = start().await;
     let cut = Cut::new(&node, 1);
-    let open =
-        || CutAction::Open { schema_version: SchemaVersion(1), tables: vec![TableId(1)], scans: Some(1) };
+    let open = || CutAction::Open {
+        schema_version: SchemaVersion(1),
+        tables: vec![TableId(1)],
+        scans: Some(1),
+        after: LogIndex(0),
+    };
     assert_eq!(cut.act(open()).await, Ok(vec![]));
     assert_eq!(cut.act(open()).await, Err(cut_lost()));
     assert_eq!(cut.read().await.unwrap(), values(&[[text("abc")]]), "what was opened is as it was");
@@ -413,7 +418,12 @@ async fn those_that_are_kept_take_nobodys_place() {
         cut.open(None).await;
         cut.act(CutAction::Release).await.unwrap();
     }
-    let open = |scans| CutAction::Open { schema_version: SchemaVersion(1), tables: vec![], scans };
+    let open = |scans| CutAction::Open {
+        schema_version: SchemaVersion(1),
+        tables: vec![],
+        scans,
+        after: LogIndex(0),
+    };
     let refused = Cut::new(&node, 3).act(open(None)).await.unwrap_err();
     assert_eq!((refused.sqlstate.as_str(), refused.retry), ("53300", Retry::Never));
     let one = Cut::new(&node, 4);

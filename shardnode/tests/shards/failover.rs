@@ -1,7 +1,7 @@
 //! A shard of three replicas, and the loss of its leader.
 
 use crate::common::{Network, Node, PATIENCE, rows};
-use proto::services::{Access, Consistency, FragmentRequest, FragmentResponse, ShardService};
+use proto::services::{Access, Consistency, Floor, FragmentRequest, FragmentResponse, ShardService};
 use proto::{LogIndex, NodeId, Retry, Value, WireError};
 use std::future::Future;
 use std::sync::Arc;
@@ -51,9 +51,8 @@ async fn what_was_acknowledged_outlives_the_leader() {
     for (place, node) in nodes.iter().enumerate().filter(|(place, _)| *place != leader) {
         let error = node.shards.execute(strong.clone()).await.err().unwrap();
         assert!(matches!(error.retry, Retry::NotLeader(_)), "node {place}: {error}");
-        let consistency = Consistency::Session(first.position);
-        let session =
-            FragmentRequest { access: Access::Read { consistency, lookup: true }, ..strong.clone() };
+        let access = Access::Read { consistency: Consistency::Session, wait: PATIENCE, lookup: true };
+        let session = FragmentRequest { access, floor: Floor::applied(first.position), ..strong.clone() };
         let found = node.shards.execute(session).await.unwrap();
         assert!(found.position >= first.position);
         assert_eq!(rows(found.rows).await.unwrap(), [[Value::Int(1)]]);

@@ -2,7 +2,7 @@
 
 use crate::common::{Node, PATIENCE, SHARD, rows};
 use proto::services::{CutAction, CutRequest, ShardService, cut_lost};
-use proto::{CutId, Epoch, RouterIncarnation, SchemaVersion, Value};
+use proto::{CutId, Epoch, LogIndex, RouterIncarnation, SchemaVersion, Value};
 use std::time::Duration;
 
 const TABLE: &str = "CREATE TABLE t1 (c1 INTEGER NOT NULL PRIMARY KEY, c2 TEXT) STRICT";
@@ -100,7 +100,14 @@ async fn a_state_that_is_kept_for_too_long_is_given_up() {
         let request = CutRequest { shard: SHARD, epoch: Epoch(1), cut, action, timeout: PATIENCE };
         node.shards.cut(request)
     };
-    act(CutAction::Open { schema_version: SchemaVersion(1), tables: vec![], scans: None }).await.unwrap();
+    act(CutAction::Open {
+        schema_version: SchemaVersion(1),
+        tables: vec![],
+        scans: None,
+        after: LogIndex(0),
+    })
+    .await
+    .unwrap();
     write_many(&node, 10).await;
     let given_up = async {
         let mut pause = tokio::time::interval(Duration::from_millis(50));

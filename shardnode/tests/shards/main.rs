@@ -4,6 +4,7 @@
 mod common;
 mod cuts;
 mod failover;
+mod followers;
 mod fragments;
 mod long_reads;
 mod many;

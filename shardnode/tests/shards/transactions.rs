@@ -309,6 +309,39 @@ async fn a_transaction_lives_as_long_as_its_router() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_prepared_and_whose_router_is_silent_is_told_of() {
+    let node = start().await;
+    let mut config = shardnode::Config::new(NodeId(1));
+    config.router_silence = Duration::from_millis(200);
+    let node = node.with_shards(config);
+    let one = Session::new(&node, 1);
+    one.write("UPDATE t1 SET c2 = 'A' WHERE c1 = 1").await.unwrap();
+    one.prepare().await.unwrap();
+    let mut beats = tokio::time::interval(Duration::from_millis(20));
+    let is_forsaken = async || {
+        let [branch] = &node.shards.branches(SHARD).await.unwrap()[..] else { panic!("it is prepared") };
+        assert!(branch.prepared.is_some());
+        branch.forsaken
+    };
+    for _ in 0..30 {
+        beats.tick().await;
+        node.shards.keep_alive(one.id().router).await.unwrap();
+        assert!(!is_forsaken().await);
+    }
+    let forsaken = async {
+        while !is_forsaken().await {
+            beats.tick().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), forsaken).await.expect("nothing is heard of its router");
+    // It stays as it is until somebody says what it becomes.
+    node.shards.keep_alive(one.id().router).await.unwrap();
+    assert!(!is_forsaken().await);
+    one.finish(true).await.unwrap();
+    assert_eq!(texts(&node).await, "Abcd");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_left_out_because_it_is_there_waits_for_who_may_free_it() {
     let node = start().await;
     let sql = "INSERT INTO t1 VALUES (3, 'y', 30) ON CONFLICT DO NOTHING";

@@ -234,11 +234,12 @@ impl Client {
                 return Box::pin(async move { Answer::Changed(replica.schema(entry).await) });
             }
             Wish::Read => Consistency::Strong,
-            Wish::SessionRead => Consistency::Session(LogIndex(self.session)),
+            Wish::SessionRead => Consistency::Session,
             Wish::BoundedRead { staleness } => Consistency::Bounded(Duration::from_nanos(*staleness)),
             Wish::AnyRead => Consistency::Eventual,
         };
-        Box::pin(async move { Answer::Opened(replica.snapshot(consistency, deadline).await) })
+        let after = LogIndex(if matches!(operation.wish, Wish::SessionRead) { self.session } else { 0 });
+        Box::pin(async move { Answer::Opened(replica.snapshot_after(consistency, after, deadline).await) })
     }
 
     /// Whether there's reason to look after its call.

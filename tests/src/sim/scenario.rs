@@ -32,6 +32,12 @@ pub trait Scenario: Sized {
 
     /// Has reads of several shards judged as one state of them all, too.
     fn demand_cuts(&mut self) {}
+
+    /// Has some clients read from any replica, as of what they have seen.
+    fn demand_sessions(&mut self) {}
+
+    /// Has nodes die and return, and nothing else go wrong; what their routers had prepared must be free in time.
+    fn demand_deaths(&mut self) {}
 }
 
 /// A seed's plan, or a part of it.
@@ -45,17 +51,25 @@ pub struct Variant {
     pub clients: Option<usize>,
     /// Whether reads of several shards must see one state of them all.
     pub cuts: bool,
+    /// Whether some clients read from any replica, as of what they have seen.
+    pub sessions: bool,
+    /// Whether nodes die, and nothing else goes wrong.
+    pub deaths: bool,
 }
 
 impl Variant {
     /// All of a seed's plan.
     pub fn whole(seed: u64) -> Self {
-        Self { seed, keep: None, clients: None, cuts: false }
+        Self { seed, keep: None, clients: None, cuts: false, sessions: false, deaths: false }
     }
 
     /// The plan.
     pub fn plan<S: Scenario>(&self) -> S {
         let mut plan = S::draw(self.seed);
+        // It draws other faults, so it comes before any are left out.
+        if self.deaths {
+            plan.demand_deaths();
+        }
         if let Some(keep) = &self.keep {
             let mut place = 0..;
             plan.faults().retain(|_| place.next().is_some_and(|place| keep.contains(&place)));
@@ -65,6 +79,9 @@ impl Variant {
         }
         if self.cuts {
             plan.demand_cuts();
+        }
+        if self.sessions {
+            plan.demand_sessions();
         }
         plan
     }
@@ -81,6 +98,12 @@ impl Variant {
         }
         if self.cuts {
             arguments.push("--cuts".to_owned());
+        }
+        if self.sessions {
+            arguments.push("--sessions".to_owned());
+        }
+        if self.deaths {
+            arguments.push("--deaths".to_owned());
         }
         arguments
     }

@@ -50,7 +50,8 @@ impl ShardService for Shard {
     fn execute(&self, request: FragmentRequest) -> BoxFuture<'_, ServiceResult<FragmentResponse>> {
         Box::pin(async move {
             let whole = |batch| {
-                Ok(FragmentResponse { rows: RowSource::Whole(batch), affected: 3, position: LogIndex(9) })
+                let (rows, position) = (RowSource::Whole(batch), LogIndex(9));
+                Ok(FragmentResponse { rows, affected: 3, position, waited: Duration::ZERO })
             };
             let number = |at: usize| match request.params.get(at) {
                 Some(Value::Int(number)) => *number,
@@ -80,13 +81,15 @@ impl ShardService for Shard {
                         Ok(batch(i, bytes))
                     });
                     let rows = RowSource::Stream(Box::pin(batches));
-                    Ok(FragmentResponse { rows, affected: 0, position: LogIndex(1) })
+                    let (position, waited) = (LogIndex(1), Duration::ZERO);
+                    Ok(FragmentResponse { rows, affected: 0, position, waited })
                 }
                 "break" => {
                     let broken = WireError::new(SqlState::DIVISION_BY_ZERO, "division by zero");
                     let rows = futures::stream::iter([Ok(batch(1, 1)), Err(broken)]);
                     let rows = RowSource::Stream(Box::pin(rows));
-                    Ok(FragmentResponse { rows, affected: 0, position: LogIndex(1) })
+                    let (position, waited) = (LogIndex(1), Duration::ZERO);
+                    Ok(FragmentResponse { rows, affected: 0, position, waited })
                 }
                 "hang" => {
                     let _dropped = Dropped(self.events.clone());
@@ -181,6 +184,7 @@ fn branch(shard: ShardId) -> BranchStatus {
         prepared,
         parallel: true,
         committed: false,
+        forsaken: false,
         idle: HANG,
         waits_for: vec![transaction()],
     }
@@ -208,8 +212,13 @@ impl CoordinatorService for Coordinator {
         Box::pin(async move { Err(WireError::internal(format!("{} {}", node.id, node.address))) })
     }
 
-    fn report(&self, node: NodeId, replicas: Vec<ReplicaStatus>) -> BoxFuture<'_, ServiceResult<()>> {
-        let right = node == NodeId(2) && replicas == [status()];
+    fn report(
+        &self,
+        node: NodeId,
+        replicas: Vec<ReplicaStatus>,
+        former: Vec<RouterIncarnation>,
+    ) -> BoxFuture<'_, ServiceResult<()>> {
+        let right = node == NodeId(2) && replicas == [status()] && former == [RouterIncarnation(3)];
         Box::pin(async move { if right { Ok(()) } else { Err(WireError::internal("another report")) } })
     }
 
@@ -232,7 +241,8 @@ impl CoordinatorService for Coordinator {
 
     fn join(&self, join: NodeJoin) -> BoxFuture<'_, ServiceResult<Joined>> {
         let node = NodeId(join.request.sequence);
-        let coordinators = vec![topology::Node { id: node, address: join.address, roles: join.roles }];
+        let coordinators =
+            vec![topology::Node { id: node, address: join.address, roles: join.roles, zone: join.zone }];
         Box::pin(async move { Ok(Joined { cluster: ClusterId(1 << 100), node, coordinators }) })
     }
 
@@ -247,7 +257,7 @@ impl CoordinatorService for Coordinator {
     }
 
     fn claim(&self, claim: Claim) -> BoxFuture<'_, ServiceResult<Option<Spent>>> {
-        let spent = Spent { transaction: claim.transaction, finished: true };
+        let spent = Spent { transaction: claim.transaction, finished: true, positions: vec![] };
         Box::pin(async move { Ok((claim.key == "spent").then_some(spent)) })
     }
 
@@ -265,6 +275,7 @@ impl CoordinatorService for Coordinator {
             participants: vec![ShardId(3)],
             committed: true,
             finished: false,
+            positions: vec![],
         };
         Box::pin(async move { Ok(one.into_iter().map(status).collect()) })
     }
@@ -365,8 +376,9 @@ fn read(sql: &str, params: Vec<Value>) -> FragmentRequest {
         sql: sql.into(),
         params,
         rows: None,
-        access: Access::Read { consistency: Consistency::Strong, lookup: true },
+        access: Access::strong(true),
         cut: None,
+        floor: Floor::default(),
         timeout: HANG,
     }
 }

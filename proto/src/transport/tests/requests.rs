@@ -194,22 +194,23 @@ async fn every_other_request_crosses() {
     assert_eq!(soon(client.branches(ShardId(4))).await, Ok(vec![branch(ShardId(4))]));
     let participants = vec![ShardId(3), ShardId(4)];
     let key = Some("k".to_owned());
-    let decision = Decision { transaction: transaction(), participants, commit: true, key };
+    let positions = vec![];
+    let decision = Decision { transaction: transaction(), participants, commit: true, key, positions };
     let verdict = Verdict { committed: true, position: LogIndex(3), duplicate_of: Some(transaction()) };
     assert_eq!(soon(client.decide(decision)).await, Ok(verdict));
     let claim = |key: &str| Claim { transaction: transaction(), key: key.into() };
     assert_eq!(soon(client.claim(claim("free"))).await, Ok(None));
-    let spent = Spent { transaction: transaction(), finished: true };
+    let spent = Spent { transaction: transaction(), finished: true, positions: vec![] };
     assert_eq!(soon(client.claim(claim("spent"))).await, Ok(Some(spent)));
     assert_eq!(soon(client.keep_alive(RouterIncarnation(8))).await, Ok(()));
     assert_eq!(soon(client.finished(vec![transaction()])).await, Ok(()));
     let known = soon(client.transactions(Some(transaction()))).await.unwrap();
     assert_eq!(known.iter().map(|known| known.transaction).collect::<Vec<_>>(), [transaction()]);
     assert_eq!(soon(client.transactions(None)).await, Ok(vec![]));
-    let (id, address) = (NodeId(9), "there:1".to_owned());
-    let registered = soon(client.register(topology::Node { id, address, roles: Roles::ALL })).await;
+    let (id, address, zone) = (NodeId(9), "there:1".to_owned(), String::new());
+    let registered = soon(client.register(topology::Node { id, address, roles: Roles::ALL, zone })).await;
     assert_eq!(registered.unwrap_err().message, "9 there:1");
-    assert_eq!(soon(client.report(NodeId(2), vec![status()])).await, Ok(()));
+    assert_eq!(soon(client.report(NodeId(2), vec![status()], vec![RouterIncarnation(3)])).await, Ok(()));
     let request = SchemaChangeRequest {
         request: RequestId { router: RouterIncarnation(1), sequence: 1 },
         planned_by: SchemaVersion(6),
@@ -224,9 +225,9 @@ async fn every_other_request_crosses() {
     let request = CreateKeyspace { request: id, name, sharding, shards, replicas };
     assert_eq!(soon(client.create_keyspace(request)).await, Ok(KeyspaceNumber(4)));
     let roles = Roles::ALL;
-    let join = NodeJoin { request: id, address: "there:1".into(), roles };
+    let join = NodeJoin { request: id, address: "there:1".into(), roles, zone: "east".into() };
     let joined = soon(client.join(join)).await.unwrap();
-    let there = topology::Node { id: NodeId(12), address: "there:1".into(), roles };
+    let there = topology::Node { id: NodeId(12), address: "there:1".into(), roles, zone: "east".into() };
     let coordinators = vec![there];
     assert_eq!(joined, Joined { cluster: ClusterId(1 << 100), node: NodeId(12), coordinators });
     let target = ReplicaTarget::Shard("main/-80".into());
@@ -313,8 +314,12 @@ impl Newcomer {
 }
 
 fn founding() -> Founding {
-    let node =
-        |id| topology::Node { id: NodeId(id), address: format!("10.0.0.{id}:7000"), roles: Roles::ALL };
+    let node = |id| topology::Node {
+        id: NodeId(id),
+        address: format!("10.0.0.{id}:7000"),
+        roles: Roles::ALL,
+        zone: String::new(),
+    };
     Founding {
         cluster: ClusterId(u128::MAX),
         node: NodeId(2),

@@ -46,7 +46,9 @@ async fn a_key_is_used_up_by_one_commit() {
     let error = error.as_db_error().unwrap();
     assert_eq!(error.code().code(), "SH001");
     let by = server.fake.keys.lock()["p"].0;
-    assert_eq!(error.detail(), Some(format!("Its id is {by}.").as_str()));
+    let voted = server.fake.positions.lock()[&by].iter().copied().collect();
+    let gtid = server.fake.topology().gtid(&voted).to_string();
+    assert_eq!(error.detail(), Some(format!("Its id is {by}, its GTID {gtid}.").as_str()));
 }
 
 #[tokio::test]

@@ -84,17 +84,20 @@ pub fn run(arguments: &Arguments, trial: &Copy) -> Result<(), Failure> {
     let all_sent = from.elapsed();
     let copied = stage.runtime.block_on(async { finish(sink, trial.rows, trial.rows).await })?;
     let to = Instant::now();
-    let grown = watch.end();
+    // It is told of as soon as all shards have voted. Who counts the rows waits until they are all in place.
+    let count = stage.runtime.block_on(count(&client))?;
+    let in_place = Instant::now();
     if !load.wait_for_each(20, PATIENCE) {
         return Err("the load stands still after the COPY".into());
     }
+    let grown = watch.end();
     let logs = stage.end(load);
-    let count = stage.runtime.block_on(count(&client))?;
     println!(
-        "COPY of {copied} rows took {:.1?} ({:.0} rows/s), of which its end {:.1?}",
+        "COPY of {copied} rows took {:.1?} ({:.0} rows/s), of which its end {:.1?}; counted after {:.1?} more",
         to - from,
         copied as f64 / (to - from).as_secs_f64(),
-        (to - from).saturating_sub(all_sent)
+        (to - from).saturating_sub(all_sent),
+        in_place - to
     );
     for (node, (before, most)) in grown.iter().enumerate() {
         println!("node {node} grew from {before} MB by {} MB at most", most - before);
@@ -105,8 +108,8 @@ pub fn run(arguments: &Arguments, trial: &Copy) -> Result<(), Failure> {
         format!("median {:.2?}, p99 {:.2?}, worst {:.2?} of {}", at(0.5), at(0.99), at(1.0), all.len())
     };
     println!("other writers before: {}", latency(quiet, from));
-    println!("other writers meanwhile: {}", latency(from, to));
-    let pause = logs.iter().map(|log| log.longest_gap(from, to)).max().unwrap_or_default();
+    println!("other writers meanwhile: {}", latency(from, in_place));
+    let pause = logs.iter().map(|log| log.longest_gap(from, in_place)).max().unwrap_or_default();
     println!("longest pause of another writer: {pause:.2?}");
     for error in logs.iter().flat_map(|log| &log.errors) {
         println!("  a client saw: {error}");

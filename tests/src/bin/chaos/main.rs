@@ -1,4 +1,4 @@
-//! Real nodes under load, and what befalls them: `cargo run --release -p tests --bin chaos -- kill|transfer|rebuild|sums|copy|payments`.
+//! Real nodes under load, and what befalls them: `cargo run --release -p tests --bin chaos -- kill|transfer|rebuild|sums|copy|payments|session`.
 //!
 //! Each trial starts a cluster of `shoal node` processes, writes to a table without a key over all routers, and checks
 //! at the end that every acknowledged row is there once. It prints what a client measures: how long it went without
@@ -8,8 +8,10 @@ mod copy;
 mod kill;
 mod payments;
 mod rebuild;
+mod session;
 mod sums;
 mod transfer;
+mod victims;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -61,6 +63,8 @@ enum Trial {
     Sums(sums::Sums),
     /// Copies millions of rows in one statement
     Copy(copy::Copy),
+    /// Writes over one router and reads over another, with the write's token
+    Session(session::Session),
 }
 
 fn main() -> ExitCode {
@@ -72,6 +76,7 @@ fn main() -> ExitCode {
         Trial::Payments(trial) => payments::run(&arguments, trial),
         Trial::Sums(trial) => sums::run(&arguments, trial),
         Trial::Copy(trial) => copy::run(&arguments, trial),
+        Trial::Session(trial) => session::run(&arguments, trial),
     };
     match run {
         Ok(()) => ExitCode::SUCCESS,

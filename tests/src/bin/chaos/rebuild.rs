@@ -66,7 +66,7 @@ fn level(status: &serde_json::Value) -> bool {
         let replicas = nodes::replicas(group);
         let level = |r: &serde_json::Value| {
             matches!(r["role"].as_str(), Some("leader" | "follower"))
-                && r["lag"].as_u64().is_some_and(|lag| lag < 100)
+                && r["log_lag"].as_u64().is_some_and(|lag| lag < 100)
         };
         replicas.len() == 3 && replicas.iter().all(level)
     })

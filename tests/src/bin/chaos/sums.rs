@@ -3,12 +3,11 @@
 //! A reader that ever sees half of a transfer fails the trial, as does a committed transfer that is lost, or a lock that
 //! is left at the end.
 
-use super::{Arguments, Failure, PATIENCE, Stage};
+use super::{Arguments, Failure, Stage, victims};
 use clap::Args;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 use tests::load::quantile;
-use tests::sim::random::Random;
 use tests::transfers::{self, Told, Transfers};
 use tests::wait;
 
@@ -41,31 +40,10 @@ pub fn run(arguments: &Arguments, trial: &Sums) -> Result<(), Failure> {
     let load = Transfers::start(stage.runtime.handle(), &routers, clients, trial.accounts, trial.seed);
     let begun = Instant::now();
     let end = begun + Duration::from_secs(trial.seconds);
-    let mut random = Random::stream(trial.seed, "victims", 0);
     let mut kills = 0;
     if trial.kill_every > 0 {
-        while Instant::now() + Duration::from_secs(trial.kill_every) < end {
-            wait::pause(Duration::from_secs(trial.kill_every.saturating_sub(3)));
-            let victim = random.within(0..stage.nodes.count() as u64) as usize;
-            let led = stage.led(victim, (victim + 1) % stage.nodes.count()).unwrap_or_default();
-            println!("node {victim} is killed, which leads {led:?}");
-            stage.nodes.kill(victim);
-            kills += 1;
-            wait::pause(Duration::from_secs(3));
-            stage.nodes.restart(victim);
-            let before = load.committed();
-            let served =
-                wait::until(
-                    PATIENCE,
-                    wait::LOOK,
-                    || if load.committed() > before { Ok(()) } else { Err(()) },
-                );
-            if served.is_err() {
-                return Err(
-                    format!("nothing was committed for {PATIENCE:?} after node {victim} came back").into()
-                );
-            }
-        }
+        let every = Duration::from_secs(trial.kill_every);
+        kills = victims::kill(&mut stage, every, end, trial.seed, || load.committed() as u64)?;
     }
     wait::pause(end.saturating_duration_since(Instant::now()));
     let (moved, seen) = stage.runtime.block_on(load.stop());

@@ -35,6 +35,13 @@ struct Arguments {
     /// Have a cluster's reads of several shards judged as one state of them all, too.
     #[arg(long)]
     cuts: bool,
+    /// Have some of a cluster's clients read from any replica, as of what they have seen, over routers that they change.
+    #[arg(long)]
+    sessions: bool,
+    /// Have a cluster's nodes die one after the other, and nothing else go wrong: what their routers had prepared must be
+    /// free in time.
+    #[arg(long)]
+    deaths: bool,
     /// Run each seed twice and compare what happened.
     #[arg(long)]
     doublecheck: bool,
@@ -157,7 +164,8 @@ fn work<S: Scenario>(arguments: &Arguments, first: u64, next: &AtomicU64, sums: 
 
 impl Arguments {
     fn variant(&self, seed: u64) -> Variant {
-        Variant { seed, keep: self.keep.clone(), clients: self.clients, cuts: self.cuts }
+        let Arguments { clients, cuts, sessions, deaths, .. } = *self;
+        Variant { seed, keep: self.keep.clone(), clients, cuts, sessions, deaths }
     }
 
     fn run<S: Scenario>(&self, variant: &Variant) -> Report {
@@ -201,7 +209,7 @@ fn run_seed<S: Scenario>(arguments: &Arguments, seed: u64) -> Report {
     let is_whole = variant.keep.is_none() && variant.clients.is_none();
     if report.failure.is_some() && arguments.shrink > 0 && is_whole && !arguments.doublecheck {
         let failure = report.failure.clone().unwrap_or_default();
-        let mut plan = S::draw(seed);
+        let mut plan: S = variant.plan();
         let kinds: Vec<String> = plan.faults().iter().map(|(_, fault)| S::kind(fault)).collect();
         let run = |variant: &Variant| arguments.run::<S>(variant);
         let (shorter, shortest) = shrink(&variant, &kinds, *plan.clients(), report, arguments.shrink, run);

@@ -1,19 +1,21 @@
 //! The clients: transactions in SQL over connections to routers, one after the other.
 //!
 //! They live in a runtime of their own and know nothing of the cluster but where its routers are. What they do, see and are
-//! told goes into the history. A statement that isn't answered in time, and a connection that is lost, leave unknown what
+//! told goes into the history. Some, if asked for, change routers between transactions and carry a token along, by which
+//! they read from any replica. A statement that isn't answered in time, and a connection that is lost, leave unknown what
 //! became of a COMMIT that was sent.
 
 use super::super::random::Random;
 use super::super::trace::Time;
 use super::history::{Element, History, Key, Number, Outcome};
+use futures::StreamExt;
 use router::Router;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio_postgres::{Config, NoTls, SimpleQueryMessage};
+use tokio_postgres::{AsyncMessage, Config, NoTls, SimpleQueryMessage};
 
 /// What each account begins with.
 const MONEY: i64 = 100;
@@ -46,6 +48,8 @@ pub struct Shared {
     pub think: Time,
     /// Whether a read of several shards sees one state.
     pub cuts: bool,
+    /// Whether some clients read from any replica, as of what they have seen.
+    pub sessions: bool,
     /// The routers that run.
     pub doors: Mutex<BTreeMap<u64, Door>>,
     /// What clients did and saw.
@@ -102,17 +106,22 @@ fn elements(text: &str) -> Result<Vec<Element>, String> {
 }
 
 /// A connection, while there is one.
-pub struct Connection(Option<tokio_postgres::Client>);
+pub struct Connection {
+    client: Option<tokio_postgres::Client>,
+    /// Whether the server has said that it doesn't know where something was committed.
+    is_unplaced: Arc<AtomicBool>,
+}
 
 impl Connection {
     /// None yet.
     pub fn new() -> Self {
-        Self(None)
+        Self { client: None, is_unplaced: Arc::default() }
     }
 
-    /// Connects to any router, however long that takes.
-    async fn open(&mut self, shared: &Shared, random: &mut Random) {
-        while self.0.as_ref().is_none_or(tokio_postgres::Client::is_closed) {
+    /// Connects to any router, however long that takes. Says whether it had to.
+    async fn open(&mut self, shared: &Shared, random: &mut Random) -> bool {
+        let is_closed = self.client.as_ref().is_none_or(tokio_postgres::Client::is_closed);
+        while self.client.as_ref().is_none_or(tokio_postgres::Client::is_closed) {
             let theirs = {
                 let doors = lock(&shared.doors);
                 let nodes: Vec<u64> = doors.keys().copied().collect();
@@ -129,18 +138,20 @@ impl Connection {
                 config.user("shoal").dbname("shoal");
                 let connect = config.connect_raw(stream, NoTls);
                 if let Ok(Ok((client, connection))) = tokio::time::timeout(5 * PAUSE, connect).await {
-                    tokio::spawn(async move { drop(connection.await) });
-                    self.0 = Some(client);
-                    return;
+                    self.is_unplaced = Arc::default();
+                    tokio::spawn(listen(connection, self.is_unplaced.clone()));
+                    self.client = Some(client);
+                    break;
                 }
             }
             tokio::time::sleep(PAUSE).await;
         }
+        is_closed
     }
 
     /// Runs statements; gives the rows of the last.
     async fn run(&mut self, sql: &str) -> Result<Vec<Vec<String>>, Trouble> {
-        let Some(client) = &self.0 else { return Err(Trouble::Lost) };
+        let Some(client) = &self.client else { return Err(Trouble::Lost) };
         let answer = tokio::time::timeout(PATIENCE, client.simple_query(sql)).await;
         let messages = match answer {
             Ok(Ok(messages)) => messages,
@@ -149,11 +160,11 @@ impl Connection {
                     let message = format!("{} {}", error.message(), error.detail().unwrap_or_default());
                     return Err(Trouble::Refused(error.code().code().to_owned(), message));
                 }
-                self.0 = None;
+                self.client = None;
                 return Err(Trouble::Lost);
             }
             Err(_) => {
-                self.0 = None;
+                self.client = None;
                 return Err(Trouble::Lost);
             }
         };
@@ -169,6 +180,21 @@ impl Connection {
             }
         }
         Ok(rows)
+    }
+}
+
+/// Lets a connection do its work, and notes what it warns of.
+async fn listen(
+    mut connection: tokio_postgres::Connection<tokio::io::DuplexStream, tokio_postgres::tls::NoTlsStream>,
+    is_unplaced: Arc<AtomicBool>,
+) {
+    let mut messages = futures::stream::poll_fn(move |context| connection.poll_message(context));
+    while let Some(Ok(message)) = messages.next().await {
+        if let AsyncMessage::Notice(notice) = message
+            && notice.code().code() == "01000"
+        {
+            is_unplaced.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -261,6 +287,15 @@ pub struct Client {
     key: Option<(String, usize)>,
     /// What the last transaction came to.
     last: Outcome,
+    /// What it carries from router to router, if it does.
+    session: Option<Session>,
+}
+
+/// What a client carries from router to router.
+struct Session {
+    /// Its name in the history. Another one once something may be missing in the token.
+    number: usize,
+    token: String,
 }
 
 /// A transaction under way.
@@ -275,7 +310,9 @@ impl Client {
         let random = Random::stream(shared.seed, "client", number as u64);
         let (connection, elements, transactions) = (Connection::new(), 0, 0);
         let (key, last) = (None, Outcome::Failed);
-        Self { shared, number, random, connection, elements, transactions, key, last }
+        let carries = Random::stream(shared.seed, "cluster sessions", number as u64).permille(600);
+        let session = (shared.sessions && carries).then(|| Session { number, token: String::new() });
+        Self { shared, number, random, connection, elements, transactions, key, last, session }
     }
 
     /// Works.
@@ -286,10 +323,15 @@ impl Client {
             if self.shared.ends.load(Ordering::Relaxed) {
                 return;
             }
-            self.connection.open(&self.shared, &mut self.random).await;
+            if self.session.is_some() && self.random.permille(600) {
+                self.connection = Connection::new();
+            }
+            self.connect().await;
             self.transactions += 1;
             let kind = self.random.within(0..100);
             match kind {
+                // What a sum is of must be one state.
+                93.. if self.session.is_some() => self.read_all().await,
                 0..15 => self.transfer().await,
                 15..25 => self.transfer_at_once().await,
                 25..55 => self.append().await,
@@ -299,6 +341,52 @@ impl Client {
                 85..93 => self.read_all().await,
                 _ => self.add_up().await,
             }
+            self.remember().await;
+        }
+    }
+
+    /// Connects, with its token if it carries one.
+    async fn connect(&mut self) {
+        while self.connection.open(&self.shared, &mut self.random).await {
+            let Some(session) = &self.session else { return };
+            // Who knows nothing yet has it from the leaders: the tables were made before it came.
+            let begin = if session.token.is_empty() { "SELECT count(*) FROM lists; " } else { "" };
+            let set = format!(
+                "{begin}SET shoal.read_consistency = 'session'; SET shoal.gtid = '{}'",
+                session.token
+            );
+            match self.run("a token", &set).await {
+                Ok(_) => return,
+                Err(trouble) => {
+                    self.outcome("a token", &trouble, false);
+                    self.connection = Connection::new();
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Takes the token of what it has seen by now.
+    async fn remember(&mut self) {
+        if self.session.is_none() {
+            return;
+        }
+        let shown = self.run("the token", "SHOW shoal.gtid").await;
+        let is_unplaced = self.connection.is_unplaced.swap(false, Ordering::Relaxed);
+        let clients = lock(&self.shared.committed).len();
+        let Some(session) = &mut self.session else { return };
+        match shown.as_deref() {
+            Ok([row]) if row.len() == 1 && !is_unplaced => session.token.clone_from(&row[0]),
+            Ok([row]) if row.len() == 1 => {
+                session.token.clone_from(&row[0]);
+                session.number += clients;
+            }
+            Ok(rows) => {
+                let why = format!("{rows:?} is no token");
+                self.shared.fail(why);
+            }
+            // It goes on with the one before.
+            Err(_) => session.number += clients,
         }
     }
 
@@ -308,7 +396,11 @@ impl Client {
             name += &format!(", attempt {attempt}");
             key.clone()
         });
-        Under { number: lock(&self.shared.history).begin(name.clone(), key), name }
+        let session = self.session.as_ref().map(|session| session.number);
+        if session.is_some() {
+            self.shared.count("transactions with a token");
+        }
+        Under { number: lock(&self.shared.history).begin(name.clone(), key, session), name }
     }
 
     fn row(&mut self) -> i64 {
@@ -328,7 +420,8 @@ impl Client {
             Trouble::Refused(code, message) => {
                 self.shared.count(&format!("errors {code}"));
                 // What is wrong with the product, and not with the weather.
-                if matches!(&code[..2], "XX" | "42" | "23" | "22" | "0A" | "58") {
+                let is_lost = code.starts_with("SH") && code != SPENT;
+                if is_lost || matches!(&code[..2], "XX" | "42" | "23" | "22" | "0A" | "58") {
                     self.shared.fail(format!("{name} met {code}: {message}"));
                 }
                 match &self.key {
@@ -514,7 +607,7 @@ impl Client {
             if attempt > 0 {
                 tokio::time::sleep(PAUSE).await;
             }
-            self.connection.open(&self.shared, &mut self.random).await;
+            self.connect().await;
             let set = format!("SET shoal.idempotency_key = '{key}'");
             if let Err(trouble) = self.run("a key", &set).await {
                 self.shared.note(format!("{set}: {trouble:?}"));

@@ -13,6 +13,7 @@
 //! | and that order holds for those who have read them, too | G1c |
 //! | what was acknowledged is there; of what nobody knows, all or nothing | atomicity |
 //! | a read of all lists has all of a transaction or nothing | torn cut |
+//! | who carries a token reads what they have written and were told of, and never less than they had read | session |
 //! | of all transactions with one idempotency key, one is committed if any was told so, and never two | exactly once |
 //!
 //! It must never know how a cluster works.
@@ -60,6 +61,8 @@ struct Transaction {
     ended: Option<(u64, Outcome)>,
     /// Its idempotency key.
     key: Option<String>,
+    /// The session that it is part of, which may read from any replica: it knows what it has seen, and not what others have.
+    session: Option<usize>,
 }
 
 /// Everything that clients did and saw.
@@ -79,9 +82,9 @@ impl History {
     }
 
     /// Somebody begins a transaction.
-    pub fn begin(&mut self, name: String, key: Option<String>) -> Number {
+    pub fn begin(&mut self, name: String, key: Option<String>, session: Option<usize>) -> Number {
         let (appends, undone, reads) = Default::default();
-        self.transactions.push(Transaction { name, appends, undone, reads, ended: None, key });
+        self.transactions.push(Transaction { name, appends, undone, reads, ended: None, key, session });
         self.transactions.len() - 1
     }
 
@@ -276,22 +279,27 @@ impl<'a> Judge<'a> {
         Ok(())
     }
 
-    /// Everybody has read what they had to, and nothing else.
-    fn reads(&self, cuts: bool) -> Result<(), String> {
-        // What each list had to have from a moment on: how many elements, and why.
+    /// What each list had to have from a moment on, how many elements and why: by what was acknowledged to whom it matters,
+    /// and by what these had read.
+    fn least(
+        &self,
+        writers: impl Fn(&Transaction) -> bool,
+        readers: impl Fn(&Transaction) -> bool,
+    ) -> BTreeMap<Key, Vec<(u64, usize, String)>> {
         let mut least: BTreeMap<Key, Vec<(u64, usize, String)>> = BTreeMap::new();
-        for Transaction { name, appends, ended, reads, .. } in &self.history.transactions {
-            for read in reads {
+        for transaction in &self.history.transactions {
+            let Transaction { name, appends, ended, reads, .. } = transaction;
+            for read in reads.iter().filter(|_| readers(transaction)) {
                 for (key, list) in &read.lists {
                     let why = format!("{name} had read them");
                     least.entry(*key).or_default().push((read.told, list.len(), why));
                 }
             }
-            if let Some((moment, Outcome::Committed)) = ended {
+            if let Some((moment, Outcome::Committed)) = ended.filter(|_| writers(transaction)) {
                 for append in appends {
                     if let Some(place) = self.places.get(append) {
                         let why = format!("{name} was acknowledged, which appended {}", append.1);
-                        least.entry(append.0).or_default().push((*moment, place.at + 1, why));
+                        least.entry(append.0).or_default().push((moment, place.at + 1, why));
                     }
                 }
             }
@@ -309,30 +317,55 @@ impl<'a> Judge<'a> {
                 }
             }
         }
-        for (number, transaction) in self.history.transactions.iter().enumerate() {
-            let name = &transaction.name;
-            for read in &transaction.reads {
-                for (key, seen) in &read.lists {
-                    let list = self.lists.get(key).map(Vec::as_slice).unwrap_or_default();
-                    if !list.starts_with(seen) {
-                        return Err(format!(
-                            "{name} has read {seen:?} in list {key}, which never had that: {list:?} in the end"
-                        ));
+        least
+    }
+
+    /// Everybody has read what they had to, and nothing else.
+    fn reads(&self, cuts: bool) -> Result<(), String> {
+        let sessions: BTreeSet<Option<usize>> =
+            self.history.transactions.iter().map(|transaction| transaction.session).collect();
+        for session in sessions {
+            let is_of = |transaction: &Transaction| transaction.session == session;
+            // Who asks leaders must find what anybody was told of; the others what they were told of themselves.
+            let least = self.least(|transaction| session.is_none() || is_of(transaction), is_of);
+            let what = if session.is_none() { "stale read" } else { "session" };
+            let all = self.history.transactions.iter().enumerate();
+            for (number, transaction) in all.filter(|(_, transaction)| is_of(transaction)) {
+                for read in &transaction.reads {
+                    self.read(number, read, &least, what)?;
+                    if read.whole && cuts && session.is_none() {
+                        self.whole(&transaction.name, read)?;
                     }
-                    let known = least.get(key).map(Vec::as_slice).unwrap_or_default();
-                    let known = &known[..known.partition_point(|(moment, ..)| *moment < read.called)];
-                    if let Some((_, count, why)) = known.last().filter(|(_, count, _)| *count > seen.len()) {
-                        return Err(format!(
-                            "stale read: {name} has read {} elements of list {key}, when {count} were known: {why}",
-                            seen.len()
-                        ));
-                    }
-                    self.intermediate(number, *key, seen, list)?;
-                }
-                if read.whole && cuts {
-                    self.whole(name, read)?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn read(
+        &self,
+        number: Number,
+        read: &Read,
+        least: &BTreeMap<Key, Vec<(u64, usize, String)>>,
+        what: &str,
+    ) -> Result<(), String> {
+        let name = self.name(number);
+        for (key, seen) in &read.lists {
+            let list = self.lists.get(key).map(Vec::as_slice).unwrap_or_default();
+            if !list.starts_with(seen) {
+                return Err(format!(
+                    "{name} has read {seen:?} in list {key}, which never had that: {list:?} in the end"
+                ));
+            }
+            let known = least.get(key).map(Vec::as_slice).unwrap_or_default();
+            let known = &known[..known.partition_point(|(moment, ..)| *moment < read.called)];
+            if let Some((_, count, why)) = known.last().filter(|(_, count, _)| *count > seen.len()) {
+                return Err(format!(
+                    "{what}: {name} has read {} elements of list {key}, when {count} were known: {why}",
+                    seen.len()
+                ));
+            }
+            self.intermediate(number, *key, seen, list)?;
         }
         Ok(())
     }
@@ -450,7 +483,7 @@ mod tests {
         }
 
         fn wrote(&mut self, appends: &[(Key, Element)], outcome: Outcome) -> Number {
-            let number = self.history.begin(format!("T{}", self.history.transactions.len()), None);
+            let number = self.history.begin(format!("T{}", self.history.transactions.len()), None, None);
             for (key, element) in appends {
                 self.history.append(number, *key, *element);
             }
@@ -459,7 +492,7 @@ mod tests {
         }
 
         fn read(&mut self, lists: &[(Key, &[Element])]) {
-            let number = self.history.begin(format!("T{}", self.history.transactions.len()), None);
+            let number = self.history.begin(format!("T{}", self.history.transactions.len()), None, None);
             let called = self.history.moment();
             let lists = lists.iter().map(|(key, list)| (*key, list.to_vec())).collect();
             self.history.read(number, called, lists, true).unwrap();
@@ -497,7 +530,7 @@ mod tests {
         case.wrote(&[(1, 10)], Failed);
         case.fails("G1a");
         let mut case = Case::new(&[(1, &[10])]);
-        let number = case.history.begin("T".into(), None);
+        let number = case.history.begin("T".into(), None, None);
         case.history.append(number, 1, 10);
         case.history.undo(number, 0);
         case.history.end(number, Committed);
@@ -520,10 +553,39 @@ mod tests {
         case.wrote(&[(1, 10), (2, 11)], Committed);
         case.fails("torn cut");
         assert_eq!(case.history.judge(&case.lists, false), Ok(()));
-        let number = case.history.begin("T".into(), None);
+        let number = case.history.begin("T".into(), None, None);
         case.history.append(number, 1, 50);
         assert!(case.history.read(number, 9, vec![(1, vec![10])], false).is_err());
         case.history.read(number, 9, vec![(1, vec![10, 50])], false).unwrap();
+    }
+
+    #[test]
+    fn a_session_finds_what_it_knows() {
+        let mut case = Case::new(&[(1, &[10, 20, 30]), (2, &[21])]);
+        let mine = case.wrote(&[(1, 10)], Committed);
+        let others = case.wrote(&[(1, 20), (2, 21)], Committed);
+        case.wrote(&[(1, 30)], Committed);
+        case.history.transactions[mine].session = Some(7);
+        let read = |case: &mut Case, list: &[Element]| {
+            case.read(&[(1, list), (2, &[])]);
+            case.history.transactions.last_mut().unwrap().session = Some(7);
+        };
+        // Neither what others have written, nor all of it.
+        read(&mut case, &[10, 20]);
+        assert_eq!(case.history.judge(&case.lists, true), Ok(()));
+        let mut back = case.history.clone();
+        read(&mut case, &[10]);
+        case.fails("session: T4 has read 1 elements of list 1, when 2 were known: T3 had read them");
+        // What a session has read is no news for anybody else.
+        back.transactions[others].ended = Some((1, Unknown));
+        case.history = back.clone();
+        case.history.transactions[2].ended = Some((2, Unknown));
+        case.read(&[(1, &[10])]);
+        assert_eq!(case.history.judge(&case.lists, true), Ok(()));
+        back.transactions.truncate(3);
+        case.history = back;
+        read(&mut case, &[]);
+        case.fails("session: T3 has read 0 elements of list 1, when 1 were known: T0 was acknowledged");
     }
 
     #[test]
@@ -557,7 +619,8 @@ mod tests {
         case.wrote(&[(1, 20), (2, 21)], Committed);
         case.fails("G0");
         let mut case = Case::new(&[(1, &[10]), (2, &[20])]);
-        let (one, two) = (case.history.begin("T0".into(), None), case.history.begin("T1".into(), None));
+        let (one, two) =
+            (case.history.begin("T0".into(), None, None), case.history.begin("T1".into(), None, None));
         case.history.append(one, 1, 10);
         case.history.append(two, 2, 20);
         case.history.read(one, 1, vec![(2, vec![20])], false).unwrap();

@@ -25,7 +25,9 @@
 //! 1. [`plan`] draws from the seed how the cluster is set up, and which faults strike when.
 //! 2. [`world`] founds it: three nodes, each of which is router, shardnode and coordinator. A client makes the tables.
 //! 3. Clients (`clients`) move money between accounts and append to lists, a transaction at a time, on one shard and on
-//!    several, and read them, while faults strike.
+//!    several, and read them, while faults strike. Some, if asked for, carry a token from router to router, and read from
+//!    any replica.
+//!    Of one kind of run nodes die and nothing else goes wrong, and what their routers had prepared must soon be free (`world/deaths.rs`).
 //! 4. All is healed. Everybody must get somewhere again; then nothing may be left of any transaction.
 //! 5. What clients did, saw and were told is judged from outside (`history`).
 //!
@@ -76,5 +78,13 @@ impl Scenario for Plan {
 
     fn demand_cuts(&mut self) {
         self.cuts = true;
+    }
+
+    fn demand_sessions(&mut self) {
+        Plan::demand_sessions(self);
+    }
+
+    fn demand_deaths(&mut self) {
+        Plan::demand_deaths(self);
     }
 }

@@ -17,7 +17,7 @@ use proto::services::{
 };
 use proto::topology::{Node as Registered, Roles};
 use proto::transport::{ClientConfig, NodeClient, Offer, Services, simulation};
-use proto::{ClusterId, GroupId, NodeId};
+use proto::{ClusterId, GroupId, NodeId, RouterIncarnation};
 use replica::Host;
 use replica::simulation::Loops;
 use router::Router;
@@ -87,6 +87,10 @@ impl Peers for NodePeers {
         self.others.get(&node).map(|client| client.clone() as Arc<dyn ReplicaService>)
     }
 
+    fn is_here(&self, node: NodeId) -> bool {
+        node == self.node
+    }
+
     fn coordinators(&self) -> Vec<(NodeId, Arc<dyn CoordinatorService>)> {
         let own = self.own(|own| (self.node, own.coordinator.clone() as Arc<dyn CoordinatorService>));
         let others = self.others.iter();
@@ -148,6 +152,8 @@ pub struct Node {
     pub process: Option<Process>,
     /// Counts its processes.
     pub life: u64,
+    /// The routers of all its processes.
+    pub routers: Vec<RouterIncarnation>,
     /// Whether its process isn't given any turn.
     pub paused: bool,
     /// How long whatever it does waits for its turn at most.
@@ -188,6 +194,7 @@ impl Node {
             files: FileDisk::new(root.join("0")),
             process: None,
             life: 0,
+            routers: Vec::new(),
             paused: false,
             turn_delay: setup.turn_delay,
             turn_at: None,
@@ -216,6 +223,8 @@ impl Node {
         config.log_keep_bytes = self.setup.log_keep_bytes;
         config.log_cut_entries = 8;
         config.sleep_ticks = self.setup.sleep_ticks;
+        let lag = |most| (Duration::ZERO, Duration::from_nanos(most));
+        config.apply_lag = self.setup.apply_lag.map(lag);
         config.image_chunk_bytes = 8 << 10;
         config.end_reads_bytes = 8 * self.setup.checkpoint_bytes;
         config
@@ -296,13 +305,15 @@ impl Node {
         });
         let roles = Roles { router: true, shardnode: true, coordinator: true };
         let agent = Agent {
-            node: Registered { id, address: format!("simulated:{id}"), roles },
+            node: Registered { id, address: format!("simulated:{id}"), roles, zone: String::new() },
             host: host.clone(),
             shards: Some(shards.clone()),
+            former: self.routers.clone(),
             peers: peers.clone(),
             heard: Box::new(|_| ()),
             machine,
         };
+        self.routers.push(router.incarnation());
         tokio::spawn(agent.run());
         tokio::spawn(router.follow());
         drop(entered);

@@ -25,6 +25,10 @@ pub struct Plan {
     pub setup: Setup,
     /// Whether reads of several shards must see one state of them all.
     pub cuts: bool,
+    /// Whether some clients read from any replica, as of what they have seen.
+    pub sessions: bool,
+    /// Whether nodes die and nothing else goes wrong, and what their routers had prepared must be free in time.
+    pub deaths: bool,
     /// What happens when.
     pub faults: Vec<(Time, Fault)>,
 }
@@ -56,6 +60,8 @@ pub struct Setup {
     pub think: Time,
     /// How long whatever has something to do waits for its turn at most.
     pub turn_delay: Time,
+    /// How long followers put entries off at most.
+    pub apply_lag: Option<Time>,
 }
 
 /// Whom a fault hits.
@@ -237,7 +243,7 @@ impl Plan {
             sleep_ticks: *random.pick(&[5, 30]).expect("there are some"),
             retry_timeout: *random.pick(&[3 * SECOND, 30 * SECOND]).expect("there are some"),
             // Drawn apart, like all that came later than the rest.
-            parallel_commit: Random::stream(seed, "cluster commits", 0).permille(700),
+            parallel_commit: Random::stream(seed, "cluster commits", 0).permille(500),
             stage_bytes: *random.pick(&[1, 40, 4 << 20]).expect("there are some"),
             finish_after: *random.pick(&[300 * MILLISECOND, 2 * SECOND]).expect("there are some"),
             abort_after: *random.pick(&[SECOND, 3 * SECOND, 10 * SECOND]).expect("there are some"),
@@ -245,6 +251,7 @@ impl Plan {
                 .pick(&[20 * MILLISECOND, 100 * MILLISECOND, 500 * MILLISECOND])
                 .expect("there are some"),
             turn_delay: *random.pick(&[100_000, 500_000, 3_000_000]).expect("there are some"),
+            apply_lag: None,
         };
         // The coordinator's group, the keyspaces' shards, and the one shard of what isn't sharded.
         let groups = u64::from(setup.shards) + 2;
@@ -258,8 +265,55 @@ impl Plan {
                 Some((random.within(0..length), Fault::draw(kind, groups, &mut random)))
             })
             .collect();
+        // Where the coordinator's records commit, much depends on what its leader still sends.
+        let mut deadly = Random::stream(seed, "cluster decisions", 0);
+        let deaths = if setup.parallel_commit { 0 } else { deadly.within(0..4) };
+        faults.extend((0..deaths).map(|_| {
+            let who = Who::Leader(0, deadly.within(1..NODES + 1));
+            let down = deadly.within(50 * MILLISECOND..3 * SECOND);
+            let fault = Fault::CrashSending(who, deadly.within(0..60), down);
+            (deadly.within(0..length), fault)
+        }));
         faults.sort_by_key(|(time, _)| *time);
         let clients = usize::try_from(random.within(2..7)).unwrap_or(2);
-        Self { seed, clients, length, setup, cuts: false, faults }
+        Self { seed, clients, length, setup, cuts: false, sessions: false, deaths: false, faults }
+    }
+
+    /// Has nodes die, one after the other, with much under way, and nothing else go wrong. Each is back soon or after long.
+    pub fn demand_deaths(&mut self) {
+        let mut random = Random::stream(self.seed, "cluster deaths", 0);
+        self.deaths = true;
+        self.clients = 5;
+        let setup = &mut self.setup;
+        (setup.rows, setup.think, setup.turn_delay) = (12, 20 * MILLISECOND, 500_000);
+        (setup.finish_after, setup.abort_after, setup.retry_timeout) = (2 * SECOND, 10 * SECOND, 30 * SECOND);
+        let groups = u64::from(setup.shards) + 2;
+        let mut time = 0;
+        self.faults = (0..4)
+            .map(|_| {
+                let node = random.within(1..NODES + 1);
+                let who = if random.permille(300) {
+                    Who::Leader(random.within(0..groups), node)
+                } else {
+                    Who::Node(node)
+                };
+                let soon = random.permille(500);
+                let down =
+                    random.within(if soon { 100 * MILLISECOND..2 * SECOND } else { 7 * SECOND..8 * SECOND });
+                time += SECOND + random.within(0..SECOND);
+                let death = (time, Fault::CrashSending(who, random.within(0..60), down));
+                // What it has left is free before the next one dies.
+                time += 8 * SECOND;
+                death
+            })
+            .collect();
+        self.length = time;
+    }
+
+    /// Has some clients read from any replica, and followers lag.
+    pub fn demand_sessions(&mut self) {
+        self.sessions = true;
+        let mut random = Random::stream(self.seed, "cluster lag", 0);
+        self.setup.apply_lag = random.permille(700).then(|| random.within(MILLISECOND..100 * MILLISECOND));
     }
 }

@@ -3,6 +3,7 @@
 //! Events come out of a queue ordered by time: messages and frames arrive, loops and tasks get their turns, faults strike
 //! and pass. What somebody sends goes through the network and becomes an event. The same plan gives the same run.
 
+mod deaths;
 mod ending;
 mod faults;
 
@@ -17,6 +18,7 @@ use super::node::Node;
 use super::plan::{Kind, NODES, Plan};
 use super::tasks::Tasks;
 use super::wires::{Item, Sent, WireId, Wires};
+use deaths::Dead;
 use proto::services::{RaftMessage, RaftService};
 use proto::{GroupId, NodeId};
 use std::collections::BTreeMap;
@@ -98,6 +100,8 @@ enum Event {
     Quick {
         node: u64,
     },
+    /// It's looked whether what dead routers had prepared is free.
+    Look,
 }
 
 /// A simulated cluster with its clients.
@@ -114,6 +118,8 @@ pub struct World {
     clients_at: Option<Time>,
     shared: Arc<Shared>,
     random: Random,
+    /// The routers that are dead, and have something prepared as far as anybody has looked.
+    dead: Vec<Dead>,
     healed: bool,
     counts: BTreeMap<&'static str, u64>,
     faults: BTreeMap<Kind, u64>,
@@ -133,6 +139,7 @@ impl World {
             rows: plan.setup.rows,
             think: plan.setup.think,
             cuts: plan.cuts,
+            sessions: plan.sessions,
             doors: Mutex::default(),
             history: Mutex::default(),
             log: Mutex::default(),
@@ -152,6 +159,7 @@ impl World {
             clients_at: None,
             shared,
             random: Random::stream(seed, "world", 0),
+            dead: Vec::new(),
             healed: false,
             counts: BTreeMap::new(),
             faults: BTreeMap::new(),
@@ -328,6 +336,7 @@ impl World {
                 self.nodes.get_mut(&node).expect("faults hit nodes that are there").turn_delay = delay;
                 Ok(())
             }
+            Event::Look => self.look_for_the_dead(),
             Event::Quick { node } => {
                 self.nodes.get_mut(&node).expect("faults hit nodes that are there").disk_delay = 0;
                 Ok(())
@@ -364,6 +373,9 @@ impl World {
         let left = node.crash(&mut self.random).map_err(|why| format!("node {id} can't crash: {why}"))?;
         self.note(format_args!("node {id} {how}; {left}"));
         self.at(self.now() + down, Event::Start { node: id });
+        if self.plan.deaths {
+            self.mourn(id, down);
+        }
         for wire in self.wires.between(id, None) {
             let (from, to) = self.wires.link(wire, true).expect("it was just found");
             let other = if from == id { to } else { from };
@@ -539,6 +551,12 @@ impl World {
         let entered = process.tasks.enter();
         let worked = process.loops.step_engine(group);
         drop(entered);
+        // What lies there until the lag is over is applied then, though nothing else comes.
+        if let Some(next) = process.loops.next_step(group) {
+            let (next, life) = (node.clock.world_time(next).max(now + 50 * MICROSECOND), node.life);
+            node.step_at.insert(group, next);
+            self.at(next, Event::Step { node: id, life, group });
+        }
         if worked {
             self.touch(id);
         }

@@ -213,7 +213,7 @@ impl World {
 }
 
 /// What a future gives at once.
-fn now_or_never<T>(future: impl Future<Output = T>) -> Option<T> {
+pub(super) fn now_or_never<T>(future: impl Future<Output = T>) -> Option<T> {
     let mut future = std::pin::pin!(future);
     match future.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
         std::task::Poll::Ready(value) => Some(value),

@@ -1,0 +1,213 @@
+//! Positions over a cluster's life: what a GTID set means in the topology of now, and how one is written.
+//!
+//! Inside a process positions go by shard; in texts by the log's name and incarnation. A log that has ended goes on in its
+//! successors: a position in it is covered by each of them from the place on where it took over, and by all of them
+//! together. A position that no log of this cluster ever had, or that was lost with a log's end, is an error: nothing will
+//! ever reach it.
+
+use crate::gtid::{GtidSet, GtidSource};
+use crate::ids::{LogIndex, ShardId};
+use crate::topology::{Retired, Topology};
+use std::collections::BTreeMap;
+
+/// A GTID set that means nothing here.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GtidError {
+    /// There is no keyspace of this name.
+    #[error("keyspace \"{0}\" does not exist")]
+    UnknownKeyspace(String),
+    /// No log of the cluster has had this position and kept it.
+    #[error("position {0}:{1} is of a history that this cluster doesn't have")]
+    Lost(GtidSource, LogIndex),
+}
+
+impl Topology {
+    /// The positions that cover a set.
+    pub fn resolve(&self, set: &GtidSet) -> Result<BTreeMap<ShardId, LogIndex>, GtidError> {
+        let mut positions = BTreeMap::new();
+        for (source, index) in set.iter() {
+            let shard = match self.lineage.get(source) {
+                Some(retired) if index <= retired.last => retired.shard,
+                Some(_) => return Err(GtidError::Lost(source.clone(), index)),
+                None => self.shard_of(source, index)?,
+            };
+            raise(&mut positions, shard, index);
+        }
+        self.rebase(&mut positions);
+        Ok(positions)
+    }
+
+    /// The shard whose log this is.
+    fn shard_of(&self, source: &GtidSource, index: LogIndex) -> Result<ShardId, GtidError> {
+        let keyspace = self.keyspace_named(&source.keyspace);
+        let keyspace = keyspace.ok_or_else(|| GtidError::UnknownKeyspace(source.keyspace.clone()))?;
+        let mut shards = self.shards.values().filter(|shard| shard.keyspace == keyspace.number);
+        let found =
+            shards.find(|shard| shard.range == source.shard && shard.incarnation == source.incarnation);
+        found.map(|shard| shard.id).ok_or_else(|| GtidError::Lost(source.clone(), index))
+    }
+
+    /// The set of these positions, each in a log that serves.
+    pub fn gtid(&self, positions: &BTreeMap<ShardId, LogIndex>) -> GtidSet {
+        let mut positions = positions.clone();
+        self.rebase(&mut positions);
+        let mut set = GtidSet::default();
+        for (shard, index) in positions.into_iter().filter(|(_, index)| *index > LogIndex(0)) {
+            if let Some(source) = self.gtid_source(shard) {
+                set.raise(source, index);
+            }
+        }
+        set
+    }
+
+    /// Puts successors' positions in the place of those of logs that have ended.
+    pub fn rebase(&self, positions: &mut BTreeMap<ShardId, LogIndex>) {
+        if self.lineage.is_empty() {
+            return;
+        }
+        let retired: BTreeMap<ShardId, &Retired> =
+            self.lineage.values().map(|retired| (retired.shard, retired)).collect();
+        // Successors have greater ids, so they are still to come, and no lineage that is wrong leads in a circle.
+        let mut from = ShardId(0);
+        while let Some(shard) = positions.range(from..).map(|(id, _)| *id).find(|id| retired.contains_key(id))
+        {
+            positions.remove(&shard);
+            for (successor, index) in &retired[&shard].successors {
+                raise(positions, *successor, *index);
+            }
+            from = ShardId(shard.0 + 1);
+        }
+    }
+}
+
+fn raise(positions: &mut BTreeMap<ShardId, LogIndex>, shard: ShardId, index: LogIndex) {
+    let held = positions.entry(shard).or_default();
+    *held = (*held).max(index);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Epoch, GroupId, Incarnation, KeyspaceNumber, NodeId};
+    use crate::key_range::KeyRange;
+    use crate::topology::{Keyspace, Shard, Sharding};
+
+    const MAIN: KeyspaceNumber = KeyspaceNumber(1);
+
+    fn source(name: &str, incarnation: u32) -> GtidSource {
+        let (keyspace, range) = name.split_once('/').unwrap();
+        GtidSource {
+            keyspace: keyspace.into(),
+            shard: KeyRange::parse(range).unwrap(),
+            incarnation: Incarnation(incarnation),
+        }
+    }
+
+    /// A keyspace `main` of these shards: id, range and incarnation.
+    fn topology(serving: &[(u64, &str, u32)]) -> Topology {
+        let mut topology = Topology { epoch: Epoch(1), ..Topology::default() };
+        for (id, range, incarnation) in serving {
+            let id = ShardId(*id);
+            let shard = Shard {
+                id,
+                keyspace: MAIN,
+                range: KeyRange::parse(range).unwrap(),
+                incarnation: Incarnation(*incarnation),
+                group: GroupId(id.0 + 1),
+                replicas: vec![NodeId(1)],
+                formed: true,
+            };
+            topology.shards.insert(id, shard);
+        }
+        let shards = serving.iter().map(|(id, ..)| ShardId(*id)).collect();
+        let (name, sharding) = ("main".into(), Sharding::Hash);
+        topology.keyspaces.insert(MAIN, Keyspace { number: MAIN, name, sharding, replicas: 1, shards });
+        topology
+    }
+
+    fn retire(
+        topology: &mut Topology,
+        name: &str,
+        incarnation: u32,
+        (shard, last): (u64, u64),
+        next: &[(u64, u64)],
+    ) {
+        let successors = next.iter().map(|(shard, index)| (ShardId(*shard), LogIndex(*index))).collect();
+        let retired = Retired { shard: ShardId(shard), last: LogIndex(last), successors };
+        topology.lineage.insert(source(name, incarnation), retired);
+    }
+
+    /// What the cluster makes of a text: the text of what covers it, or the error.
+    fn again(topology: &Topology, text: &str) -> Result<String, String> {
+        let positions = topology.resolve(&text.parse().unwrap()).map_err(|error| error.to_string())?;
+        Ok(topology.gtid(&positions).to_string())
+    }
+
+    fn lost(position: &str) -> Result<String, String> {
+        Err(format!("position {position} is of a history that this cluster doesn't have"))
+    }
+
+    #[test]
+    fn positions_in_logs_that_serve_are_what_they_are() {
+        let topology = topology(&[(1, "-80", 1), (2, "80-", 2)]);
+        let text = "main/-80.1:7,main/80-.2:9";
+        assert_eq!(again(&topology, text), Ok(text.into()));
+        assert_eq!(again(&topology, ""), Ok(String::new()));
+        let positions = topology.resolve(&text.parse().unwrap()).unwrap();
+        assert_eq!(positions, BTreeMap::from([(ShardId(1), LogIndex(7)), (ShardId(2), LogIndex(9))]));
+    }
+
+    #[test]
+    fn what_this_cluster_never_had_is_said_so() {
+        let topology = topology(&[(1, "-80", 1), (2, "80-", 2)]);
+        assert_eq!(again(&topology, "other/-.1:3"), Err("keyspace \"other\" does not exist".into()));
+        for position in ["main/80-.1:3", "main/80-.3:3", "main/-.1:3", "main/-40.1:3"] {
+            assert_eq!(again(&topology, &format!("main/-80.1:1,{position}")), lost(position));
+        }
+    }
+
+    /// Two shards, then four, then two again.
+    #[test]
+    fn successors_cover_what_was_before_a_split_and_a_merge() {
+        let mut four = topology(&[(3, "-40", 1), (4, "40-80", 1), (5, "80-c0", 1), (6, "c0-", 1)]);
+        retire(&mut four, "main/-80", 1, (1, 100), &[(3, 11), (4, 12)]);
+        retire(&mut four, "main/80-", 1, (2, 200), &[(5, 13), (6, 14)]);
+        assert_eq!(again(&four, "main/-80.1:7"), Ok("main/-40.1:11,main/40-80.1:12".into()));
+        assert_eq!(again(&four, "main/-80.1:100"), Ok("main/-40.1:11,main/40-80.1:12".into()));
+        assert_eq!(again(&four, "main/-80.1:101"), lost("main/-80.1:101"));
+        let (both, each) = ("main/-80.1:7,main/-40.1:50", "main/-40.1:50,main/40-80.1:12");
+        assert_eq!(again(&four, both), Ok(each.into()), "what is known of a successor already counts");
+
+        let mut two = topology(&[(7, "-80", 2), (8, "80-", 2)]);
+        two.lineage = four.lineage;
+        retire(&mut two, "main/-40", 1, (3, 60), &[(7, 5)]);
+        retire(&mut two, "main/40-80", 1, (4, 70), &[(7, 6)]);
+        retire(&mut two, "main/80-c0", 1, (5, 80), &[(8, 5)]);
+        retire(&mut two, "main/c0-", 1, (6, 90), &[(8, 5)]);
+        assert_eq!(again(&two, "main/-80.1:7"), Ok("main/-80.2:6".into()), "the later of the two");
+        assert_eq!(again(&two, "main/-40.1:60"), Ok("main/-80.2:5".into()));
+        assert_eq!(again(&two, "main/-80.1:7,main/-80.2:9"), Ok("main/-80.2:9".into()));
+        assert_eq!(again(&two, "main/80-.1:200"), Ok("main/80-.2:5".into()));
+        assert_eq!(again(&two, "main/-40.1:61"), lost("main/-40.1:61"));
+        let mut held = BTreeMap::from([(ShardId(1), LogIndex(90)), (ShardId(8), LogIndex(4))]);
+        two.rebase(&mut held);
+        assert_eq!(held, BTreeMap::from([(ShardId(7), LogIndex(6)), (ShardId(8), LogIndex(4))]));
+    }
+
+    #[test]
+    fn what_came_after_a_backup_is_lost_with_it() {
+        let mut topology = topology(&[(2, "-", 170_000_000)]);
+        retire(&mut topology, "main/-", 1, (1, 500), &[(2, 1)]);
+        assert_eq!(again(&topology, "main/-.1:500"), Ok("main/-.170000000:1".into()));
+        assert_eq!(again(&topology, "main/-.1:501"), lost("main/-.1:501"));
+        assert_eq!(again(&topology, "main/-.2:1"), lost("main/-.2:1"));
+    }
+
+    #[test]
+    fn a_lineage_that_leads_in_a_circle_has_an_end() {
+        let mut topology = topology(&[(3, "-", 3)]);
+        retire(&mut topology, "main/-", 1, (1, 10), &[(2, 5)]);
+        retire(&mut topology, "main/-", 2, (2, 10), &[(1, 5), (3, 6)]);
+        assert_eq!(again(&topology, "main/-.1:4"), Ok("main/-.3:6".into()));
+    }
+}
