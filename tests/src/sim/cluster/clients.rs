@@ -296,6 +296,8 @@ struct Session {
     /// Its name in the history. Another one once something may be missing in the token.
     number: usize,
     token: String,
+    /// Whether that has all that its connection has shown it.
+    is_whole: bool,
 }
 
 /// A transaction under way.
@@ -311,7 +313,8 @@ impl Client {
         let (connection, elements, transactions) = (Connection::new(), 0, 0);
         let (key, last) = (None, Outcome::Failed);
         let carries = Random::stream(shared.seed, "cluster sessions", number as u64).permille(600);
-        let session = (shared.sessions && carries).then(|| Session { number, token: String::new() });
+        let session =
+            (shared.sessions && carries).then(|| Session { number, token: String::new(), is_whole: true });
         Self { shared, number, random, connection, elements, transactions, key, last, session }
     }
 
@@ -348,7 +351,11 @@ impl Client {
     /// Connects, with its token if it carries one.
     async fn connect(&mut self) {
         while self.connection.open(&self.shared, &mut self.random).await {
-            let Some(session) = &self.session else { return };
+            let clients = lock(&self.shared.committed).len();
+            let Some(session) = &mut self.session else { return };
+            if !std::mem::replace(&mut session.is_whole, true) {
+                session.number += clients;
+            }
             // Who knows nothing yet has it from the leaders: the tables were made before it came.
             let begin = if session.token.is_empty() { "SELECT count(*) FROM lists; " } else { "" };
             let set = format!(
@@ -375,6 +382,8 @@ impl Client {
         let is_unplaced = self.connection.is_unplaced.swap(false, Ordering::Relaxed);
         let clients = lock(&self.shared.committed).len();
         let Some(session) = &mut self.session else { return };
+        // What may be missing in it was seen under another name.
+        session.is_whole = true;
         match shown.as_deref() {
             Ok([row]) if row.len() == 1 && !is_unplaced => session.token.clone_from(&row[0]),
             Ok([row]) if row.len() == 1 => {
@@ -396,7 +405,10 @@ impl Client {
             name += &format!(", attempt {attempt}");
             key.clone()
         });
-        let session = self.session.as_ref().map(|session| session.number);
+        let session = self.session.as_mut().map(|session| {
+            session.is_whole = false;
+            session.number
+        });
         if session.is_some() {
             self.shared.count("transactions with a token");
         }
