@@ -297,10 +297,10 @@ impl Replica {
 
     /// Opens a snapshot that is as fresh as asked for and shows `after` at least, waiting until the deadline at most.
     ///
-    /// `Strong` is for the leader. If a majority's log ends before `after`, and still does by the deadline, that's SH003.
-    /// The others answer [`Retry::Behind`] if this replica isn't fresh enough by the deadline. `Session` and `Eventual` ask
-    /// for `after` alone. `Bounded` gives a snapshot that has everything which was acknowledged more than so long
-    /// before it was opened; a follower that doesn't know of itself that it has asks the leader.
+    /// `Strong` is for the leader. If a majority's log ends before `after`, that's SH003, at once, with [`Retry::Behind`]: what
+    /// isn't there may never come. The others answer [`Retry::Behind`] if this replica isn't fresh enough by the deadline.
+    /// `Session` and `Eventual` ask for `after` alone. `Bounded` gives a snapshot that has everything which was acknowledged
+    /// more than so long before it was opened; a follower that doesn't know of itself that it has asks the leader.
     pub async fn snapshot_after(
         &self,
         consistency: Consistency,
@@ -314,8 +314,9 @@ impl Replica {
                     self.applied(after.0, deadline).await?;
                     self.open(deadline).await?
                 }
-                // Nothing is fresher than what a leader has.
-                Consistency::Bounded(_) if self.is_leader() => self.strong(after, deadline).await?,
+                Consistency::Bounded(staleness) if self.is_leader() => {
+                    self.newest(staleness, after, deadline).await?
+                }
                 Consistency::Bounded(staleness) => self.bounded(staleness, after, deadline).await?,
             };
             // One that was opened again meanwhile may stand earlier than it did.
@@ -373,29 +374,41 @@ impl Replica {
                 let _ = sender.send(outcome);
             });
             shared.mailbox.send(Mail::Freshen { group: shared.group, waiter });
-            timeout_at(deadline.into(), known)
-                .await
-                .map_err(|_| not_fresh(&shared, staleness))?
-                .map_err(|_| shared.not_leader())?
-                .map_err(|_| shared.not_leader())?;
+            // Who has no leader to ask, or one that doesn't answer, is as good as ever for who asks for less.
+            match timeout_at(deadline.into(), known).await {
+                Ok(Ok(Ok(()))) => {}
+                Ok(_) if shared.has_stopped() => return Err(shared.not_leader()),
+                Ok(_) | Err(_) => return Err(not_fresh(&shared, staleness)),
+            }
         }
         Err(not_fresh(&shared, staleness))
+    }
+
+    /// What a leader has: nothing is fresher, if it is sure to lead.
+    async fn newest(
+        &self,
+        staleness: Duration,
+        after: LogIndex,
+        deadline: Instant,
+    ) -> Result<Snapshot, WireError> {
+        // What isn't in the log may come while there is time.
+        self.applied(after.0, deadline).await?;
+        let shared = self.shared();
+        let unsure = |error: &WireError| {
+            matches!(error.retry, Retry::NotLeader(_)) || error.sqlstate == SqlState::QUERY_CANCELED
+        };
+        self.strong(after, deadline).await.map_err(|error| match unsure(&error) && !shared.has_stopped() {
+            true => not_fresh(&shared, staleness),
+            false => error,
+        })
     }
 
     /// A snapshot that has everything which was acknowledged before it was opened: not just before it was asked for, for
     /// who reads several groups at once compares what their snapshots show as of when they are open.
     async fn strong(&self, after: LogIndex, deadline: Instant) -> Result<Snapshot, WireError> {
         let shared = self.shared();
-        shared.use_lease();
-        let is_known = shared.holds_lease() && shared.applied() >= after.0;
-        let mut index = if is_known { 0 } else { self.confirmed(&shared, deadline).await? };
+        self.reached(&shared, after, deadline).await?;
         loop {
-            self.applied(index, deadline).await?;
-            // A follower may have shown what its leader is just about to. Nobody has shown what the log doesn't have.
-            self.applied(after.0, deadline).await.map_err(|error| match index < after.0 {
-                true => not_reached(&shared, after),
-                false => error,
-            })?;
             let office = shared.office();
             let snapshot = self.open(deadline).await?;
             // The snapshot is the group's state only if nobody else could lead when it was taken. Who has led all the time
@@ -403,11 +416,35 @@ impl Replica {
             if office.is_some() && shared.holds_lease() && shared.office() == office {
                 return Ok(snapshot);
             }
-            index = self.confirmed(&shared, deadline).await?;
+            let index = self.confirmed(&shared, deadline).await?;
             if office.is_some() && shared.office() == office {
                 return Ok(snapshot);
             }
+            drop(snapshot);
+            self.applied(index, deadline).await?;
         }
+    }
+
+    /// Waits until this replica leads for certain, and shows all that a `Strong` snapshot would, as of now: so that one can be
+    /// opened with little left to wait for. Errors as for [`Self::snapshot_after`].
+    pub async fn reach(&self, after: LogIndex, deadline: Instant) -> Result<(), WireError> {
+        self.reached(&self.shared(), after, deadline).await
+    }
+
+    /// Whether all entries up to this one have been applied.
+    pub fn has_applied(&self, index: LogIndex) -> bool {
+        self.life.load().applied() >= index.0
+    }
+
+    async fn reached(&self, shared: &Shared, after: LogIndex, deadline: Instant) -> Result<(), WireError> {
+        shared.use_lease();
+        if shared.holds_lease() && shared.applied() >= after.0 {
+            return Ok(());
+        }
+        // A follower may have shown what its leader is just about to: that is committed. Nobody has shown anything else.
+        let index = self.confirmed(shared, deadline).await?;
+        self.applied(index, deadline).await?;
+        if shared.applied() >= after.0 { Ok(()) } else { Err(not_reached(shared, after)) }
     }
 
     /// An index that covers all that was acknowledged until now, from a majority that knows of no other leader.
@@ -466,7 +503,7 @@ impl Replica {
     }
 }
 
-/// The leader is fresh without asking.
+/// Somebody else may be sure.
 fn not_fresh(shared: &Shared, staleness: Duration) -> WireError {
     let message = format!("this replica can't tell in time whether it is at most {staleness:?} stale");
     let at = LogIndex(shared.applied());
@@ -477,4 +514,5 @@ fn not_fresh(shared: &Shared, staleness: Duration) -> WireError {
 fn not_reached(shared: &Shared, after: LogIndex) -> WireError {
     let message = format!("index {after} has not been reached: the log is at {}", shared.applied());
     WireError::new(SqlState::POSITION_NOT_REACHED, message)
+        .with_retry(Retry::Behind(LogIndex(shared.applied())))
 }

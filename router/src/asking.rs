@@ -133,7 +133,7 @@ impl<'a> Asked<'a> {
                 let news = self.news.get_or_insert_with(|| cluster.news());
                 tokio::select! {
                     biased;
-                    more = self.backoff.pause() => if !more { return Err(error) },
+                    more = self.backoff.pause() => if !more { return Err(self.named(error)) },
                     // Perhaps of who leads now.
                     _ = news.changed() => {}
                 }
@@ -143,7 +143,7 @@ impl<'a> Asked<'a> {
     }
 
     /// An error about a position, as clients know it.
-    fn named(&self, error: WireError) -> WireError {
+    pub fn named(&self, error: WireError) -> WireError {
         if error.sqlstate != SqlState::POSITION_NOT_REACHED {
             return error;
         }
@@ -164,7 +164,9 @@ impl<'a> Asked<'a> {
                 Some(Next::Node(node))
             }
             Retry::NotLeader(Some(node)) if self.hint != Some(node) => Some(Next::Pause(Some(node))),
-            Retry::NotLeader(_) | Retry::Later | Retry::Behind(_) | Retry::Unknown => Some(Next::Pause(None)),
+            // It leads: nobody else is further.
+            Retry::Behind(_) => Some(Next::Pause(self.asked)),
+            Retry::NotLeader(_) | Retry::Later | Retry::Unknown => Some(Next::Pause(None)),
             Retry::Never | Retry::StaleEpoch(_) | Retry::StaleSchema(_) | Retry::Moved => None,
         }
     }

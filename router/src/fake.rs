@@ -333,13 +333,10 @@ impl Fake {
             self.done.lock().insert(id, affected);
             return Ok(response_of(rows, affected, self.log(request.shard, 1)));
         }
+        let at = self.log(request.shard, 0);
+        reached(request.floor.index(), at)?;
         if let Access::Branch { branch, .. } = request.access {
             return self.run_in_branch(request, branch);
-        }
-        let at = self.log(request.shard, 0);
-        if request.floor.index() > at {
-            let message = format!("index {} has not been reached: the log is at {at}", request.floor.index());
-            return Err(WireError::new(SqlState::POSITION_NOT_REACHED, message));
         }
         let (rows, affected) = self.execute_sql(request.shard, [], Some(request), true)?;
         Ok(response_of(rows, affected, at))
@@ -489,6 +486,15 @@ impl Fake {
     }
 }
 
+/// Says whether a log that is at `at` has a position.
+fn reached(position: LogIndex, at: LogIndex) -> ServiceResult<()> {
+    if position <= at {
+        return Ok(());
+    }
+    let message = format!("index {position} has not been reached: the log is at {at}");
+    Err(WireError::new(SqlState::POSITION_NOT_REACHED, message).with_retry(Retry::Behind(at)))
+}
+
 fn unknown_branch() -> WireError {
     WireError::new(
         SqlState::SERIALIZATION_FAILURE,
@@ -609,7 +615,12 @@ impl ShardService for Fake {
                 CutAction::Release => "release",
                 CutAction::Drop => "drop",
             };
+            let reached = match request.action {
+                CutAction::Open { after, .. } => reached(after, self.log(request.shard, 0)),
+                _ => Ok(()),
+            };
             self.cuts.lock().push((kind, request));
+            reached?;
             match self.cut_answers.lock().pop_front() {
                 Some(answer) => answer,
                 None => Ok(Vec::new()),

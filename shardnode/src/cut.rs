@@ -351,6 +351,8 @@ impl Cuts {
         deadline: Instant,
     ) -> Result<Vec<Unsettled>, WireError> {
         desk.know(deadline).await?;
+        // A position that nobody has reached may never come: nothing is withheld while it is waited for.
+        desk.reach(after, deadline).await?;
         let until = machine::now() + self.bound;
         {
             // What is committed from here on finds the cut, and what is being committed is found by it.
@@ -584,10 +586,18 @@ impl Cuts {
         desk.replica.snapshot_of(&state, deadline).await.map_err(gone)
     }
 
+    /// Makes sure of what a fragment's snapshot needs, so that there is little left to wait for.
+    pub async fn get_ready(&self, desk: &Desk, cut: CutId, deadline: Instant) -> Result<(), WireError> {
+        if self.is_released(cut) { Ok(()) } else { self.assert(desk, cut, deadline).await }
+    }
+
+    fn is_released(&self, cut: CutId) -> bool {
+        self.look().get(&cut).is_some_and(|hold| hold.phase == Phase::Released)
+    }
+
     /// The cut's snapshot, for a fragment: from here on the cut withholds nothing.
     pub async fn scan(&self, desk: &Desk, cut: CutId, deadline: Instant) -> Result<Snapshot, WireError> {
-        let is_released = self.look().get(&cut).is_some_and(|hold| hold.phase == Phase::Released);
-        if !is_released {
+        if !self.is_released(cut) {
             self.assert(desk, cut, deadline).await?;
         }
         self.release(cut)?;

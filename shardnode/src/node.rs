@@ -14,7 +14,7 @@ use crate::metrics::{Figures, ReplicaReads};
 use crate::phrase::{Phrase, Phrases};
 use crate::routers::Routers;
 use crate::statement::Work;
-use crate::stream::Readers;
+use crate::stream::{Place, Readers};
 use crate::transact::{self, Desk};
 use crate::{fence, read, write};
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -27,7 +27,7 @@ use proto::services::{
 };
 use proto::topology::{Shard, Topology};
 use proto::{Epoch, GroupId, LogIndex, RequestId, Retry, RouterIncarnation, ShardId, SqlState, WireError};
-use replica::{Host, Replica, SchemaEntry, Stage, Write};
+use replica::{Host, Replica, SchemaEntry, Snapshot, Stage, Write};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,6 +35,9 @@ use std::time::{Duration, Instant};
 
 /// A statement that doesn't wait for locks waits so long for transactions that may have committed.
 const HASTE: Duration = Duration::from_millis(500);
+
+/// So long at most a read has a reader's place before its snapshot is open.
+const SECOND_LOOK: Duration = Duration::from_millis(250);
 
 /// No request may wait longer, whatever it says.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
@@ -253,7 +256,8 @@ impl ShardNode {
     async fn lookup(&self, request: FragmentRequest) -> ServiceResult<FragmentResponse> {
         let desk = self.desk(request.shard, Some(request.epoch))?;
         let deadline = machine::now() + request.timeout.min(LONGEST);
-        let opened = self.renew(request.shard, desk.snapshot(&request, None, deadline).await);
+        let until = transact::patience(&request, deadline);
+        let opened = self.renew(request.shard, desk.snapshot(&request, None, until).await);
         let answer =
             opened.and_then(|(snapshot, waited)| read::lookup(&snapshot, &request, waited, deadline));
         if !request.is_strong() {
@@ -269,26 +273,39 @@ impl ShardNode {
     async fn read(&self, request: FragmentRequest, deadline: Instant) -> ServiceResult<FragmentResponse> {
         let shard = request.shard;
         let desk = self.desk(shard, Some(request.epoch))?;
-        // Who waits for a transaction's end takes no reader's place meanwhile.
         let is_strong = request.is_strong();
         let answer = async {
-            let ready = desk.get_ready(&request, deadline).await?;
-            let open = request.clone();
-            let open = desk.snapshot(&open, ready, deadline);
-            self.readers.run(request, deadline, open).await
+            let (opened, place) = self.place(&desk, &request, deadline).await?;
+            self.readers.run(request, deadline, opened, place).await
         };
-        self.counted(is_strong, answer.await)
-    }
-
-    fn counted(
-        &self,
-        is_strong: bool,
-        answer: ServiceResult<FragmentResponse>,
-    ) -> ServiceResult<FragmentResponse> {
+        let answer = answer.await;
         if !is_strong {
             self.reads.count(&answer);
         }
         answer
+    }
+
+    /// A snapshot for a read, and a reader's place. What may take long to come is waited for without one: few have a place,
+    /// for all of the node's shards.
+    async fn place(
+        &self,
+        desk: &Desk,
+        request: &FragmentRequest,
+        deadline: Instant,
+    ) -> ServiceResult<((Snapshot, Duration), Place)> {
+        let until = transact::patience(request, deadline);
+        loop {
+            let ready = desk.get_ready(request, until).await?;
+            let place = self.readers.place(until).await;
+            let place = place.ok_or_else(|| desk.too_late(request))?;
+            let look = until.min(machine::now() + SECOND_LOOK);
+            match tokio::time::timeout_at(look.into(), desk.snapshot(request, ready, until)).await {
+                Ok(opened) => return Ok((opened?, place)),
+                Err(_) if machine::now() >= until => return Err(desk.too_late(request)),
+                // There is something to wait for that wasn't there before.
+                Err(_) => drop(place),
+            }
+        }
     }
 
     /// A write outside of any transaction: in the leader's next batch, unless it would have to look at locks.
@@ -374,6 +391,7 @@ impl ShardNode {
             // What is pending may have been told of as committed: then its locks are as good as gone. It waits for no more.
             desk.know(deadline).await?;
             desk.transactions.admit(&branch)?;
+            desk.reach(request.floor.index(), deadline).await?;
             match desk.catch_up(&request, false, deadline.min(machine::now() + HASTE)).await {
                 Err(error) if error.sqlstate != SqlState::QUERY_CANCELED => return Err(error),
                 _ => {}

@@ -1,4 +1,4 @@
-//! What a statement waits for before it looks: transactions that were prepared before it came.
+//! What a statement waits for before it looks: its floor, and transactions that were prepared before it came.
 //!
 //! Whoever has seen one of them on another shard, where it has ended, must find it here, too. In come a statement and what
 //! the shard's leader has in memory; out comes leave to look. It doesn't wait for a transaction that has locks in other
@@ -36,6 +36,8 @@ impl Desk {
         locks: bool,
         deadline: Instant,
     ) -> Result<Term, WireError> {
+        // What the floor covers may be prepared.
+        self.reach(request.floor.index(), deadline).await?;
         self.know(deadline).await?;
         let term = self.transactions.term();
         if !self.transactions.have_pending() {

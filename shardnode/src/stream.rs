@@ -3,7 +3,7 @@
 //! In come a snapshot and a request, out come batches as the reader takes them. A result of one batch is returned
 //! whole. The query ends when its deadline passes, when nobody reads any more, or when the replica ends its snapshot; a
 //! query that waits for its reader leaves its turn to another, so that readers who wait for each other's rows (an
-//! ordered merge) can't starve.
+//! ordered merge) can't starve. It must never know what a snapshot has to wait for: who waits for that has no place here.
 
 use crate::config::Config;
 use crate::read;
@@ -14,7 +14,6 @@ use proto::machine::Machine;
 use proto::services::{FragmentRequest, FragmentResponse, RowSource};
 use proto::{LogIndex, RowBatch, RowBatchBuilder, SqlState, WireError};
 use replica::{Canceller, Snapshot};
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -32,6 +31,12 @@ pub(crate) struct Readers {
     batch_bytes: usize,
     batch_rows: u32,
     machine: Machine,
+}
+
+/// The right to run, and to have a snapshot open meanwhile.
+pub(crate) struct Place {
+    open: OwnedSemaphorePermit,
+    running: OwnedSemaphorePermit,
 }
 
 /// What the first batch tells.
@@ -52,23 +57,26 @@ impl Readers {
         }
     }
 
-    /// Waits for a turn, opens the snapshot with `open`, which says how long that took, and runs the request on it.
+    /// Waits for a place; nothing if there is none until then.
+    pub(crate) async fn place(&self, until: Instant) -> Option<Place> {
+        let place = async {
+            let open = Arc::clone(&self.open).acquire_owned().await;
+            let running = Arc::clone(&self.running).acquire_owned().await;
+            open.and_then(|open| running.map(|running| Place { open, running }))
+        };
+        let place = tokio::time::timeout_at(until.into(), place).await.ok()?;
+        Some(place.expect("the semaphores are never closed"))
+    }
+
+    /// Runs the request on its snapshot, which it has waited for so long.
     pub(crate) async fn run(
         &self,
         request: FragmentRequest,
         deadline: Instant,
-        open: impl Future<Output = Result<(Snapshot, Duration), WireError>>,
+        (snapshot, waited): (Snapshot, Duration),
+        place: Place,
     ) -> Result<FragmentResponse, WireError> {
-        let turn = async {
-            let open = Arc::clone(&self.open).acquire_owned().await;
-            let running = Arc::clone(&self.running).acquire_owned().await;
-            open.and_then(|open| running.map(|running| (open, running)))
-        };
-        let (place, turn) = tokio::time::timeout_at(deadline.into(), turn)
-            .await
-            .map_err(|_| timed_out())?
-            .expect("the semaphores are never closed");
-        let (snapshot, waited) = open.await?;
+        let Place { open: place, running: turn } = place;
         snapshot.end_at(deadline);
         let (begun, answer) = oneshot::channel();
         let fault = Arc::new(Mutex::new(None));

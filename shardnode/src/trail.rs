@@ -161,17 +161,16 @@ impl Trail {
 }
 
 impl Desk {
-    /// A snapshot for a read that isn't strong, and how long it took until there was one. `fresh`: what is below its floor
-    /// was waited for, up to there.
+    /// A snapshot for a read that isn't strong, and how long it took until there was one; it may take until then. `fresh`: what
+    /// is below its floor was waited for, up to there.
     pub async fn near(
         &self,
         request: &FragmentRequest,
-        (consistency, wait): (Consistency, Duration),
+        consistency: Consistency,
         fresh: Option<Fresh>,
-        deadline: Instant,
+        until: Instant,
     ) -> Result<(Snapshot, Duration), WireError> {
         let begun = machine::now();
-        let until = begun.checked_add(wait).map_or(deadline, |until| until.min(deadline));
         // What was waited for isn't waited for again; but of what a bounded read must show there may be more by now.
         let (after, before) = match fresh {
             Some(Fresh { position, waited }) => (position, waited),
@@ -193,10 +192,10 @@ impl Desk {
     pub async fn come_near(
         &self,
         request: &FragmentRequest,
-        level: (Consistency, Duration),
-        deadline: Instant,
+        consistency: Consistency,
+        until: Instant,
     ) -> Result<Fresh, WireError> {
-        let (snapshot, waited) = self.near(request, level, None, deadline).await?;
+        let (snapshot, waited) = self.near(request, consistency, None, until).await?;
         Ok(Fresh { position: snapshot.position(), waited })
     }
 
@@ -231,10 +230,10 @@ impl Desk {
         Ok(snapshot)
     }
 
-    /// A leader that is asked for less than strong reads waits no longer than others do: what its log lacks may yet come.
+    /// Who has waited for a snapshot for as long as it may isn't told that something is wrong here.
     fn behind(&self, error: WireError) -> WireError {
-        match error.sqlstate {
-            SqlState::POSITION_NOT_REACHED => error.with_retry(Retry::Behind(self.applied())),
+        match (error.sqlstate, &error.retry) {
+            (SqlState::QUERY_CANCELED, Retry::Later) => error.with_retry(Retry::Behind(self.applied())),
             _ => error,
         }
     }

@@ -60,6 +60,12 @@ fn near(request: &FragmentRequest) -> Option<(Consistency, Duration)> {
     }
 }
 
+/// Until when a fragment that comes now may wait for its snapshot.
+pub(crate) fn patience(request: &FragmentRequest, deadline: Instant) -> Instant {
+    let wait = near(request).and_then(|(_, wait)| machine::now().checked_add(wait));
+    wait.map_or(deadline, |until| until.min(deadline))
+}
+
 /// What a write or a rehearsal hears within that is to be done in another way.
 pub(crate) fn in_the_way() -> WireError {
     WireError::new(SqlState::LOCK_NOT_AVAILABLE, "locks are in the way").with_retry(Retry::Later)
@@ -538,18 +544,22 @@ impl Desk {
         see_through(turn, deadline, async move { ended(replica.write(write).await) }).await
     }
 
-    /// Waits for what a fragment's snapshot must have, so that it can be opened later.
+    /// Waits until then for what a fragment's snapshot must have, so that it can be opened later.
     pub async fn get_ready(
         &self,
         request: &FragmentRequest,
-        deadline: Instant,
+        until: Instant,
     ) -> Result<Option<Ready>, WireError> {
-        if request.cut.is_some() {
+        if let Some(cut) = request.cut {
+            self.transactions.cuts.get_ready(self, cut, until).await?;
             return Ok(None);
         }
         Ok(Some(match near(request) {
-            Some(level) => Ready::Near(self.come_near(request, level, deadline).await?),
-            None => Ready::CaughtUp(self.catch_up(request, false, deadline).await?),
+            Some((consistency, _)) => Ready::Near(self.come_near(request, consistency, until).await?),
+            None => {
+                self.replica.reach(request.floor.index(), until).await?;
+                Ready::CaughtUp(self.catch_up(request, false, until).await?)
+            }
         }))
     }
 
@@ -559,13 +569,13 @@ impl Desk {
         &self,
         request: &FragmentRequest,
         ready: Option<Ready>,
-        deadline: Instant,
+        until: Instant,
     ) -> Result<(Snapshot, Duration), WireError> {
         if let Some(cut) = request.cut {
             let cuts = &self.transactions.cuts;
             let snapshot = match request.access {
-                Access::Branch { .. } => cuts.peek(self, cut, deadline).await,
-                Access::Read { .. } | Access::Write { .. } => cuts.scan(self, cut, deadline).await,
+                Access::Branch { .. } => cuts.peek(self, cut, until).await,
+                Access::Read { .. } | Access::Write { .. } => cuts.scan(self, cut, until).await,
             };
             return snapshot.map(|snapshot| (snapshot, Duration::ZERO));
         }
@@ -574,22 +584,38 @@ impl Desk {
             Some(Ready::Near(fresh)) => (None, Some(fresh)),
             None => (None, None),
         };
-        if let Some(level) = near(request) {
+        if let Some((consistency, _)) = near(request) {
             // A future of its own: strong reads' stays small.
-            return Box::pin(self.near(request, level, fresh, deadline)).await;
+            return Box::pin(self.near(request, consistency, fresh, until)).await;
         }
         let after = request.floor.index();
         loop {
             let term = match caught_up.take() {
                 Some(term) => term,
-                None => self.catch_up(request, false, deadline).await?,
+                None => self.catch_up(request, false, until).await?,
             };
-            let snapshot = self.replica.snapshot_after(Consistency::Strong, after, deadline).await?;
+            let snapshot = self.replica.snapshot_after(Consistency::Strong, after, until).await?;
             // Another leader may have had others prepared.
             if self.transactions.are_of(term) && self.is_known() {
                 return Ok((snapshot, Duration::ZERO));
             }
         }
+    }
+
+    /// What a read hears that waited for a snapshot for as long as it may.
+    pub fn too_late(&self, request: &FragmentRequest) -> WireError {
+        match near(request) {
+            Some(_) => stream::timed_out().with_retry(Retry::Behind(self.applied())),
+            None => stream::timed_out(),
+        }
+    }
+
+    /// Waits until the shard shows this position, as far as that is sure to come: SH003 at once where the log ends before it.
+    pub async fn reach(&self, position: LogIndex, until: Instant) -> Result<(), WireError> {
+        if self.replica.has_applied(position) {
+            return Ok(());
+        }
+        self.replica.reach(position, until).await
     }
 
     /// The state that an answer is from. What went wrong may be news, too.

@@ -7,7 +7,7 @@ use futures::poll;
 use proto::Retry;
 use proto::services::Consistency::{self, Bounded, Eventual, Session, Strong};
 use proto::services::ReplicaRole;
-use proto::{LogIndex, NodeId, WireError};
+use proto::{LogIndex, NodeId, SqlState, WireError};
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
@@ -222,6 +222,56 @@ async fn a_follower_waits_for_an_index_and_not_beyond_its_deadline() {
     world.stall(node, false);
     world.settle().await;
     assert_eq!(read.await.unwrap(), 1);
+}
+
+/// Nobody was told of what no majority's log has, so it may never come.
+#[tokio::test]
+async fn a_position_past_the_log_is_not_waited_for() {
+    let (world, leader) = World::led().await;
+    let index = LogIndex(world.write(&leader, 1).await.unwrap());
+    let next = LogIndex(index.0 + 1);
+    let mut read = pin!(count_after(&leader, Strong, next));
+    assert!(poll!(read.as_mut()).is_pending(), "a majority is asked");
+    world.pass(TICK).await;
+    let std::task::Poll::Ready(refused) = poll!(read.as_mut()) else { panic!("it waits") };
+    let refused = refused.unwrap_err();
+    assert_eq!((refused.sqlstate, &refused.retry), (SqlState::POSITION_NOT_REACHED, &Retry::Behind(index)));
+    let mut reach = pin!(leader.reach(next, later()));
+    assert!(poll!(reach.as_mut()).is_pending(), "a majority is asked");
+    world.pass(TICK).await;
+    assert_eq!(reach.await.unwrap_err(), refused);
+    world.write(&leader, 2).await.unwrap();
+    assert_eq!(world.count_after(&leader, Strong, next).await.unwrap(), 2);
+    leader.reach(next, later()).await.unwrap();
+}
+
+/// It serves others as well as ever: the replica isn't to be left alone.
+#[tokio::test]
+async fn who_can_not_tell_how_fresh_it_is_is_behind() {
+    let (world, leader) = World::led().await;
+    let follower = world.replica(world.others(leader.status().node)[0]);
+    world.isolate(follower.status().node);
+    let mut read = pin!(count(&follower, Bounded(Duration::ZERO)));
+    assert!(poll!(read.as_mut()).is_pending(), "it has asked");
+    world.pass(ELECTION).await;
+    assert_eq!(
+        read.await.unwrap_err().retry,
+        Retry::Behind(follower.status().applied),
+        "it has lost its leader"
+    );
+    let refused = world.count(&follower, Bounded(Duration::ZERO)).await.unwrap_err();
+    assert_eq!(refused.retry, Retry::Behind(follower.status().applied), "it knows of no leader");
+    world.heal();
+    world.pass(ELECTION).await;
+    let leader = world.leader();
+    world.isolate(leader.status().node);
+    world.pass(TICK * 8).await;
+    assert!(!holds_lease(&leader) && leader.is_leader());
+    let mut read = pin!(count(&leader, Bounded(HOUR)));
+    assert!(poll!(read.as_mut()).is_pending(), "it asks whether it leads");
+    world.pass(ELECTION).await;
+    assert_eq!(read.await.unwrap_err().retry, Retry::Behind(leader.status().applied));
+    assert_eq!(world.count(&leader, Eventual).await.unwrap(), 0);
 }
 
 /// The clock is the follower's own, from before it asked until its snapshot is open.

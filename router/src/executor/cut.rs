@@ -117,15 +117,13 @@ impl Executor {
         let mark = run.transaction.map(|transaction| transaction.mark());
         loop {
             match self.read_once(run, &parts, scans, scalars).await {
-                Err(error) if is_cut_lost(&error) => {
+                Err(error) if may_begin_anew(&error) => {
                     tracing::debug!("a cut is begun anew");
                     // Its branches may know of some of the reads, and not of others that came before them.
                     if let (Some(transaction), Some(mark)) = (run.transaction, &mark) {
                         run.attend(transaction.undo(mark, run.deadline)).await?;
                     }
-                    if !run.attend(async { Ok(backoff.pause().await) }).await? {
-                        return Err(never_settled());
-                    }
+                    pause(run, &mut backoff, error).await?;
                 }
                 answers => return answers,
             }
@@ -191,11 +189,7 @@ impl Executor {
         let mut backoff = Backoff::until(run.retry_until());
         loop {
             match self.open_cut(run, &parts).await {
-                Err(error) if is_cut_lost(&error) => {
-                    if !run.attend(async { Ok(backoff.pause().await) }).await? {
-                        return Err(never_settled());
-                    }
-                }
+                Err(error) if may_begin_anew(&error) => pause(run, &mut backoff, error).await?,
                 cut => return cut,
             }
         }
@@ -216,9 +210,19 @@ impl Executor {
             };
             self.ask_cut(run, *shard, id, action)
         });
-        let mut known = BTreeMap::new();
-        for pending in try_join_all(open).await? {
-            learn(&mut known, pending);
+        let (mut known, mut behind) = (BTreeMap::new(), None);
+        let mut opening: FuturesUnordered<_> = open.map(FutureExt::boxed).collect();
+        while let Some(opened) = opening.next().await {
+            match opened {
+                Ok(pending) => _ = learn(&mut known, pending),
+                // The others are told that it's over once they have it: else they would hold it in vain.
+                Err(error) if is_behind(&error) => behind = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        drop(opening);
+        if let Some(error) = behind {
+            return Err(error);
         }
         while !known.is_empty() && !self.settle(run, &mut cut, &mut known).await? {}
         Ok(cut)
@@ -290,10 +294,15 @@ impl Executor {
             match run.attend(answer).await {
                 Ok(unsettled) => return Ok(unsettled),
                 Err(error) => {
+                    let opens = matches!(action, CutAction::Open { .. });
+                    // The other shards aren't to hold it until this one has come so far.
+                    if opens && is_behind(&error) {
+                        return Err(asked.named(error));
+                    }
                     // Who doesn't lead has opened nothing.
                     let is_unopened = matches!(error.retry, Retry::NotLeader(_));
                     run.attend(asked.again(error)).await?;
-                    if matches!(action, CutAction::Open { .. }) && !is_unopened {
+                    if opens && !is_unopened {
                         return Err(cut_lost());
                     }
                 }
@@ -343,11 +352,7 @@ impl Executor {
         let mut backoff = Backoff::until(run.retry_until());
         loop {
             match self.keep_once(run, &parts).await {
-                Err(error) if is_cut_lost(&error) => {
-                    if !run.attend(async { Ok(backoff.pause().await) }).await? {
-                        return Err(never_settled());
-                    }
-                }
+                Err(error) if may_begin_anew(&error) => pause(run, &mut backoff, error).await?,
                 kept => return kept,
             }
         }
@@ -370,6 +375,24 @@ fn learn(known: &mut BTreeMap<TransactionId, Vec<ShardId>>, unsettled: Vec<Unset
     let before = known.len();
     known.extend(unsettled.into_iter().map(|one| (one.transaction, one.participants)));
     known.len() > before
+}
+
+/// Whether a shard hasn't come to a position that a cut must show.
+fn is_behind(error: &WireError) -> bool {
+    matches!(error.retry, Retry::Behind(_))
+}
+
+/// Whether a cut can be begun anew that has come to this.
+fn may_begin_anew(error: &WireError) -> bool {
+    is_cut_lost(error) || is_behind(error)
+}
+
+/// Waits before a cut is begun anew that has come to this. If there's no time for that, it's the end.
+async fn pause(run: &Statement<'_>, backoff: &mut Backoff, error: WireError) -> Result<(), WireError> {
+    if run.attend(async { Ok(backoff.pause().await) }).await? {
+        return Ok(());
+    }
+    Err(if is_behind(&error) { run.in_vain(error) } else { never_settled() })
 }
 
 fn never_settled() -> WireError {

@@ -165,7 +165,7 @@ impl Executor {
                 }
                 Err(error) => {
                     *unknown |= error.retry == Retry::Unknown;
-                    run.attend(asked.again(error)).await?;
+                    run.attend(asked.again(error)).await.map_err(|error| run.in_vain(error))?;
                 }
             }
         }

@@ -1,8 +1,10 @@
 //! Reads that any replica may answer.
 //!
-//! A read whose level isn't strong goes to one replica ([`crate::replicas`]), once. If that one is behind of what the session
-//! has seen, can't, or doesn't answer, the shard's leader is asked as for a strong read: so it costs at most one attempt more
-//! than that. A level is a lower bound, and what is strong anyway goes to the leader at once: what writes or locks, and all that
+//! A read whose level isn't strong goes to one replica ([`crate::replicas`]). If that one is behind of what the session
+//! has seen, the shard's leader is asked as for a strong read; so it costs at most one attempt more than that. If it can't, or
+//! doesn't answer, the others are asked before, each once, and so they are where nobody is known to lead. A leader that isn't to
+//! be had in a moment leaves it to the replicas again, all of them: it is where there is no majority that they are wanted most.
+//! A level is a lower bound, and what is strong anyway goes to the leader at once: what writes or locks, and all that
 //! belongs to it; what a transaction reads once it has a part anywhere; and what would be read of one shard twice.
 
 use super::Executor;
@@ -11,9 +13,11 @@ use super::statement::Statement;
 use crate::replicas::{By, Verdict, Why, silent};
 use futures::{StreamExt, TryStreamExt, stream};
 use planner::plan::{Action, CopyOut, Fragment, Plan};
+use proto::machine;
 use proto::services::{Access, Consistency, Floor, FragmentResponse};
-use proto::{ShardId, Value, WireError};
+use proto::{Retry, ShardId, Value, WireError};
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 impl Statement<'_> {
     /// Whether what it reads may come from any replica.
@@ -47,11 +51,19 @@ fn only_reads(plan: &Plan) -> bool {
     }
 }
 
+/// Whether what a leader was asked in vain may come to something yet.
+fn may_pass(error: &WireError) -> bool {
+    matches!(error.retry, Retry::NotLeader(_) | Retry::Later | Retry::Behind(_) | Retry::Unknown)
+}
+
 /// Whether some shard is read by several fragments. Two snapshots of it would contradict each other.
 pub(super) fn reads_twice(scans: &[Scan<'_>]) -> bool {
     let mut seen = BTreeSet::new();
     scans.iter().flat_map(|scan| &scan.shards).any(|shard| !seen.insert(*shard))
 }
+
+/// How long a leader is asked in vain before the replicas are asked again.
+const LEADER_PATIENCE: Duration = Duration::from_millis(250);
 
 impl Executor {
     /// Reads one shard where that is best.
@@ -62,39 +74,79 @@ impl Executor {
         fragment: &Fragment,
         scalars: &[Value],
     ) -> Result<FragmentResponse, WireError> {
-        let (level, wait) = (run.reading.consistency, run.reading.wait);
-        let floor = run.near_floor(shard);
-        let why = match self.replicas.choose(shard, floor.index()) {
-            None => Why::Avoided,
-            Some(chosen) => {
-                let access = Access::Read { consistency: level, wait, lookup: fragment.lookup };
-                let request = run.request(shard, fragment, scalars, access, floor)?;
-                let answer = chosen.service.execute(request);
-                // A scan may take as long as it likes, if only its node is there.
-                let answer = async {
-                    if !fragment.lookup {
-                        return Ok(answer.await);
-                    }
-                    let bounded = tokio::time::timeout(chosen.patience(wait), answer);
-                    Ok(bounded.await.unwrap_or_else(|_| Err(silent())))
-                };
-                let answer = run.attend(answer).await?;
-                let by = if chosen.leads { By::Leader } else { By::Follower };
-                match (chosen.answered(&answer, wait, fragment.lookup), answer) {
-                    (Verdict::Final, answer) => {
-                        self.replicas.reads.count(level, by, Why::Asked);
-                        let answer = answer?;
-                        run.positions.saw(shard, answer.position);
-                        return Ok(answer);
-                    }
-                    (Verdict::Behind, _) => Why::Behind,
-                    (Verdict::Failed, _) => Why::Failed,
+        let until = run.retry_until();
+        let brief = Statement { state: run.state.clone(), retry_for: LEADER_PATIENCE, ..*run };
+        let mut is_first = true;
+        loop {
+            let why = match self.read_replica(run, shard, fragment, scalars, is_first).await? {
+                Ok(answer) => return Ok(answer),
+                Err(why) => why,
+            };
+            is_first = false;
+            let access = (Access::strong(fragment.lookup), None);
+            match self.ask(&brief, shard, fragment, scalars, access, &mut false).await {
+                Err(error) if may_pass(&error) && machine::now() < until => {}
+                answer => {
+                    self.replicas.reads.count(run.reading.consistency, By::Leader, why);
+                    return answer;
                 }
             }
-        };
-        self.replicas.reads.count(level, By::Leader, why);
-        let access = Access::strong(fragment.lookup);
-        self.ask(run, shard, fragment, scalars, (access, None), &mut false).await
+        }
+    }
+
+    /// Reads one shard from a replica that is there and isn't behind; or says why the leader is to be asked. `is_first`: one
+    /// that is behind is enough of a reason.
+    async fn read_replica(
+        &self,
+        run: &Statement<'_>,
+        shard: ShardId,
+        fragment: &Fragment,
+        scalars: &[Value],
+        is_first: bool,
+    ) -> Result<Result<FragmentResponse, Why>, WireError> {
+        let (level, wait) = (run.reading.consistency, run.reading.wait);
+        let (mut tried, mut why) = (Vec::new(), Why::Avoided);
+        loop {
+            let floor = run.near_floor(shard);
+            let chosen = match is_first && tried.is_empty() {
+                true => self.replicas.choose(shard, floor.index()),
+                false => self.replicas.choose_other(shard, floor.index(), &tried),
+            };
+            let Some(chosen) = chosen else { return Ok(Err(why)) };
+            tried.push(chosen.node);
+            let access = Access::Read { consistency: level, wait, lookup: fragment.lookup };
+            let request = run.request(shard, fragment, scalars, access, floor)?;
+            let answer = chosen.service.execute(request);
+            // A scan may take as long as it likes, if only its node is there.
+            let answer = async {
+                if !fragment.lookup {
+                    return Ok(answer.await);
+                }
+                let bounded = tokio::time::timeout(chosen.patience(wait), answer);
+                Ok(bounded.await.unwrap_or_else(|_| Err(silent())))
+            };
+            let answer = run.attend(answer).await?;
+            let by = if chosen.leads { By::Leader } else { By::Follower };
+            let because = if tried.len() > 1 { why } else { Why::Asked };
+            match chosen.answered(&answer, wait, fragment.lookup) {
+                Verdict::Final => {
+                    self.replicas.reads.count(level, by, because);
+                    let answer = answer?;
+                    run.positions.saw(shard, answer.position);
+                    return Ok(Ok(answer));
+                }
+                Verdict::Behind if is_first && self.has_leader(shard) => return Ok(Err(Why::Behind)),
+                Verdict::Behind => why = Why::Behind,
+                Verdict::Failed => why = Why::Failed,
+            }
+        }
+    }
+
+    /// Whether somebody is known to lead a shard.
+    fn has_leader(&self, shard: ShardId) -> bool {
+        let state = self.cluster.load();
+        let shard = state.topology.shards.get(&shard);
+        shard.is_some_and(|shard| self.cluster.leader(&state, shard.group).is_some())
     }
 
     /// Reads shards that have nothing to do with each other, each where that is best.

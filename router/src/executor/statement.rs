@@ -9,7 +9,7 @@ use planner::plan::Plan;
 use planner::text::Text;
 use proto::machine;
 use proto::services::{ClusterState, Consistency};
-use proto::{Value, WireError};
+use proto::{SqlState, Value, WireError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -66,6 +66,12 @@ impl Statement<'_> {
     /// Until when a request that begins now is repeated. A long statement's last request has as much time as its first.
     pub fn retry_until(&self) -> Instant {
         self.deadline.min(machine::now() + self.retry_for)
+    }
+
+    /// What a request has come to that was repeated for as long as may be: where that was the statement's own end, it is told.
+    pub fn in_vain(&self, error: WireError) -> WireError {
+        let is_over = error.sqlstate == SqlState::POSITION_NOT_REACHED && machine::now() >= self.deadline;
+        if is_over { Reason::Timeout.error() } else { error }
     }
 
     /// The same run, within this transaction unless it is in one already.

@@ -28,9 +28,13 @@ enum State {
     Closed(u32),
     /// Nobody is until then, and then one.
     Open(Instant),
-    /// One is trying.
-    Tried,
+    /// One is trying: the trial of this number.
+    Tried(u64),
 }
+
+/// Leave to try. What comes of it must be told, for others may wait for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pass(Option<u64>);
 
 /// A breaker.
 #[derive(Clone, Copy, Debug)]
@@ -38,11 +42,13 @@ pub struct Breaker {
     state: State,
     /// How long it was open last, or is.
     pause: Duration,
+    /// How many trials there have been.
+    trials: u64,
 }
 
 impl Default for Breaker {
     fn default() -> Self {
-        Self { state: State::Closed(0), pause: Duration::ZERO }
+        Self { state: State::Closed(0), pause: Duration::ZERO, trials: 0 }
     }
 }
 
@@ -52,7 +58,7 @@ impl Breaker {
         match self.state {
             State::Closed(_) => true,
             State::Open(until) => now >= until,
-            State::Tried => false,
+            State::Tried(_) => false,
         }
     }
 
@@ -61,35 +67,44 @@ impl Breaker {
         !matches!(self.state, State::Closed(_))
     }
 
-    /// Somebody tries who was admitted. Says whether others wait for what comes of it: then it must be told.
-    pub fn enter(&mut self) -> bool {
-        let is_trial = self.is_open();
-        if is_trial {
-            self.state = State::Tried;
+    /// Somebody is about to try. Nobody may who comes while another tries, though both were admitted.
+    pub fn enter(&mut self, now: Instant) -> Option<Pass> {
+        if !self.admits(now) {
+            return None;
         }
-        is_trial
+        if !self.is_open() {
+            return Some(Pass(None));
+        }
+        self.trials += 1;
+        self.state = State::Tried(self.trials);
+        Some(Pass(Some(self.trials)))
+    }
+
+    /// Whether the one who tries has this pass.
+    fn is_tried_by(&self, Pass(trial): Pass) -> bool {
+        matches!(self.state, State::Tried(number) if trial == Some(number))
     }
 
     /// An attempt has succeeded.
     pub fn succeeded(&mut self) {
-        *self = Self::default();
+        *self = Self { trials: self.trials, ..Self::default() };
     }
 
     /// An attempt has failed. One that was begun before the breaker opened says nothing new.
-    pub fn failed(&mut self, how: Failure, is_trial: bool, now: Instant) {
+    pub fn failed(&mut self, how: Failure, pass: Pass, now: Instant) {
         match self.state {
             State::Closed(refusals) if how == Failure::Refused && refusals + 1 < MOST_REFUSALS => {
                 self.state = State::Closed(refusals + 1);
             }
             State::Closed(_) => self.open(now),
-            State::Tried if is_trial => self.open(now),
-            State::Tried | State::Open(_) => {}
+            State::Tried(_) if self.is_tried_by(pass) => self.open(now),
+            State::Tried(_) | State::Open(_) => {}
         }
     }
 
     /// Nobody will know what came of an attempt.
-    pub fn gave_up(&mut self, is_trial: bool, now: Instant) {
-        if is_trial && self.state == State::Tried {
+    pub fn gave_up(&mut self, pass: Pass, now: Instant) {
+        if self.is_tried_by(pass) {
             self.state = State::Open(now);
         }
     }
@@ -107,52 +122,69 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
+    /// Of one who came while it was closed.
+    const PLAIN: Pass = Pass(None);
+
     #[test]
     fn a_few_refusals_in_a_row_open_it_and_a_success_forgives_them() {
         let (mut breaker, now) = (Breaker::default(), machine::now());
         for round in 0..3 {
-            breaker.failed(Failure::Refused, false, now);
-            breaker.failed(Failure::Refused, false, now);
+            breaker.failed(Failure::Refused, PLAIN, now);
+            breaker.failed(Failure::Refused, PLAIN, now);
             assert!(breaker.admits(now), "{round}");
             breaker.succeeded();
         }
-        (0..3).for_each(|_| breaker.failed(Failure::Refused, false, now));
+        (0..3).for_each(|_| breaker.failed(Failure::Refused, PLAIN, now));
         assert!(!breaker.admits(now) && breaker.is_open());
     }
 
     #[test]
     fn a_loss_opens_it_for_longer_each_time_up_to_a_bound() {
         let (mut breaker, mut now) = (Breaker::default(), machine::now());
-        breaker.failed(Failure::Lost, false, now);
+        breaker.failed(Failure::Lost, PLAIN, now);
         for pause in [100, 200, 400, 800, 1600, 3200, 5000, 5000] {
             // Whoever was under way when it opened says nothing new.
-            breaker.failed(Failure::Lost, false, now);
+            breaker.failed(Failure::Lost, PLAIN, now);
             assert!(!breaker.admits(now + pause * MS - MS), "{pause}");
             now += pause * MS;
             assert!(breaker.admits(now), "{pause}");
-            assert!(breaker.enter());
+            let trial = breaker.enter(now).unwrap();
             assert!(!breaker.admits(now + 10_000 * MS), "one at a time");
-            breaker.failed(Failure::Lost, false, now);
+            assert_eq!(breaker.enter(now), None, "and be it that both were admitted");
+            breaker.failed(Failure::Lost, PLAIN, now);
             assert!(!breaker.admits(now + 10_000 * MS), "another's failure");
-            breaker.failed(Failure::Refused, true, now);
+            breaker.failed(Failure::Refused, trial, now);
         }
         now += 5000 * MS;
-        breaker.enter();
+        breaker.enter(now).unwrap();
         breaker.succeeded();
-        assert!(!breaker.is_open() && !breaker.enter());
-        breaker.failed(Failure::Lost, false, now);
+        assert!(!breaker.is_open());
+        assert_eq!((breaker.enter(now), breaker.enter(now)), (Some(PLAIN), Some(PLAIN)));
+        breaker.failed(Failure::Lost, PLAIN, now);
         assert!(breaker.admits(now + 100 * MS), "it begins anew");
     }
 
     #[test]
     fn a_trial_that_was_given_up_leaves_room_for_another() {
         let (mut breaker, now) = (Breaker::default(), machine::now());
-        breaker.failed(Failure::Lost, false, now);
+        breaker.failed(Failure::Lost, PLAIN, now);
+        assert_eq!(breaker.enter(now), None);
         let later = now + 100 * MS;
-        assert!(breaker.enter());
-        breaker.gave_up(false, later);
+        let first = breaker.enter(later).unwrap();
+        breaker.gave_up(PLAIN, later);
         assert!(!breaker.admits(later));
-        breaker.gave_up(true, later);
-        assert!(breaker.admits(later));
+        breaker.gave_up(first, later);
+        let second = breaker.enter(later).unwrap();
+        // What comes of one is nothing to the next.
+        breaker.gave_up(first, later);
+        breaker.failed(Failure::Lost, first, later);
+        assert_eq!(breaker.enter(later), None);
+        breaker.succeeded();
+        breaker.failed(Failure::Lost, PLAIN, later);
+        let third = breaker.enter(later + 100 * MS).unwrap();
+        breaker.gave_up(second, later + 100 * MS);
+        assert_eq!(breaker.enter(later + 100 * MS), None);
+        breaker.gave_up(third, later + 100 * MS);
+        assert!(breaker.enter(later + 100 * MS).is_some());
     }
 }

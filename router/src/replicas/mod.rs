@@ -13,7 +13,7 @@ pub use metrics::{By, Reads, Why};
 
 use crate::cluster::Cluster;
 use arc_swap::ArcSwap;
-use breaker::{Breaker, Failure};
+use breaker::{Breaker, Failure, Pass};
 use choice::{Candidate, Known, Nearness};
 use parking_lot::Mutex;
 use proto::machine::{self, Machine};
@@ -73,6 +73,16 @@ struct Record {
     node: Node,
     nearness: Nearness,
     figures: Mutex<Figures>,
+}
+
+impl Record {
+    /// One more asks it, unless another is trying it.
+    fn enter(&self, now: Instant) -> Option<Pass> {
+        let mut figures = self.figures.lock();
+        let pass = figures.breaker.enter(now)?;
+        figures.outstanding += 1;
+        Some(pass)
+    }
 }
 
 /// What was seen of a replica.
@@ -161,6 +171,16 @@ impl Replicas {
 
     /// Whom to ask for what shows `floor`. Nobody if those that could be asked have failed: it's for the leader then.
     pub fn choose(&self, shard: ShardId, floor: LogIndex) -> Option<Chosen> {
+        self.choose_among(shard, floor, None)
+    }
+
+    /// Whom to ask who isn't among those that were asked: the leader only if nobody else is left. Nobody if all were, or
+    /// have failed.
+    pub fn choose_other(&self, shard: ShardId, floor: LogIndex, tried: &[NodeId]) -> Option<Chosen> {
+        self.choose_among(shard, floor, Some(tried))
+    }
+
+    fn choose_among(&self, shard: ShardId, floor: LogIndex, tried: Option<&[NodeId]>) -> Option<Chosen> {
         let state = self.cluster.load();
         let shard = state.topology.shards.get(&shard)?;
         let leader = self.cluster.leader(&state, shard.group);
@@ -168,22 +188,31 @@ impl Replicas {
         let record = |node: &NodeId| table.records.get(&(shard.group, *node));
         let now = machine::now();
         let candidate = |(place, node): (usize, &NodeId)| {
-            let record = record(node)?;
+            let record = record(node).filter(|_| tried.is_none_or(|tried| !tried.contains(node)))?;
             let figures = record.figures.lock();
             let known = figures.breaker.admits(now).then(|| figures.known(now))?;
             Some(Candidate { place, nearness: record.nearness, leads: leader == Some(*node), known })
         };
-        let candidates: Vec<Candidate> = shard.replicas.iter().enumerate().filter_map(candidate).collect();
-        let place = choice::choose(&candidates, shard.replicas.len(), floor, || self.machine.random())?;
-        let node = shard.replicas[place];
-        let service = self.cluster.peers().shard_service(node)?;
-        let record = Arc::clone(record(&node)?);
-        let is_trial = {
-            let mut figures = record.figures.lock();
-            figures.outstanding += 1;
-            figures.breaker.enter()
-        };
-        Some(Chosen { service, leads: leader == Some(node), record, began: now, is_trial, is_done: false })
+        let mut left: Vec<Candidate> = shard.replicas.iter().enumerate().filter_map(candidate).collect();
+        loop {
+            let followers: Vec<_> = left.iter().filter(|candidate| !candidate.leads).copied().collect();
+            let (among, replicas) = match tried {
+                None => (&left, shard.replicas.len()),
+                Some(_) if followers.is_empty() => (&left, left.len()),
+                Some(_) => (&followers, followers.len()),
+            };
+            let place = choice::choose(among, replicas, floor, || self.machine.random())?;
+            let node = shard.replicas[place];
+            let record = Arc::clone(record(&node)?);
+            if let Some(service) = self.cluster.peers().shard_service(node)
+                && let Some(pass) = record.enter(now)
+            {
+                let leads = leader == Some(node);
+                return Some(Chosen { service, node, leads, record, began: now, pass, is_done: false });
+            }
+            // Another tries it, or there is no way to it.
+            left.retain(|candidate| candidate.place != place);
+        }
     }
 
     /// What was seen of a replica; `None` for one that nobody asks.
@@ -242,11 +271,13 @@ impl Replicas {
 pub struct Chosen {
     /// Its node's service.
     pub service: Arc<dyn ShardService>,
+    /// Its node.
+    pub node: NodeId,
     /// Whether it leads its group, as far as is known.
     pub leads: bool,
     record: Arc<Record>,
     began: Instant,
-    is_trial: bool,
+    pass: Pass,
     is_done: bool,
 }
 
@@ -288,12 +319,12 @@ impl Chosen {
                 }
                 // It has stopped, or isn't there: everyone else's answer names the leader.
                 (Retry::NotLeader(_), _) | (Retry::Later | Retry::Unknown, SqlState::CONNECTION_FAILURE) => {
-                    figures.breaker.failed(Failure::Lost, self.is_trial, now);
+                    figures.breaker.failed(Failure::Lost, self.pass, now);
                     return Verdict::Failed;
                 }
                 (Retry::Later | Retry::Unknown | Retry::Moved, _)
                 | (_, SqlState::IO_ERROR | SqlState::DATA_CORRUPTED) => {
-                    figures.breaker.failed(Failure::Refused, self.is_trial, now);
+                    figures.breaker.failed(Failure::Refused, self.pass, now);
                     return Verdict::Failed;
                 }
                 // It had no room for a long read's past, and has it again.
@@ -311,7 +342,7 @@ impl Drop for Chosen {
         if !self.is_done {
             let mut figures = self.record.figures.lock();
             figures.outstanding -= 1;
-            figures.breaker.gave_up(self.is_trial, machine::now());
+            figures.breaker.gave_up(self.pass, machine::now());
         }
     }
 }

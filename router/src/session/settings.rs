@@ -32,6 +32,8 @@ enum Kind {
     Bool,
     /// A time in milliseconds, or with a unit.
     Time,
+    /// A time of so many milliseconds at most.
+    TimeUpTo(u64),
     /// A time that can only be none.
     NoTime,
     /// A time zone.
@@ -147,7 +149,12 @@ const DEFINITIONS: &[Definition] = &[
     told("session_authorization", Kind::Fact, "shoal", "The session's user."),
     of("shoal.max_staleness", Kind::Time, "5s", "How old a state reads at the level bounded may see."),
     of("shoal.read_consistency", READS, "strong", "How fresh a state queries must see."),
-    of("shoal.read_wait", Kind::Time, "50ms", "How long a replica may wait until it is fresh enough."),
+    of(
+        "shoal.read_wait",
+        Kind::TimeUpTo(10_000),
+        "50ms",
+        "How long a replica may wait until it is fresh enough.",
+    ),
     of("shoal.report_gtid", Kind::Bool, "off", "Clients hear of shoal.gtid after commits."),
     of("shoal.rules", Kind::Rules, "all", "The planner's rules that are on."),
     told("standard_conforming_strings", ON, "on", "Backslashes in strings are plain."),
@@ -374,14 +381,15 @@ fn read(definition: &Definition, value: &str) -> Result<String, WireError> {
             let message = format!("parameter \"{name}\" requires a Boolean value");
             WireError::new(SqlState::INVALID_PARAMETER_VALUE, message)
         }),
-        Kind::Time => {
-            let millis = parse_millis(value).filter(|ms| *ms <= i32::MAX as u64);
-            millis.map(show_millis).ok_or_else(|| {
-                let units =
-                    "Valid units for this parameter are \"us\", \"ms\", \"s\", \"min\", \"h\", and \"d\".";
-                invalid(name, value).with_hint(units)
-            })
-        }
+        Kind::Time => read_time(name, value),
+        Kind::TimeUpTo(most) => match parse_millis(value) {
+            Some(millis) if millis > most => {
+                let message =
+                    format!("{millis} ms is outside the valid range for parameter \"{name}\" (0 .. {most})");
+                Err(WireError::new(SqlState::INVALID_PARAMETER_VALUE, message))
+            }
+            _ => read_time(name, value),
+        },
         Kind::NoTime => match parse_millis(value) {
             Some(0) => Ok("0".to_owned()),
             Some(_) => Err(WireError::unsupported(format!("the parameter \"{name}\""))),
@@ -408,6 +416,15 @@ fn read(definition: &Definition, value: &str) -> Result<String, WireError> {
             Err(WireError::new(SqlState::INVALID_PARAMETER_VALUE, format!("role \"{value}\" does not exist")))
         }
     }
+}
+
+/// A time in milliseconds, or with a unit.
+fn read_time(name: &str, value: &str) -> Result<String, WireError> {
+    let millis = parse_millis(value).filter(|ms| *ms <= i32::MAX as u64);
+    millis.map(show_millis).ok_or_else(|| {
+        let units = "Valid units for this parameter are \"us\", \"ms\", \"s\", \"min\", \"h\", and \"d\".";
+        invalid(name, value).with_hint(units)
+    })
 }
 
 fn read_one_of(kind: Kind, value: &str) -> Option<String> {
@@ -462,6 +479,8 @@ mod tests {
             ("search_path", "other", "0A000"),
             ("idle_session_timeout", "10s", "0A000"),
             ("lock_timeout", "-1", "22023"),
+            ("shoal.read_wait", "10001", "22023"),
+            ("shoal.read_wait", "1h", "22023"),
             ("transaction_isolation", "serializable", "22023"),
             ("server_version", "16", "55P02"),
             ("nonsense", "1", "42704"),
@@ -469,6 +488,15 @@ mod tests {
         ] {
             assert_eq!(set(name, value), Err(code.to_owned()), "{name} = {value}");
         }
+    }
+
+    #[test]
+    fn a_replica_may_wait_for_so_long_at_most() {
+        assert_eq!(set("shoal.read_wait", "10s").unwrap(), "10s");
+        let error = Settings::default().set("shoal.read_wait", Some("10.5s")).unwrap_err();
+        // PostgreSQL's words for an integer with a unit.
+        let message = "10500 ms is outside the valid range for parameter \"shoal.read_wait\" (0 .. 10000)";
+        assert_eq!((error.sqlstate, error.message.as_str()), (SqlState::INVALID_PARAMETER_VALUE, message));
     }
 
     #[test]

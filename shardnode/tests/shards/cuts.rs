@@ -6,8 +6,8 @@ use proto::services::{
     Consistency, CutAction, CutRequest, FragmentRequest, ShardService, Unsettled, cut_lost,
 };
 use proto::{
-    CutId, Epoch, LogIndex, NodeId, Retry, RouterIncarnation, SchemaVersion, TableId, TransactionId, Value,
-    WireError,
+    CutId, Epoch, LogIndex, NodeId, Retry, RouterIncarnation, SchemaVersion, SqlState, TableId,
+    TransactionId, Value, WireError,
 };
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -206,6 +206,27 @@ async fn a_cut_is_opened_once() {
     assert_eq!(cut.act(open()).await, Ok(vec![]));
     assert_eq!(cut.act(open()).await, Err(cut_lost()));
     assert_eq!(cut.read().await.unwrap(), values(&[[text("abc")]]), "what was opened is as it was");
+}
+
+/// Its position may never come, and whoever is withheld something has nothing to do with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_that_must_show_what_is_not_there_withholds_nothing() {
+    let node = start().await;
+    let cut = Cut::new(&node, 1);
+    let at = node.host.replica(GROUP).unwrap().status().applied;
+    let open = || CutAction::Open {
+        schema_version: SchemaVersion(1),
+        tables: vec![TableId(1)],
+        scans: Some(1),
+        after: LogIndex(at.0 + 1),
+    };
+    let refused = cut.act(open()).await.unwrap_err();
+    assert_eq!((refused.sqlstate, refused.retry), (SqlState::POSITION_NOT_REACHED, Retry::Behind(at)));
+    let write = node.write("UPDATE t1 SET c2 = 'A' WHERE c1 = 1", 10);
+    soon(execute(&node, write)).await.unwrap().unwrap();
+    // It can be asked for again as soon as there is more.
+    assert_eq!(cut.act(open()).await, Ok(vec![]));
+    assert_eq!(cut.read().await.unwrap(), values(&[[text("Abc")]]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,9 +4,10 @@ use crate::common::{GROUP, Node, PATIENCE, rows, text, with_rows};
 use crate::prepared::three;
 use crate::session::Session;
 use proto::services::{
-    Access, BranchAccess, Consistency, Floor, FragmentRequest, FragmentResponse, ShardService,
+    Access, BranchAccess, Consistency, Floor, FragmentRequest, FragmentResponse, LockWait, LockedRows,
+    RowLock, ShardService,
 };
-use proto::{LogIndex, NodeId, Retry, SqlState, Value, WireError};
+use proto::{LogIndex, NodeId, Retry, SqlState, TableId, Value, WireError};
 use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
@@ -315,4 +316,93 @@ async fn reads_that_need_not_be_strong_are_counted() {
     Near::at(&nodes[1], Floor::default()).refused("SELECT FROM").await;
     assert_eq!(counts(&nodes[1]), [at_once + 2, waited + 1, 2]);
     assert_eq!(counts(&nodes[0]), [0, 0, 0]);
+}
+
+/// A node whose only reader's place is taken, until what comes with it is dropped.
+async fn crowded() -> (Node, FragmentResponse) {
+    let mut config = shardnode::Config::new(NodeId(1));
+    (config.readers, config.streams) = (1, 1);
+    let node = Node::start().await.with_shards(config);
+    let tables = ["CREATE TABLE t1 (c1 INTEGER NOT NULL PRIMARY KEY, c2 TEXT) STRICT"];
+    node.schema(1, &tables, None).await.unwrap();
+    let insert = "INSERT INTO t1 VALUES (1, 'a'), (2, 'b'), (3, 'c')";
+    node.shards.execute(node.write(insert, 1)).await.unwrap();
+    let endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n";
+    let taken = node.shards.execute(node.read(endless, false)).await.unwrap();
+    (node, taken)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scan_waits_for_a_readers_place_no_longer_than_for_its_log() {
+    let (node, taken) = crowded().await;
+    let scan = |consistency, wait| {
+        let near = Near::at(&node, Floor::applied(applied(&node)));
+        Near { consistency, wait, lookup: false, ..near }
+    };
+    for consistency in [Consistency::Session, Consistency::Bounded(PATIENCE), Consistency::Eventual] {
+        for wait in [Duration::ZERO, SHORT] {
+            let refused = scan(consistency, wait).refused(ALL).await;
+            assert_eq!(refused.retry, Retry::Behind(applied(&node)), "{consistency:?} {wait:?}: {refused}");
+        }
+        assert!(Near { lookup: true, ..scan(consistency, SHORT) }.is_at_once(ALL).await, "it needs none");
+    }
+    // Who asks the leader has nobody else to ask.
+    let strong = FragmentRequest { timeout: SHORT, ..node.read(ALL, false) };
+    let refused = node.shards.execute(strong).await.err().unwrap();
+    assert_eq!((refused.sqlstate, refused.retry), (SqlState::QUERY_CANCELED, Retry::Never));
+    drop(taken);
+    assert_eq!(scan(Consistency::Session, LONG).read(ALL).await.unwrap().0, texts(["a", "b", "c"]));
+}
+
+/// There are few places, for all of the node's shards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_to_wait_once_more_gives_its_place_back() {
+    let (node, taken) = crowded().await;
+    let scan = |consistency| Near { consistency, lookup: false, ..Near::at(&node, Floor::default()) };
+    let mut reading = Box::pin(scan(Consistency::Bounded(PATIENCE)).read(ALL));
+    is_waiting(&mut reading).await;
+    // There was nothing to wait for but a place, and now there is something else.
+    let (one, _) = prepared(&node, 1, "UPDATE t1 SET c2 = 'A' WHERE c1 = 1").await;
+    is_waiting(&mut reading).await;
+    drop(taken);
+    tokio::select! {
+        biased;
+        _ = &mut reading => panic!("it waits"),
+        other = scan(Consistency::Eventual).read(ALL) => {
+            assert_eq!(other.unwrap().0, texts(["a", "b", "c"]));
+        }
+    }
+    one.finish(true).await.unwrap();
+    assert_eq!(reading.await.unwrap().0, texts(["A", "b", "c"]));
+}
+
+/// It may never come. Whoever knows for how long it is to be waited for asks again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_position_that_is_not_there_is_refused_at_once() {
+    let (node, _taken) = crowded().await;
+    let at = applied(&node);
+    let floor = Floor::applied(LogIndex(at.0 + 1));
+    let session = Session::new(&node, 1);
+    let lock = |wait| {
+        let rows = [LockedRows { table: TableId(1), key: 1, mode: RowLock::Update, wait }].into();
+        BranchAccess::Lock { rows, limit: None, anew: false }
+    };
+    let own = |access| session.next("SELECT c1, c2 FROM t1", access);
+    let refuse = async |request: FragmentRequest| {
+        let refused = node.shards.execute(FragmentRequest { floor, ..request.clone() }).await.err().unwrap();
+        assert_eq!((refused.sqlstate, refused.retry), (SqlState::POSITION_NOT_REACHED, Retry::Behind(at)));
+        request
+    };
+    // A scan hears of it before it waits for a place.
+    refuse(node.read(ALL, false)).await;
+    refuse(node.read(ALL, true)).await;
+    for access in [lock(LockWait::Wait), lock(LockWait::SkipLocked), lock(LockWait::NoWait)] {
+        let request = refuse(own(access)).await;
+        node.shards.execute(request).await.unwrap();
+    }
+    session.write("UPDATE t1 SET c2 = 'A' WHERE c1 = 1").await.unwrap();
+    let request = refuse(own(BranchAccess::Read)).await;
+    node.shards.execute(request).await.unwrap();
+    session.commit().await.unwrap();
+    node.shards.execute(FragmentRequest { floor, ..node.read(ALL, true) }).await.unwrap();
 }

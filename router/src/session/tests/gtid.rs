@@ -229,21 +229,71 @@ async fn what_is_refused_later_is_refused_at_connect() {
 }
 
 #[tokio::test]
-async fn a_position_that_was_never_reached_is_named() {
-    let server = Server::start(Config::default()).await;
+async fn a_position_that_was_never_reached_is_named_after_a_while() {
+    const BRIEF: Duration = Duration::from_millis(300);
+    let server = Server::start(Config { retry_timeout: BRIEF, ..Config::default() }).await;
     let client = server.client().await;
     set(&client, "main/-80.1:9999").await.unwrap();
-    let refusal = refused(&client, "SELECT count(*) FROM t").await;
-    let message = "position main/-80.1:9999 has not been reached: the log is at 100";
-    assert_eq!(refusal, ("SH003".into(), message.into(), String::new()));
-    let error = client.batch_execute("SELECT count(*) FROM t").await.unwrap_err();
-    let hint = error.as_db_error().unwrap().hint().unwrap().to_owned();
-    assert!(hint.starts_with("No commit of this cluster has come so far"), "{hint}");
+    let row = (0..).map(|a| format!("SELECT b FROM t WHERE a = {a}"));
+    let mut on_first = None;
+    for sql in row.take(9) {
+        if client.batch_execute(&sql).await.is_err() {
+            on_first = Some(sql);
+            break;
+        }
+    }
+    let on_first = on_first.expect("one row of nine is there");
+    // A cut, a read, one that locks, and one that is weak.
+    let (locks, weak) = (format!("{on_first} FOR UPDATE"), format!("/*+ read(session) */ {on_first}"));
+    for sql in ["SELECT count(*) FROM t", &on_first, &locks, &weak] {
+        let begun = std::time::Instant::now();
+        let (code, message, detail) = refused(&client, sql).await;
+        // What locks adds to the log, if only that it's over.
+        let words = "position main/-80.1:9999 has not been reached: the log is at 10";
+        assert!(message.starts_with(words), "{sql}: {message}");
+        assert_eq!((code.as_str(), detail.as_str()), ("SH003", ""), "{sql}");
+        assert!((BRIEF..20 * BRIEF).contains(&begun.elapsed()), "{sql}: {:?}", begun.elapsed());
+        let error = client.batch_execute(sql).await.unwrap_err();
+        let hint = error.as_db_error().unwrap().hint().unwrap().to_owned();
+        assert!(hint.starts_with("No commit of this cluster has come so far"), "{hint}");
+        // The statement's own end is told as such.
+        client.batch_execute("SET statement_timeout = 50").await.unwrap();
+        assert_eq!(rows(&client, sql).await, Err("57014".into()), "{sql}");
+        client.batch_execute("RESET statement_timeout").await.unwrap();
+    }
     client.batch_execute("RESET shoal.gtid").await.unwrap();
     rows(&client, "SELECT count(*) FROM t").await.unwrap();
     client.batch_execute("BEGIN; SET LOCAL shoal.gtid = 'main/-80.1:9999'").await.unwrap();
     assert_eq!(rows(&client, "SELECT count(*) FROM t").await, Err("SH003".into()));
     assert_eq!(rows(&client, "SELECT 1").await, Err("25P02".into()));
+}
+
+/// The shards that have come so far hold nothing up for the one that hasn't.
+#[tokio::test]
+async fn a_cut_is_begun_anew_until_a_shard_has_come_so_far() {
+    let server = Server::start(Config::default()).await;
+    let client = server.client().await;
+    set(&client, "main/-80.1:105").await.unwrap();
+    let came = async {
+        let times = |kind: &str| server.fake.cuts.lock().iter().filter(|(of, _)| *of == kind).count();
+        let mut pause = tokio::time::interval(Duration::from_millis(2));
+        // Each attempt is over on both shards.
+        while times("drop") < 6 {
+            pause.tick().await;
+        }
+        assert!(times("settle") + times("close") + times("release") == 0);
+        server.fake.log(ShardId(1), 5);
+    };
+    let (read, ()) = tokio::join!(rows(&client, "SELECT count(*) FROM t"), came);
+    read.unwrap();
+    let of = |kind: &str| -> Vec<_> {
+        let cuts = server.fake.cuts.lock();
+        cuts.iter().filter(|(of, _)| *of == kind).map(|(_, request)| request.cut).collect()
+    };
+    let (opened, dropped) = (of("open"), of("drop"));
+    let last = opened.last().unwrap();
+    let is_over = |cut| dropped.iter().filter(|other| *other == cut).count() == 2;
+    assert!(opened.iter().all(|cut| cut == last || is_over(cut)));
 }
 
 /// The kinds of a query's answers, and what was told of the GTID.
