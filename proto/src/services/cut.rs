@@ -38,7 +38,8 @@ pub enum CutAction {
         /// How many fragments will read the snapshot. The first one releases the shard, the last one closes the
         /// snapshot. `None`: it is kept until the cut is released, or nothing is heard of it for long.
         scans: Option<u32>,
-        /// What the snapshot must show at least.
+        /// What the snapshot must show at least. A shard whose log ends before that answers [`crate::Retry::Behind`] at once,
+        /// and has nothing of the cut.
         after: LogIndex,
     },
     /// Lets the votes of these transactions through, and waits until those have ended that were pending in the snapshot or

@@ -53,7 +53,8 @@ pub struct FragmentRequest {
     /// The cut that it is part of. A strong read runs on the cut's snapshot, and what waits to be told for the cut's sake
     /// is told from then on. What a branch does runs while the cut withholds, and fails if it would have to wait for a lock.
     pub cut: Option<CutId>,
-    /// What a read must show at least. Nothing for writes, which run on the newest state.
+    /// What a read must show at least. Nothing for writes, which run on the newest state. Where only the leader may answer,
+    /// and its log ends before that, it answers SH003 with [`crate::Retry::Behind`] at once: it may never come.
     pub floor: Floor,
     /// How long it may take, waiting included.
     pub timeout: Duration,
@@ -67,7 +68,7 @@ pub enum Access {
         /// How fresh it must be, and who may answer.
         consistency: Consistency,
         /// How long a replica may wait until it is that fresh. If that isn't enough it answers [`crate::Retry::Behind`].
-        /// A strong read waits as long as it may take, whatever stands here.
+        /// A strong read waits as long as it may take, whatever stands here, but not for a floor that its log lacks.
         wait: Duration,
         /// It looks up a few rows by key, so it may run on the caller's thread.
         lookup: bool,

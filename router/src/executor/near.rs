@@ -78,7 +78,8 @@ impl Executor {
         let brief = Statement { state: run.state.clone(), retry_for: LEADER_PATIENCE, ..*run };
         let mut is_first = true;
         loop {
-            let why = match self.read_replica(run, shard, fragment, scalars, is_first).await? {
+            let wait = run.reading.wait.min(until.saturating_duration_since(machine::now()));
+            let why = match self.read_replica(run, shard, fragment, scalars, (wait, is_first)).await? {
                 Ok(answer) => return Ok(answer),
                 Err(why) => why,
             };
@@ -94,17 +95,17 @@ impl Executor {
         }
     }
 
-    /// Reads one shard from a replica that is there and isn't behind; or says why the leader is to be asked. `is_first`: one
-    /// that is behind is enough of a reason.
+    /// Reads one shard from a replica that is there and isn't behind, where each may wait so long; or says why the leader is to
+    /// be asked. `is_first`: one that is behind is enough of a reason.
     async fn read_replica(
         &self,
         run: &Statement<'_>,
         shard: ShardId,
         fragment: &Fragment,
         scalars: &[Value],
-        is_first: bool,
+        (wait, is_first): (Duration, bool),
     ) -> Result<Result<FragmentResponse, Why>, WireError> {
-        let (level, wait) = (run.reading.consistency, run.reading.wait);
+        let level = run.reading.consistency;
         let (mut tried, mut why) = (Vec::new(), Why::Avoided);
         loop {
             let floor = run.near_floor(shard);
