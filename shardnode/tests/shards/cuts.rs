@@ -214,18 +214,22 @@ async fn a_cut_that_must_show_what_is_not_there_withholds_nothing() {
     let node = start().await;
     let cut = Cut::new(&node, 1);
     let at = node.host.replica(GROUP).unwrap().status().applied;
-    let open = || CutAction::Open {
+    let open = |more| CutAction::Open {
         schema_version: SchemaVersion(1),
         tables: vec![TableId(1)],
         scans: Some(1),
-        after: LogIndex(at.0 + 1),
+        after: LogIndex(at.0 + more),
     };
-    let refused = cut.act(open()).await.unwrap_err();
-    assert_eq!((refused.sqlstate, refused.retry), (SqlState::POSITION_NOT_REACHED, Retry::Behind(at)));
+    let begun = Instant::now();
     let write = node.write("UPDATE t1 SET c2 = 'A' WHERE c1 = 1", 10);
-    soon(execute(&node, write)).await.unwrap().unwrap();
+    let (refused, written) = tokio::join!(cut.act(open(1000)), soon(execute(&node, write)));
+    assert!(written.unwrap().is_ok());
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.sqlstate, SqlState::POSITION_NOT_REACHED);
+    assert!(matches!(refused.retry, Retry::Behind(position) if position >= at), "{refused}");
+    assert!(begun.elapsed() < PATIENCE / 2, "{:?}", begun.elapsed());
     // It can be asked for again as soon as there is more.
-    assert_eq!(cut.act(open()).await, Ok(vec![]));
+    assert_eq!(cut.act(open(1)).await, Ok(vec![]));
     assert_eq!(cut.read().await.unwrap(), values(&[[text("Abc")]]));
 }
 

@@ -284,8 +284,8 @@ async fn a_cut_is_begun_anew_until_a_shard_has_come_so_far() {
         assert!(times("settle") + times("close") + times("release") == 0);
         server.fake.log(ShardId(1), 5);
     };
-    let (read, ()) = tokio::join!(rows(&client, "SELECT count(*) FROM t"), came);
-    read.unwrap();
+    let read = async { tokio::join!(rows(&client, "SELECT count(*) FROM t"), came).0 };
+    tokio::time::timeout(Duration::from_secs(20), read).await.expect("it ends").unwrap();
     let of = |kind: &str| -> Vec<_> {
         let cuts = server.fake.cuts.lock();
         cuts.iter().filter(|(of, _)| *of == kind).map(|(_, request)| request.cut).collect()
