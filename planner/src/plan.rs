@@ -22,6 +22,8 @@ pub struct Plan {
     /// The queries that [`Scalar::Query`] runs: subqueries that lock rows, or that must be over before the statement
     /// writes.
     pub first: Vec<Query>,
+    /// Its queries read reference tables, of which each shard has a copy: two runs of it may read different ones.
+    pub reads_copies: bool,
     /// What to do.
     pub action: Action,
 }
@@ -563,6 +565,16 @@ pub struct Explain {
 }
 
 impl Plan {
+    /// The queries: those that run first, and what the action is made of or reads.
+    pub fn queries(&self) -> impl Iterator<Item = &Query> {
+        let query = match &self.action {
+            Action::Query(query) | Action::CopyOut(CopyOut { query, .. }) => Some(query),
+            Action::Insert(Insert { rows: InsertRows::Query { query, .. }, .. }) => Some(query),
+            _ => None,
+        };
+        self.first.iter().chain(query)
+    }
+
     /// The lock of a query that is run before the statement, if one of those locks rows: it and the statement are one
     /// transaction.
     pub fn locks_first(&self) -> Option<&Locking> {

@@ -10,8 +10,10 @@ use crate::planning::Planner;
 use crate::text::{Parsed, Text, with_stack};
 use crate::{Context, Planned, system, utility};
 use dialect::Type;
+use dialect::physical::tables_in;
 use dialect::types::Typed;
 use proto::WireError;
+use proto::catalog::Placement;
 use sqlparser::ast;
 use std::sync::Arc;
 
@@ -35,6 +37,7 @@ pub(crate) fn plan(
                 columns: Some(vec![column]),
                 scalars: Vec::new(),
                 first: Vec::new(),
+                reads_copies: inner.plan.reads_copies,
                 action: Action::Explain(Explain { analyze, plan: inner.plan }),
             };
             Ok(Planned { plan: Arc::new(plan), pinned: inner.pinned })
@@ -181,6 +184,15 @@ fn finish(
     columns: Option<Vec<OutputColumn>>,
 ) -> Result<Planned, WireError> {
     let Planner { binder, scalars, rules: _, first, known: _ } = planner;
-    let plan = Plan { parameters: binder.parameter_types()?, columns, scalars: scalars.list, first, action };
+    let (parameters, scalars) = (binder.parameter_types()?, scalars.list);
+    let mut plan = Plan { parameters, columns, scalars, first, reads_copies: false, action };
+    let is_copied = |table| {
+        binder.context.catalog.table(table).is_some_and(|table| table.placement == Placement::Reference)
+    };
+    let reads_copies = {
+        let mut fragments = plan.queries().flat_map(|query| &query.fragments);
+        fragments.any(|fragment| tables_in(&fragment.sql).any(is_copied))
+    };
+    plan.reads_copies = reads_copies;
     Ok(Planned { plan: Arc::new(plan), pinned: binder.pinned() })
 }

@@ -3,8 +3,9 @@
 //! Every error that a user can see is a [`WireError`]: an SQLSTATE, a message, and what the caller must decide by:
 //! whether asking again can help. Crates keep their own `thiserror` enums inside; at their border they turn into this.
 
-use crate::ids::{ColumnId, Epoch, IndexId, LogIndex, NodeId, SchemaVersion, TableId};
+use crate::ids::{ColumnId, Epoch, IndexId, LogIndex, NodeId, SchemaVersion, ShardId, TableId};
 use std::fmt;
+use std::num::NonZeroU32;
 
 /// A five-character code of PostgreSQL's appendix A.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -200,11 +201,14 @@ pub struct WireError {
     /// A way out.
     pub hint: Option<String>,
     /// 1-based character position in the statement's text.
-    pub position: Option<u32>,
+    pub position: Option<NonZeroU32>,
     /// What asking again can achieve.
     pub retry: Retry,
     /// The broken constraint, while its name is still to be looked up.
     pub violation: Option<Violation>,
+    /// The state of a shard that it tells of: whoever hears it knows of rows, or of their absence, as of there. Clients
+    /// aren't told, but their sessions see no less from then on.
+    pub state: Option<Box<(ShardId, LogIndex)>>,
 }
 
 impl WireError {
@@ -218,6 +222,7 @@ impl WireError {
             position: None,
             retry: Retry::Never,
             violation: None,
+            state: None,
         }
     }
 
@@ -245,7 +250,7 @@ impl WireError {
 
     /// The same error, pointing at a place in the statement (1-based, in characters).
     pub fn at(mut self, position: u32) -> Self {
-        self.position = Some(position);
+        self.position = NonZeroU32::new(position);
         self
     }
 
@@ -258,6 +263,21 @@ impl WireError {
     /// The same error, naming the broken constraint by ids.
     pub fn with_violation(mut self, violation: Violation) -> Self {
         self.violation = Some(violation);
+        self
+    }
+
+    /// The same error, made from this state of a shard unless an earlier one is known. One of a request that wasn't
+    /// executed, or whose outcome isn't known, tells of none.
+    pub fn made_from(mut self, shard: ShardId, index: LogIndex) -> Self {
+        if matches!(self.retry, Retry::Never | Retry::Moved) {
+            self.state.get_or_insert_with(|| Box::new((shard, index)));
+        }
+        self
+    }
+
+    /// The same error, told in the place of another one: whoever hears it may know of what that one was made from.
+    pub fn instead_of(mut self, other: WireError) -> Self {
+        self.state = self.state.or(other.state);
         self
     }
 }

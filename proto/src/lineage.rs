@@ -3,10 +3,10 @@
 //! Inside a process positions go by shard; in texts by the log's name and incarnation. A log that has ended goes on in its
 //! successors: a position in it is covered by each of them from the place on where it took over, and by all of them
 //! together. A position that no log of this cluster ever had, or that was lost with a log's end, is an error: nothing will
-//! ever reach it.
+//! ever reach it. One that nobody knows is as unknown in each of the successors.
 
-use crate::gtid::{GtidSet, GtidSource};
-use crate::ids::{LogIndex, ShardId};
+use crate::gtid::{GtidSet, GtidSource, Position, shortened};
+use crate::ids::ShardId;
 use crate::topology::{Retired, Topology};
 use std::collections::BTreeMap;
 
@@ -14,54 +14,59 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GtidError {
     /// There is no keyspace of this name.
-    #[error("keyspace \"{0}\" does not exist")]
+    #[error("keyspace \"{}\" does not exist", shortened(.0))]
     UnknownKeyspace(String),
     /// No log of the cluster has had this position and kept it.
-    #[error("position {0}:{1} is of a history that this cluster doesn't have")]
-    Lost(GtidSource, LogIndex),
+    #[error("position {0} is of a history that this cluster doesn't have")]
+    Lost(GtidSet),
 }
 
 impl Topology {
     /// The positions that cover a set.
-    pub fn resolve(&self, set: &GtidSet) -> Result<BTreeMap<ShardId, LogIndex>, GtidError> {
-        let mut positions = BTreeMap::new();
-        for (source, index) in set.iter() {
-            let shard = match self.lineage.get(source) {
-                Some(retired) if index <= retired.last => retired.shard,
-                Some(_) => return Err(GtidError::Lost(source.clone(), index)),
-                None => self.shard_of(source, index)?,
+    pub fn resolve(&self, set: &GtidSet) -> Result<BTreeMap<ShardId, Position>, GtidError> {
+        let mut positions: BTreeMap<ShardId, Position> = BTreeMap::new();
+        for (source, position) in set.iter() {
+            let lost = || {
+                let mut lost = GtidSet::default();
+                lost.raise(source.clone(), position);
+                GtidError::Lost(lost)
             };
-            raise(&mut positions, shard, index);
+            let shard = match self.lineage.get(source) {
+                Some(retired) if position.index <= retired.last => retired.shard,
+                Some(_) => return Err(lost()),
+                None => self.shard_of(source)?.ok_or_else(lost)?,
+            };
+            positions.entry(shard).or_default().raise(position);
         }
         self.rebase(&mut positions);
         Ok(positions)
     }
 
     /// The shard whose log this is.
-    fn shard_of(&self, source: &GtidSource, index: LogIndex) -> Result<ShardId, GtidError> {
+    fn shard_of(&self, source: &GtidSource) -> Result<Option<ShardId>, GtidError> {
         let keyspace = self.keyspace_named(&source.keyspace);
         let keyspace = keyspace.ok_or_else(|| GtidError::UnknownKeyspace(source.keyspace.clone()))?;
         let mut shards = self.shards.values().filter(|shard| shard.keyspace == keyspace.number);
         let found =
             shards.find(|shard| shard.range == source.shard && shard.incarnation == source.incarnation);
-        found.map(|shard| shard.id).ok_or_else(|| GtidError::Lost(source.clone(), index))
+        Ok(found.map(|shard| shard.id))
     }
 
     /// The set of these positions, each in a log that serves.
-    pub fn gtid(&self, positions: &BTreeMap<ShardId, LogIndex>) -> GtidSet {
-        let mut positions = positions.clone();
+    pub fn gtid<P: Into<Position> + Copy>(&self, positions: &BTreeMap<ShardId, P>) -> GtidSet {
+        let mut positions = positions.iter().map(|(shard, position)| (*shard, (*position).into())).collect();
         self.rebase(&mut positions);
         let mut set = GtidSet::default();
-        for (shard, index) in positions.into_iter().filter(|(_, index)| *index > LogIndex(0)) {
+        for (shard, position) in positions.into_iter().filter(|(_, position)| !position.is_none()) {
             if let Some(source) = self.gtid_source(shard) {
-                set.raise(source, index);
+                set.raise(source, position);
             }
         }
         set
     }
 
     /// Puts successors' positions in the place of those of logs that have ended.
-    pub fn rebase(&self, positions: &mut BTreeMap<ShardId, LogIndex>) {
+    pub fn rebase(&self, positions: &mut BTreeMap<ShardId, Position>) {
         if self.lineage.is_empty() {
             return;
         }
@@ -69,26 +74,23 @@ impl Topology {
             self.lineage.values().map(|retired| (retired.shard, retired)).collect();
         // Successors have greater ids, so they are still to come, and no lineage that is wrong leads in a circle.
         let mut from = ShardId(0);
-        while let Some(shard) = positions.range(from..).map(|(id, _)| *id).find(|id| retired.contains_key(id))
+        while let Some((shard, Position { is_unheard, .. })) =
+            positions.range(from..).map(|(id, held)| (*id, *held)).find(|(id, _)| retired.contains_key(id))
         {
             positions.remove(&shard);
             for (successor, index) in &retired[&shard].successors {
-                raise(positions, *successor, *index);
+                let index = *index;
+                positions.entry(*successor).or_default().raise(Position { index, is_unheard });
             }
             from = ShardId(shard.0 + 1);
         }
     }
 }
 
-fn raise(positions: &mut BTreeMap<ShardId, LogIndex>, shard: ShardId, index: LogIndex) {
-    let held = positions.entry(shard).or_default();
-    *held = (*held).max(index);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{Epoch, GroupId, Incarnation, KeyspaceNumber, NodeId};
+    use crate::ids::{Epoch, GroupId, Incarnation, KeyspaceNumber, LogIndex, NodeId};
     use crate::key_range::KeyRange;
     use crate::topology::{Keyspace, Shard, Sharding};
 
@@ -153,15 +155,20 @@ mod tests {
         let text = "main/-80.1:7,main/80-.2:9";
         assert_eq!(again(&topology, text), Ok(text.into()));
         assert_eq!(again(&topology, ""), Ok(String::new()));
+        let unheard = "main/-80.1:?,main/80-.2:9,main/80-.2:?";
+        assert_eq!(again(&topology, unheard), Ok(unheard.into()));
         let positions = topology.resolve(&text.parse().unwrap()).unwrap();
-        assert_eq!(positions, BTreeMap::from([(ShardId(1), LogIndex(7)), (ShardId(2), LogIndex(9))]));
+        assert_eq!(
+            positions,
+            BTreeMap::from([(ShardId(1), LogIndex(7).into()), (ShardId(2), LogIndex(9).into())])
+        );
     }
 
     #[test]
     fn what_this_cluster_never_had_is_said_so() {
         let topology = topology(&[(1, "-80", 1), (2, "80-", 2)]);
         assert_eq!(again(&topology, "other/-.1:3"), Err("keyspace \"other\" does not exist".into()));
-        for position in ["main/80-.1:3", "main/80-.3:3", "main/-.1:3", "main/-40.1:3"] {
+        for position in ["main/80-.1:3", "main/80-.1:?", "main/80-.3:3", "main/-.1:3", "main/-40.1:3"] {
             assert_eq!(again(&topology, &format!("main/-80.1:1,{position}")), lost(position));
         }
     }
@@ -177,6 +184,8 @@ mod tests {
         assert_eq!(again(&four, "main/-80.1:101"), lost("main/-80.1:101"));
         let (both, each) = ("main/-80.1:7,main/-40.1:50", "main/-40.1:50,main/40-80.1:12");
         assert_eq!(again(&four, both), Ok(each.into()), "what is known of a successor already counts");
+        let unheard = "main/-40.1:11,main/-40.1:?,main/40-80.1:12,main/40-80.1:?";
+        assert_eq!(again(&four, "main/-80.1:?"), Ok(unheard.into()));
 
         let mut two = topology(&[(7, "-80", 2), (8, "80-", 2)]);
         two.lineage = four.lineage;
@@ -189,9 +198,13 @@ mod tests {
         assert_eq!(again(&two, "main/-80.1:7,main/-80.2:9"), Ok("main/-80.2:9".into()));
         assert_eq!(again(&two, "main/80-.1:200"), Ok("main/80-.2:5".into()));
         assert_eq!(again(&two, "main/-40.1:61"), lost("main/-40.1:61"));
-        let mut held = BTreeMap::from([(ShardId(1), LogIndex(90)), (ShardId(8), LogIndex(4))]);
+        let mut held = BTreeMap::from([(ShardId(1), LogIndex(90).into()), (ShardId(8), LogIndex(4).into())]);
         two.rebase(&mut held);
-        assert_eq!(held, BTreeMap::from([(ShardId(7), LogIndex(6)), (ShardId(8), LogIndex(4))]));
+        assert_eq!(
+            held,
+            BTreeMap::from([(ShardId(7), LogIndex(6).into()), (ShardId(8), LogIndex(4).into())])
+        );
+        assert_eq!(again(&two, "main/-40.1:60,main/-40.1:?"), Ok("main/-80.2:5,main/-80.2:?".into()));
     }
 
     #[test]

@@ -663,11 +663,15 @@ impl CoordinatorService for Fake {
 
     fn change_schema(&self, request: SchemaChangeRequest) -> BoxFuture<'_, ServiceResult<SchemaVersion>> {
         let version = self.state.borrow().catalog.version().0 + 1;
-        if let SchemaChange::AlterRole { role, change } = request.change {
-            self.alter_role(role, change);
-        } else {
-            for shard in self.shards.keys() {
-                self.log(*shard, 1);
+        match request.change {
+            SchemaChange::AlterRole { role, change } => self.alter_role(role, change),
+            SchemaChange::CreateSequence(_)
+            | SchemaChange::ReplaceSequence { .. }
+            | SchemaChange::DropSequences(_) => {}
+            _ => {
+                for shard in self.shards.keys() {
+                    self.log(*shard, 1);
+                }
             }
         }
         self.set_version(version);

@@ -4,24 +4,21 @@
 //! means is [`proto::lineage`]'s to know, what becomes of it the session's.
 
 use crate::cluster::Cluster;
-use proto::gtid::GtidSet;
+use proto::gtid::{GtidSet, Position, shortened};
 use proto::lineage::GtidError;
-use proto::{LogIndex, ShardId, SqlState, WireError};
+use proto::{ShardId, SqlState, WireError};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// The setting by which tokens come and go.
 pub const GTID: &str = "shoal.gtid";
 
-/// So much of a text is repeated in an error.
-const SHOWN_BYTES: usize = 200;
-
 /// The positions that cover a token.
 pub async fn read(
     cluster: &Cluster,
     text: &str,
     until: Instant,
-) -> Result<BTreeMap<ShardId, LogIndex>, WireError> {
+) -> Result<BTreeMap<ShardId, Position>, WireError> {
     let set: GtidSet = text.parse().map_err(|error| invalid(text).with_detail(format!("{error}.")))?;
     if let Ok(positions) = cluster.load().topology.resolve(&set) {
         return Ok(positions);
@@ -36,12 +33,7 @@ pub async fn read(
 }
 
 fn invalid(text: &str) -> WireError {
-    let mut end = text.len().min(SHOWN_BYTES);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    let dots = if end < text.len() { ".." } else { "" };
-    let message = format!("invalid value for parameter \"{GTID}\": \"{}{dots}\"", &text[..end]);
+    let message = format!("invalid value for parameter \"{GTID}\": \"{}\"", shortened(text));
     WireError::new(SqlState::INVALID_PARAMETER_VALUE, message)
 }
 

@@ -18,9 +18,10 @@ use futures::FutureExt;
 use planner::plan::Notice;
 use prometheus::proto::MetricFamily;
 use proto::catalog::USER;
+use proto::gtid::Position;
 use proto::machine;
 use proto::services::Peers;
-use proto::{LogIndex, RouterIncarnation, ShardId, SqlState, WireError};
+use proto::{RouterIncarnation, ShardId, SqlState, WireError};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -256,7 +257,7 @@ struct Accepted {
     /// What of its role's settings it doesn't begin with.
     warnings: Vec<Notice>,
     /// What it must see.
-    token: Vec<(ShardId, LogIndex)>,
+    token: Vec<(ShardId, Position)>,
 }
 
 /// Checks what a client asks for at startup.

@@ -148,7 +148,8 @@ mod tests {
     fn planned(pinned: Vec<(u32, String)>) -> Planned {
         let gather = Gather::Stream { order: vec![], offset: None, limit: None, visible: 0 };
         let action = Action::Query(Query { fragments: vec![], gather, lock: None });
-        let plan = Plan { parameters: vec![], columns: Some(vec![]), scalars: vec![], first: vec![], action };
+        let (columns, reads_copies) = (Some(vec![]), false);
+        let plan = Plan { parameters: vec![], columns, scalars: vec![], first: vec![], reads_copies, action };
         Planned { plan: Arc::new(plan), pinned }
     }
 

@@ -260,6 +260,7 @@ impl ShardNode {
         let opened = self.renew(request.shard, desk.snapshot(&request, None, until).await);
         let answer =
             opened.and_then(|(snapshot, waited)| read::lookup(&snapshot, &request, waited, deadline));
+        let answer = answer.map_err(|error| error.made_from(request.shard, desk.applied()));
         if !request.is_strong() {
             self.reads.count(&answer);
         }
@@ -429,6 +430,7 @@ impl ShardNode {
     async fn run(&self, request: FragmentRequest) -> ServiceResult<FragmentResponse> {
         let (shard, sql, cut) = (request.shard, request.sql.clone(), request.cut);
         let answer = self.renew(shard, self.carry_out(request).await);
+        let answer = self.dated(shard, answer);
         if let Ok(desk) = self.desk(shard, None)
             && !desk.transactions.cuts.are_idle()
         {
@@ -436,6 +438,14 @@ impl ShardNode {
             desk.tell(&self.phrases.of(&sql), cut, index).await;
         }
         answer
+    }
+
+    /// What went wrong tells of rows: of what is in effect here by now at most, unless the error says of what.
+    fn dated<T>(&self, id: ShardId, answer: ServiceResult<T>) -> ServiceResult<T> {
+        answer.map_err(|error| match self.desk(id, None) {
+            Ok(desk) => error.made_from(id, desk.applied()),
+            Err(_) => error,
+        })
     }
 
     async fn carry_out(&self, request: FragmentRequest) -> ServiceResult<FragmentResponse> {
@@ -459,7 +469,7 @@ impl ShardNode {
         };
         let desk = self.desk(shard, (!ends).then_some(epoch))?;
         let deadline = machine::now() + timeout.min(LONGEST);
-        self.renew(shard, desk.act(transaction, action, deadline).await)
+        self.dated(shard, self.renew(shard, desk.act(transaction, action, deadline).await))
     }
 
     async fn cut_through(&self, request: CutRequest) -> ServiceResult<Vec<Unsettled>> {
@@ -498,7 +508,7 @@ impl ShardNode {
             stepped
         });
         let stepped = step.await.unwrap_or_else(|_| Err(WireError::internal("a schema step was given up")));
-        self.renew(shard, stepped)
+        self.dated(shard, self.renew(shard, stepped))
     }
 }
 

@@ -6,7 +6,7 @@
 use crate::fence;
 use dialect::sqlite::{error, names_nothing, parameter, value_ref};
 use proto::services::{FragmentRequest, FragmentResponse, RowSource};
-use proto::{Retry, RowBatchBuilder, SqlState, WireError};
+use proto::{Retry, RowBatch, RowBatchBuilder, SqlState, WireError};
 use replica::Snapshot;
 use rusqlite::{CachedStatement, Connection, Row};
 use std::time::{Duration, Instant};
@@ -19,6 +19,12 @@ pub(crate) fn lookup(
     deadline: Instant,
 ) -> Result<FragmentResponse, WireError> {
     snapshot.end_at(deadline);
+    let position = snapshot.position();
+    let rows = whole(snapshot, request).map_err(|error| error.made_from(request.shard, position))?;
+    Ok(FragmentResponse { rows: RowSource::Whole(rows), affected: 0, position, waited })
+}
+
+fn whole(snapshot: &Snapshot, request: &FragmentRequest) -> Result<RowBatch, WireError> {
     let mut statement = begin(snapshot, request)?;
     let columns = statement.column_count();
     let mut batch = RowBatchBuilder::new(columns as u16);
@@ -26,12 +32,7 @@ pub(crate) fn lookup(
     while let Some(row) = rows.next().map_err(|e| snapshot.explain(error(e)))? {
         push(row, columns, &mut batch)?;
     }
-    Ok(FragmentResponse {
-        rows: RowSource::Whole(batch.finish()),
-        affected: 0,
-        position: snapshot.position(),
-        waited,
-    })
+    Ok(batch.finish())
 }
 
 /// The request's statement on a snapshot, if both are of one schema.

@@ -97,9 +97,10 @@ impl Readers {
             let _place = place;
             let mut query = query;
             let result = query.run(&snapshot);
+            let made_from = (query.request.shard, snapshot.position());
             drop(snapshot);
             if let Err(error) = result {
-                *failed.lock() = Some(error);
+                *failed.lock() = Some(error.made_from(made_from.0, made_from.1));
             }
             // Only now do the channels close: who sees them closed finds the error.
             drop(query);

@@ -453,6 +453,11 @@ impl Text {
         }
     }
 
+    /// The same text with this hint, whatever it has.
+    pub fn with_read_hint(self, hint: ReadHint) -> Text {
+        Text { hint: Some(Ok(hint)), ..self }
+    }
+
     /// The statement's tree.
     pub fn parse(&self) -> Result<Parsed, WireError> {
         with_stack(self.depth, || tokens::parse(self))

@@ -106,7 +106,8 @@ pub fn plan(command: &Command, text: &Text, context: &Context<'_>) -> Result<Pla
     let pinned = (0..text.literals.len() as u32)
         .filter_map(|slot| Some((slot, text.literal(slot)?.into_owned())))
         .collect();
-    let plan = Plan { parameters: Vec::new(), columns, scalars, first: Vec::new(), action };
+    let (parameters, first) = (Vec::new(), Vec::new());
+    let plan = Plan { parameters, columns, scalars, first, reads_copies: false, action };
     Ok(Planned { plan: Arc::new(plan), pinned })
 }
 

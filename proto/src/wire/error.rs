@@ -3,7 +3,8 @@
 use super::generated as pb;
 use super::{Convert, DecodeError, id, maybe, one, required};
 use crate::error::{Retry, SqlState, Violation, WireError};
-use crate::ids::{ColumnId, Epoch, IndexId, LogIndex, NodeId, SchemaVersion, TableId};
+use crate::ids::{ColumnId, Epoch, IndexId, LogIndex, NodeId, SchemaVersion, ShardId, TableId};
+use std::num::NonZeroU32;
 
 impl Convert for Retry {
     type Message = pb::Retry;
@@ -79,24 +80,38 @@ impl Convert for WireError {
     const NAME: &'static str = "error";
 
     fn to_message(&self) -> pb::WireError {
-        let WireError { sqlstate, message, detail, hint, position, retry, violation } = self;
+        let WireError { sqlstate, message, detail, hint, position, retry, violation, state } = self;
         pb::WireError {
             sqlstate: sqlstate.to_string(),
             message: message.clone(),
             detail: detail.clone(),
             hint: hint.clone(),
-            position: *position,
+            position: position.map(NonZeroU32::get),
             retry: Some(retry.to_message()),
             violation: violation.as_ref().map(Violation::to_message),
+            state: state.as_deref().map(|(shard, index)| pb::ShardState { shard: shard.0, index: index.0 }),
         }
     }
 
     fn from_message(message: pb::WireError) -> Result<Self, DecodeError> {
-        let pb::WireError { sqlstate, message, detail, hint, position, retry, violation } = message;
+        let pb::WireError { sqlstate, message, detail, hint, position, retry, violation, state } = message;
         let sqlstate = SqlState::parse(&sqlstate)
             .ok_or_else(|| DecodeError::new("sqlstate", format_args!("{sqlstate:?} is not an SQLSTATE")))?;
         let retry = one("retry", retry)?;
         let violation = maybe("violation", violation)?;
-        Ok(WireError { sqlstate, message, detail, hint, position, retry, violation })
+        let position = position.and_then(NonZeroU32::new);
+        let state = state.map(|pb::ShardState { shard, index }| {
+            Ok::<_, DecodeError>(Box::new((ShardId(id("state.shard", shard)?), LogIndex(index))))
+        });
+        Ok(WireError {
+            sqlstate,
+            message,
+            detail,
+            hint,
+            position,
+            retry,
+            violation,
+            state: state.transpose()?,
+        })
     }
 }

@@ -282,7 +282,8 @@ fn errors_come_back() {
     for retry in retries {
         let error = WireError::new(SqlState::UNIQUE_VIOLATION, "duplicate key").with_retry(retry);
         check_equal(error.clone());
-        check_equal(error.with_hint("hint").with_detail("detail").at(7));
+        let error = error.with_hint("hint").with_detail("detail").at(7);
+        check_equal(WireError { state: Some(Box::new((ShardId(8), LogIndex(9)))), ..error });
     }
     let (table, column) = (TableId(5), ColumnId(0));
     for violation in [

@@ -11,6 +11,7 @@ use super::near::reads_twice;
 use super::statement::Statement;
 use crate::asking::{Asked, no_answer, no_leader};
 use crate::cluster::Cluster;
+use crate::positions::Positions;
 use crate::retry::Backoff;
 use dialect::physical::tables_in;
 use futures::future::try_join_all;
@@ -315,6 +316,8 @@ impl Executor {
 pub struct Kept {
     cut: Cut,
     version: SchemaVersion,
+    /// How often shards had become unheard before it was opened.
+    times_unheard: u64,
 }
 
 impl Kept {
@@ -329,6 +332,11 @@ impl Kept {
             return Ok(());
         }
         Err(gone("The schema has changed since the transaction's first statement."))
+    }
+
+    /// Whether it has all that the session still has to ask for.
+    pub fn is_newest(&self, positions: &Positions) -> bool {
+        positions.times_unheard() == self.times_unheard
     }
 
     /// What the transaction hears if a shard doesn't have the state any more.
@@ -363,10 +371,11 @@ impl Executor {
         run: &Statement<'_>,
         parts: &BTreeMap<ShardId, Part>,
     ) -> Result<Kept, WireError> {
+        let times_unheard = run.positions.times_unheard();
         let cut = self.open_cut(run, parts).await?;
         let release = cut.shards.iter().map(|shard| self.ask_cut(run, *shard, cut.id, CutAction::Release));
         try_join_all(release).await?;
-        Ok(Kept { cut, version: run.state.catalog.version() })
+        Ok(Kept { cut, version: run.state.catalog.version(), times_unheard })
     }
 }
 

@@ -105,7 +105,7 @@ impl Executor {
         scalars: &[Value],
         cut: Option<CutId>,
     ) -> Result<FragmentResponse, WireError> {
-        if cut.is_none() && run.is_weak() {
+        if cut.is_none() && run.is_weak() && !run.positions.is_unheard(shard) {
             return Box::pin(self.read_near(run, shard, fragment, scalars)).await;
         }
         self.replicas.reads.count(Consistency::Strong, By::Leader, Why::Asked);
@@ -156,7 +156,9 @@ impl Executor {
             };
             match run.attend(answer).await {
                 Ok(response) => {
-                    if cut.is_none() && access == Access::strong(fragment.lookup) {
+                    // A leader shows its newest state, but that of what is kept is the newest only as long as nothing more
+                    // is to be asked for.
+                    if run.kept.is_none_or(|kept| kept.is_newest(run.positions)) {
                         run.positions.asked(shard, response.position);
                     } else {
                         run.positions.saw(shard, response.position);
@@ -258,7 +260,7 @@ impl Executor {
                     };
                     match answer {
                         Ok(response) => {
-                            run.positions.saw(write.shard, response.position);
+                            run.positions.asked(write.shard, response.position);
                             return Ok(response);
                         }
                         Err(error) => error,
@@ -320,7 +322,7 @@ impl Executor {
                     };
                     match run.attend(answer).await {
                         Ok(response) => {
-                            run.positions.saw(write.shard, response.position);
+                            run.positions.asked(write.shard, response.position);
                             return Ok(response);
                         }
                         Err(error) => error,
@@ -371,4 +373,5 @@ fn outcome_unknown(error: WireError) -> WireError {
     WireError::new(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, message)
         .with_detail(error.to_string())
         .with_retry(Retry::Unknown)
+        .instead_of(error)
 }

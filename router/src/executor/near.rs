@@ -5,7 +5,8 @@
 //! doesn't answer, the others are asked before, each once, and so they are where nobody is known to lead. A leader that isn't to
 //! be had in a moment leaves it to the replicas again, all of them: it is where there is no majority that they are wanted most.
 //! A level is a lower bound, and what is strong anyway goes to the leader at once: what writes or locks, and all that
-//! belongs to it; what a transaction reads once it has a part anywhere; and what would be read of one shard twice.
+//! belongs to it; what a transaction reads once it has a part anywhere; what would be read of one shard twice; at the level
+//! `session`, copies of reference tables; and what is read of a shard of which a commit wasn't heard.
 
 use super::Executor;
 use super::cut::Scan;
@@ -23,10 +24,11 @@ impl Statement<'_> {
     /// Whether what it reads may come from any replica.
     pub(super) fn is_weak(&self) -> bool {
         self.reading.consistency != Consistency::Strong
-            && !self.positions.has_unheard()
             && self.kept.is_none()
             && self.transaction.is_none_or(|transaction| !transaction.has_part())
             && only_reads(self.plan)
+            // Each shard's copy of a reference table has its own time.
+            && !(self.reading.consistency == Consistency::Session && self.plan.reads_copies)
     }
 
     /// What a replica must show. Nothing where staleness is all that was asked for; but what a statement reads after its

@@ -19,7 +19,7 @@ fn ints(values: &[i64]) -> Vec<Scalar> {
 }
 
 fn plan(scalars: Vec<Scalar>, action: Action) -> Arc<Plan> {
-    Arc::new(Plan { parameters: vec![], columns: None, scalars, first: vec![], action })
+    Arc::new(Plan { parameters: vec![], columns: None, scalars, first: vec![], reads_copies: false, action })
 }
 
 fn fragment(filter: KeyFilter, sql: &str, params: &[u32]) -> Fragment {

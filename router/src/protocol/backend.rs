@@ -175,7 +175,7 @@ pub fn error(out: &mut Vec<u8>, severity: Severity, report: &Report) {
         Severity::Error => "ERROR",
         Severity::Fatal => "FATAL",
     };
-    let WireError { sqlstate, message: primary, detail, hint, position, retry: _, violation: _ } =
+    let WireError { sqlstate, message: primary, detail, hint, position, retry: _, violation: _, state: _ } =
         &report.error;
     message(out, b'E', |out| {
         field(out, b'S', severity);

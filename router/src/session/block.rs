@@ -40,7 +40,16 @@ pub fn effect(plan: &Plan) -> Effect {
 /// Whether shards hear of a schema change.
 pub fn reaches_shards(plan: &Plan) -> bool {
     let Action::Schema(schema) = &plan.action else { return false };
-    !matches!(schema.changes.as_slice(), [SchemaChange::AlterRole { .. }])
+    schema.changes.iter().any(|change| match change {
+        SchemaChange::CreateTable { .. }
+        | SchemaChange::ReplaceTable { .. }
+        | SchemaChange::DropTables(_)
+        | SchemaChange::Truncate { .. } => true,
+        SchemaChange::CreateSequence(_)
+        | SchemaChange::ReplaceSequence { .. }
+        | SchemaChange::DropSequences(_)
+        | SchemaChange::AlterRole { .. } => false,
+    })
 }
 
 /// The lock that a query's rows get, or those of a query within it.
@@ -335,6 +344,8 @@ pub fn is_repeatable(isolation: Option<Isolation>, read_only: bool) -> Result<bo
 mod tests {
     use super::*;
     use planner::plan::SchemaAction;
+    use proto::SequenceId;
+    use proto::catalog::RoleChange;
 
     fn schema(changes: Vec<SchemaChange>) -> Plan {
         let action =
@@ -344,6 +355,7 @@ mod tests {
             columns: None,
             scalars: vec![],
             first: vec![],
+            reads_copies: false,
             action: Action::Schema(action),
         }
     }
@@ -384,6 +396,19 @@ mod tests {
         block.ran(&drop_table());
         block.end_implicit();
         assert_eq!(check(&block, &drop_table(), false), "");
+    }
+
+    #[test]
+    fn no_shard_hears_of_sequences_roles_and_what_is_so_already() {
+        let role = SchemaChange::AlterRole { role: None, change: RoleChange::ResetAll };
+        let dropped = || SchemaChange::DropSequences(vec![SequenceId(1)]);
+        for changes in [vec![], vec![dropped()], vec![role]] {
+            assert!(!reaches_shards(&schema(changes.clone())), "{changes:?}");
+        }
+        let tables = SchemaChange::DropTables(vec![TableId(1)]);
+        for changes in [drop_table(), truncate(true), schema(vec![dropped(), tables])] {
+            assert!(reaches_shards(&changes), "{changes:?}");
+        }
     }
 
     #[test]

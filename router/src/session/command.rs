@@ -9,7 +9,7 @@ use crate::protocol::backend::{parameter_status, warning};
 use dialect::Type;
 use planner::plan::{Action, Isolation, Plan, SessionCommand};
 use planner::system::SettingFact;
-use planner::text::Text;
+use planner::text::{ReadHint, Text};
 use proto::services::ClusterState;
 use proto::{RowBatchBuilder, SqlState, Value, ValueRef, WireError};
 use std::sync::Arc;
@@ -83,16 +83,8 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 self.set(name, value.as_deref(), *local)?;
                 done("SET")
             }
-            SessionCommand::Reset(Some(name)) if name == GTID => {
-                self.reset_gtid();
-                done("RESET")
-            }
-            SessionCommand::Reset(Some(name)) => {
-                self.set(name, None, false)?;
-                done("RESET")
-            }
-            SessionCommand::Reset(None) => {
-                self.reset_all()?;
+            SessionCommand::Reset(name) => {
+                self.reset(name.as_deref())?;
                 done("RESET")
             }
             SessionCommand::Show(Some(name)) => {
@@ -122,7 +114,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 let run = self.statement(plan, text, parameters, state, deadline);
                 let scalars = self.shared.clone().executor.scalars(plan, &run).await?;
                 drop(run);
-                self.execute_prepared(name, pick(arguments, &scalars)?, types).await
+                self.execute_prepared(name, pick(arguments, &scalars)?, types, text.read_hint()?).await
             }
             SessionCommand::Deallocate(Some(name)) => {
                 if self.prepared.remove(name).is_none() {
@@ -142,7 +134,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 }
                 self.prepared.clear();
                 self.portals.clear();
-                self.reset_all()?;
+                self.reset(None)?;
                 done("DISCARD ALL")
             }
             SessionCommand::Discard(what) => done(match *what {
@@ -306,15 +298,22 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         Ok(())
     }
 
-    fn reset_all(&mut self) -> Result<(), WireError> {
-        if self.transaction.is_none() {
-            self.key = None;
+    /// RESET of one setting, or of all and the positions, too.
+    fn reset(&mut self, name: Option<&str>) -> Result<(), WireError> {
+        match name {
+            Some(GTID) => {}
+            Some(name) => return self.set(name, None, false),
+            None => {
+                if self.transaction.is_none() {
+                    self.key = None;
+                }
+                let before = self.settings.clone();
+                self.settings.reset_all()?;
+                self.undo.get_or_insert_with(|| Box::new(Undo::before(&before)));
+                self.report_changes(&before);
+            }
         }
-        let before = self.settings.clone();
-        self.settings.reset_all()?;
-        self.undo.get_or_insert_with(|| Box::new(Undo::before(&before)));
         self.reset_gtid();
-        self.report_changes(&before);
         Ok(())
     }
 
@@ -359,12 +358,14 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         Ok((name.to_owned(), value))
     }
 
-    /// EXECUTE: its arguments, cast to the parameters' types, and then the statement.
+    /// EXECUTE: its arguments, cast to the parameters' types, and then the statement. A hint before it counts, and not that of
+    /// the statement's own text.
     async fn execute_prepared(
         &mut self,
         name: &str,
         arguments: Vec<Value>,
         types: &[Type],
+        hint: Option<ReadHint>,
     ) -> Result<Started, WireError> {
         let mut prepared = self.find_prepared(name)?;
         if prepared.declared.len() != arguments.len() {
@@ -378,9 +379,13 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             values.push(self.argument(value, *from, to.unwrap_or(Type::Text))?);
         }
         let fresh = self.fresh(name, &mut prepared).await?;
-        let (Some(text), Some((plan, state))) = (prepared.text.clone(), fresh) else {
+        let (Some(mut text), Some((plan, state))) = (prepared.text.clone(), fresh) else {
             return Ok(Started::Empty);
         };
+        text.read_hint()?;
+        if let Some(hint) = hint {
+            text = text.with_read_hint(hint);
+        }
         if matches!(plan.action, Action::Session(_) | Action::CopyIn(_)) {
             return Err(WireError::unsupported("EXECUTE of a command or a COPY"));
         }

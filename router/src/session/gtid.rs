@@ -15,7 +15,9 @@ use crate::positions::Positions;
 use crate::protocol::backend::{parameter_status, warning};
 use crate::transaction::{Refused, Transaction};
 use planner::system::SettingFact;
+use proto::gtid::Position;
 use proto::{SqlState, WireError, machine};
+use std::collections::BTreeMap;
 use std::time::Instant;
 use tokio::io::AsyncWrite;
 
@@ -99,8 +101,8 @@ impl<W: AsyncWrite + Unpin> Session<W> {
     pub(super) async fn refused(&mut self, refused: Box<Refused>, deadline: Instant) -> WireError {
         let Refused { error, reached } = *refused;
         match reached {
-            Some(reached) if reached.prepared.is_empty() => self.ask_positions(deadline).await,
-            Some(reached) => self.positions.committed(&reached),
+            Some(reached) if reached.is_empty() => self.ask_positions(deadline).await,
+            Some(reached) => self.positions.learned(&reached),
             None => {}
         }
         error
@@ -123,9 +125,8 @@ impl<W: AsyncWrite + Unpin> Session<W> {
     pub(super) fn note_commit(&mut self) {
         if self.settings.report_gtid {
             let told = self.to_tell.get_or_insert_default();
-            for (shard, index) in self.positions.show() {
-                let held = told.entry(shard).or_default();
-                *held = (*held).max(index);
+            for (shard, position) in self.positions.show() {
+                told.entry(shard).or_default().raise(position);
             }
         }
     }
@@ -133,9 +134,12 @@ impl<W: AsyncWrite + Unpin> Session<W> {
     /// Tells what has been reached.
     pub(super) fn tell_gtid(&mut self) {
         for shard in self.positions.take_unheard() {
-            let name = self.shared.executor.cluster.load().topology.shard_name(shard);
+            let topology = self.shared.executor.cluster.load().topology.clone();
+            let name = topology.shard_name(shard);
+            let token = topology.gtid(&BTreeMap::from([(shard, Position::UNHEARD)]));
             let mut notice = warning(SqlState::WARNING, format!("the position on {name} is not known yet"));
-            notice.hint = Some(format!("{GTID} lacks it. This session reads its own commit from leaders."));
+            notice.hint =
+                Some(format!("{GTID} has \"{token}\" instead: that shard is read from its leader."));
             self.notice(&notice);
         }
         let Some(positions) = self.to_tell.take() else { return };

@@ -37,8 +37,9 @@ use copy::CopyState;
 use extended::{Portal, Prepared};
 use output::Output;
 use planner::plan::Notice;
+use proto::gtid::Position;
 use proto::machine;
-use proto::{LogIndex, ShardId, SqlState, WireError};
+use proto::{ShardId, SqlState, WireError};
 use settings::Settings;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -70,9 +71,9 @@ pub struct Session<W> {
     /// How far it has seen the shards' logs.
     positions: Positions,
     /// The positions that startup gave.
-    token: Vec<(ShardId, LogIndex)>,
+    token: Vec<(ShardId, Position)>,
     /// What commits have reached, to be told before ReadyForQuery.
-    to_tell: Option<BTreeMap<ShardId, LogIndex>>,
+    to_tell: Option<BTreeMap<ShardId, Position>>,
     /// It was said that there is too much to tell.
     is_too_long: bool,
     /// The implicit transaction has begun: its time stays.
@@ -126,7 +127,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         registration: &Registration,
         output: Output<W>,
         settings: Settings,
-        token: Vec<(ShardId, LogIndex)>,
+        token: Vec<(ShardId, Position)>,
     ) -> Self {
         let positions = Positions::default();
         positions.merge(token.iter().copied(), false);
@@ -374,6 +375,9 @@ impl<W: AsyncWrite + Unpin> Session<W> {
 
     /// Tells of an error; in a block, the block fails.
     fn fail(&mut self, mut report: Box<Report>) {
+        if let Some(state) = report.error.state.as_deref() {
+            self.positions.failed(state.0, state.1);
+        }
         if report.error.violation.is_some() && report.table.is_none() {
             let context = report.context.take();
             report = Report::named(report.error, &self.shared.executor.cluster.load().catalog);

@@ -2,6 +2,7 @@
 
 mod gtid;
 mod keys;
+mod known;
 mod levels;
 mod roles;
 

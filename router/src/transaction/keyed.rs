@@ -5,7 +5,6 @@
 //! commit with a key is decided by the coordinator alone, and only for who claimed it last.
 
 use super::{Transaction, Transactions};
-use crate::positions::Committed;
 use crate::retry::Backoff;
 use proto::services::{Claim, CoordinatorService};
 use proto::{LogIndex, ShardId, SqlState, TransactionId, WireError, machine};
@@ -20,8 +19,8 @@ const FINISHING_PATIENCE: Duration = Duration::from_secs(5);
 pub struct Refused {
     /// The error.
     pub error: WireError,
-    /// What the one has reached that has used up its idempotency key, as far as it is known.
-    pub reached: Option<Committed>,
+    /// Where the one was prepared that has used up its idempotency key, as far as it is known.
+    pub reached: Option<Vec<(ShardId, LogIndex)>>,
 }
 
 impl From<WireError> for Box<Refused> {
@@ -88,7 +87,7 @@ impl Transactions {
         let error = WireError::new(SqlState::TRANSACTION_ALREADY_COMMITTED, message)
             .with_detail(format!("Its id is {by}{gtid}."))
             .with_hint("Nothing of this one is done. What the key stands for is done.");
-        Box::new(Refused { error, reached: Some(Committed { prepared: positions, ..Committed::default() }) })
+        Box::new(Refused { error, reached: Some(positions) })
     }
 
     /// Waits until a committed transaction has finished everywhere, or as long as there is time.

@@ -9,7 +9,7 @@ use proto::{GroupId, Incarnation, KeyRange, KeyspaceNumber, LogIndex, ShardId};
 const FIRST: &str = "main/-80.1:101,main/80-.1:201";
 const FOUR: &str = "INSERT INTO t VALUES (1), (2), (3), (4)";
 
-async fn gtid(client: &Client) -> String {
+pub(super) async fn gtid(client: &Client) -> String {
     shown(client, "shoal.gtid").await
 }
 
@@ -166,6 +166,12 @@ async fn what_is_no_position_is_refused() {
         let message = format!("invalid value for parameter \"shoal.gtid\": \"{text}\"");
         assert_eq!(refused(&client, &sql).await, ("22023".into(), message, form(part)));
     }
+    for text in ["x".repeat(60_000), format!("{}/-.1:5", "k".repeat(60_000))] {
+        let (code, message, detail) = refused(&client, &format!("SET shoal.gtid = '{text}'")).await;
+        assert_eq!(code, "22023");
+        assert!(message.len() < 300 && detail.len() < 300, "{message} {detail}");
+    }
+    server.fake.actions.lock().clear();
     let long = format!("SET shoal.gtid = '{}'", "main/-80.1:5,".repeat(6000));
     let (code, message, detail) = refused(&client, &long).await;
     assert_eq!((code.as_str(), detail.as_str()), ("22023", "a GTID set has 65536 bytes at most."));
@@ -297,7 +303,7 @@ async fn a_cut_is_begun_anew_until_a_shard_has_come_so_far() {
 }
 
 /// The kinds of a query's answers, and what was told of the GTID.
-async fn told(socket: &mut TcpStream, sql: &str) -> (String, Option<String>) {
+pub(super) async fn told(socket: &mut TcpStream, sql: &str) -> (String, Option<String>) {
     socket.write_all(&message(b'Q', format!("{sql}\0").as_bytes())).await.unwrap();
     told_by(until_ready(socket).await)
 }
@@ -408,9 +414,12 @@ async fn who_does_not_know_where_it_committed_is_told_so_and_asks() {
     let said = field(&answers[1].1, b'M');
     let silent = if said.contains("main/-80") { "main/-80" } else { "main/80-" };
     assert_eq!(said, format!("the position on {silent} is not known yet"));
+    let unheard = format!("{silent}.1:?");
+    let hint = field(&answers[1].1, b'H');
+    assert_eq!(hint, format!("shoal.gtid has \"{unheard}\" instead: that shard is read from its leader."));
     socket.write_all(&message(b'Q', b"SHOW shoal.gtid\0")).await.unwrap();
     let shown = until_ready(&mut socket).await.remove(1).1;
-    assert!(!String::from_utf8_lossy(&shown).contains(silent));
+    assert!(String::from_utf8_lossy(&shown).contains(&unheard));
     // A read of it tells.
     for a in 0..9 {
         told(&mut socket, &format!("SELECT b FROM t WHERE a = {a}")).await;

@@ -7,10 +7,10 @@ use proto::services::Consistency;
 use proto::{LogIndex, NodeId};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-const ROW: &str = "SELECT b FROM t WHERE a = 1";
+pub(super) const ROW: &str = "SELECT b FROM t WHERE a = 1";
 
 /// A server whose shards are on three nodes, and whose lot never falls on the leader.
-async fn server() -> Server {
+pub(super) async fn server() -> Server {
     let lot = AtomicU64::new(1);
     let machine = Machine::simulated(|| Duration::ZERO, move || lot.fetch_add(3, Ordering::Relaxed));
     let server = Server::start(Config { machine, ..Config::default() }).await;
@@ -23,7 +23,7 @@ async fn server() -> Server {
 
 impl Server {
     /// How the requests since the last time read.
-    fn levels(&self) -> Vec<&'static str> {
+    pub(super) fn levels(&self) -> Vec<&'static str> {
         self.fake.asked();
         let requests = std::mem::take(&mut *self.fake.requests.lock());
         let levels = requests.iter().map(|request| match request.access {
@@ -62,6 +62,14 @@ async fn a_statement_is_read_by_its_hint_and_else_by_what_is_set() {
     assert_eq!(server.levels(), ["eventual"]);
     let prepared = format!("PREPARE p AS /*+ read(session) */ {ROW}");
     assert_eq!(levels(&format!("{prepared}; EXECUTE p; {ROW}")).await, ["session", "strong"]);
+    // A hint before EXECUTE is of what it runs.
+    let executed =
+        format!("/*+ read(strong) */ EXECUTE p; PREPARE q AS {ROW}; /*+ read(eventual) */ EXECUTE q");
+    assert_eq!(levels(&executed).await, ["strong", "eventual"]);
+    client.query("/*+ read(session) */ EXECUTE q", &[]).await.unwrap();
+    assert_eq!((server.levels(), levels("EXECUTE q").await), (vec!["session"], vec!["strong"]));
+    assert_eq!(rows(&client, "/*+ read(x) */ EXECUTE q").await, Err("22023".into()));
+    assert_eq!(levels("/*+ read(session) */ DEALLOCATE q").await, [""; 0]);
     client.batch_execute("SET shoal.read_consistency = session").await.unwrap();
     assert_eq!(levels(ROW).await, ["session"]);
     assert_eq!(levels(&format!("/*+ read(strong) */ {ROW}")).await, ["strong"]);
@@ -110,7 +118,7 @@ async fn what_belongs_to_a_write_is_read_from_leaders() {
     assert!(shown(&client, "shoal.gtid").await.contains(":7777"), "what a follower showed is seen");
 }
 
-async fn levels_of(server: &Server, client: &Client, sql: &str) -> Vec<&'static str> {
+pub(super) async fn levels_of(server: &Server, client: &Client, sql: &str) -> Vec<&'static str> {
     server.levels();
     rows(client, sql).await.unwrap();
     server.levels()
