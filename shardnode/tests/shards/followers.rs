@@ -1,6 +1,6 @@
 //! Reads that any replica may serve: what they wait for, and for how long.
 
-use crate::common::{GROUP, Node, PATIENCE, rows, text, with_rows};
+use crate::common::{GROUP, Node, PATIENCE, SHARD, rows, text, with_rows};
 use crate::prepared::three;
 use crate::session::Session;
 use proto::services::{
@@ -405,4 +405,70 @@ async fn a_position_that_is_not_there_is_refused_at_once() {
     node.shards.execute(request).await.unwrap();
     session.commit().await.unwrap();
     node.shards.execute(FragmentRequest { floor, ..node.read(ALL, true) }).await.unwrap();
+}
+
+/// The error's code, and what it was made from.
+fn made_from<T>(answer: Result<T, WireError>) -> (SqlState, LogIndex) {
+    let error = answer.err().expect("it fails");
+    let (shard, index) = *error.state.expect("it was made from a state");
+    assert_eq!(shard, SHARD);
+    (error.sqlstate, index)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_error_says_what_it_was_made_from() {
+    let nodes = start().await;
+    let (leader, unique) = (&nodes[0], SqlState::UNIQUE_VIOLATION);
+    let insert = |key: u64| leader.write(&format!("INSERT INTO t2 VALUES ({key})"), 1000 + key);
+    let again = |key: u64| leader.write(&format!("INSERT INTO t2 VALUES ({key})"), 2000 + key);
+    let position = leader.shards.execute(insert(10)).await.unwrap().position;
+    assert_eq!(made_from(leader.shards.execute(again(10)).await), (unique, position));
+    // In the batch that adds the row, or after it.
+    for key in 11..30 {
+        let (one, two) = tokio::join!(leader.shards.execute(insert(key)), leader.shards.execute(again(key)));
+        let (added, failed) = if one.is_ok() { (one, two) } else { (two, one) };
+        let (code, index) = made_from(failed);
+        assert!(code == unique && index >= added.unwrap().position);
+        // Who comes from there to a follower finds it.
+        let near = Near::at(&nodes[1], Floor::applied(index));
+        let found = near.read(&format!("SELECT c1 FROM t2 WHERE (c1 = {key})")).await.unwrap().0;
+        assert_eq!(found, [Value::Int(key as i64)]);
+    }
+    let session = Session::new(leader, 50);
+    let here = applied(leader);
+    assert_eq!(made_from(session.write("INSERT INTO t2 VALUES (10)").await), (unique, here));
+    session.roll_back().await;
+    let index = "CREATE UNIQUE INDEX i9 ON t1 (c2)";
+    leader.shards.execute(leader.write("UPDATE t1 SET c2 = 'same'", 60)).await.unwrap();
+    let (code, altered) = made_from(leader.schema(9, &[index], None).await);
+    assert!(code == unique && altered > here);
+    // Reads, wherever they are.
+    leader.shards.execute(leader.write("INSERT INTO t2 VALUES (-9223372036854775808)", 61)).await.unwrap();
+    let here = applied(leader);
+    for node in &nodes {
+        for lookup in [true, false] {
+            let near = Near { lookup, ..Near::at(node, Floor::applied(here)) };
+            let (_, index) = made_from(near.read("SELECT abs(c1) FROM t2").await);
+            assert_eq!(index, here);
+            // One that comes when there were rows.
+            let late = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 100000)
+                SELECT i FROM n UNION ALL SELECT abs(c1) FROM t2";
+            assert_eq!(made_from(near.read(late).await).1, here);
+        }
+    }
+}
+
+/// Who was kept waiting by a commit that has voted may know that it is told as committed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_conflict_with_what_has_voted_is_after_the_vote() {
+    let nodes = start().await;
+    let (one, index) = prepared(&nodes[0], 1, "UPDATE t1 SET c2 = 'x' WHERE c1 = 1").await;
+    let mut other = Session::new(&nodes[0], 2);
+    other.lock_timeout = Some(SHORT);
+    let (code, at) = made_from(other.write("UPDATE t1 SET c2 = 'y' WHERE c1 = 1").await);
+    assert!(code == SqlState::LOCK_NOT_AVAILABLE && at >= index);
+    let mut reading = Box::pin(Near::settled(&nodes[1], at).read(ROW));
+    is_waiting(&mut reading).await;
+    one.finish(true).await.unwrap();
+    assert_eq!(reading.await.unwrap(), (texts(["x"]), true));
 }
