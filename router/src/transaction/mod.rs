@@ -276,5 +276,4 @@ pub fn lost(error: WireError) -> WireError {
     WireError::new(SqlState::SERIALIZATION_FAILURE, "a shard has lost touch with the transaction")
         .with_detail(error.to_string())
         .with_hint("Run the transaction again.")
-        .instead_of(error)
 }

@@ -104,12 +104,18 @@ async fn a_token_says_where_a_commit_was_not_heard_of() {
     assert_eq!(levels("SELECT count(*) FROM t").await, ["strong", "strong"]);
     assert_eq!(gtid(&client).await, both);
     assert_eq!(levels("SELECT count(*) FROM t").await, ["session", "session"]);
-    // Also by who writes.
-    client.batch_execute("SET shoal.gtid = 'main/-80.1:?,main/80-.1:?'").await.unwrap();
-    client.batch_execute("UPDATE t SET b = 'x'").await.unwrap();
-    assert!(!gtid(&client).await.contains('?'));
-    client.batch_execute("SET shoal.gtid = 'main/-80.1:?,main/80-.1:?'").await.unwrap();
-    rows(&client, "SELECT b FROM t FOR UPDATE").await.unwrap();
+    // Also by who writes or locks: a transaction by itself, a statement of one, and its commit.
+    let each: Vec<_> = (11..19).map(|a| format!("INSERT INTO t VALUES ({a})")).collect();
+    for sqls in [&each[..], &["BEGIN; UPDATE t SET b = 'x'".into()], &["SELECT b FROM t FOR UPDATE".into()]] {
+        client.batch_execute("SET shoal.gtid = 'main/-80.1:?,main/80-.1:?'").await.unwrap();
+        for sql in sqls {
+            client.batch_execute(sql).await.unwrap();
+        }
+        assert!(!gtid(&client).await.contains('?'), "{sqls:?}");
+        client.batch_execute("ROLLBACK").await.unwrap();
+    }
+    client.batch_execute("BEGIN; UPDATE t SET b = 'y'").await.unwrap();
+    client.batch_execute("SET shoal.gtid = 'main/-80.1:?,main/80-.1:?'; COMMIT").await.unwrap();
     assert!(!gtid(&client).await.contains('?'));
     // One that began with it goes back to it.
     let token = "main/-80.1:?";
