@@ -22,7 +22,8 @@ pub(crate) fn explain(error: WireError, change: Option<&SchemaChange>, old: Opti
                     "The change would move the rows of table \"{}\" to other shards.",
                     table.name
                 ))
-                .with_hint("Create a new table with the new key, copy the rows, and rename it.");
+                .with_hint("Create a new table with the new key, copy the rows, and rename it.")
+                .instead_of(error);
         }
         _ => None,
     };

@@ -323,6 +323,7 @@ async fn an_empty_table_moves_and_a_filled_one_stays() {
     let error = cluster.change(replace(moved.clone())).await.unwrap_err();
     assert_eq!(error.to_string(), "0A000: re-placing a filled table is not supported");
     assert!(error.hint.is_some());
+    assert_eq!(error.state.map(|state| state.0), Some(shards[1]), "it tells of a row");
     for (shard, rows) in shards.iter().zip([0, 1]) {
         assert_eq!(cluster.count(*shard, t.id).await, rows);
     }
