@@ -164,8 +164,11 @@ fn literals_have_slots_kinds_and_places() {
         assert_eq!(texts[0].slot(value.span.start), Some(slot as u32));
     }
     // Positions count characters of all that the client sent.
-    assert_eq!(split("SELECT 'é'; SELECT a a a").unwrap()[1].parse().unwrap_err().position, Some(24));
-    assert_eq!(split("SELECT 'é'; SELECT 'open").unwrap_err().position, Some(20));
+    assert_eq!(
+        split("SELECT 'é'; SELECT a a a").unwrap()[1].parse().unwrap_err().position.map(u32::from),
+        Some(24)
+    );
+    assert_eq!(split("SELECT 'é'; SELECT 'open").unwrap_err().position.map(u32::from), Some(20));
 }
 
 #[test]
