@@ -566,7 +566,7 @@ pub struct Explain {
 
 impl Plan {
     /// The queries: those that run first, and what the action is made of or reads.
-    pub fn queries(&self) -> impl Iterator<Item = &Query> {
+    pub(crate) fn queries(&self) -> impl Iterator<Item = &Query> {
         let query = match &self.action {
             Action::Query(query) | Action::CopyOut(CopyOut { query, .. }) => Some(query),
             Action::Insert(Insert { rows: InsertRows::Query { query, .. }, .. }) => Some(query),

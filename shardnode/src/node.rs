@@ -23,7 +23,7 @@ use proto::machine;
 use proto::services::{
     Access, BoxFuture, Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus, ClusterState,
     CutRequest, FragmentRequest, FragmentResponse, LockWait, SchemaRequest, ServiceResult, ShardService,
-    Unsettled,
+    Unsettled, is_cut_lost,
 };
 use proto::topology::{Shard, Topology};
 use proto::{Epoch, GroupId, LogIndex, RequestId, Retry, RouterIncarnation, ShardId, SqlState, WireError};
@@ -260,7 +260,7 @@ impl ShardNode {
         let opened = self.renew(request.shard, desk.snapshot(&request, None, until).await);
         let answer =
             opened.and_then(|(snapshot, waited)| read::lookup(&snapshot, &request, waited, deadline));
-        let answer = answer.map_err(|error| error.made_from(request.shard, desk.applied()));
+        let answer = answer.map_err(|error| dated(error, request.shard, &desk));
         if !request.is_strong() {
             self.reads.count(&answer);
         }
@@ -429,8 +429,7 @@ impl ShardNode {
 
     async fn run(&self, request: FragmentRequest) -> ServiceResult<FragmentResponse> {
         let (shard, sql, cut) = (request.shard, request.sql.clone(), request.cut);
-        let answer = self.renew(shard, self.carry_out(request).await);
-        let answer = self.dated(shard, answer);
+        let answer = self.dated(shard, self.renew(shard, self.carry_out(request).await));
         if let Ok(desk) = self.desk(shard, None)
             && !desk.transactions.cuts.are_idle()
         {
@@ -440,10 +439,10 @@ impl ShardNode {
         answer
     }
 
-    /// What went wrong tells of rows: of what is in effect here by now at most, unless the error says of what.
+    /// An error that leaves the shard says what it was made from.
     fn dated<T>(&self, id: ShardId, answer: ServiceResult<T>) -> ServiceResult<T> {
         answer.map_err(|error| match self.desk(id, None) {
-            Ok(desk) => error.made_from(id, desk.applied()),
+            Ok(desk) => dated(error, id, &desk),
             Err(_) => error,
         })
     }
@@ -510,6 +509,11 @@ impl ShardNode {
         let stepped = step.await.unwrap_or_else(|_| Err(WireError::internal("a schema step was given up")));
         self.dated(shard, self.renew(shard, stepped))
     }
+}
+
+/// The error, made from what is in effect here by now, unless it says from what. A cut that is lost tells of nothing.
+fn dated(error: WireError, id: ShardId, desk: &Desk) -> WireError {
+    if is_cut_lost(&error) { error } else { error.made_from(id, desk.applied()) }
 }
 
 /// Whether the replica that is here of a group is one of those that were here before.

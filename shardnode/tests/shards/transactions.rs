@@ -462,11 +462,11 @@ async fn nobody_waits_longer_than_asked_for() {
         five.waits_for(&[&one]).await;
         five.act(BranchAction::Fail(deadlock.clone())).await.unwrap();
     });
-    assert_eq!(failed.unwrap_err(), deadlock);
+    assert_eq!(failed.unwrap_err().to_string(), deadlock.to_string());
     five.act(BranchAction::Fail(deadlock.clone())).await.unwrap();
     assert_eq!(
-        five.read("SELECT 1").await.unwrap_err(),
-        deadlock,
+        five.read("SELECT 1").await.unwrap_err().to_string(),
+        deadlock.to_string(),
         "or its next statement, if it doesn't wait"
     );
     one.commit().await.unwrap();
