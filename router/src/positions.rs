@@ -3,8 +3,9 @@
 //! In come the positions of answers, errors and commits, and those of tokens that the client brings; out comes the floor of
 //! each read. Positions only grow, so a session never goes back in time on any shard, whichever replica answers. Where
 //! something was committed and nobody has told at which position, the shard is **unheard**: its leader is asked, until an
-//! answer shows its newest state. A local set is added for a block. Where the topology has shards go on in others, their positions do, too. What a shard's log is called,
-//! and how a token is written, is the topology's business ([`proto::lineage`], [`crate::gtid`]); nothing here knows it.
+//! answer shows its newest state. A local set is added for a block. Where the topology has shards go on in others, their
+//! positions do, too. What a shard's log is called, and how a token is written, is the topology's business
+//! ([`proto::lineage`], [`crate::gtid`]); nothing here knows it.
 
 use parking_lot::Mutex;
 use proto::gtid::Position;
