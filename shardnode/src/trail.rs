@@ -123,7 +123,8 @@ impl Trail {
             return Ok(brief);
         }
         let locked = prepared::locked(snapshot.connection(), id).map_err(|e| snapshot.explain(e))?;
-        let brief = Arc::new(Brief::new(locked.unwrap_or_default()));
+        let missing = || WireError::internal(format!("{id} is prepared, and its row is missing"));
+        let brief = Arc::new(Brief::new(locked.ok_or_else(missing)?));
         let mut seen = self.0.lock();
         // What has ended since is never asked for again.
         if seen.rows.iter().any(|(prepared, _)| *prepared == id) {

@@ -14,14 +14,17 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, Config, SimpleQueryMessage};
 
-/// What a read has as its `statement_timeout`.
-pub const DEADLINE: Duration = Duration::from_secs(10);
+/// What each statement has as its `statement_timeout`.
+pub const DEADLINE: Duration = Duration::from_secs(30);
 /// How much later a client may hear of that, on a busy machine.
 const LEEWAY: Duration = Duration::from_secs(1);
 /// How long a client waits for any answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The longest pause between a write and its read, in microseconds.
 const LONGEST_PAUSE_US: u64 = 40_000;
+/// What a client may be told while nodes die: that its connection is over, that nobody can answer now, that it's to be run
+/// again, that nobody knows, that it took too long.
+const WEATHER: [&str; 8] = ["08000", "08003", "08006", "08007", "40001", "57014", "57P01", "57P03"];
 
 /// What the clients use.
 #[derive(Clone, Debug)]
@@ -42,6 +45,8 @@ pub struct Plan {
     pub first: i64,
     /// What rows and pauses are drawn from.
     pub seed: u64,
+    /// Nodes die meanwhile, so that not everything can be answered.
+    pub deaths: bool,
 }
 
 /// Two rows on different shards.
@@ -56,8 +61,12 @@ pub struct Tally {
     pub stale: (u64, Option<String>),
     /// Answers that are wrong in another way.
     pub wrong: Vec<String>,
-    /// Reads whose answer or error came after the deadline.
-    pub late: Vec<Duration>,
+    /// How long the longest statement of a write took, and of a read, whatever it came to.
+    pub longest: (Duration, Duration),
+    /// How many pairs failed.
+    pub failed: u64,
+    /// Errors that no client may see.
+    pub wild: Vec<String>,
     /// Writes that were told with a warning that their position isn't known: their token can't be handed on.
     pub unknown: u64,
     /// How long the answered reads took.
@@ -67,11 +76,25 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// Whether a statement took longer than it may.
+    pub fn is_late(&self) -> bool {
+        self.longest.0.max(self.longest.1) > DEADLINE + LEEWAY
+    }
+
+    /// How many of all pairs were answered, in percent.
+    pub fn share(&self) -> f64 {
+        let all = self.pairs + self.failed + self.unknown;
+        100.0 * self.pairs as f64 / all.max(1) as f64
+    }
+
     fn add(&mut self, other: Tally) {
         self.pairs += other.pairs;
         self.stale = (self.stale.0 + other.stale.0, self.stale.1.take().or(other.stale.1));
         self.wrong.extend(other.wrong);
-        self.late.extend(other.late);
+        let (write, read) = other.longest;
+        self.longest = (self.longest.0.max(write), self.longest.1.max(read));
+        self.failed += other.failed;
+        self.wild.extend(other.wild);
         self.unknown += other.unknown;
         self.latencies.extend(other.latencies);
         for (name, times) in other.errors {
@@ -122,6 +145,9 @@ impl Pairs {
             let mut options = plan.clone();
             if !plan.pooled {
                 let settings = format!("-c statement_timeout={}", DEADLINE.as_millis());
+                for writer in &mut options.writers {
+                    writer.options(&settings);
+                }
                 for reader in &mut options.readers {
                     reader.options(format!("{settings} -c shoal.read_consistency=session"));
                 }
@@ -135,6 +161,8 @@ impl Pairs {
                 n: plan.first,
                 pooled: plan.pooled,
                 carried: plan.carried,
+                deaths: plan.deaths,
+                stop: stop.clone(),
                 tally: Tally::default(),
             };
             runtime.spawn(person.work(left.clone(), done.clone()))
@@ -142,9 +170,9 @@ impl Pairs {
         Pairs { clients: clients.collect(), stop, done }
     }
 
-    /// How many pairs were made, by all clients.
-    pub fn done(&self) -> u64 {
-        self.done.load(Ordering::Relaxed)
+    /// How many pairs were made, by all clients; nothing once one has seen what it may not.
+    pub fn done(&self) -> Option<u64> {
+        (!self.stop.load(Ordering::Relaxed)).then(|| self.done.load(Ordering::Relaxed))
     }
 
     /// Ends the clients once each has its answer.
@@ -175,6 +203,8 @@ struct Person {
     n: i64,
     pooled: bool,
     carried: bool,
+    deaths: bool,
+    stop: Arc<AtomicBool>,
     tally: Tally,
 }
 
@@ -189,15 +219,21 @@ impl Person {
             };
             let warnings = self.writer.warnings();
             let Some(writer) = self.writer.client().await else { break };
-            let token = match answer(write(writer, &rows, self.n, self.pooled)).await {
+            let mut line = Line { client: writer, longest: Duration::ZERO };
+            let written = answer(write(&mut line, &rows, self.n, self.pooled)).await;
+            let longest = line.longest;
+            self.tally.longest.0 = self.tally.longest.0.max(longest);
+            let token = match written {
                 Ok(token) => token,
                 Err(Failed(error)) => {
                     give_up(writer).await;
                     self.writer.failed(error.as_ref(), &mut self.tally.errors);
+                    self.failed("a write", error.as_ref());
                     continue;
                 }
             };
-            if self.writer.warnings() > warnings {
+            // A shard of which nothing else is known is named with a question mark, and then the token has everything.
+            if self.writer.warnings() > warnings && !token.contains(":?") {
                 self.tally.unknown += 1;
                 continue;
             }
@@ -216,11 +252,10 @@ impl Person {
         let token = self.carried.then_some(token);
         let reader = self.reader.client().await?;
         let begun = Instant::now();
-        let seen = answer(read(reader, rows, token, self.pooled)).await;
-        let took = begun.elapsed();
-        if took > DEADLINE + LEEWAY {
-            self.tally.late.push(took);
-        }
+        let mut line = Line { client: reader, longest: Duration::ZERO };
+        let seen = answer(read(&mut line, rows, token, self.pooled)).await;
+        let (took, longest) = (begun.elapsed(), line.longest);
+        self.tally.longest.1 = self.tally.longest.1.max(longest);
         match seen {
             Ok(seen) => {
                 self.tally.pairs += 1;
@@ -236,10 +271,45 @@ impl Person {
             Err(Failed(error)) => {
                 give_up(reader).await;
                 self.reader.failed(error.as_ref(), &mut self.tally.errors);
+                self.failed("a read", error.as_ref());
                 return Some(false);
             }
         }
         Some(true)
+    }
+
+    /// A pair has failed. If nothing explains it, nobody goes on.
+    fn failed(&mut self, what: &str, error: Option<&tokio_postgres::Error>) {
+        self.tally.failed += 1;
+        if let Some(why) = wild(error, self.deaths) {
+            self.tally.wild.push(format!("{what}: {why}"));
+            self.stop.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What is wrong about an error, if no client may see it.
+fn wild(error: Option<&tokio_postgres::Error>, deaths: bool) -> Option<String> {
+    let Some(error) = error else { return Some(format!("no answer within {PATIENCE:?}")) };
+    let Some(known) = error.as_db_error() else {
+        return (!deaths).then(|| format!("the connection was lost: {error}"));
+    };
+    let code = known.code().code();
+    (!deaths || !WEATHER.contains(&code)).then(|| format!("{code} {}", known.message()))
+}
+
+/// A connection, and how long a statement took on it at most.
+struct Line<'a> {
+    client: &'a Client,
+    longest: Duration,
+}
+
+impl Line<'_> {
+    async fn say(&mut self, sql: &str) -> Result<Vec<SimpleQueryMessage>, tokio_postgres::Error> {
+        let begun = Instant::now();
+        let answer = self.client.simple_query(sql).await;
+        self.longest = self.longest.max(begun.elapsed());
+        answer
     }
 }
 
@@ -258,24 +328,33 @@ async fn give_up(client: &Client) {
 }
 
 /// Counts rows up to `n` and answers with the token. What an earlier attempt may still do changes nothing that is newer.
-async fn write(client: &Client, rows: &[i64], n: i64, pooled: bool) -> Result<String, tokio_postgres::Error> {
+async fn write(
+    line: &mut Line<'_>,
+    rows: &[i64],
+    n: i64,
+    pooled: bool,
+) -> Result<String, tokio_postgres::Error> {
     let update = |row: &i64| format!("UPDATE pair SET n = {n} WHERE id = {row} AND n < {n}");
     if let ([row], false) = (rows, pooled) {
-        client.batch_execute(&update(row)).await?;
-        return Ok(texts(&client.simple_query("SHOW shoal.gtid").await?).concat());
+        line.say(&update(row)).await?;
+        return Ok(texts(&line.say("SHOW shoal.gtid").await?).concat());
     }
-    // What others have left in a pooled connection would only make reads wait longer.
-    client.batch_execute(if pooled { "BEGIN; RESET shoal.gtid" } else { "BEGIN" }).await?;
+    let mut begin = "BEGIN".to_owned();
+    if pooled {
+        // What others have left in a pooled connection would only make reads wait longer.
+        begin += &format!("; SET LOCAL statement_timeout = {}; RESET shoal.gtid", DEADLINE.as_millis());
+    }
+    line.say(&begin).await?;
     for row in rows {
-        client.batch_execute(&update(row)).await?;
+        line.say(&update(row)).await?;
     }
     // In one string: afterwards the connection may be somebody else's.
-    Ok(texts(&client.simple_query("COMMIT; SHOW shoal.gtid").await?).concat())
+    Ok(texts(&line.say("COMMIT; SHOW shoal.gtid").await?).concat())
 }
 
 /// What rows have, at the level `session`.
 async fn read(
-    client: &Client,
+    line: &mut Line<'_>,
     rows: &[i64],
     token: Option<&str>,
     pooled: bool,
@@ -290,13 +369,13 @@ async fn read(
         if let Some(token) = token {
             begin += &format!("; SET LOCAL shoal.gtid = '{token}'");
         }
-        client.batch_execute(&begin).await?;
+        line.say(&begin).await?;
     } else if let Some(token) = token {
-        client.batch_execute(&format!("SET shoal.gtid = '{token}'")).await?;
+        line.say(&format!("SET shoal.gtid = '{token}'")).await?;
     }
-    let seen = texts(&client.simple_query(&select).await?);
+    let seen = texts(&line.say(&select).await?);
     if pooled {
-        client.batch_execute("COMMIT").await?;
+        line.say("COMMIT").await?;
     }
     Ok(seen.iter().map(|n| n.parse().expect("a bigint")).collect())
 }

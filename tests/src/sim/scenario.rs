@@ -33,7 +33,7 @@ pub trait Scenario: Sized {
     /// Has reads of several shards judged as one state of them all, too.
     fn demand_cuts(&mut self) {}
 
-    /// Has some clients read from any replica, as of what they have seen.
+    /// Has some clients read from any replica.
     fn demand_sessions(&mut self) {}
 
     /// Has nodes die and return, and nothing else go wrong; what their routers had prepared must be free in time.
@@ -51,7 +51,7 @@ pub struct Variant {
     pub clients: Option<usize>,
     /// Whether reads of several shards must see one state of them all.
     pub cuts: bool,
-    /// Whether some clients read from any replica, as of what they have seen.
+    /// Whether some clients read from any replica.
     pub sessions: bool,
     /// Whether nodes die, and nothing else goes wrong.
     pub deaths: bool,
@@ -66,9 +66,12 @@ impl Variant {
     /// The plan.
     pub fn plan<S: Scenario>(&self) -> S {
         let mut plan = S::draw(self.seed);
-        // It draws other faults, so it comes before any are left out.
+        // They draw other faults, so they come before any are left out.
         if self.deaths {
             plan.demand_deaths();
+        }
+        if self.sessions {
+            plan.demand_sessions();
         }
         if let Some(keep) = &self.keep {
             let mut place = 0..;
@@ -79,9 +82,6 @@ impl Variant {
         }
         if self.cuts {
             plan.demand_cuts();
-        }
-        if self.sessions {
-            plan.demand_sessions();
         }
         plan
     }

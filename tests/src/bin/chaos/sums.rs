@@ -43,7 +43,7 @@ pub fn run(arguments: &Arguments, trial: &Sums) -> Result<(), Failure> {
     let mut kills = 0;
     if trial.kill_every > 0 {
         let every = Duration::from_secs(trial.kill_every);
-        kills = victims::kill(&mut stage, every, end, trial.seed, || load.committed() as u64)?;
+        kills = victims::kill(&mut stage, every, end, trial.seed, || Some(load.committed() as u64))?;
     }
     wait::pause(end.saturating_duration_since(Instant::now()));
     let (moved, seen) = stage.runtime.block_on(load.stop());

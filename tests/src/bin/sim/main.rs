@@ -14,6 +14,9 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tests::sim::scenario::{Report, Scenario, Variant};
 use tests::sim::{cluster, plan, shrink::shrink};
 
+/// In so many runs of deaths some router must have left something.
+const ENOUGH_RUNS: u64 = 4;
+
 /// Runs replicated groups, or whole clusters, in a simulated world, and checks them from outside.
 #[derive(Parser)]
 struct Arguments {
@@ -117,6 +120,11 @@ fn run<S: Scenario>(arguments: &Arguments) -> ExitCode {
     println!("and:");
     for (what, count) in &sums.counts {
         println!("{count:>12}  {what}");
+    }
+    // A single run may well have none.
+    if arguments.deaths && sums.runs >= ENOUGH_RUNS && !sums.counts.contains_key(cluster::LEFT) {
+        println!("FAILED: there were no {}, so nothing was tried", cluster::LEFT);
+        return ExitCode::FAILURE;
     }
     if sums.failed.is_empty() {
         println!("all passed");

@@ -2,20 +2,23 @@
 //!
 //! They live in a runtime of their own and know nothing of the cluster but where its routers are. What they do, see and are
 //! told goes into the history. Some, if asked for, change routers between transactions and carry a token along, by which
-//! they read from any replica. A statement that isn't answered in time, and a connection that is lost, leave unknown what
+//! they read from any replica (`session`). A statement that isn't answered in time, and a connection that is lost, leave unknown what
 //! became of a COMMIT that was sent.
+
+mod connection;
+mod session;
 
 use super::super::random::Random;
 use super::super::trace::Time;
-use super::history::{Element, History, Key, Number, Outcome};
-use futures::StreamExt;
+use super::history::{Asked, Element, History, Key, Level, Number, Outcome};
+use connection::{Connection, Trouble};
 use router::Router;
+use session::{Handed, Session};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio_postgres::{AsyncMessage, Config, NoTls, SimpleQueryMessage};
 
 /// What each account begins with.
 const MONEY: i64 = 100;
@@ -48,8 +51,12 @@ pub struct Shared {
     pub think: Time,
     /// Whether a read of several shards sees one state.
     pub cuts: bool,
-    /// Whether some clients read from any replica, as of what they have seen.
+    /// Whether some clients read from any replica, as of what they have seen, or at bounded staleness, or whatever there is.
     pub sessions: bool,
+    /// Tokens that clients have handed on.
+    pub tokens: Mutex<Vec<Handed>>,
+    /// The routers over which somebody has just sent a COMMIT.
+    pub committing: Mutex<Vec<u64>>,
     /// The routers that run.
     pub doors: Mutex<BTreeMap<u64, Door>>,
     /// What clients did and saw.
@@ -86,15 +93,6 @@ impl Shared {
     }
 }
 
-/// Why a statement has no result.
-#[derive(Debug)]
-enum Trouble {
-    /// The server said so.
-    Refused(String, String),
-    /// The connection is gone, or the client's patience.
-    Lost,
-}
-
 /// An element's text in a list, as it is appended.
 fn text(list: &[Element]) -> String {
     list.iter().map(|element| format!("{element},")).collect()
@@ -103,99 +101,6 @@ fn text(list: &[Element]) -> String {
 fn elements(text: &str) -> Result<Vec<Element>, String> {
     let parse = |part: &str| part.parse().map_err(|_| format!("{text:?} is no list"));
     text.split_terminator(',').map(parse).collect()
-}
-
-/// A connection, while there is one.
-pub struct Connection {
-    client: Option<tokio_postgres::Client>,
-    /// Whether the server has said that it doesn't know where something was committed.
-    is_unplaced: Arc<AtomicBool>,
-}
-
-impl Connection {
-    /// None yet.
-    pub fn new() -> Self {
-        Self { client: None, is_unplaced: Arc::default() }
-    }
-
-    /// Connects to any router, however long that takes. Says whether it had to.
-    async fn open(&mut self, shared: &Shared, random: &mut Random) -> bool {
-        let is_closed = self.client.as_ref().is_none_or(tokio_postgres::Client::is_closed);
-        while self.client.as_ref().is_none_or(tokio_postgres::Client::is_closed) {
-            let theirs = {
-                let doors = lock(&shared.doors);
-                let nodes: Vec<u64> = doors.keys().copied().collect();
-                random.pick(&nodes).map(|node| {
-                    let door = &doors[node];
-                    let (ours, theirs) = tokio::io::duplex(1 << 16);
-                    let (reader, writer) = tokio::io::split(theirs);
-                    door.tasks.spawn(door.router.converse(reader, writer));
-                    ours
-                })
-            };
-            if let Some(stream) = theirs {
-                let mut config = Config::new();
-                config.user("shoal").dbname("shoal");
-                let connect = config.connect_raw(stream, NoTls);
-                if let Ok(Ok((client, connection))) = tokio::time::timeout(5 * PAUSE, connect).await {
-                    self.is_unplaced = Arc::default();
-                    tokio::spawn(listen(connection, self.is_unplaced.clone()));
-                    self.client = Some(client);
-                    break;
-                }
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
-        is_closed
-    }
-
-    /// Runs statements; gives the rows of the last.
-    async fn run(&mut self, sql: &str) -> Result<Vec<Vec<String>>, Trouble> {
-        let Some(client) = &self.client else { return Err(Trouble::Lost) };
-        let answer = tokio::time::timeout(PATIENCE, client.simple_query(sql)).await;
-        let messages = match answer {
-            Ok(Ok(messages)) => messages,
-            Ok(Err(error)) => {
-                if let Some(error) = error.as_db_error() {
-                    let message = format!("{} {}", error.message(), error.detail().unwrap_or_default());
-                    return Err(Trouble::Refused(error.code().code().to_owned(), message));
-                }
-                self.client = None;
-                return Err(Trouble::Lost);
-            }
-            Err(_) => {
-                self.client = None;
-                return Err(Trouble::Lost);
-            }
-        };
-        let mut rows = Vec::new();
-        for message in messages {
-            match message {
-                SimpleQueryMessage::Row(row) => {
-                    let value = |at| row.get(at).unwrap_or_default().to_owned();
-                    rows.push((0..row.len()).map(value).collect());
-                }
-                SimpleQueryMessage::RowDescription(_) => rows.clear(),
-                _ => {}
-            }
-        }
-        Ok(rows)
-    }
-}
-
-/// Lets a connection do its work, and notes what it warns of.
-async fn listen(
-    mut connection: tokio_postgres::Connection<tokio::io::DuplexStream, tokio_postgres::tls::NoTlsStream>,
-    is_unplaced: Arc<AtomicBool>,
-) {
-    let mut messages = futures::stream::poll_fn(move |context| connection.poll_message(context));
-    while let Some(Ok(message)) = messages.next().await {
-        if let AsyncMessage::Notice(notice) = message
-            && notice.code().code() == "01000"
-        {
-            is_unplaced.store(true, Ordering::Relaxed);
-        }
-    }
 }
 
 /// Makes the tables, and tells when they are there.
@@ -287,23 +192,18 @@ pub struct Client {
     key: Option<(String, usize)>,
     /// What the last transaction came to.
     last: Outcome,
+    /// How fresh what it reads is, unless it says otherwise.
+    level: Level,
     /// What it carries from router to router, if it does.
     session: Option<Session>,
-}
-
-/// What a client carries from router to router.
-struct Session {
-    /// Its name in the history. Another one once something may be missing in the token.
-    number: usize,
-    token: String,
-    /// Whether that has all that its connection has shown it.
-    is_whole: bool,
 }
 
 /// A transaction under way.
 struct Under {
     number: Number,
     name: String,
+    /// What it reads is strong, whatever its client asks for: it has written or locked something.
+    is_strong: bool,
 }
 
 impl Client {
@@ -312,10 +212,9 @@ impl Client {
         let random = Random::stream(shared.seed, "client", number as u64);
         let (connection, elements, transactions) = (Connection::new(), 0, 0);
         let (key, last) = (None, Outcome::Failed);
-        let carries = Random::stream(shared.seed, "cluster sessions", number as u64).permille(600);
-        let session =
-            (shared.sessions && carries).then(|| Session { number, token: String::new(), is_whole: true });
-        Self { shared, number, random, connection, elements, transactions, key, last, session }
+        let level = if shared.sessions { session::level(shared.seed, number) } else { Level::Strong };
+        let session = (level == Level::Session).then(Session::default);
+        Self { shared, number, random, connection, elements, transactions, key, last, level, session }
     }
 
     /// Works.
@@ -326,15 +225,16 @@ impl Client {
             if self.shared.ends.load(Ordering::Relaxed) {
                 return;
             }
-            if self.session.is_some() && self.random.permille(600) {
-                self.connection = Connection::new();
-            }
+            self.hop();
             self.connect().await;
+            self.take().await;
             self.transactions += 1;
             let kind = self.random.within(0..100);
             match kind {
+                _ if self.carries_locally() => self.block(kind).await,
+                _ if self.lacks_something() && kind < 60 => self.read_each().await,
                 // What a sum is of must be one state.
-                93.. if self.session.is_some() => self.read_all().await,
+                93.. if self.level != Level::Strong => self.read_all().await,
                 0..15 => self.transfer().await,
                 15..25 => self.transfer_at_once().await,
                 25..55 => self.append().await,
@@ -348,71 +248,18 @@ impl Client {
         }
     }
 
-    /// Connects, with its token if it carries one.
-    async fn connect(&mut self) {
-        while self.connection.open(&self.shared, &mut self.random).await {
-            let clients = lock(&self.shared.committed).len();
-            let Some(session) = &mut self.session else { return };
-            if !std::mem::replace(&mut session.is_whole, true) {
-                session.number += clients;
-            }
-            // Who knows nothing yet has it from the leaders: the tables were made before it came.
-            let begin = if session.token.is_empty() { "SELECT count(*) FROM lists; " } else { "" };
-            let set = format!(
-                "{begin}SET shoal.read_consistency = 'session'; SET shoal.gtid = '{}'",
-                session.token
-            );
-            match self.run("a token", &set).await {
-                Ok(_) => return,
-                Err(trouble) => {
-                    self.outcome("a token", &trouble, false);
-                    self.connection = Connection::new();
-                    tokio::time::sleep(PAUSE).await;
-                }
-            }
-        }
-    }
-
-    /// Takes the token of what it has seen by now.
-    async fn remember(&mut self) {
-        if self.session.is_none() {
-            return;
-        }
-        let shown = self.run("the token", "SHOW shoal.gtid").await;
-        let is_unplaced = self.connection.is_unplaced.swap(false, Ordering::Relaxed);
-        let clients = lock(&self.shared.committed).len();
-        let Some(session) = &mut self.session else { return };
-        // What may be missing in it was seen under another name.
-        session.is_whole = true;
-        match shown.as_deref() {
-            Ok([row]) if row.len() == 1 && !is_unplaced => session.token.clone_from(&row[0]),
-            Ok([row]) if row.len() == 1 => {
-                session.token.clone_from(&row[0]);
-                session.number += clients;
-            }
-            Ok(rows) => {
-                let why = format!("{rows:?} is no token");
-                self.shared.fail(why);
-            }
-            // It goes on with the one before.
-            Err(_) => session.number += clients,
-        }
-    }
-
     fn begin(&mut self, what: &str) -> Under {
         let mut name = format!("{what} {}.{}", self.number, self.transactions);
         let key = self.key.as_ref().map(|(key, attempt)| {
             name += &format!(", attempt {attempt}");
             key.clone()
         });
-        let session = self.session.as_mut().map(|session| {
-            session.is_whole = false;
-            session.number
-        });
-        if session.is_some() {
+        let line = self.session.as_ref().map(|session| session.line);
+        if line.is_some() {
             self.shared.count("transactions with a token");
         }
-        Under { number: lock(&self.shared.history).begin(name.clone(), key, session), name }
+        let number = lock(&self.shared.history).begin(name.clone(), key, line);
+        Under { number, name, is_strong: false }
     }
 
     fn row(&mut self) -> i64 {
@@ -437,7 +284,10 @@ impl Client {
                     self.shared.fail(format!("{name} met {code}: {message}"));
                 }
                 match &self.key {
-                    Some((key, _)) if code == SPENT => lock(&self.shared.history).spent(key),
+                    Some((key, _)) if code == SPENT => {
+                        let line = self.session.as_ref().map(|session| session.line);
+                        lock(&self.shared.history).spent(key, line);
+                    }
                     None if code == SPENT => {
                         self.shared.fail(format!("{name} has no key, and met {code}: {message}"))
                     }
@@ -500,6 +350,7 @@ impl Client {
 
     /// Ends a block with COMMIT.
     async fn commit(&mut self, under: &Under) {
+        lock(&self.shared.committing).extend(self.connection.router());
         if self.at_once(under, "COMMIT").await.is_some() {
             self.end(under, Outcome::Committed, None);
         }
@@ -540,45 +391,51 @@ impl Client {
 
     /// Reads a list within a transaction.
     async fn see(&mut self, under: &Under, key: Key, sql: &str) -> Option<()> {
-        let called = lock(&self.shared.history).moment();
+        let level = if under.is_strong { Level::Strong } else { self.level };
+        let asked = lock(&self.shared.history).ask(under.number, level);
         let rows = self.within(under, sql).await?;
-        self.saw(under, called, &rows, Some(key), false)
+        self.saw(under, asked, &rows, Some(key), false)
     }
 
     /// Notes what was read.
     fn saw(
         &self,
         under: &Under,
-        called: u64,
+        asked: Asked,
         rows: &[Vec<String>],
         key: Option<Key>,
         whole: bool,
     ) -> Option<()> {
+        // Where nothing is promised that old, not even the empty lists need be there.
+        let may_lack = matches!(asked.level, Level::Bounded(_) | Level::Eventual);
         let found = lists(rows).and_then(|lists| {
             let count = key.map_or(self.shared.rows, |_| 1);
-            let complete = lists.len() as i64 == count && key.is_none_or(|key| lists[0].0 == key);
+            let complete = lists.len() as i64 == count || may_lack && (lists.len() as i64) < count;
+            let complete = complete && key.is_none_or(|key| lists.iter().all(|(of, _)| *of == key));
             if complete { Ok(lists) } else { Err(format!("lists are missing: {rows:?}")) }
         });
         let noted =
-            found.and_then(|lists| lock(&self.shared.history).read(under.number, called, lists, whole));
+            found.and_then(|lists| lock(&self.shared.history).read(under.number, asked, lists, whole));
         noted.map_err(|why| self.shared.fail(format!("{}: {why}", under.name))).ok()
     }
 
     async fn append(&mut self) {
-        let under = self.begin("append");
-        if self.within(&under, "BEGIN").await.is_none() {
+        let mut under = self.begin("append");
+        let begin = self.block_begin(&under);
+        if self.within(&under, &begin).await.is_none() {
             return;
         }
         for _ in 0..self.random.within(1..4) {
             let key = self.row();
             if self.random.permille(250) {
                 let lock = if self.random.permille(300) { " FOR UPDATE" } else { "" };
+                under.is_strong |= !lock.is_empty();
                 let sql = format!("SELECT k, v FROM lists WHERE k = {key}{lock}");
                 if self.see(&under, key, &sql).await.is_none() {
                     return;
                 }
             }
-            let savepoint = self.random.permille(150);
+            let (savepoint, was_strong) = (self.random.permille(150), under.is_strong);
             if savepoint && self.within(&under, "SAVEPOINT s").await.is_none() {
                 return;
             }
@@ -589,6 +446,7 @@ impl Client {
             if self.within(&under, &sql).await.is_none() {
                 return;
             }
+            under.is_strong = true;
             if self.random.permille(200) {
                 let sql = format!("SELECT k, v FROM lists WHERE k = {key}");
                 if self.see(&under, key, &sql).await.is_none() {
@@ -600,6 +458,7 @@ impl Client {
                     return;
                 }
                 lock(&self.shared.history).undo(under.number, mark);
+                under.is_strong = was_strong;
             }
         }
         if self.random.permille(100) {
@@ -654,22 +513,31 @@ impl Client {
     }
 
     async fn read_one(&mut self) {
-        let under = self.begin("read");
         let key = self.row();
-        let called = lock(&self.shared.history).moment();
-        let sql = format!("SELECT k, v FROM lists WHERE k = {key}");
-        if let Some(rows) = self.at_once(&under, &sql).await
-            && self.saw(&under, called, &rows, Some(key), false).is_some()
-        {
+        self.read_list(key).await;
+    }
+
+    /// Reads a list. Says whether there was an answer.
+    async fn read_list(&mut self, key: Key) -> bool {
+        let under = self.begin("read");
+        let (level, hint) = self.reading();
+        let asked = lock(&self.shared.history).ask(under.number, level);
+        let sql = format!("{hint}SELECT k, v FROM lists WHERE k = {key}");
+        let Some(rows) = self.at_once(&under, &sql).await else { return false };
+        let is_well = self.saw(&under, asked, &rows, Some(key), false).is_some();
+        if is_well {
             self.end(&under, Outcome::Committed, None);
         }
+        is_well
     }
 
     async fn read_all(&mut self) {
         let under = self.begin("read of all");
-        let called = lock(&self.shared.history).moment();
-        if let Some(rows) = self.at_once(&under, "SELECT k, v FROM lists").await
-            && self.saw(&under, called, &rows, None, true).is_some()
+        let (level, hint) = self.reading();
+        let asked = lock(&self.shared.history).ask(under.number, level);
+        let sql = format!("{hint}SELECT k, v FROM lists");
+        if let Some(rows) = self.at_once(&under, &sql).await
+            && self.saw(&under, asked, &rows, None, true).is_some()
         {
             self.end(&under, Outcome::Committed, None);
         }

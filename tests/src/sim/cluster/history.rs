@@ -13,11 +13,18 @@
 //! | and that order holds for those who have read them, too | G1c |
 //! | what was acknowledged is there; of what nobody knows, all or nothing | atomicity |
 //! | a read of all lists has all of a transaction or nothing | torn cut |
-//! | who carries a token reads what they have written and were told of, and never less than they had read | session |
+//! | who carries a token reads what it stands for: what was written and read over the connections that it comes from | session |
+//! | who takes a bound reads what anybody was told that long before | bounded |
 //! | of all transactions with one idempotency key, one is committed if any was told so, and never two | exactly once |
 //!
 //! It must never know how a cluster works.
 
+mod knowledge;
+
+use super::super::clock::{SLOWEST, WorldClock};
+use super::super::trace::{MICROSECOND, Time};
+pub use knowledge::{Asked, Knowledge, Level, Line};
+use knowledge::{Fact, Lines, Stories};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A list's number.
@@ -41,8 +48,8 @@ pub enum Outcome {
 /// What a transaction saw.
 #[derive(Clone, Debug)]
 struct Read {
-    /// When it asked.
-    called: u64,
+    /// What it must show.
+    asked: Asked,
     /// When it was told.
     told: u64,
     /// Each list, without what the transaction itself had written by then.
@@ -61,31 +68,92 @@ struct Transaction {
     ended: Option<(u64, Outcome)>,
     /// Its idempotency key.
     key: Option<String>,
-    /// The session that it is part of, which may read from any replica: it knows what it has seen, and not what others have.
-    session: Option<usize>,
+    /// The connection that it is made over, if what is known there matters.
+    line: Option<Line>,
+    /// What the tokens stand for that it was brought for itself.
+    brought: Knowledge,
+}
+
+impl Transaction {
+    fn is_committed(&self) -> bool {
+        self.ended.is_some_and(|(_, outcome)| outcome == Outcome::Committed)
+    }
 }
 
 /// Everything that clients did and saw.
 #[derive(Clone, Default)]
 pub struct History {
-    moments: u64,
+    clock: WorldClock,
+    /// When each moment was.
+    times: Vec<Time>,
     transactions: Vec<Transaction>,
+    lines: Lines,
     /// Keys of which somebody was told that a transaction has been committed with them, and when first.
     spent: BTreeMap<String, u64>,
 }
 
 impl History {
-    /// A moment later than all before.
-    pub fn moment(&mut self) -> u64 {
-        self.moments += 1;
-        self.moments
+    /// Nothing has happened by then.
+    pub fn new(clock: WorldClock) -> Self {
+        Self { clock, ..Self::default() }
     }
 
-    /// Somebody begins a transaction.
-    pub fn begin(&mut self, name: String, key: Option<String>, session: Option<usize>) -> Number {
-        let (appends, undone, reads) = Default::default();
-        self.transactions.push(Transaction { name, appends, undone, reads, ended: None, key, session });
+    /// A moment later than all before.
+    fn moment(&mut self) -> u64 {
+        self.times.push(self.clock.now());
+        self.times.len() as u64
+    }
+
+    /// The first moment that may be no longer ago than this on some node's clock.
+    fn moment_before(&self, ago: Time) -> u64 {
+        // What clocks lose where their speed changes is less than the last.
+        let most = (ago * 1000).div_ceil(SLOWEST) + MICROSECOND;
+        let now = self.clock.now();
+        self.times.partition_point(|time| time + most < now) as u64 + 1
+    }
+
+    /// Somebody connects who carries a token.
+    pub fn connect(&mut self) -> Line {
+        self.lines.open()
+    }
+
+    /// A connection is brought a token that stands for this.
+    pub fn bring(&mut self, line: Line, knowledge: &Knowledge) {
+        self.lines.bring(line, knowledge);
+    }
+
+    /// What a connection's token stands for, if it has all.
+    pub fn knowledge(&self, line: Line) -> Knowledge {
+        self.lines.knowledge(line)
+    }
+
+    /// Somebody begins a transaction, over this connection if they carry a token.
+    pub fn begin(&mut self, name: String, key: Option<String>, line: Option<Line>) -> Number {
+        let (appends, undone, reads, brought) = Default::default();
+        let ended = None;
+        self.transactions.push(Transaction { name, appends, undone, reads, ended, key, line, brought });
         self.transactions.len() - 1
+    }
+
+    /// It is brought a token that stands for this, for itself alone.
+    pub fn bring_locally(&mut self, number: Number, knowledge: &Knowledge) {
+        self.transactions[number].brought.merge(knowledge);
+    }
+
+    /// It is about to read.
+    pub fn ask(&mut self, number: Number, level: Level) -> Asked {
+        let before = match level {
+            Level::Strong => self.moment(),
+            Level::Bounded(ago) => self.moment_before(ago),
+            Level::Session | Level::Eventual => 0,
+        };
+        let mut known = Knowledge::default();
+        if matches!(level, Level::Strong | Level::Session) {
+            let Transaction { line, brought, .. } = &self.transactions[number];
+            known = line.map(|line| self.lines.knowledge(line)).unwrap_or_default();
+            known.merge(brought);
+        }
+        Asked { level, before, known }
     }
 
     /// It is about to append.
@@ -104,11 +172,11 @@ impl History {
         transaction.undone.extend(transaction.appends.drain(mark..).map(|(_, element)| element));
     }
 
-    /// It has read lists that it asked for at a moment. What it had appended to them must be at their ends.
+    /// It has read lists that it had asked for. What it had appended to them must be at their ends.
     pub fn read(
         &mut self,
         number: Number,
-        called: u64,
+        asked: Asked,
         lists: Vec<(Key, Vec<Element>)>,
         whole: bool,
     ) -> Result<(), String> {
@@ -127,20 +195,31 @@ impl History {
             seen.push((key, list));
         }
         let told = self.moment();
-        self.transactions[number].reads.push(Read { called, told, lists: seen, whole });
+        let Transaction { reads, line, .. } = &mut self.transactions[number];
+        reads.push(Read { asked, told, lists: seen, whole });
+        if let Some(line) = line {
+            self.lines.tell(*line, Fact::Read(number, reads.len() - 1));
+        }
         Ok(())
     }
 
     /// It has ended, as far as its client knows.
     pub fn end(&mut self, number: Number, outcome: Outcome) {
         let moment = self.moment();
-        self.transactions[number].ended = Some((moment, outcome));
+        let transaction = &mut self.transactions[number];
+        transaction.ended = Some((moment, outcome));
+        if let Some(line) = transaction.line.filter(|_| outcome == Outcome::Committed) {
+            self.lines.tell(line, Fact::Commit(number));
+        }
     }
 
-    /// Somebody is told that a transaction with this key has been committed.
-    pub fn spent(&mut self, key: &str) {
+    /// Somebody is told that a transaction with this key has been committed, over this connection if they carry a token.
+    pub fn spent(&mut self, key: &str, line: Option<Line>) {
         let moment = self.moment();
         self.spent.entry(key.to_owned()).or_insert(moment);
+        if let Some(line) = line {
+            self.lines.tell(line, Fact::Spent(key.to_owned()));
+        }
     }
 
     /// Whether somebody was told so.
@@ -279,27 +358,23 @@ impl<'a> Judge<'a> {
         Ok(())
     }
 
-    /// What each list had to have from a moment on, how many elements and why: by what was acknowledged to whom it matters,
-    /// and by what these had read.
-    fn least(
-        &self,
-        writers: impl Fn(&Transaction) -> bool,
-        readers: impl Fn(&Transaction) -> bool,
-    ) -> BTreeMap<Key, Vec<(u64, usize, String)>> {
+    /// What each list had to have from a moment on, how many elements and why: by what was acknowledged, and by what had
+    /// been read that everybody must find.
+    fn least(&self) -> BTreeMap<Key, Vec<(u64, usize, String)>> {
         let mut least: BTreeMap<Key, Vec<(u64, usize, String)>> = BTreeMap::new();
         for transaction in &self.history.transactions {
             let Transaction { name, appends, ended, reads, .. } = transaction;
-            for read in reads.iter().filter(|_| readers(transaction)) {
+            for read in reads.iter().filter(|read| read.asked.level == Level::Strong) {
                 for (key, list) in &read.lists {
                     let why = format!("{name} had read them");
                     least.entry(*key).or_default().push((read.told, list.len(), why));
                 }
             }
-            if let Some((moment, Outcome::Committed)) = ended.filter(|_| writers(transaction)) {
+            if let Some((moment, Outcome::Committed)) = ended {
                 for append in appends {
                     if let Some(place) = self.places.get(append) {
                         let why = format!("{name} was acknowledged, which appended {}", append.1);
-                        least.entry(append.0).or_default().push((moment, place.at + 1, why));
+                        least.entry(append.0).or_default().push((*moment, place.at + 1, why));
                     }
                 }
             }
@@ -322,20 +397,12 @@ impl<'a> Judge<'a> {
 
     /// Everybody has read what they had to, and nothing else.
     fn reads(&self, cuts: bool) -> Result<(), String> {
-        let sessions: BTreeSet<Option<usize>> =
-            self.history.transactions.iter().map(|transaction| transaction.session).collect();
-        for session in sessions {
-            let is_of = |transaction: &Transaction| transaction.session == session;
-            // Who asks leaders must find what anybody was told of; the others what they were told of themselves.
-            let least = self.least(|transaction| session.is_none() || is_of(transaction), is_of);
-            let what = if session.is_none() { "stale read" } else { "session" };
-            let all = self.history.transactions.iter().enumerate();
-            for (number, transaction) in all.filter(|(_, transaction)| is_of(transaction)) {
-                for read in &transaction.reads {
-                    self.read(number, read, &least, what)?;
-                    if read.whole && cuts && session.is_none() {
-                        self.whole(&transaction.name, read)?;
-                    }
+        let (least, stories) = (self.least(), self.stories());
+        for (number, transaction) in self.history.transactions.iter().enumerate() {
+            for read in &transaction.reads {
+                self.read(number, read, &least, &stories)?;
+                if read.whole && cuts && read.asked.level == Level::Strong {
+                    self.whole(&transaction.name, read)?;
                 }
             }
         }
@@ -347,9 +414,11 @@ impl<'a> Judge<'a> {
         number: Number,
         read: &Read,
         least: &BTreeMap<Key, Vec<(u64, usize, String)>>,
-        what: &str,
+        stories: &Stories,
     ) -> Result<(), String> {
         let name = self.name(number);
+        let Asked { level, before, known } = &read.asked;
+        let what = if *level == Level::Strong { "stale read" } else { "bounded" };
         for (key, seen) in &read.lists {
             let list = self.lists.get(key).map(Vec::as_slice).unwrap_or_default();
             if !list.starts_with(seen) {
@@ -357,13 +426,17 @@ impl<'a> Judge<'a> {
                     "{name} has read {seen:?} in list {key}, which never had that: {list:?} in the end"
                 ));
             }
-            let known = least.get(key).map(Vec::as_slice).unwrap_or_default();
-            let known = &known[..known.partition_point(|(moment, ..)| *moment < read.called)];
-            if let Some((_, count, why)) = known.last().filter(|(_, count, _)| *count > seen.len()) {
-                return Err(format!(
-                    "{what}: {name} has read {} elements of list {key}, when {count} were known: {why}",
-                    seen.len()
-                ));
+            let told = least.get(key).map(Vec::as_slice).unwrap_or_default();
+            let told = told[..told.partition_point(|(moment, ..)| moment < before)].last();
+            let told = told.map(|(_, count, why)| (what, *count, why.clone()));
+            let own = self.known(stories, known, *key).map(|(count, why)| ("session", count, why));
+            for (what, count, why) in told.into_iter().chain(own) {
+                if count > seen.len() {
+                    return Err(format!(
+                        "{what}: {name} has read {} elements of list {key}, when {count} were known: {why}",
+                        seen.len()
+                    ));
+                }
             }
             self.intermediate(number, *key, seen, list)?;
         }
@@ -468,165 +541,4 @@ impl<'a> Judge<'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Case {
-        history: History,
-        lists: BTreeMap<Key, Vec<Element>>,
-    }
-
-    impl Case {
-        fn new(lists: &[(Key, &[Element])]) -> Self {
-            let lists = lists.iter().map(|(key, list)| (*key, list.to_vec())).collect();
-            Self { history: History::default(), lists }
-        }
-
-        fn wrote(&mut self, appends: &[(Key, Element)], outcome: Outcome) -> Number {
-            let number = self.history.begin(format!("T{}", self.history.transactions.len()), None, None);
-            for (key, element) in appends {
-                self.history.append(number, *key, *element);
-            }
-            self.history.end(number, outcome);
-            number
-        }
-
-        fn read(&mut self, lists: &[(Key, &[Element])]) {
-            let number = self.history.begin(format!("T{}", self.history.transactions.len()), None, None);
-            let called = self.history.moment();
-            let lists = lists.iter().map(|(key, list)| (*key, list.to_vec())).collect();
-            self.history.read(number, called, lists, true).unwrap();
-            self.history.end(number, Committed);
-        }
-
-        fn fails(&self, why: &str) {
-            let judged = self.history.judge(&self.lists, true);
-            assert!(judged.as_ref().is_err_and(|error| error.starts_with(why)), "{why}: {judged:?}");
-        }
-    }
-
-    use Outcome::{Committed, Failed, Unknown};
-
-    #[test]
-    fn what_is_well_passes() {
-        let mut case = Case::new(&[(1, &[10, 11, 20]), (2, &[12, 21])]);
-        case.wrote(&[(1, 10), (1, 11), (2, 12)], Committed);
-        case.read(&[(1, &[10, 11]), (2, &[12])]);
-        case.wrote(&[(1, 20), (2, 21)], Unknown);
-        case.wrote(&[(1, 30), (2, 31)], Unknown);
-        case.wrote(&[(1, 40)], Failed);
-        assert_eq!(case.history.judge(&case.lists, true), Ok(()));
-    }
-
-    #[test]
-    fn outcomes_must_be_as_they_were_told() {
-        let mut case = Case::new(&[(1, &[10]), (2, &[])]);
-        case.wrote(&[(1, 10), (2, 11)], Committed);
-        case.fails("atomicity");
-        let mut case = Case::new(&[(1, &[10]), (2, &[])]);
-        case.wrote(&[(1, 10), (2, 11)], Unknown);
-        case.fails("atomicity");
-        let mut case = Case::new(&[(1, &[10])]);
-        case.wrote(&[(1, 10)], Failed);
-        case.fails("G1a");
-        let mut case = Case::new(&[(1, &[10])]);
-        let number = case.history.begin("T".into(), None, None);
-        case.history.append(number, 1, 10);
-        case.history.undo(number, 0);
-        case.history.end(number, Committed);
-        case.fails("G1a");
-    }
-
-    #[test]
-    fn reads_must_be_of_what_was_there() {
-        let mut case = Case::new(&[(1, &[10, 20])]);
-        case.wrote(&[(1, 10)], Committed);
-        case.read(&[(1, &[])]);
-        case.wrote(&[(1, 20)], Committed);
-        case.fails("stale read");
-        let mut case = Case::new(&[(1, &[10, 11])]);
-        case.read(&[(1, &[10])]);
-        case.wrote(&[(1, 10), (1, 11)], Committed);
-        case.fails("G1b");
-        let mut case = Case::new(&[(1, &[10]), (2, &[11])]);
-        case.read(&[(1, &[10]), (2, &[])]);
-        case.wrote(&[(1, 10), (2, 11)], Committed);
-        case.fails("torn cut");
-        assert_eq!(case.history.judge(&case.lists, false), Ok(()));
-        let number = case.history.begin("T".into(), None, None);
-        case.history.append(number, 1, 50);
-        assert!(case.history.read(number, 9, vec![(1, vec![10])], false).is_err());
-        case.history.read(number, 9, vec![(1, vec![10, 50])], false).unwrap();
-    }
-
-    #[test]
-    fn a_session_finds_what_it_knows() {
-        let mut case = Case::new(&[(1, &[10, 20, 30]), (2, &[21])]);
-        let mine = case.wrote(&[(1, 10)], Committed);
-        let others = case.wrote(&[(1, 20), (2, 21)], Committed);
-        case.wrote(&[(1, 30)], Committed);
-        case.history.transactions[mine].session = Some(7);
-        let read = |case: &mut Case, list: &[Element]| {
-            case.read(&[(1, list), (2, &[])]);
-            case.history.transactions.last_mut().unwrap().session = Some(7);
-        };
-        // Neither what others have written, nor all of it.
-        read(&mut case, &[10, 20]);
-        assert_eq!(case.history.judge(&case.lists, true), Ok(()));
-        let mut back = case.history.clone();
-        read(&mut case, &[10]);
-        case.fails("session: T4 has read 1 elements of list 1, when 2 were known: T3 had read them");
-        // What a session has read is no news for anybody else.
-        back.transactions[others].ended = Some((1, Unknown));
-        case.history = back.clone();
-        case.history.transactions[2].ended = Some((2, Unknown));
-        case.read(&[(1, &[10])]);
-        assert_eq!(case.history.judge(&case.lists, true), Ok(()));
-        back.transactions.truncate(3);
-        case.history = back;
-        read(&mut case, &[]);
-        case.fails("session: T3 has read 0 elements of list 1, when 1 were known: T0 was acknowledged");
-    }
-
-    #[test]
-    fn a_key_is_used_up_once() {
-        let attempts = |lists: &[(Key, &[Element])], outcomes: [Outcome; 2]| {
-            let mut case = Case::new(lists);
-            for (element, outcome) in [10, 20].into_iter().zip(outcomes) {
-                let number = case.wrote(&[(1, element)], outcome);
-                case.history.transactions[number].key = Some("k".into());
-            }
-            case
-        };
-        attempts(&[(1, &[10, 20])], [Unknown, Unknown]).fails("exactly once");
-        attempts(&[(1, &[10, 20])], [Unknown, Committed]).fails("exactly once");
-        let mut case = attempts(&[(1, &[10])], [Unknown, Failed]);
-        assert_eq!(case.history.judge(&case.lists, true), Ok(()));
-        case.history.spent("k");
-        assert_eq!(case.history.judge(&case.lists, true), Ok(()));
-        case.read(&[(1, &[])]);
-        case.fails("stale read");
-        let mut case = attempts(&[(1, &[])], [Unknown, Failed]);
-        assert_eq!(case.history.judge(&case.lists, true), Ok(()));
-        case.history.spent("k");
-        case.fails("exactly once");
-    }
-
-    #[test]
-    fn there_must_be_an_order() {
-        let mut case = Case::new(&[(1, &[10, 20]), (2, &[21, 11])]);
-        case.wrote(&[(1, 10), (2, 11)], Committed);
-        case.wrote(&[(1, 20), (2, 21)], Committed);
-        case.fails("G0");
-        let mut case = Case::new(&[(1, &[10]), (2, &[20])]);
-        let (one, two) =
-            (case.history.begin("T0".into(), None, None), case.history.begin("T1".into(), None, None));
-        case.history.append(one, 1, 10);
-        case.history.append(two, 2, 20);
-        case.history.read(one, 1, vec![(2, vec![20])], false).unwrap();
-        case.history.read(two, 1, vec![(1, vec![10])], false).unwrap();
-        case.history.end(one, Committed);
-        case.history.end(two, Committed);
-        case.fails("G1c");
-    }
-}
+mod tests;

@@ -25,8 +25,8 @@
 //! 1. [`plan`] draws from the seed how the cluster is set up, and which faults strike when.
 //! 2. [`world`] founds it: three nodes, each of which is router, shardnode and coordinator. A client makes the tables.
 //! 3. Clients (`clients`) move money between accounts and append to lists, a transaction at a time, on one shard and on
-//!    several, and read them, while faults strike. Some, if asked for, carry a token from router to router, and read from
-//!    any replica.
+//!    several, and read them, while faults strike. Some, if asked for, carry a token from router to router, and hand it on, and
+//!    read from any replica; others read at bounded staleness, or whatever there is.
 //!    Of one kind of run nodes die and nothing else goes wrong, and what their routers had prepared must soon be free (`world/deaths.rs`).
 //! 4. All is healed. Everybody must get somewhere again; then nothing may be left of any transaction.
 //! 5. What clients did, saw and were told is judged from outside (`history`).
@@ -47,6 +47,9 @@ use super::scratch;
 use super::trace::Time;
 use plan::{Fault, Kind, Plan};
 use world::World;
+
+/// What is counted of routers that die.
+pub const LEFT: &str = "routers that left something prepared";
 
 impl Scenario for Plan {
     type Fault = Fault;

@@ -25,7 +25,7 @@ pub struct Plan {
     pub setup: Setup,
     /// Whether reads of several shards must see one state of them all.
     pub cuts: bool,
-    /// Whether some clients read from any replica, as of what they have seen.
+    /// Whether some clients read from any replica.
     pub sessions: bool,
     /// Whether nodes die and nothing else goes wrong, and what their routers had prepared must be free in time.
     pub deaths: bool,
@@ -93,6 +93,8 @@ pub enum Fault {
     Isolate(Who, Way, Time),
     /// A link takes long.
     SlowLink(Who, u64, Time, Time),
+    /// The router over which somebody commits next hears nothing of a node that leads shards.
+    Silence(Time),
     /// All links are bad.
     Network(Quality, Time),
     /// A node's clock runs at another speed, in thousandths.
@@ -124,6 +126,8 @@ pub enum Kind {
     Isolate,
     /// [`Fault::SlowLink`].
     SlowLink,
+    /// [`Fault::Silence`].
+    Silence,
     /// [`Fault::Network`].
     Network,
     /// [`Fault::ClockRate`].
@@ -138,7 +142,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Crash,
         Self::CrashSending,
         Self::CrashInLog,
@@ -147,6 +151,7 @@ impl Kind {
         Self::Pause,
         Self::Isolate,
         Self::SlowLink,
+        Self::Silence,
         Self::Network,
         Self::ClockRate,
         Self::SlowNode,
@@ -166,6 +171,7 @@ impl fmt::Display for Kind {
             Kind::Pause => "pause",
             Kind::Isolate => "isolation",
             Kind::SlowLink => "slow link",
+            Kind::Silence => "silence at a commit",
             Kind::Network => "bad network",
             Kind::ClockRate => "skewed clock",
             Kind::SlowNode => "slow node",
@@ -187,6 +193,7 @@ impl Fault {
             Fault::Pause(..) => Kind::Pause,
             Fault::Isolate(..) => Kind::Isolate,
             Fault::SlowLink(..) => Kind::SlowLink,
+            Fault::Silence(..) => Kind::Silence,
             Fault::Network(..) => Kind::Network,
             Fault::ClockRate(..) => Kind::ClockRate,
             Fault::SlowNode(..) => Kind::SlowNode,
@@ -217,6 +224,7 @@ impl Fault {
                 let other = random.within(1..NODES + 1);
                 Fault::SlowLink(who, other, delay, random.within(SECOND..6 * SECOND))
             }
+            Kind::Silence => Fault::Silence(random.within(SECOND..6 * SECOND)),
             Kind::Network => Fault::Network(Quality::bad(random), random.within(SECOND..5 * SECOND)),
             Kind::ClockRate => Fault::ClockRate(who, random.within(SLOWEST..1080)),
             Kind::SlowNode => Fault::SlowNode(who, random.within(5 * MILLISECOND..100 * MILLISECOND), short),
@@ -257,7 +265,8 @@ impl Plan {
         let groups = u64::from(setup.shards) + 2;
         // Few kinds at a time find more than all at once, for one hides another.
         let share = random.within(150..700);
-        let kinds: Vec<Kind> = Kind::ALL.into_iter().filter(|_| random.permille(share)).collect();
+        let drawn = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Silence);
+        let kinds: Vec<Kind> = drawn.filter(|_| random.permille(share)).collect();
         let count = random.within(2..16);
         let mut faults: Vec<(Time, Fault)> = (0..count)
             .filter_map(|_| {
@@ -310,10 +319,23 @@ impl Plan {
         self.length = time;
     }
 
-    /// Has some clients read from any replica, and followers lag.
+    /// Has some clients read from any replica, and followers lag. In some runs shards can't answer some router for longer than
+    /// it asks, so that it commits without hearing where.
     pub fn demand_sessions(&mut self) {
         self.sessions = true;
         let mut random = Random::stream(self.seed, "cluster lag", 0);
         self.setup.apply_lag = random.permille(700).then(|| random.within(MILLISECOND..100 * MILLISECOND));
+        let mut random = Random::stream(self.seed, "cluster silence", 0);
+        if self.deaths || !random.permille(250) {
+            return;
+        }
+        let patience = 2 * SECOND;
+        (self.setup.parallel_commit, self.setup.retry_timeout) = (true, patience);
+        for _ in 0..random.within(1..4) {
+            let long = random.within(2 * patience..4 * patience) + SECOND;
+            self.faults.push((random.within(0..self.length), Fault::Silence(long)));
+        }
+        self.faults.sort_by_key(|(time, _)| *time);
+        self.length += 4 * patience;
     }
 }

@@ -13,7 +13,7 @@ use super::super::random::Random;
 use super::super::scenario::Report;
 use super::super::trace::{MICROSECOND, MILLISECOND, SECOND, Time, Trace};
 use super::clients::{Client, Door, Shared, found, lock};
-use super::history::Outcome as Ended;
+use super::history::{History, Outcome as Ended};
 use super::node::Node;
 use super::plan::{Kind, NODES, Plan};
 use super::tasks::Tasks;
@@ -120,6 +120,8 @@ pub struct World {
     random: Random,
     /// The routers that are dead, and have something prepared as far as anybody has looked.
     dead: Vec<Dead>,
+    /// How long routers are to hear nothing of a node, each from a commit on.
+    silences: Vec<Time>,
     healed: bool,
     counts: BTreeMap<&'static str, u64>,
     faults: BTreeMap<Kind, u64>,
@@ -140,8 +142,10 @@ impl World {
             think: plan.setup.think,
             cuts: plan.cuts,
             sessions: plan.sessions,
+            tokens: Mutex::default(),
+            committing: Mutex::default(),
             doors: Mutex::default(),
-            history: Mutex::default(),
+            history: Mutex::new(History::new(clock.clone())),
             log: Mutex::default(),
             counts: Mutex::default(),
             committed: Mutex::new(vec![0; plan.clients]),
@@ -160,6 +164,7 @@ impl World {
             shared,
             random: Random::stream(seed, "world", 0),
             dead: Vec::new(),
+            silences: Vec::new(),
             healed: false,
             counts: BTreeMap::new(),
             faults: BTreeMap::new(),
@@ -414,6 +419,8 @@ impl World {
         for line in log {
             self.note(format_args!("{line}"));
         }
+        let committing = std::mem::take(&mut *lock(&self.shared.committing));
+        self.fall_silent(committing);
         for id in self.ids() {
             self.look_after(id);
         }

@@ -28,6 +28,9 @@ impl World {
     /// Brings the run to its end.
     pub(super) fn end(&mut self) -> Outcome {
         self.heal();
+        if self.plan.deaths {
+            self.bury()?;
+        }
         let before = lock(&self.shared.committed).clone();
         let works = |world: &Self| {
             let committed = lock(&world.shared.committed);

@@ -104,6 +104,7 @@ impl World {
                 self.network.slow(from, to, delay);
                 self.at(now + time, Event::Unslow { from, to });
             }
+            Fault::Silence(time) => self.silences.push(time),
             Fault::Network(quality, time) => {
                 self.network.set_quality(quality);
                 self.at(now + time, Event::Calm);
@@ -143,6 +144,26 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Somebody commits over these routers. One of them hears nothing any more of a node that leads shards, if that was
+    /// planned. It still hears the coordinator's leader, which hears all: so it learns that a commit is done, and not where.
+    pub(super) fn fall_silent(&mut self, routers: Vec<u64>) {
+        for to in routers {
+            let Some(time) = self.silences.last().copied().filter(|_| !self.healed) else { return };
+            let Some((_, coordinator)) = self.leader(0) else { return };
+            let leads = |node| {
+                (1..self.groups().len() as u64).any(|it| self.leader(it).is_some_and(|(_, by)| by == node))
+            };
+            let others = self.ids().into_iter().filter(|id| *id != to && *id != coordinator);
+            if let Some(from) = others.filter(|_| to != coordinator).find(|node| leads(*node)) {
+                self.silences.pop();
+                self.note(format_args!("node {to} hears nothing of node {from}"));
+                let cut = self.network.cut(vec![(from, to)]);
+                self.at(self.now() + time, Event::Mend(cut));
+                self.watch(from, Some(to));
+            }
+        }
     }
 
     /// Whether a node is there that can die.
