@@ -14,7 +14,7 @@ use super::history::{Asked, Element, History, Key, Level, Number, Outcome};
 use connection::{Connection, Trouble};
 use router::Router;
 use session::{Handed, Session};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -55,7 +55,7 @@ pub struct Shared {
     pub sessions: bool,
     /// Tokens that clients have handed on.
     pub tokens: Mutex<Vec<Handed>>,
-    /// The routers over which somebody has just sent a COMMIT.
+    /// The routers over which somebody with a token is just committing what may lie on several shards.
     pub committing: Mutex<Vec<u64>>,
     /// The routers that run.
     pub doors: Mutex<BTreeMap<u64, Door>>,
@@ -350,7 +350,6 @@ impl Client {
 
     /// Ends a block with COMMIT.
     async fn commit(&mut self, under: &Under) {
-        lock(&self.shared.committing).extend(self.connection.router());
         if self.at_once(under, "COMMIT").await.is_some() {
             self.end(under, Outcome::Committed, None);
         }
@@ -425,6 +424,7 @@ impl Client {
         if self.within(&under, &begin).await.is_none() {
             return;
         }
+        let mut written = BTreeSet::new();
         for _ in 0..self.random.within(1..4) {
             let key = self.row();
             if self.random.permille(250) {
@@ -447,6 +447,7 @@ impl Client {
                 return;
             }
             under.is_strong = true;
+            written.insert(key);
             if self.random.permille(200) {
                 let sql = format!("SELECT k, v FROM lists WHERE k = {key}");
                 if self.see(&under, key, &sql).await.is_none() {
@@ -466,6 +467,9 @@ impl Client {
                 self.end(&under, Outcome::Failed, None);
             }
             return;
+        }
+        if written.len() > 1 && self.session.is_some() && self.key.is_none() {
+            lock(&self.shared.committing).extend(self.connection.router());
         }
         self.commit(&under).await;
     }

@@ -93,7 +93,7 @@ pub enum Fault {
     Isolate(Who, Way, Time),
     /// A link takes long.
     SlowLink(Who, u64, Time, Time),
-    /// The router over which somebody commits next hears nothing of a node that leads shards.
+    /// The router over which somebody with a token commits next hears nothing of a node that leads shards.
     Silence(Time),
     /// All links are bad.
     Network(Quality, Time),
@@ -331,7 +331,7 @@ impl Plan {
         }
         let patience = 2 * SECOND;
         (self.setup.parallel_commit, self.setup.retry_timeout) = (true, patience);
-        for _ in 0..random.within(1..4) {
+        for _ in 0..random.within(2..6) {
             let long = random.within(2 * patience..4 * patience) + SECOND;
             self.faults.push((random.within(0..self.length), Fault::Silence(long)));
         }
