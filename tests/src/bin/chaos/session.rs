@@ -31,9 +31,9 @@ pub struct Session {
     /// How many are made without one, before
     #[arg(long, default_value_t = 2000)]
     control: i64,
-    /// How many clients make them
-    #[arg(long, default_value_t = 32)]
-    clients: usize,
+    /// How many clients make them: 32, or 8 through a pooler, where more queue for connections until followers have caught up
+    #[arg(long)]
+    clients: Option<usize>,
     /// How late followers apply what they are sent
     #[arg(long, default_value = "0ms..100ms")]
     lag: String,
@@ -60,9 +60,10 @@ pub fn run(arguments: &Arguments, trial: &Session) -> Result<(), Failure> {
     let listen = ["--metrics-listen", "127.0.0.1:0"];
     let mut stage = Stage::set(arguments, &[&["--apply-lag", &trial.lag][..], &listen].concat())?;
     let [writer, reader] = routers(&stage)?;
+    let clients = trial.clients.unwrap_or(if trial.pooler { 8 } else { 32 });
     let spots = stage
         .runtime
-        .block_on(async { sessions::prepare(&stage.nodes.connect(writer).await, trial.clients).await })?;
+        .block_on(async { sessions::prepare(&stage.nodes.connect(writer).await, clients).await })?;
     let pooler = match &pgbouncer {
         Some(program) => {
             let databases = [("write", stage.nodes.address(writer)), ("read", stage.nodes.address(reader))];
