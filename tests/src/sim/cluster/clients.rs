@@ -14,7 +14,7 @@ use super::history::{Asked, Element, History, Key, Level, Number, Outcome};
 use connection::{Connection, Trouble};
 use router::Router;
 use session::{Handed, Session};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -55,7 +55,9 @@ pub struct Shared {
     pub sessions: bool,
     /// Tokens that clients have handed on.
     pub tokens: Mutex<Vec<Handed>>,
-    /// The routers over which somebody with a token is just committing what may lie on several shards.
+    /// Somebody with a token is to commit something on all shards.
+    pub wants_wide: AtomicBool,
+    /// The routers over which somebody has just sent such a COMMIT.
     pub committing: Mutex<Vec<u64>>,
     /// The routers that run.
     pub doors: Mutex<BTreeMap<u64, Door>>,
@@ -232,6 +234,12 @@ impl Client {
             let kind = self.random.within(0..100);
             match kind {
                 _ if self.carries_locally() => self.block(kind).await,
+                _ if kind < 50
+                    && self.session.is_some()
+                    && self.shared.wants_wide.load(Ordering::Relaxed) =>
+                {
+                    self.append_to_all().await
+                }
                 _ if self.lacks_something() && kind < 60 => self.read_each().await,
                 // What a sum is of must be one state.
                 93.. if self.level != Level::Strong => self.read_all().await,
@@ -424,7 +432,6 @@ impl Client {
         if self.within(&under, &begin).await.is_none() {
             return;
         }
-        let mut written = BTreeSet::new();
         for _ in 0..self.random.within(1..4) {
             let key = self.row();
             if self.random.permille(250) {
@@ -447,7 +454,6 @@ impl Client {
                 return;
             }
             under.is_strong = true;
-            written.insert(key);
             if self.random.permille(200) {
                 let sql = format!("SELECT k, v FROM lists WHERE k = {key}");
                 if self.see(&under, key, &sql).await.is_none() {
@@ -468,9 +474,22 @@ impl Client {
             }
             return;
         }
-        if written.len() > 1 && self.session.is_some() && self.key.is_none() {
-            lock(&self.shared.committing).extend(self.connection.router());
+        self.commit(&under).await;
+    }
+
+    /// Appends to all lists, in a block.
+    async fn append_to_all(&mut self) {
+        let (under, element) = (self.begin("append to all"), self.element());
+        for key in 0..self.shared.rows {
+            lock(&self.shared.history).append(under.number, key, element);
         }
+        let sql = format!("UPDATE lists SET v = v || '{}'", text(&[element]));
+        for sql in ["BEGIN", &sql] {
+            if self.within(&under, sql).await.is_none() {
+                return;
+            }
+        }
+        lock(&self.shared.committing).extend(self.connection.router());
         self.commit(&under).await;
     }
 

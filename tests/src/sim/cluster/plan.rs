@@ -93,7 +93,7 @@ pub enum Fault {
     Isolate(Who, Way, Time),
     /// A link takes long.
     SlowLink(Who, u64, Time, Time),
-    /// The router over which somebody with a token commits next hears nothing of a node that leads shards.
+    /// The router over which somebody next commits something on all shards hears nothing of a node that leads some.
     Silence(Time),
     /// All links are bad.
     Network(Quality, Time),
@@ -329,9 +329,11 @@ impl Plan {
         if self.deaths || !random.permille(250) {
             return;
         }
-        let patience = 2 * SECOND;
-        (self.setup.parallel_commit, self.setup.retry_timeout) = (true, patience);
-        for _ in 0..random.within(2..6) {
+        // The coordinator has found all votes by the time that a router gives up waiting for the last one, and asks.
+        let patience = 3 * SECOND;
+        (self.setup.parallel_commit, self.setup.retry_timeout, self.setup.abort_after) =
+            (true, patience, SECOND);
+        for _ in 0..random.within(1..4) {
             let long = random.within(2 * patience..4 * patience) + SECOND;
             self.faults.push((random.within(0..self.length), Fault::Silence(long)));
         }

@@ -143,6 +143,7 @@ impl World {
             cuts: plan.cuts,
             sessions: plan.sessions,
             tokens: Mutex::default(),
+            wants_wide: AtomicBool::new(false),
             committing: Mutex::default(),
             doors: Mutex::default(),
             history: Mutex::new(History::new(clock.clone())),
@@ -421,6 +422,7 @@ impl World {
         }
         let committing = std::mem::take(&mut *lock(&self.shared.committing));
         self.fall_silent(committing);
+        self.shared.wants_wide.store(!self.silences.is_empty() && !self.healed, Ordering::Relaxed);
         for id in self.ids() {
             self.look_after(id);
         }
