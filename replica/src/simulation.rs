@@ -99,7 +99,7 @@ impl Loops {
 
     /// Lets a group's engine do one thing; whether there was one.
     pub fn step_engine(&self, group: GroupId) -> bool {
-        self.0.step_engine(group) == Step::Worked
+        matches!(self.0.step_engine(group), Step::Worked | Step::Proposed)
     }
 
     /// When, on the host's clock, a group's engine wants a step even if nothing has come for it.
@@ -204,6 +204,6 @@ impl Drive for Hand {
     }
 
     fn finish_engine(&self, group: GroupId) {
-        while self.step_engine(group) == Step::Worked {}
+        while matches!(self.step_engine(group), Step::Worked | Step::Proposed) {}
     }
 }

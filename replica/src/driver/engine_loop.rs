@@ -51,6 +51,8 @@ const SLICE_PATIENCE: Duration = Duration::from_millis(2);
 pub(crate) enum Step {
     /// Something; there may be more to do.
     Worked,
+    /// It left a proposal in the mail for the consensus loop, which was not woken for it and is to be turned now.
+    Proposed,
     /// Nothing: there is nothing to do.
     Idle,
     /// The loop is over.
@@ -179,6 +181,9 @@ impl EngineLoop {
             Some(work) => work,
         };
         let why = match catch_unwind(AssertUnwindSafe(|| self.act(work))) {
+            Ok(Ok(())) if self.open.as_ref().is_some_and(|open| open.index.is_none()) => {
+                return Step::Proposed;
+            }
             Ok(Ok(())) => return Step::Worked,
             Ok(Err(error)) => error,
             Err(panic) => ReplicaError::panicked("its engine", panic.as_ref()),
@@ -505,7 +510,7 @@ impl EngineLoop {
     fn propose(&self, term: u64, data: Bytes) {
         self.shared.metrics.proposals.inc();
         self.shared.inbox().proposal = None;
-        self.shared.mailbox.send(Mail::Propose { group: self.shared.group, term, data });
+        self.shared.mailbox.put(Mail::Propose { group: self.shared.group, term, data });
     }
 
     fn proposed(&mut self, index: Option<u64>) -> Result<(), ReplicaError> {

@@ -20,6 +20,7 @@ mod lag;
 mod lag_tests;
 mod mailbox;
 mod member;
+mod patient;
 mod queue;
 #[cfg(test)]
 mod read_tests;

@@ -41,13 +41,23 @@ impl<T> Default for Queue<T> {
 }
 
 impl<T: Item> Queue<T> {
-    /// Puts something in. Only what another node sent may be lost.
+    /// Puts something in, and wakes the reader. Only what another node sent may be lost.
     pub fn send(&self, item: T) {
         self.send_all([item]);
     }
 
     /// Puts several things in.
     pub fn send_all(&self, items: impl IntoIterator<Item = T>) {
+        self.put_all(items);
+        self.arrived.notify_one();
+    }
+
+    /// Puts something in, and wakes nobody: who does so sees to it that it is taken.
+    pub fn put(&self, item: T) {
+        self.put_all([item]);
+    }
+
+    fn put_all(&self, items: impl IntoIterator<Item = T>) {
         let mut late = Vec::new();
         let mut waiting = self.waiting.lock();
         for item in items {
@@ -66,7 +76,6 @@ impl<T: Item> Queue<T> {
             waiting.items.push(item);
         }
         drop(waiting);
-        self.arrived.notify_one();
         late.into_iter().for_each(T::refuse);
     }
 
@@ -75,16 +84,11 @@ impl<T: Item> Queue<T> {
         self.waiting.lock().empty()
     }
 
-    /// Takes everything, waiting so long until there is something.
-    pub fn wait_and_take(&self, patience: Duration) -> Vec<T> {
+    /// Waits so long until there is something.
+    pub fn wait(&self, patience: Duration) {
         let mut waiting = self.waiting.lock();
         let until = Instant::now() + patience;
-        while waiting.items.is_empty() {
-            if self.arrived.wait_until(&mut waiting, until).timed_out() {
-                break;
-            }
-        }
-        waiting.empty()
+        while waiting.items.is_empty() && !self.arrived.wait_until(&mut waiting, until).timed_out() {}
     }
 
     /// Takes nothing in any more; what is still inside is refused.

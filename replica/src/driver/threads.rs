@@ -1,12 +1,15 @@
 //! A thread for each loop: how a node's loops are turned in production.
 //!
-//! A thread waits where its loop has nothing to do, and knows nothing else of it.
+//! A thread waits where its loop has nothing to do, and knows nothing else of it. The consensus loop has one for what other
+//! nodes send and for its ticks; an engine that has proposed turns it itself, as it would only wait for its entry
+//! meanwhile: that spares two changes of threads for each batch.
 
 use super::consensus_loop::{ConsensusLoop, Purge};
 use super::drive::Drive;
 use super::engine_loop::{EngineLoop, Step};
 use super::hashing::{Hashing, TakeHash};
 use super::image_loop::ImageLoop;
+use super::patient::be_patient;
 use crate::clock::Clock;
 use crate::error::ReplicaError;
 use crate::host::Host;
@@ -38,11 +41,32 @@ pub(crate) struct Threads {
     hasher: Mutex<Option<Hasher>>,
     hash_rate: u64,
     ending: Arc<AtomicBool>,
+    turning: Arc<Turning>,
     consensus: Mutex<Option<JoinHandle<()>>>,
     images: Mutex<Option<JoinHandle<()>>>,
     engines: Mutex<BTreeMap<GroupId, JoinHandle<()>>>,
     /// It ends when its sender is gone.
     upkeep: Mutex<Option<(Sender<()>, JoinHandle<()>)>>,
+}
+
+/// The consensus loop, for all that turn it; nothing before it is begun and after its end.
+struct Turning {
+    clock: Clock,
+    consensus: Mutex<Option<ConsensusLoop>>,
+}
+
+impl Turning {
+    /// Takes its mail. Gives how long it wants no other turn if there is no more mail, unless it has ended.
+    fn turn(&self) -> Option<Duration> {
+        let mut held = self.consensus.lock();
+        let consensus = held.as_mut()?;
+        let mail = consensus.mailbox().take();
+        if consensus.turn(mail, self.clock.now()).is_break() {
+            *held = None;
+            return None;
+        }
+        Some(consensus.next_tick().saturating_sub(self.clock.now()))
+    }
 }
 
 /// The thread that hashes tables, and how to give it some; nothing ends it.
@@ -58,6 +82,7 @@ impl Threads {
         Self {
             node,
             data_dir,
+            turning: Arc::new(Turning { clock: clock.clone(), consensus: Mutex::default() }),
             clock,
             purger: Mutex::default(),
             hasher: Mutex::default(),
@@ -154,15 +179,12 @@ impl Drive for Threads {
         Ok(Arc::new(move |hashing| drop(sender.send(Some(hashing)))))
     }
 
-    fn consensus(&self, mut consensus: ConsensusLoop) -> Result<(), ReplicaError> {
-        let clock = self.clock.clone();
-        let mailbox = consensus.mailbox().clone();
+    fn consensus(&self, consensus: ConsensusLoop) -> Result<(), ReplicaError> {
+        let (mailbox, turning) = (consensus.mailbox().clone(), self.turning.clone());
+        *turning.consensus.lock() = Some(consensus);
         let thread = self.spawn(format!("raft-{}", self.node), move || {
-            loop {
-                let mail = mailbox.wait_and_take(consensus.next_tick().saturating_sub(clock.now()));
-                if consensus.turn(mail, clock.now()).is_break() {
-                    return;
-                }
+            while let Some(patience) = turning.turn() {
+                mailbox.wait(patience);
             }
         })?;
         *self.consensus.lock() = Some(thread);
@@ -175,8 +197,8 @@ impl Drive for Threads {
         let thread = self.spawn(format!("images-{}", self.node), move || {
             loop {
                 let now = clock.now();
-                let mail = mailbox.wait_and_take(images.next_turn(now).saturating_sub(now));
-                if images.turn(mail, clock.now()).is_break() {
+                mailbox.wait(images.next_turn(now).saturating_sub(now));
+                if images.turn(mailbox.take(), clock.now()).is_break() {
                     return;
                 }
             }
@@ -186,8 +208,17 @@ impl Drive for Threads {
     }
 
     fn engine(&self, group: GroupId, mut engine: EngineLoop) -> Result<(), ReplicaError> {
-        let thread =
-            self.spawn(format!("engine-{group}"), move || while engine.wait_and_step() != Step::Ended {})?;
+        let turning = self.turning.clone();
+        let thread = self.spawn(format!("engine-{group}"), move || {
+            be_patient();
+            loop {
+                match engine.wait_and_step() {
+                    Step::Ended => return,
+                    Step::Proposed => drop(turning.turn()),
+                    Step::Worked | Step::Idle => {}
+                }
+            }
+        })?;
         let before = self.engines.lock().insert(group, thread);
         self.join(before);
         Ok(())
