@@ -5,12 +5,13 @@
 
 use crate::changeset::{ChangesetError, Shapes};
 use crate::connection::Hooks;
+use crate::entry::Request;
 use crate::fault;
 use crate::overlay::altered;
 use crate::replay::replay;
 use crate::session::{Capture, RowChange};
 use bytes::Bytes;
-use proto::{LogIndex, SqlState, Term, WireError};
+use proto::{LogIndex, RequestId, SqlState, Term, WireError};
 use rusqlite::Connection;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -26,12 +27,23 @@ pub struct Stage<'a> {
     shapes: RefCell<&'a mut Shapes>,
     /// What has been changed since the closure began, if that is captured by itself.
     capture: Option<Capture<'a>>,
+    /// The requests that the closure answers beside its own, and what they are told.
+    told: RefCell<Vec<(Request, Bytes)>>,
     spoiled: Cell<Option<Spoiled>>,
+}
+
+/// What a closure that has succeeded leaves beside its changes.
+#[derive(Debug)]
+pub(crate) struct Did {
+    /// What it gave.
+    pub output: Bytes,
+    /// The requests that it answers beside its own, in their order, and what they are told.
+    pub told: Vec<(Request, Bytes)>,
 }
 
 /// Why nothing of what a closure did may stay, whatever it says itself.
 #[derive(Debug)]
-pub(crate) enum Spoiled {
+enum Spoiled {
     /// A fault of this machine.
     Fault(rusqlite::Error),
     /// A changeset was applied in part.
@@ -47,7 +59,8 @@ impl<'a> Stage<'a> {
         capture: Option<Capture<'a>>,
     ) -> Self {
         let shapes = RefCell::new(shapes);
-        Self { connection, term, applied, hooks, shapes, capture, spoiled: Cell::new(None) }
+        let (told, spoiled) = Default::default();
+        Self { connection, term, applied, hooks, shapes, capture, told, spoiled }
     }
 
     /// The writer connection.
@@ -90,6 +103,18 @@ impl<'a> Stage<'a> {
         self.hooks.updates.count()
     }
 
+    /// Has this request be answered by the write, too, as if it had been a write of its own: whoever repeats it is told
+    /// `output`, and it is in the same log entry. Requests of its router below `settled` need no answer any more. One that
+    /// has an answer keeps it, and one that is forgotten already stays so. If the write fails, nothing is remembered. Only
+    /// in a write; a rehearsal leaves nothing. Outputs count towards the size that the write may have.
+    pub fn remember(&self, request: RequestId, settled: u64, output: Bytes) -> Result<(), WireError> {
+        if self.capture.is_some() {
+            return Err(WireError::internal("a rehearsal answers no requests"));
+        }
+        self.told.borrow_mut().push((Request::new(request, settled), output));
+        Ok(())
+    }
+
     /// Makes a changeset's changes, and nothing beside them: foreign keys and triggers don't act. A row that isn't as
     /// the changeset has it is XX001, a table that isn't 40001; the closure fails then, whatever it says itself. No
     /// statement may be under way.
@@ -110,9 +135,16 @@ impl<'a> Stage<'a> {
         })
     }
 
-    /// Why nothing of it may stay.
-    pub(crate) fn into_spoiled(self) -> Option<Spoiled> {
-        self.spoiled.take()
+    /// What comes of the closure, which gave this. The outer error is a fault of this machine.
+    pub(crate) fn end(
+        self,
+        gave: Result<Bytes, WireError>,
+    ) -> Result<Result<Did, WireError>, rusqlite::Error> {
+        match self.spoiled.take() {
+            Some(Spoiled::Fault(fault)) => Err(fault),
+            Some(Spoiled::Applied(error)) => Ok(gave.and(Err(error))),
+            None => Ok(gave.map(|output| Did { output, told: self.told.into_inner() })),
+        }
     }
 
     fn failed(&self, error: rusqlite::Error) -> WireError {

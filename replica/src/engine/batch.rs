@@ -5,13 +5,16 @@ use crate::connection::Cancel;
 use crate::entry::{Batch, Body, Entry, Request, Transaction};
 use crate::error::ReplicaError;
 use crate::fault;
-use crate::stage::{Spoiled, Stage};
+use crate::stage::{Did, Stage};
 use crate::write::WriteFn;
 use bytes::Bytes;
 use prost::Message as _;
 use proto::{LogIndex, SqlState, Term, WireError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
+
+/// What a request takes in a log entry beside its output, roughly.
+const REQUEST_BYTES: usize = 32;
 
 /// What a write of a batch did, to be told once the batch is committed.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,7 +74,7 @@ impl Engine {
             return Ok(Outcome::Undone(error));
         }
         let result = match outcome {
-            Ok(output) => self.accept(request, self.captured() - captured, output)?,
+            Ok(did) => self.accept(request, self.captured() - captured, did)?,
             Err(error) => Err(error),
         };
         if result.is_err() {
@@ -87,7 +90,7 @@ impl Engine {
         term: u64,
         run: WriteFn,
         cancel: &Cancel,
-    ) -> Result<Result<Bytes, WireError>, ReplicaError> {
+    ) -> Result<Result<Did, WireError>, ReplicaError> {
         self.hooks.guarded.store(true, Ordering::Relaxed);
         *self.hooks.running.lock() = Some(cancel.clone());
         let capture = if self.batch.is_some() { None } else { self.connection.capture() };
@@ -96,21 +99,16 @@ impl Engine {
         let stage = Stage::new(&self.connection, when, &self.hooks, &mut self.shapes, capture);
         let outcome = catch_unwind(AssertUnwindSafe(|| run(&stage)))
             .unwrap_or_else(|_| Err(WireError::internal("a write panicked")));
-        let spoiled = stage.into_spoiled();
+        let failed = outcome.is_err();
+        let done = stage.end(outcome);
         *self.hooks.running.lock() = None;
         self.hooks.guarded.store(false, Ordering::Relaxed);
         self.hooks.updates.want(false);
         // Asked before anything else: what this machine did to the write isn't for its caller to hear.
-        if outcome.is_err()
-            && let Some(fault) = fault::met(&self.connection)
-        {
+        if failed && let Some(fault) = fault::met(&self.connection) {
             return Err(self.stop(fault));
         }
-        match spoiled {
-            Some(Spoiled::Fault(fault)) => Err(self.stop(fault)),
-            Some(Spoiled::Applied(error)) => Ok(outcome.and(Err(error))),
-            None => Ok(outcome),
-        }
+        done.map_err(|fault| self.stop(fault))
     }
 
     /// How much the batch has changed, in bytes. It only grows.
@@ -122,21 +120,35 @@ impl Engine {
         &mut self,
         request: Option<Request>,
         captured: usize,
-        output: Bytes,
+        Did { output, told }: Did,
     ) -> Result<Result<Ran, WireError>, ReplicaError> {
-        let bytes = captured + output.len();
+        let told_bytes: usize = told.iter().map(|(_, output)| REQUEST_BYTES + output.len()).sum();
+        let bytes = captured + output.len() + told_bytes;
         if let Err(error) = self.check_size(bytes) {
             return Ok(Err(error));
         }
-        if let Some(request) = &request {
-            self.remember(request, &output)?;
-        }
-        let batch = self.batch.as_mut().expect("a write runs in an open batch");
-        batch.bytes += bytes;
         if let Some(request) = request {
-            batch.requests.push((request, output.clone()));
+            self.answer(request, output.clone())?;
         }
+        for (request, output) in told {
+            // Who has an answer keeps it, and what is forgotten stays so.
+            if let Ok(None) = self.remembered(&request)? {
+                self.answer(request, output)?;
+            }
+        }
+        self.batch().bytes += bytes;
         Ok(Ok(Ran { output, repeated: false }))
+    }
+
+    /// Has the open batch answer a request that has no answer yet.
+    fn answer(&mut self, request: Request, output: Bytes) -> Result<(), ReplicaError> {
+        self.remember(&request, &output)?;
+        self.batch().requests.push((request, output));
+        Ok(())
+    }
+
+    fn batch(&mut self) -> &mut OpenBatch {
+        self.batch.as_mut().expect("a write runs in an open batch")
     }
 
     /// Refuses a transaction of so many bytes, if it is too big.

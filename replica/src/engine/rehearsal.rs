@@ -93,7 +93,7 @@ impl Engine {
             return Ok(Err(outcome.err().unwrap_or_else(undone)));
         }
         let result = match outcome {
-            Ok(output) => self.add(overlay, output, cancel)?,
+            Ok(did) => self.add(overlay, did.output, cancel)?,
             Err(error) => Err(error),
         };
         self.connection.end_capture();

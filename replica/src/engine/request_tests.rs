@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::connection::Cancel;
-use crate::entry::Request;
+use crate::entry::{Body, Entry, Request};
+use crate::overlay::Overlay;
 use crate::write::WriteFn;
 use bytes::Bytes;
 use proto::{Retry, SqlState, WireError};
@@ -55,21 +56,37 @@ impl Pair {
             connection.execute("INSERT INTO t1 (c2) VALUES (1)", []).map_err(dialect::sqlite::error)?;
             Ok(output)
         });
+        self.batch(now, vec![(Some(request), write)]).0.remove(0)
+    }
+
+    /// Runs writes as one batch; gives what came of them, and how many requests its entry has.
+    fn batch(
+        &mut self,
+        now: Duration,
+        writes: Vec<(Option<Request>, WriteFn)>,
+    ) -> (Vec<Result<Ran, WireError>>, usize) {
         let index = self.engines[0].applied() + 1;
         self.engines[0].begin(1).unwrap();
-        let outcome = self.engines[0].run(Some(request), write, &Cancel::default()).unwrap();
-        let Outcome::Done(ran) = outcome else { panic!("{outcome:?}") };
+        let mut ran = Vec::new();
+        for (request, write) in writes {
+            let outcome = self.engines[0].run(request, write, &Cancel::default()).unwrap();
+            let Outcome::Done(done) = outcome else { panic!("{outcome:?}") };
+            ran.push(done);
+        }
         self.engines[0].expire(now).unwrap();
+        let mut requests = 0;
         match self.engines[0].seal(0).unwrap() {
             None => self.engines[0].rollback().unwrap(),
             Some(data) => {
                 self.engines[0].commit(index).unwrap();
-                self.engines[1].apply(&[(index, data)]).unwrap();
+                self.engines[1].apply(&[(index, data.clone())]).unwrap();
+                let Some(Body::Batch(batch)) = Entry::read(data).unwrap().body else { panic!("a batch") };
+                requests = batch.transactions.iter().filter(|one| one.request.is_some()).count();
             }
         }
         let hashes = self.engines.iter().map(|e| crate::table_hash(&e.connection).unwrap());
         assert_eq!(hashes.collect::<std::collections::HashSet<_>>().len(), 1, "the replicas differ");
-        ran
+        (ran, requests)
     }
 
     fn count(&self, sql: &str) -> i64 {
@@ -83,6 +100,18 @@ impl Pair {
 
 fn named(router: u64, sequence: u64) -> Request {
     Request { router, sequence, settled: 0 }
+}
+
+/// A write that changes a row and answers these requests, too.
+fn carry(told: &[(Request, &'static str)]) -> WriteFn {
+    let told = told.to_vec();
+    Box::new(move |stage| {
+        stage.execute("INSERT INTO t1 (c2) VALUES (2)", []).map_err(dialect::sqlite::error)?;
+        for (request, output) in told {
+            stage.remember(request.id(), request.settled, output.into())?;
+        }
+        Ok(Bytes::from_static(b"own"))
+    })
 }
 
 fn assert_refused(ran: Result<Ran, WireError>) {
@@ -194,4 +223,102 @@ fn a_router_that_settles_nothing_is_bounded_in_rows_and_bytes() {
     assert_eq!(pair.count("SELECT min(sequence) FROM replica_requests"), 11, "the oldest go first");
     assert_refused(pair.run(HOUR * 5, named(1, 10), b""));
     assert!(pair.run(HOUR * 5, named(1, 11), b"").unwrap().repeated);
+}
+
+#[test]
+fn a_write_answers_many_requests_in_one_entry() {
+    let mut pair = Pair::new();
+    pair.run(Duration::ZERO, named(1, 1), b"first").unwrap();
+    let told = [
+        (named(1, 1), "second"),
+        (named(1, 2), "a"),
+        (named(2, 2), "b"),
+        (named(2, 9), "c"),
+        (named(2, 9), "again"),
+        (named(3, 3), "other"),
+    ];
+    let (ran, requests) = pair.batch(
+        Duration::ZERO,
+        vec![
+            (None, carry(&told[..4])),
+            (Some(named(3, 3)), carry(&told[3..])),
+            (None, Box::new(|_| Ok(Bytes::new()))),
+        ],
+    );
+    assert!(ran.into_iter().all(|ran| ran.is_ok_and(|ran| !ran.repeated)));
+    assert_eq!((requests, pair.rows()), (4, 3));
+    for _ in 0..2 {
+        let first = [(1, 1, "first"), (1, 2, "a"), (2, 2, "b"), (2, 9, "c"), (3, 3, "own")];
+        for (router, sequence, output) in first {
+            let again = pair.run(Duration::ZERO, named(router, sequence), b"more").unwrap();
+            assert_eq!((again.output.as_ref(), again.repeated), (output.as_bytes(), true));
+        }
+        pair.restart();
+        pair.change_leader();
+    }
+    assert_eq!(pair.rows(), 3);
+    // One that changes nothing needs an entry for what it answers, and nothing else does.
+    let only = |request: Request| -> WriteFn {
+        Box::new(move |stage| stage.remember(request.id(), 0, Bytes::new()).map(|()| Bytes::new()))
+    };
+    assert_eq!(pair.batch(Duration::ZERO, vec![(None, only(named(5, 5)))]).1, 1);
+    assert_eq!(pair.batch(Duration::ZERO, vec![(None, only(named(5, 5)))]).1, 0);
+}
+
+#[test]
+fn what_a_write_answers_settles_and_expires_as_ever() {
+    let mut pair = Pair::new();
+    let settles = Request { settled: 200, ..named(1, 300) };
+    // In their order: the second settles the first, and the third comes too late.
+    let told = [(named(1, 5), "a"), (settles, "b"), (named(1, 6), "c"), (named(1, 250), "d")];
+    assert_eq!(pair.batch(Duration::ZERO, vec![(None, carry(&told))]).1, 3);
+    for _ in 0..2 {
+        assert_refused(pair.run(Duration::ZERO, named(1, 5), b""));
+        assert_refused(pair.run(Duration::ZERO, named(1, 6), b""));
+        assert!(pair.run(Duration::ZERO, named(1, 250), b"").unwrap().repeated);
+        pair.change_leader();
+    }
+    pair.batch(HOUR, vec![(None, carry(&[(named(2, 1), "e")]))]);
+    pair.batch(HOUR * 2, vec![(None, carry(&[(named(2, 2), "f")]))]);
+    assert_refused(pair.run(HOUR * 2, named(1, 300), b""));
+    assert!(pair.run(HOUR * 2, named(2, 2), b"").unwrap().repeated);
+}
+
+#[test]
+fn what_a_write_answers_is_undone_with_it() {
+    let mut pair = Pair::new();
+    let settles = Request { settled: 200, ..named(1, 300) };
+    let told = [(named(1, 5), "a"), (settles, "b")];
+    // A batch that isn't committed.
+    pair.engines[0].begin(1).unwrap();
+    let outcome = pair.engines[0].run(None, carry(&told), &Cancel::default()).unwrap();
+    assert!(matches!(outcome, Outcome::Done(Ok(_))));
+    pair.engines[0].seal(0).unwrap().unwrap();
+    pair.engines[0].rollback().unwrap();
+    assert!(!pair.run(Duration::ZERO, named(1, 5), b"").unwrap().repeated);
+    // Writes that fail, by themselves or since they are too big, beside one that doesn't.
+    let failing: WriteFn = Box::new(move |stage| {
+        carry(&told)(stage)?;
+        Err(WireError::internal("no"))
+    });
+    let big = "x".repeat(LIMITS.transaction_bytes / 4);
+    let big: WriteFn = Box::new(move |stage| {
+        (10..14).try_for_each(|n| stage.remember(named(1, n).id(), 0, big.clone().into()))?;
+        Ok(Bytes::new())
+    });
+    let beside = carry(&[(named(1, 7), "c")]);
+    let (ran, requests) = pair.batch(Duration::ZERO, vec![(None, failing), (None, big), (None, beside)]);
+    let failed: Vec<_> = ran.into_iter().map(|ran| ran.err().map(|error| error.sqlstate)).collect();
+    let expected = [Some(SqlState::INTERNAL_ERROR), Some(SqlState::PROGRAM_LIMIT_EXCEEDED), None];
+    assert_eq!((failed.as_slice(), requests), (expected.as_slice(), 1));
+    assert!(pair.run(Duration::ZERO, named(1, 7), b"").unwrap().repeated);
+    for sequence in [10, 300] {
+        assert!(!pair.run(Duration::ZERO, named(1, sequence), b"").unwrap().repeated);
+    }
+    // A rehearsal is undone whatever comes of it.
+    let (overlay, run) = (Overlay::new(), carry(&[(named(1, 8), "d")]));
+    let refused = pair.engines[0].rehearse(1, (&overlay, false), run, &Cancel::default()).unwrap();
+    assert_eq!(refused.unwrap_err().sqlstate, SqlState::INTERNAL_ERROR);
+    pair.engines[0].rollback().unwrap();
+    assert!(!pair.run(Duration::ZERO, named(1, 8), b"").unwrap().repeated);
 }
