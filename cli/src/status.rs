@@ -259,7 +259,7 @@ fn group_line(status: &ClusterStatus, group: GroupId, nodes: &[NodeId]) -> Group
         holds: leading
             .into_iter()
             .flat_map(|leading| &leading.holds)
-            .map(|(name, index)| HoldLine { name: name.clone(), index: index.0 })
+            .map(|hold| HoldLine { name: hold.name.clone(), index: hold.from.0 })
             .collect(),
     }
 }

@@ -136,7 +136,16 @@ impl Host {
         let silence = 2 * config.heartbeat_ticks * config.tick;
         let host = Host {
             config,
-            common: Common { node, clock, metrics, mailbox, images, changes: Arc::default(), silence },
+            common: Common {
+                node,
+                clock,
+                metrics,
+                mailbox,
+                images,
+                log: Arc::downgrade(&log),
+                changes: Arc::default(),
+                silence,
+            },
             running: Mutex::new(Some(Running { log: log.clone(), hasher, drive })),
             groups: Mutex::new(BTreeMap::new()),
             going: Mutex::new(BTreeMap::new()),

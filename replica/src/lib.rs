@@ -54,9 +54,12 @@ pub mod simulation;
 mod snapshot;
 mod stage;
 mod staging;
+mod tail;
 mod write;
 
 pub use config::Config;
+pub use driver::Closely;
+pub use engine::schema_outcome;
 pub use error::ReplicaError;
 pub use hash::table_hash;
 pub use host::Host;
@@ -67,4 +70,5 @@ pub use session::{RowChange, RowOp};
 pub use snapshot::{Snapshot, State};
 pub use stage::{Stage, changes};
 pub use staging::{Piece, Pieces, Replay, Staging};
+pub use tail::{Answered, Content, Logged, TailError};
 pub use write::{MemberTarget, SchemaEntry, Write, WriteFn, Written, note};

@@ -191,15 +191,16 @@ impl Replica {
 
     /// Has every replica keep the log from this index on for a holder of this name, whoever leads, until it is called
     /// with another index or with none. 55000 if some replica may have forgotten that index already. Errors as for
-    /// [`Self::write`]; repeating it is always safe. A replica that gets an image has no log from before it.
+    /// [`Self::write`]; repeating it is always safe. A replica that gets an image has no log from before it. Answers with
+    /// the index from which on every replica knows.
     pub async fn hold_log(
         &self,
         name: &str,
         from: Option<LogIndex>,
         deadline: Instant,
-    ) -> Result<(), WireError> {
+    ) -> Result<LogIndex, WireError> {
         let hold = Hold { name: name.to_owned(), from: from.map(|index| index.0) };
-        self.order(Body::Hold(hold), None, deadline).await.map(|_| ())
+        self.order(Body::Hold(hold), None, deadline).await
     }
 
     /// Has the group consist of these voters, and answers with its members once it does. Only for its leader; with

@@ -64,6 +64,18 @@ pub struct Progress {
     pub total: u64,
 }
 
+/// For whom a replica keeps its log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogHold {
+    /// Whose name it has.
+    pub name: String,
+    /// The first index that is kept.
+    pub from: LogIndex,
+    /// How many bytes of entries lie there and after, a few more at most, as of the replica's last tick. What was in the
+    /// log before the replica was opened counts as nothing: who bounds what is held looks at all the group's replicas.
+    pub bytes: u64,
+}
+
 /// What a replica is doing.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReplicaStatus {
@@ -92,8 +104,8 @@ pub struct ReplicaStatus {
     pub last: LogIndex,
     /// Of a leader: the last index that each other member is known to have in its log.
     pub lag: Vec<(NodeId, LogIndex)>,
-    /// From where on the log is held, and for whom.
-    pub holds: Vec<(String, LogIndex)>,
+    /// For whom the log is held.
+    pub holds: Vec<LogHold>,
     /// The size of its SQLite database's write-ahead log.
     pub wal_bytes: u64,
     /// The last hash that it took of its tables.

@@ -5,7 +5,7 @@ use super::shard::nanos;
 use super::topology::{node_numbers, nodes};
 use super::{Convert, DecodeError, id, known, maybe};
 use crate::ids::{GroupId, LogIndex, NodeId, Term};
-use crate::services::{Members, Progress, ReplicaRole, ReplicaStatus, TableHash};
+use crate::services::{LogHold, Members, Progress, ReplicaRole, ReplicaStatus, TableHash};
 use std::time::Duration;
 
 /// 16 bytes as a number, the most significant first.
@@ -76,7 +76,10 @@ impl Convert for ReplicaStatus {
             ReplicaRole::Learner => pb::ReplicaRole::Learner,
         };
         let index = |(node, index): &(NodeId, LogIndex)| pb::MemberIndex { node: node.0, index: index.0 };
-        let hold = |(name, index): &(String, LogIndex)| pb::LogHold { name: name.clone(), index: index.0 };
+        let hold = |hold: &LogHold| {
+            let LogHold { name, from, bytes } = hold;
+            pb::LogHold { name: name.clone(), index: from.0, bytes: *bytes }
+        };
         pb::ReplicaStatus {
             node: node.0,
             group: group.0,
@@ -108,6 +111,7 @@ impl Convert for ReplicaStatus {
             pb::ReplicaRole::Learner => ReplicaRole::Learner,
         };
         let index = |pb::MemberIndex { node, index }| Ok((NodeId(id("lag.node", node)?), LogIndex(index)));
+        let hold = |pb::LogHold { name, index, bytes }| LogHold { name, from: LogIndex(index), bytes };
         Ok(ReplicaStatus {
             node: NodeId(id("node", node)?),
             group: GroupId(id("group", group)?),
@@ -119,7 +123,7 @@ impl Convert for ReplicaStatus {
             members: maybe("members", members)?.unwrap_or_default(),
             last: LogIndex(last),
             lag: lag.into_iter().map(index).collect::<Result<_, _>>()?,
-            holds: holds.into_iter().map(|pb::LogHold { name, index }| (name, LogIndex(index))).collect(),
+            holds: holds.into_iter().map(hold).collect(),
             wal_bytes,
             check: maybe("check", check)?,
             image: maybe("image", image)?,

@@ -159,6 +159,7 @@ fn role_settings(role: Option<String>) -> RoleSettings {
 }
 
 fn statuses() -> Vec<ReplicaStatus> {
+    let hold = |i| LogHold { name: format!("stream {i}"), from: LogIndex(i), bytes: i << 40 };
     let roles = [ReplicaRole::Leader, ReplicaRole::Follower, ReplicaRole::Candidate, ReplicaRole::Learner];
     let status = |(i, role): (u64, _)| ReplicaStatus {
         node: NodeId(i + 1),
@@ -173,7 +174,7 @@ fn statuses() -> Vec<ReplicaStatus> {
         members: members(),
         last: LogIndex(80 + i),
         lag: (0..i).map(|other| (NodeId(other + 5), LogIndex(other))).collect(),
-        holds: (0..i).map(|hold| (format!("stream {hold}"), LogIndex(hold))).collect(),
+        holds: (0..i).map(hold).collect(),
         wal_bytes: i << 20,
         check: (i == 2).then_some(TableHash { index: LogIndex(70), hash: u128::MAX - 5 }),
         image: (i == 3).then_some(Progress { done: 5, total: 9 }),

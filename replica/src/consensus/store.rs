@@ -39,6 +39,8 @@ pub(crate) struct Store {
     /// How many bytes were appended since the start, and at some indexes how many up to there.
     appended_bytes: u64,
     milestones: VecDeque<(u64, u64)>,
+    /// How far apart they are, at least.
+    milestone_bytes: u64,
     /// How many of them were forgotten, or a few less.
     cut_bytes: u64,
 }
@@ -69,6 +71,7 @@ impl Store {
             appended_bytes: 0,
             cut_bytes: 0,
             milestones: VecDeque::new(),
+            milestone_bytes: MILESTONE_BYTES,
         }
     }
 
@@ -81,13 +84,19 @@ impl Store {
         }
         self.cache.extend(entries.iter().cloned());
         self.cache_bytes += entries.iter().map(|entry| entry.data.len()).sum::<usize>();
+        while self.milestones.back().is_some_and(|(index, _)| *index >= first.index) {
+            self.milestones.pop_back();
+        }
         self.last = last.index;
         self.appended_bytes += entries.iter().map(|entry| ENTRY_BYTES + entry.data.len() as u64).sum::<u64>();
-        if self.milestones.back().is_none_or(|(_, bytes)| bytes + MILESTONE_BYTES <= self.appended_bytes) {
+        if self.milestones.back().is_none_or(|(_, bytes)| bytes + self.milestone_bytes <= self.appended_bytes)
+        {
             self.milestones.push_back((last.index, self.appended_bytes));
         }
         if self.milestones.len() > MILESTONES {
             // Twice as far apart, they reach back as far as before.
+            let reach = self.milestones.front().map_or(0, |(_, first)| self.appended_bytes - first);
+            self.milestone_bytes = (2 * self.milestone_bytes).max(reach / (MILESTONES as u64 / 2));
             let mut odd = false;
             self.milestones.retain(|_| {
                 odd = !odd;
@@ -114,6 +123,13 @@ impl Store {
         milestone.map_or(0, |(_, bytes)| bytes.saturating_sub(self.cut_bytes))
     }
 
+    /// How many bytes of the log lie at an index and after, or a few more. What was there before the start counts as
+    /// nothing.
+    pub fn bytes_from(&self, index: u64) -> u64 {
+        let kept = self.appended_bytes - self.cut_bytes;
+        kept - self.bytes_up_to(index.saturating_sub(1)).min(kept)
+    }
+
     /// What was forgotten.
     pub fn cut(&self) -> Cut {
         self.cut
@@ -129,6 +145,13 @@ impl Store {
     pub fn was_cut(&mut self, cut: Cut) {
         self.cut_bytes += self.bytes_up_to(cut.index);
         self.cut = cut;
+        // The next one's distance is counted from the last of them.
+        while self.milestones.get(1).is_some_and(|(index, _)| *index <= cut.index) {
+            self.milestones.pop_front();
+        }
+        if self.milestones.len() < MILESTONES / 4 && self.milestone_bytes > MILESTONE_BYTES {
+            self.milestone_bytes /= 2;
+        }
         while self.cache.front().is_some_and(|entry| entry.index <= cut.index) {
             let dropped = self.cache.pop_front().expect("it was just seen");
             self.cache_bytes -= dropped.data.len();
@@ -138,6 +161,8 @@ impl Store {
     /// Takes note that an image stands for all entries up to its own, and that the log holds none.
     pub fn installed(&mut self, cut: Cut) {
         self.cut_bytes = self.appended_bytes;
+        self.milestones.drain(..self.milestones.len().saturating_sub(1));
+        self.milestone_bytes = MILESTONE_BYTES;
         self.cut = cut;
         self.last = cut.index;
         self.cache.clear();
@@ -232,5 +257,63 @@ impl Storage for Store {
                 Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ReplicaError;
+    use bytes::Bytes;
+
+    /// Nothing is read from it.
+    struct Unread;
+
+    impl LogReader for Unread {
+        fn entries(&self, _: u64, _: u64, _: u64, _: Option<u64>) -> Result<Vec<Entry>, ReplicaError> {
+            Ok(Vec::new())
+        }
+    }
+
+    const MIB: u64 = 1 << 20;
+
+    fn append(store: &mut Store, from: u64, to: u64, data: &Bytes) {
+        for index in from..to {
+            store.appended(&[Entry { index, term: 1, data: data.clone(), ..Entry::default() }]);
+        }
+    }
+
+    fn assert_near(counted: u64, exact: u64, slack: u64) {
+        assert!((exact..=exact + slack).contains(&counted), "{counted} bytes counted of {exact}");
+    }
+
+    #[test]
+    fn how_much_of_a_long_log_is_kept_is_known_to_a_hundredth() {
+        let mut store = Store::new(1, Arc::new(Unread), Found::default(), ConfState::default());
+        let entry = Bytes::from(vec![7; MIB as usize - ENTRY_BYTES as usize]);
+        let last = 16 << 10;
+        append(&mut store, 1, last + 1, &entry);
+        assert!(store.milestones.len() <= MILESTONES);
+        for from in [1, 2, 100, last / 3, last / 2, last - 200, last - 1] {
+            let exact = (last - from + 1) * MIB;
+            assert_near(store.bytes_from(from), exact, last * MIB / 512);
+        }
+        // Most is forgotten: what is left is known as well as ever before.
+        store.was_cut(Cut { index: last - 64, term: 1 });
+        assert_near(store.bytes_from(1), 64 * MIB, last * MIB / 512);
+        for turn in 0..8 {
+            let first = last + 1 + turn * 64;
+            append(&mut store, first, first + 64, &entry);
+            store.was_cut(Cut { index: first, term: 1 });
+        }
+        let end = last + 1 + 8 * 64;
+        assert_near(store.bytes_from(end - 8), 8 * MIB, MIB);
+        assert!(store.index_behind(16 * MIB) >= end - 18);
+        // What is written over isn't told of, and an image leaves nothing.
+        append(&mut store, end - 4, end, &entry);
+        assert_near(store.bytes_from(end - 4), 4 * MIB, 5 * MIB);
+        assert!(store.milestones.iter().is_sorted());
+        store.installed(Cut { index: end + 100, term: 2 });
+        assert_eq!((store.bytes_from(1), store.bytes_from(end + 101)), (0, 0));
     }
 }

@@ -156,7 +156,9 @@ impl Member {
         }
         self.apply_delayed();
         self.consensus.tick()?;
-        self.shared.set_progress(self.consensus.last(), self.consensus.matched());
+        let (last, matched) = (self.consensus.last(), self.consensus.matched());
+        let store = self.consensus.store();
+        self.shared.set_progress(last, |index| store.bytes_from(index), matched);
         let is_used = self.shared.take_lease_use();
         // Where reads come in, the lease is renewed before it ends; where none do, nothing is sent.
         if self.round.is_none() && self.is_leading() && is_used {
@@ -369,9 +371,12 @@ impl Member {
         }
         // Nobody waits for a busy follower: what comes until the next tick is applied in one transaction.
         self.deliveries += 1;
-        let at_once = self.is_leading() || self.shared.is_awaited() || self.deliveries <= PROMPT_DELIVERIES;
         let now = self.shared.clock.now();
-        let due = self.shared.inbox().push(delivered, at_once, now);
+        // Who begins to wait after this has what is in the inbox by then applied.
+        let mut inbox = self.shared.inbox();
+        let at_once = self.is_leading() || self.shared.is_awaited() || self.deliveries <= PROMPT_DELIVERIES;
+        let due = inbox.push(delivered, at_once, now);
+        drop(inbox);
         if due {
             self.shared.wake();
         }

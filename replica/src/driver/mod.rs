@@ -32,6 +32,8 @@ mod sleep;
 mod sleep_tests;
 #[cfg(test)]
 mod slow_tests;
+#[cfg(test)]
+mod tail_tests;
 mod threads;
 #[cfg(test)]
 mod world;
@@ -45,5 +47,6 @@ pub(crate) use image_loop::{ImageLoop, ImageMail, ImageMailbox};
 pub(crate) use inbox::{Inbox, PendingOrder, PendingRehearsal, PendingWrite, Place, WriteState};
 pub(crate) use lag::Lag;
 pub(crate) use mailbox::{Mail, Mailbox};
+pub use shared::Closely;
 pub(crate) use shared::{Common, Shared};
 pub(crate) use threads::Threads;

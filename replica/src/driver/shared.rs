@@ -8,18 +8,19 @@ use crate::clock::Clock;
 use crate::consensus::Standing;
 use crate::error::ReplicaError;
 use crate::fault;
+use crate::log::LogStore;
 use crate::metrics::Metrics;
 use crate::peer::Peer;
 use crate::readers::{Reader, Readers};
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use proto::services::{Progress, ReplicaRole, ReplicaStatus, TableHash};
+use proto::services::{LogHold, Progress, ReplicaRole, ReplicaStatus, TableHash};
 use proto::{GroupId, LogIndex, NodeId, Retry, SqlState, Term, WireError};
 use raft::StateRole;
 use raft::eraftpb::ConfState;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 
@@ -47,6 +48,17 @@ impl Drop for Awaiting<'_> {
     }
 }
 
+/// Somebody follows each entry as it comes: as long as this is there, a follower applies what is committed at once, and
+/// not only what somebody waits for.
+#[must_use = "it ends when it is dropped"]
+pub struct Closely(Arc<AtomicUsize>);
+
+impl Drop for Closely {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// What all replicas of a node share.
 #[derive(Clone)]
 pub(crate) struct Common {
@@ -55,6 +67,8 @@ pub(crate) struct Common {
     pub metrics: Arc<Metrics>,
     pub mailbox: Arc<Mailbox>,
     pub images: Arc<ImageMailbox>,
+    /// Handles may outlive the host, and must not keep its log open.
+    pub log: Weak<dyn LogStore>,
     /// Counts the changes of role, leader, term or health of all the node's replicas.
     pub changes: Arc<watch::Sender<u64>>,
     /// A leader that is well is heard of within this time.
@@ -71,6 +85,8 @@ pub(crate) struct Shared {
     pub metrics: Arc<Metrics>,
     pub mailbox: Arc<Mailbox>,
     pub images: Arc<ImageMailbox>,
+    /// The node's log, until the host is shut down.
+    pub log: Weak<dyn LogStore>,
     /// Where the group's files are.
     pub directory: PathBuf,
     pub readers: Readers,
@@ -96,6 +112,8 @@ pub(crate) struct Shared {
     applied: AtomicU64,
     /// The highest index that a reader has waited for.
     awaited: AtomicU64,
+    /// How many follow each entry. It outlives this life of the replica.
+    close: Arc<AtomicUsize>,
     /// What the log may forget. Written by the engine loop.
     forgettable: AtomicU64,
     /// What every voter's log has. Written by the consensus loop.
@@ -125,7 +143,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub fn new(common: Common, group: GroupId, readers: Readers, max_writes: usize, applied: u64) -> Self {
-        let Common { node, clock, metrics, mailbox, images, changes, silence } = common;
+        let Common { node, clock, metrics, mailbox, images, log, changes, silence } = common;
         let status = ReplicaStatus { applied: LogIndex(applied), ..ReplicaStatus::new(node, group) };
         let heard = clock.nanos();
         Self {
@@ -136,6 +154,7 @@ impl Shared {
             metrics,
             mailbox,
             images,
+            log,
             directory: readers.directory().to_owned(),
             readers,
             writes: Arc::new(Semaphore::new(max_writes)),
@@ -151,6 +170,7 @@ impl Shared {
             arrived: Condvar::new(),
             applied: AtomicU64::new(applied),
             awaited: AtomicU64::new(0),
+            close: Arc::default(),
             forgettable: AtomicU64::new(0),
             floor: AtomicU64::new(0),
             first: AtomicU64::new(NOT_LEADING),
@@ -172,6 +192,7 @@ impl Shared {
         let applied = LogIndex(self.applied());
         self.status = before.status.clone();
         self.writes = before.writes.clone();
+        self.close = before.close.clone();
         self.status.send_modify(|status| {
             before.retired.store(true, Ordering::Relaxed);
             *status = ReplicaStatus { applied, ..ReplicaStatus::new(self.node, self.group) };
@@ -238,15 +259,22 @@ impl Shared {
         Awaiting { awaited: &self.awaited, index }
     }
 
+    /// Somebody follows each entry, until what is given is dropped.
+    pub fn follow_closely(&self) -> Closely {
+        self.close.fetch_add(1, Ordering::SeqCst);
+        self.apply_now();
+        Closely(self.close.clone())
+    }
+
     /// Has applied what is committed, if it waits for more.
     pub fn apply_now(&self) {
         self.inbox().due = true;
         self.wake();
     }
 
-    /// Whether a reader waits for what the database hasn't yet.
+    /// Whether somebody waits for what the database hasn't yet.
     pub fn is_awaited(&self) -> bool {
-        self.awaited.load(Ordering::SeqCst) > self.applied()
+        self.awaited.load(Ordering::SeqCst) > self.applied() || self.close.load(Ordering::SeqCst) > 0
     }
 
     /// The index of the last check that was applied.
@@ -271,10 +299,17 @@ impl Shared {
         });
     }
 
-    /// Publishes who has the log kept from where on.
+    /// Publishes who has the log kept from where on. How much that is comes with the next tick.
     pub fn set_holds(&self, holds: &BTreeMap<String, u64>) {
-        let holds: Vec<_> = holds.iter().map(|(name, from)| (name.clone(), LogIndex(*from))).collect();
-        self.tell(|status| status.holds = holds);
+        self.tell(|status| {
+            let known = std::mem::take(&mut status.holds);
+            let hold = |(name, from): (&String, &u64)| {
+                let known = known.iter().find(|known| known.name == *name);
+                let bytes = known.map_or(0, |known| known.bytes);
+                LogHold { name: name.clone(), from: LogIndex(*from), bytes }
+            };
+            status.holds = holds.iter().map(hold).collect();
+        });
     }
 
     /// What the log may forget.
@@ -449,13 +484,18 @@ impl Shared {
         self.changes.send_modify(|changes| *changes += 1);
     }
 
-    /// Publishes how far the log goes, and of a leader, what each other member has of it.
-    pub fn set_progress(&self, last: u64, matched: Vec<(NodeId, u64)>) {
+    /// Publishes how far the log goes, how many bytes lie at an index of it and after, and of a leader, what each other
+    /// member has of it.
+    pub fn set_progress(&self, last: u64, bytes_from: impl Fn(u64) -> u64, matched: Vec<(NodeId, u64)>) {
         let lag: Vec<(NodeId, LogIndex)> =
             matched.into_iter().map(|(node, index)| (node, LogIndex(index))).collect();
         self.status.send_if_modified(|status| {
-            let changed = status.last.0 != last || status.lag != lag;
-            if !changed || self.retired.load(Ordering::Relaxed) {
+            if self.retired.load(Ordering::Relaxed) {
+                return false;
+            }
+            // Who waits for something else isn't woken for this.
+            status.holds.iter_mut().for_each(|hold| hold.bytes = bytes_from(hold.from.0));
+            if status.last.0 == last && status.lag == lag {
                 return false;
             }
             status.last = LogIndex(last);

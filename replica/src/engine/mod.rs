@@ -36,6 +36,7 @@ mod wal_tests;
 pub(crate) use apply::Answer;
 pub(crate) use batch::{Outcome, Ran};
 pub(crate) use checkpoint::{Checkpointed, Pressure};
+pub use schema::schema_outcome;
 
 use crate::changeset::{self, Shapes};
 use crate::connection::Hooks;

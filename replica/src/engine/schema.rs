@@ -9,8 +9,36 @@ use crate::entry::{Failure, Schema};
 use crate::error::ReplicaError;
 use crate::fault;
 use prost::Message as _;
-use proto::{SqlState, WireError};
-use rusqlite::OptionalExtension;
+use proto::{LogIndex, SqlState, WireError};
+use rusqlite::{Connection, OptionalExtension};
+
+/// What the entry of this job and step came to, which this connection's transaction has: where it ran, and why it failed,
+/// if it did; then it changed nothing. An entry of that name anywhere else was passed over. Nothing if there was none.
+pub fn schema_outcome(
+    connection: &Connection,
+    id: (u64, u32),
+) -> Result<Option<(LogIndex, Option<WireError>)>, WireError> {
+    let Some((position, failure)) = answer(connection, id).map_err(dialect::sqlite::error)? else {
+        return Ok(None);
+    };
+    let failure = failure.map(|failure| Failure::decode(failure.as_slice()).map(WireError::from)).transpose();
+    let damaged = |error| {
+        let message = format!("the answer of schema entry {}: {error}", id.0);
+        WireError::new(SqlState::DATA_CORRUPTED, message)
+    };
+    Ok(Some((LogIndex(position), failure.map_err(damaged)?)))
+}
+
+/// Where the entry of this job and step ran, and its failure as it is kept.
+fn answer(
+    connection: &Connection,
+    (job, step): (u64, u32),
+) -> rusqlite::Result<Option<(u64, Option<Vec<u8>>)>> {
+    connection
+        .prepare_cached("SELECT position, failure FROM replica_schema WHERE job = ?1 AND step = ?2")?
+        .query_row((job.cast_signed(), step), |row| Ok((row.get::<_, i64>(0)?.cast_unsigned(), row.get(1)?)))
+        .optional()
+}
 
 enum Refusal {
     Sqlite(rusqlite::Error),
@@ -61,15 +89,10 @@ impl Engine {
 
     /// What an entry of this id was answered, if one was applied.
     pub fn schema_answer(&self, schema: &Schema) -> Result<Option<Result<u64, WireError>>, ReplicaError> {
-        let find = || -> rusqlite::Result<Option<(i64, Option<Vec<u8>>)>> {
-            self.connection
-                .prepare_cached("SELECT position, failure FROM replica_schema WHERE job = ?1 AND step = ?2")?
-                .query_row((schema.job.cast_signed(), schema.step), |row| Ok((row.get(0)?, row.get(1)?)))
-                .optional()
-        };
-        Ok(match find().map_err(|e| self.stop(e))? {
+        let found = answer(&self.connection, (schema.job, schema.step)).map_err(|e| self.stop(e))?;
+        Ok(match found {
             None => None,
-            Some((position, None)) => Some(Ok(position.cast_unsigned())),
+            Some((position, None)) => Some(Ok(position)),
             Some((_, Some(failure))) => {
                 let failure = Failure::decode(failure.as_slice())
                     .map_err(|e| self.damaged(format!("the answer of schema entry {}: {e}", schema.job)))?;

@@ -12,4 +12,5 @@ mod members;
 mod one;
 mod requests;
 mod stale;
+mod tail;
 mod three;

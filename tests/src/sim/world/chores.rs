@@ -124,7 +124,7 @@ impl World {
         let what = if holds { "keep the log for somebody" } else { "keep the log for nobody" };
         self.give(Kind::Hold, what.into(), move |replica, deadline| {
             let from = holds.then(|| replica.status().applied);
-            Box::pin(async move { replica.hold_log("somebody", from, deadline).await })
+            Box::pin(async move { replica.hold_log("somebody", from, deadline).await.map(drop) })
         });
     }
 
