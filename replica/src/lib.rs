@@ -59,7 +59,7 @@ mod write;
 
 pub use config::Config;
 pub use driver::Closely;
-pub use engine::schema_outcome;
+pub use engine::{Replayed, replayed, replayed_piece, schema_outcome};
 pub use error::ReplicaError;
 pub use hash::table_hash;
 pub use host::Host;

@@ -4,6 +4,7 @@
 //! never know what its holder reads there.
 
 use super::Engine;
+use super::replayed::is_reader;
 use crate::entry::Hold;
 use crate::error::ReplicaError;
 use proto::{SqlState, WireError};
@@ -58,6 +59,9 @@ impl Engine {
                 end().map_err(|e| self.stop(e))?;
                 self.holds.remove(name);
             }
+        }
+        if is_reader(name) {
+            self.forget_replayed()?;
         }
         Ok(Ok(index))
     }

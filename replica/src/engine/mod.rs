@@ -24,6 +24,7 @@ mod rehearsal_tests;
 mod replay;
 #[cfg(test)]
 mod replay_tests;
+mod replayed;
 #[cfg(test)]
 mod request_tests;
 mod requests;
@@ -36,6 +37,7 @@ mod wal_tests;
 pub(crate) use apply::Answer;
 pub(crate) use batch::{Outcome, Ran};
 pub(crate) use checkpoint::{Checkpointed, Pressure};
+pub use replayed::{Replayed, replayed, replayed_piece};
 pub use schema::schema_outcome;
 
 use crate::changeset::{self, Shapes};

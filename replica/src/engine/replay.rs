@@ -43,13 +43,17 @@ impl Engine {
         replay: &Replay,
     ) -> Result<Result<u64, WireError>, ReplicaError> {
         if let Some(request) = &replay.request {
-            match self.remembered(request)? {
-                Ok(None) => {}
-                Ok(Some(_)) => return Ok(Ok(index)),
-                Err(refused) => return Ok(Err(refused)),
+            let answer = match self.remembered(request)? {
+                Ok(None) => None,
+                Ok(Some(_)) => Some(Ok(index)),
+                Err(refused) => Some(Err(refused)),
+            };
+            if let Some(answer) = answer {
+                self.keep_nothing(index)?;
+                return Ok(answer);
             }
         }
-        let error = match self.run_replay(replay) {
+        let error = match self.run_replay(index, replay) {
             Ok(()) => {
                 if let Some(request) = &replay.request {
                     self.remember(request, &replay.output)?;
@@ -69,10 +73,23 @@ impl Engine {
             self.execute("/*replica*/ ROLLBACK")?;
         }
         self.execute("/*replica*/ BEGIN IMMEDIATE")?;
+        self.keep_nothing(index)?;
         Ok(Err(error))
     }
 
-    fn run_replay(&mut self, replay: &Replay) -> Result<(), Refusal> {
+    /// Who reads the log is to know that a replay has changed nothing.
+    fn keep_nothing(&self, index: u64) -> Result<(), ReplicaError> {
+        if self.is_kept(index) {
+            self.keep_replayed(index, 0, None).map_err(|e| self.stop(e))?;
+        }
+        Ok(())
+    }
+
+    fn run_replay(&mut self, index: u64, replay: &Replay) -> Result<(), Refusal> {
+        let mut kept = self.is_kept(index).then_some(0);
+        if kept.is_some() {
+            self.keep_replayed(index, 0, Some(&[]))?;
+        }
         let owner = [replay.router.cast_signed(), replay.sequence.cast_signed()];
         let staged = quoted(&replay.table);
         for (n, count) in Pieces(replay.pieces.clone()).rows() {
@@ -85,6 +102,10 @@ impl Engine {
             drop(chunks);
             if !piece.is_empty() {
                 changeset::apply(&self.connection, &mut self.shapes, &piece)?;
+                if let Some(n) = &mut kept {
+                    *n += 1;
+                    self.keep_replayed(index, *n, Some(&piece))?;
+                }
             }
             // Its room is the next one's.
             let sql =

@@ -3,12 +3,12 @@
 use super::tests::{Pair, dump, write};
 use super::*;
 use crate::connection::Cancel;
-use crate::entry::{Body, Entry, Replay, Request};
+use crate::entry::{Body, Entry, Hold, Replay, Request};
 use crate::overlay::Overlay;
 use crate::staging::Staging;
 use bytes::Bytes;
 use prost::Message as _;
-use proto::{RouterIncarnation, SqlState, TransactionId, WireError};
+use proto::{LogIndex, RouterIncarnation, SqlState, TransactionId, WireError};
 
 const TABLES: &str = "CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2 TEXT UNIQUE);
     CREATE TABLE s (router INTEGER NOT NULL, sequence INTEGER NOT NULL, n INTEGER NOT NULL, changes BLOB NOT NULL,
@@ -73,6 +73,60 @@ impl Pair {
         assert_eq!(*index, first + 1);
         answer.clone()
     }
+
+    /// Has both keep the log, or keep it no more.
+    fn hold(&mut self, name: &str, from: Option<u64>) -> Result<u64, WireError> {
+        let hold = Hold { name: name.into(), from };
+        let data = Bytes::from(Entry::new(0, Body::Hold(hold)).encode_to_vec());
+        self.index += 1;
+        let entries = [(self.index, data)];
+        let answers =
+            [&mut self.leader, &mut self.follower].map(|engine| engine.apply(&entries).unwrap().answers);
+        self.assert_equal();
+        assert_eq!(answers[0], answers[1]);
+        answers[0][0].1.clone()
+    }
+
+    /// What is kept of the replay at this index: the changesets, if it made any; the same on both, by their hashes, too.
+    fn kept(&self, index: u64) -> Result<Vec<Bytes>, Replayed> {
+        let hash = |engine: &Engine| crate::table_hash(&engine.connection).unwrap();
+        assert_eq!(hash(&self.leader), hash(&self.follower));
+        let connection = &self.follower.connection;
+        let at = LogIndex(index);
+        match replayed(connection, at).unwrap() {
+            Replayed::Made { pieces } => {
+                assert!(replayed_piece(connection, at, pieces + 1).is_err());
+                assert!(replayed_piece(connection, at, 0).is_err());
+                Ok((1..=pieces).map(|n| replayed_piece(connection, at, n).unwrap()).collect())
+            }
+            other => Err(other),
+        }
+    }
+
+    /// Stages these statements, each as a piece of its own, and has both make them; gives where.
+    fn stage_and_replay(
+        &mut self,
+        steps: &[&'static str],
+        request: Option<Request>,
+    ) -> Result<u64, WireError> {
+        let overlay = staged();
+        for sql in steps {
+            step(&mut self.leader, &overlay, sql);
+            self.put_aside(&overlay);
+        }
+        self.replay(&overlay, request)
+    }
+}
+
+/// The rows of a database that has made these changes, after those of `before`.
+fn made(before: &str, changesets: &[Bytes]) -> String {
+    let mut other = Pair::new(TABLES);
+    let connection = &other.leader.connection;
+    connection.execute_batch(before).unwrap();
+    for changeset in changesets {
+        changeset::apply(connection, &mut other.leader.shapes, changeset).unwrap();
+    }
+    see(&mut other.leader, &Overlay::new())
 }
 
 #[test]
@@ -148,4 +202,67 @@ fn what_fails_fails_on_all_and_leaves_nothing() {
     pair.replay(&overlay, Some(request)).unwrap();
     assert_eq!(pair.leader.remembered(&request).unwrap().unwrap().unwrap(), "told");
     assert_eq!(see(&mut pair.leader, &Overlay::new()), "1a 2b 3c");
+}
+
+#[test]
+fn what_replays_change_is_kept_for_who_reads_the_log() {
+    let mut pair = Pair::new(TABLES);
+    let steps = ["INSERT INTO t1 VALUES (1, 'a'), (2, 'b')", "UPDATE t1 SET c2 = 'c' WHERE c1 = 1"];
+    let unread = pair.stage_and_replay(&steps, None).unwrap();
+    assert_eq!(pair.kept(unread), Err(Replayed::Forgotten), "nobody holds the log");
+    pair.hold("somebody", Some(1)).unwrap();
+    let unread = pair.stage_and_replay(&["DELETE FROM t1"], None).unwrap();
+    assert_eq!(pair.kept(unread), Err(Replayed::Forgotten), "who holds it doesn't read");
+
+    pair.batch(&["INSERT INTO t1 VALUES (9, 'z')"]);
+    let held = pair.hold("reshard/7", Some(pair.index + 1)).unwrap();
+    let first = pair.stage_and_replay(&steps, None).unwrap();
+    let changesets = pair.kept(first).unwrap();
+    assert_eq!(
+        (changesets.len(), made("INSERT INTO t1 VALUES (9, 'z')", &changesets).as_str()),
+        (2, "1c 2b 9z")
+    );
+    assert_eq!(pair.kept(held), Err(Replayed::Forgotten), "it is no replay");
+    // One that changes nothing, one that fails, and one that is repeated.
+    let request = Request { router: 9, sequence: 1, settled: 0 };
+    let empty = pair.replay(&staged(), Some(request)).unwrap();
+    assert_eq!(pair.kept(empty), Ok(Vec::new()));
+    let again = pair.stage_and_replay(&["DELETE FROM t1"], Some(request)).unwrap();
+    assert_eq!(pair.kept(again), Err(Replayed::Nothing));
+    let overlay = staged();
+    step(&mut pair.leader, &overlay, "INSERT INTO t1 VALUES (3, 'd')");
+    pair.put_aside(&overlay);
+    step(&mut pair.leader, &overlay, "INSERT INTO t1 VALUES (4, 'e')");
+    pair.put_aside(&overlay);
+    pair.batch(&["INSERT INTO t1 VALUES (5, 'e')"]);
+    pair.replay(&overlay, None).unwrap_err();
+    assert_eq!(pair.kept(pair.index - 1), Err(Replayed::Nothing));
+
+    // It goes with the last who needs it, whatever else is held.
+    let second = pair.stage_and_replay(&["DELETE FROM t1 WHERE c1 = 9"], None).unwrap();
+    pair.hold("stream/a", Some(second)).unwrap();
+    assert_eq!((pair.kept(first).unwrap().len(), pair.kept(second).unwrap().len()), (2, 1));
+    pair.hold("reshard/7", Some(second + 1)).unwrap();
+    assert_eq!((pair.kept(first), pair.kept(again)), (Err(Replayed::Forgotten), Err(Replayed::Forgotten)));
+    assert_eq!(pair.kept(second).unwrap().len(), 1);
+    // Only what comes is wanted, and that not yet.
+    pair.hold("stream/a", Some(pair.index + 1000)).unwrap();
+    assert_eq!(pair.kept(second), Err(Replayed::Forgotten));
+    pair.hold("reshard/7", None).unwrap();
+    let unread = pair.stage_and_replay(&["INSERT INTO t1 VALUES (6, 'f')"], None).unwrap();
+    assert_eq!(pair.kept(unread), Err(Replayed::Forgotten));
+    pair.hold("stream/a", Some(pair.index)).unwrap();
+    let third = pair.stage_and_replay(&["INSERT INTO t1 VALUES (7, 'g')"], None).unwrap();
+    // Whoever opens the database anew goes on with it.
+    let directory = pair.follower.path().parent().unwrap().to_owned();
+    pair.follower = Engine::open(&directory, tests::LIMITS).unwrap().unwrap();
+    let fourth = pair.stage_and_replay(&["INSERT INTO t1 VALUES (8, 'h')"], None).unwrap();
+    assert_eq!((pair.kept(third).unwrap().len(), pair.kept(fourth).unwrap().len()), (1, 1));
+    pair.hold("stream/b", None).unwrap();
+    assert_eq!(pair.kept(third).unwrap().len(), 1);
+    pair.hold("stream/a", None).unwrap();
+    assert_eq!((pair.kept(third), pair.kept(fourth)), (Err(Replayed::Forgotten), Err(Replayed::Forgotten)));
+    let left =
+        pair.follower.connection.query_row("SELECT count(*) FROM replica_replayed", [], |row| row.get(0));
+    assert_eq!(left, Ok(0_i64));
 }
