@@ -62,6 +62,9 @@ pub enum ReplicaError {
     /// The group isn't on this node.
     #[error("group {0} has no replica on this node")]
     UnknownGroup(GroupId),
+    /// The replica can't be asked now. Nothing was done.
+    #[error("{0}")]
+    Refused(WireError),
     /// The host was shut down.
     #[error("the node is shutting down")]
     ShutDown,
@@ -106,7 +109,9 @@ impl ReplicaError {
             }
             Self::Panicked { .. } => "panic",
             Self::FilesGone => "files_gone",
-            Self::Raft(_) | Self::Invalid(_) | Self::UnknownGroup(_) | Self::ShutDown => "other",
+            Self::Raft(_) | Self::Invalid(_) | Self::UnknownGroup(_) | Self::Refused(_) | Self::ShutDown => {
+                "other"
+            }
         }
     }
 
@@ -140,6 +145,7 @@ impl ReplicaError {
 impl From<ReplicaError> for WireError {
     fn from(error: ReplicaError) -> Self {
         let (sqlstate, retry) = match &error {
+            ReplicaError::Refused(error) => return error.clone(),
             ReplicaError::Io { .. } | ReplicaError::Sqlite { .. } | ReplicaError::Log { .. } => {
                 (SqlState::IO_ERROR, Retry::Never)
             }

@@ -9,9 +9,10 @@ use crate::driver::{
 };
 use crate::engine::{Engine, Limits};
 use crate::error::ReplicaError;
+use crate::founding;
 use crate::hosted::OnDisk;
 use crate::image;
-use crate::log::{self, Batch, Change, Kept, LogStore, RaftEngineLog, TestDisk};
+use crate::log::{self, Batch, LogStore, RaftEngineLog, TestDisk};
 use crate::metrics::Metrics;
 use crate::packet::Packet;
 use crate::peer::Peer;
@@ -21,7 +22,6 @@ use crate::revive::Tries;
 use parking_lot::{Mutex, MutexGuard};
 use proto::services::{RaftMessage, RaftService, RaftTransport, ReplicaStatus};
 use proto::{GroupId, NodeId};
-use raft::eraftpb::HardState;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -319,19 +319,17 @@ impl Host {
         Ok(replica)
     }
 
-    /// Writes a group's founding into the log, before there is a database that needs it.
-    fn found(&self, group: GroupId) -> Result<(), ReplicaError> {
-        let running = self.running.lock();
-        let log = &running.as_ref().ok_or(ReplicaError::ShutDown)?.log;
-        if log.kept(group.0)? != Kept::default() {
-            return Ok(());
+    /// The log, if this node may found a group of this number.
+    pub(crate) fn check_new(&self, group: GroupId) -> Result<Arc<dyn LogStore>, ReplicaError> {
+        let Some((log, _)) = self.log_and_drive() else { return Err(ReplicaError::ShutDown) };
+        if log::tombstone(log.as_ref(), group.0)?.is_some() {
+            return Err(ReplicaError::Invalid(format!("group {group} was removed from this node")));
         }
-        let mut batch = Batch::default();
-        batch.put(group.0, Change::Reset(FOUNDING));
-        let state = HardState { term: FOUNDING.term, commit: FOUNDING.index, ..HardState::default() };
-        batch.put(group.0, Change::HardState(state));
-        batch.put(group.0, log::note_peer(Peer::founding(self.config.node)));
-        log.write(batch, true)
+        let peer = log::peer(log.as_ref(), group.0)?;
+        if peer.is_some_and(|peer| peer.incarnation() > 0) || log.kept(group.0)?.cut.index > FOUNDING.index {
+            return Err(ReplicaError::FilesGone);
+        }
+        Ok(log)
     }
 
     /// Which member of a group this node has. One that isn't noted is there since the group was founded.
@@ -373,17 +371,10 @@ impl Host {
         if let Some(replica) = groups.get(&group) {
             return Ok(replica.clone());
         }
-        let Some((log, _)) = self.log_and_drive() else { return Err(ReplicaError::ShutDown) };
-        if log::tombstone(log.as_ref(), group.0)?.is_some() {
-            return Err(ReplicaError::Invalid(format!("group {group} was removed from this node")));
-        }
-        let peer = log::peer(log.as_ref(), group.0)?;
-        if peer.is_some_and(|peer| peer.incarnation() > 0) || log.kept(group.0)?.cut.index > FOUNDING.index {
-            return Err(ReplicaError::FilesGone);
-        }
+        let log = self.check_new(group)?;
         let mut voters: Vec<u64> = voters.iter().map(|node| node.0).collect();
         voters.sort_unstable();
-        self.found(group)?;
+        founding::note(log.as_ref(), group, self.config.node)?;
         let engine = Engine::found(&self.directory(group), FOUNDING.index, &voters, init, self.limits())?;
         let replica = self.start(group, engine, None)?;
         groups.insert(group, replica.clone());

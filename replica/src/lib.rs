@@ -31,6 +31,7 @@ mod engine;
 mod entry;
 mod error;
 mod fault;
+mod founding;
 #[cfg(test)]
 mod golden;
 mod hash;
@@ -61,8 +62,10 @@ pub use config::Config;
 pub use driver::Closely;
 pub use engine::{Replayed, replayed, replayed_piece, schema_outcome};
 pub use error::ReplicaError;
+pub use founding::lay_out;
 pub use hash::table_hash;
 pub use host::Host;
+pub use image::Copying;
 pub use overlay::{Overlay, Rehearsal, RehearsalFn, Rehearsed};
 pub use reading::Canceller;
 pub use replica::{Office, Replica};

@@ -134,6 +134,8 @@ pub(crate) struct Shared {
     image_hold: AtomicU64,
     /// Whether an image of the database is being made. Written by the image loop.
     copied: AtomicBool,
+    /// How many copies of it are being made for callers.
+    copies: AtomicUsize,
     /// Whether the replica sleeps. Written by the consensus loop.
     asleep: AtomicBool,
     /// When, on the node's clock in nanoseconds, a leader was last heard of. Written by the consensus loop.
@@ -181,6 +183,7 @@ impl Shared {
             fresh: Mutex::default(),
             image_hold: AtomicU64::new(NOT_HELD),
             copied: AtomicBool::new(false),
+            copies: AtomicUsize::new(0),
             asleep: AtomicBool::new(false),
             heard: AtomicU64::new(heard),
             silence,
@@ -328,12 +331,22 @@ impl Shared {
         self.image_hold.store(hold.unwrap_or(NOT_HELD), Ordering::SeqCst);
     }
 
-    /// Whether an image of the database is being made, so that the WAL can't be emptied whatever is tried.
+    /// Whether the database is being copied, so that the WAL can't be emptied whatever is tried.
     pub fn is_copied(&self) -> bool {
-        self.copied.load(Ordering::Relaxed)
+        self.copied.load(Ordering::Relaxed) || self.copies.load(Ordering::Relaxed) > 0
     }
 
-    /// Sets [`Self::is_copied`].
+    /// A copy for a caller is begun.
+    pub fn begin_copy(&self) {
+        self.copies.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It has ended.
+    pub fn end_copy(&self) {
+        self.copies.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Says whether an image is being made.
     pub fn set_copied(&self, copied: bool) {
         self.copied.store(copied, Ordering::Relaxed);
     }

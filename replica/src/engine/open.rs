@@ -69,18 +69,13 @@ impl Engine {
         let path = Self::database(directory);
         let hooks = Hooks::default();
         let connection = connection::writer(&path, &hooks).map_err(ReplicaError::sqlite(&path))?;
-        let conf_state = ConfState { voters: voters.to_vec(), ..ConfState::default() };
-        let encoded = encode(&conf_state)?;
         let make = || -> rusqlite::Result<Vec<String>> {
             connection.execute_batch("BEGIN IMMEDIATE")?;
-            connection.execute_batch(SYSTEM_TABLES)?;
+            Self::lay_out(&connection)?;
             for statement in init {
                 connection.execute_batch(statement)?;
             }
-            connection.execute(
-                "INSERT INTO replica_state VALUES (1, ?1, ?1, ?2)",
-                (index.cast_signed(), &encoded),
-            )?;
+            Self::begin_state(&connection, index, voters)?;
             let uncapturable = uncapturable(&connection)?;
             if uncapturable.is_empty() {
                 connection.execute_batch("COMMIT")?;
@@ -106,6 +101,24 @@ impl Engine {
             path,
             message: "it was just made and has no state".into(),
         })
+    }
+
+    /// Makes the tables that every replica's database has, without rows.
+    pub fn lay_out(connection: &Connection) -> rusqlite::Result<()> {
+        connection.execute_batch(SYSTEM_TABLES)
+    }
+
+    /// Writes that the group begins after this index, with these voters; or says whether it is written like that.
+    pub fn begin_state(connection: &Connection, index: u64, voters: &[u64]) -> rusqlite::Result<bool> {
+        let conf_state = ConfState { voters: voters.to_vec(), ..ConfState::default() };
+        let encoded =
+            encode(&conf_state).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+        let begun = (index.cast_signed(), index.cast_signed(), encoded);
+        if let Some(state) = state(connection)? {
+            return Ok(state == begun);
+        }
+        connection.execute("INSERT INTO replica_state VALUES (1, ?1, ?2, ?3)", begun)?;
+        Ok(true)
     }
 
     /// Writes the WAL of a database that nobody has open anew, and syncs it: an earlier sync failed, so what the kernel

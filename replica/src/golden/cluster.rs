@@ -140,6 +140,18 @@ impl Cluster {
         }
     }
 
+    /// A node starts, and founds a group from a file.
+    pub fn found_from(&mut self, id: u64, sql: &str) {
+        self.open(id);
+        let file = self.data_dir(id).join("made.sqlite");
+        let connection = rusqlite::Connection::open(&file).unwrap();
+        crate::lay_out(&connection).unwrap();
+        connection.execute_batch(&format!("{TABLE};{sql}")).unwrap();
+        drop(connection);
+        self.nodes[&id].process.as_ref().unwrap().host.create_from(GROUP, &file).unwrap();
+        self.run(id);
+    }
+
     /// A node starts.
     pub fn start(&mut self, id: u64) {
         self.open(id);

@@ -25,6 +25,8 @@ const SCRIPTS: &str = "src/golden/scripts";
 enum Command {
     /// `found 1 2 3`: these nodes start, each with its replica of a new group.
     Found(Vec<u64>),
+    /// `found_from 1 "INSERT .."`: this node starts, and founds the group by itself with a database that was made elsewhere.
+    FoundFrom { node: u64, sql: String },
     /// `start 4`: a node that is down, or new, starts with whatever is on its disk.
     Start(u64),
     /// `crash 2`: its process dies.
@@ -103,6 +105,7 @@ impl goldenscript::Runner for Runner {
         let cluster = &mut self.0;
         match command {
             Command::Found(nodes) => cluster.found(nodes),
+            Command::FoundFrom { node, sql } => cluster.found_from(*node, sql),
             Command::Start(node) => cluster.start(*node),
             Command::Crash(node) => cluster.crash(*node),
             Command::Doom { node, before } => cluster.doom(*node, before.parse()?),
@@ -150,4 +153,4 @@ macro_rules! scripts {
     };
 }
 
-scripts! { election append reads sleep lost_leader snapshot install_crash members }
+scripts! { election founding append reads sleep lost_leader snapshot install_crash members }

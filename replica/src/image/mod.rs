@@ -18,6 +18,7 @@
 //! done at a time, packets and events come out. It must never own a thread, a clock or a socket, nor know what a row is.
 
 mod backup;
+mod copy;
 mod fetch;
 mod file;
 mod images;
@@ -27,6 +28,7 @@ mod serve;
 #[cfg(test)]
 mod tests;
 
+pub use copy::Copying;
 pub(crate) use fetch::Source;
 pub(crate) use images::{Event, Images, Received, Settings, Turn};
 

@@ -5,6 +5,7 @@
 
 mod check;
 mod cluster;
+mod copies;
 mod crash;
 mod faults;
 mod images;
