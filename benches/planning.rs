@@ -8,7 +8,8 @@ use planner::{Context, Planned, Settings, plan, text};
 use proto::catalog::{Catalog, Column, Placement, Table};
 use proto::topology::{Keyspace, Shard, Sharding, Topology};
 use proto::{
-    ColumnId, Epoch, GroupId, Incarnation, KeyRange, KeyspaceNumber, NodeId, SchemaVersion, ShardId, TableId,
+    ColumnId, Epoch, GroupId, Incarnation, KeyRange, KeyspaceNumber, LogIndex, NodeId, SchemaVersion,
+    ShardId, TableId,
 };
 use std::collections::HashMap;
 use std::hint::black_box;
@@ -58,6 +59,7 @@ fn topology() -> Topology {
             group: GroupId(id + 1),
             replicas: vec![NodeId(1)],
             formed: true,
+            first: LogIndex(0),
         };
         topology.shards.insert(shard.id, shard);
     }

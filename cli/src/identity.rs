@@ -118,7 +118,13 @@ impl From<&Address> for Node {
         let has = |name: &str| address.roles.iter().any(|role| role == name);
         let roles =
             Roles { router: has("router"), shardnode: has("shardnode"), coordinator: has("coordinator") };
-        Node { id: address.node, address: address.address.clone(), roles, zone: String::new() }
+        Node {
+            id: address.node,
+            address: address.address.clone(),
+            roles,
+            zone: String::new(),
+            draining: false,
+        }
     }
 }
 
@@ -269,7 +275,7 @@ mod tests {
 
     fn member() -> Member {
         let roles = Roles { router: false, shardnode: true, coordinator: true };
-        let node = Node { id: NodeId(2), address: "h:1".into(), roles, zone: String::new() };
+        let node = Node { id: NodeId(2), address: "h:1".into(), roles, zone: String::new(), draining: false };
         assert_eq!(Node::from(&Address::from(&node)), node);
         let founding = Founding {
             cluster: ClusterId(u128::MAX - 1),

@@ -58,7 +58,7 @@ impl Settings {
     /// What the coordinator is told of the node.
     fn registered(&self, id: NodeId) -> Registered {
         let Settings { address, roles, zone, .. } = self.clone();
-        Registered { id, address, roles, zone }
+        Registered { id, address, roles, zone, draining: false }
     }
 }
 
@@ -245,7 +245,7 @@ impl Core {
             && ours == cluster
         {
             let Identity { address, roles, .. } = identity.clone();
-            self.peers.meet(&Registered { id, address, roles, zone: String::new() });
+            self.peers.meet(&Registered { id, address, roles, zone: String::new(), draining: false });
         }
     }
 

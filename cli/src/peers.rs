@@ -170,7 +170,7 @@ impl NodePeers {
             _ if *id == here.id => Some(here.clone()),
             Some(remote) => {
                 let (address, roles) = (remote.address.clone(), remote.roles);
-                Some(Node { id: *id, address, roles, zone: String::new() })
+                Some(Node { id: *id, address, roles, zone: String::new(), draining: false })
             }
             None => None,
         };
@@ -191,7 +191,7 @@ impl NodePeers {
 
 impl Membership {
     fn put(&self, book: &mut Book, node: &Node) {
-        let Node { id, address, roles, zone: _ } = node;
+        let Node { id, address, roles, zone: _, draining: _ } = node;
         if *id == self.node {
             return;
         }

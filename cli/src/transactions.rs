@@ -362,7 +362,8 @@ mod tests {
         for (id, range) in ids.iter().zip(KeyRange::split_evenly(2)) {
             let (group, incarnation) = (GroupId(id.0 + 1), Incarnation(1));
             let (id, replicas, formed) = (*id, vec![], true);
-            let shard = Shard { id, keyspace, range, incarnation, group, replicas, formed };
+            let first = LogIndex(0);
+            let shard = Shard { id, keyspace, range, incarnation, group, replicas, formed, first };
             seen.topology.shards.insert(id, shard);
         }
         let (name, sharding) = ("main".into(), Sharding::Hash);

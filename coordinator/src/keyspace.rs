@@ -9,8 +9,8 @@ use proto::catalog::Placement;
 use proto::services::CreateKeyspace;
 use proto::topology::{Keyspace, Shard, Sharding};
 use proto::{
-    GroupId, Incarnation, KeyRange, KeyspaceNumber, NodeId, RequestId, RouterIncarnation, ShardId, SqlState,
-    TableId, WireError,
+    GroupId, Incarnation, KeyRange, KeyspaceNumber, LogIndex, NodeId, RequestId, RouterIncarnation, ShardId,
+    SqlState, TableId, WireError,
 };
 use std::collections::BTreeMap;
 
@@ -101,6 +101,7 @@ pub(crate) fn make(
             group: GroupId(store.take(Counter::Group)?),
             replicas: load.place(replicas)?,
             formed: false,
+            first: LogIndex(0),
         };
         store.put_shard(&shard)?;
         shards.push(shard.id);

@@ -72,7 +72,7 @@ fn late(mut seen: Vec<Late>) -> Vec<Late> {
 mod tests {
     use super::*;
     use proto::topology::{Leaders, Topology};
-    use proto::{GroupId, Incarnation, KeyRange, KeyspaceNumber, NodeId, RouterIncarnation, Term};
+    use proto::{GroupId, Incarnation, KeyRange, KeyspaceNumber, LogIndex, NodeId, RouterIncarnation, Term};
     use std::sync::Arc;
 
     #[test]
@@ -86,6 +86,7 @@ mod tests {
             group: GroupId(2),
             replicas: vec![NodeId(3), NodeId(4)],
             formed: true,
+            first: LogIndex(0),
         };
         topology.shards.insert(shard.id, shard);
         let mut leaders = Leaders::default();

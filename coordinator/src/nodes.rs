@@ -33,8 +33,12 @@ pub(crate) fn register(
         let message = format!("node id {} is never given out", node.id);
         return Err(WireError::new(SqlState::INVALID_PARAMETER_VALUE, message));
     }
-    match store.nodes()?.get(&node.id) {
-        Some(known) if known == node => {}
+    let nodes = store.nodes()?;
+    let known = nodes.get(&node.id);
+    // Whoever runs a node has no say in what an admin has begun with it.
+    let node = Node { draining: known.is_some_and(|known| known.draining), ..node.clone() };
+    match known {
+        Some(known) if *known == node => {}
         Some(known)
             if known.address != node.address && heard.is_some_and(|ago| ago < config.silent_after) =>
         {
@@ -44,7 +48,7 @@ pub(crate) fn register(
                 .with_retry(Retry::Later));
         }
         _ => {
-            store.put_node(node)?;
+            store.put_node(&node)?;
             store.next_epoch()?;
         }
     }
@@ -63,7 +67,7 @@ pub(crate) fn join(store: Store<'_>, join: &NodeJoin) -> Result<Joined> {
                 return Err(WireError::new(SqlState::PROGRAM_LIMIT_EXCEEDED, message));
             }
             let NodeJoin { address, roles, zone, .. } = join.clone();
-            store.put_node(&Node { id, address, roles, zone })?;
+            store.put_node(&Node { id, address, roles, zone, draining: false })?;
             store.next_epoch()?;
             store.put_answer(join.request, &Ok(id.0))?;
             id
@@ -159,5 +163,35 @@ impl Store<'_> {
     pub(crate) fn joining(&self) -> Result<Vec<(GroupId, NodeId)>> {
         let jobs = self.replica_jobs()?;
         Ok(jobs.iter().filter_map(|job| Some((job.group(), job.joining()?))).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::topology::Roles;
+    use rusqlite::Connection;
+
+    #[test]
+    fn a_node_that_registers_anew_is_drained_as_before() {
+        let config = Config { expected_nodes: 9, ..Config::new(NodeId(1), vec![NodeId(1)]) };
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(&crate::store::init(&config).join(";")).unwrap();
+        let store = Store(&connection);
+        let node = |address: &str, draining| Node {
+            id: NodeId(1),
+            address: address.to_owned(),
+            roles: Roles::ALL,
+            zone: String::new(),
+            draining,
+        };
+        register(store, &node("a:1", true), None, &config).unwrap();
+        assert_eq!(store.nodes().unwrap()[&NodeId(1)], node("a:1", false), "nobody drains itself");
+        store.put_node(&node("a:1", true)).unwrap();
+        let before = store.epoch().unwrap();
+        register(store, &node("a:1", false), None, &config).unwrap();
+        assert_eq!((store.nodes().unwrap()[&NodeId(1)].draining, store.epoch().unwrap()), (true, before));
+        register(store, &node("b:1", false), None, &config).unwrap();
+        assert_eq!(store.nodes().unwrap()[&NodeId(1)], node("b:1", true));
     }
 }

@@ -167,7 +167,7 @@ mod tests {
     use super::*;
     use proto::services::ReplicaStatus;
     use proto::topology::{Roles, Shard};
-    use proto::{Incarnation, KeyRange, KeyspaceNumber, ShardId};
+    use proto::{Incarnation, KeyRange, KeyspaceNumber, LogIndex, ShardId};
     use std::time::Duration;
 
     const START: u64 = 1000;
@@ -186,7 +186,13 @@ mod tests {
             let ids: Vec<_> = (1..=nodes).map(NodeId).collect();
             let mut topology = Topology { coordinators: vec![NodeId(1)], ..Topology::default() };
             for id in &ids {
-                let node = Node { id: *id, address: String::new(), roles: Roles::ALL, zone: String::new() };
+                let node = Node {
+                    id: *id,
+                    address: String::new(),
+                    roles: Roles::ALL,
+                    zone: String::new(),
+                    draining: false,
+                };
                 topology.nodes.insert(*id, node);
             }
             for (id, replicas) in (1..).zip(shards) {
@@ -198,6 +204,7 @@ mod tests {
                     group: GroupId(id + 1),
                     replicas: replicas.iter().copied().map(NodeId).collect(),
                     formed: true,
+                    first: LogIndex(0),
                 };
                 topology.shards.insert(shard.id, shard);
             }

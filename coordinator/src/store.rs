@@ -284,6 +284,7 @@ impl Store<'_> {
             lineage: BTreeMap::new(),
             coordinators: self.coordinators()?,
             joining: self.joining()?,
+            reshards: Vec::new(),
         })
     }
 

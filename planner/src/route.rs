@@ -214,7 +214,7 @@ fn by_range(
 mod tests {
     use super::*;
     use proto::topology::Shard;
-    use proto::{GroupId, Incarnation, KeyRange, NodeId};
+    use proto::{GroupId, Incarnation, KeyRange, LogIndex, NodeId};
 
     fn topology(sharding: Sharding, ranges: Vec<KeyRange>) -> Topology {
         let number = KeyspaceNumber(1);
@@ -226,7 +226,16 @@ mod tests {
             let (group, incarnation, replicas) = (GroupId(id.0 + 1), Incarnation(1), vec![NodeId(1)]);
             topology.shards.insert(
                 id,
-                Shard { id, keyspace: number, range, incarnation, group, replicas, formed: true },
+                Shard {
+                    id,
+                    keyspace: number,
+                    range,
+                    incarnation,
+                    group,
+                    replicas,
+                    formed: true,
+                    first: LogIndex(0),
+                },
             );
         }
         let keyspace = Keyspace { number, name: "k".into(), sharding, replicas: 1, shards };

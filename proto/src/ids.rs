@@ -76,6 +76,15 @@ id!(
     RouterIncarnation(u64)
 );
 
+id!(
+    /// A reshard, over the cluster's life. Never 0, never reused.
+    ReshardId(u64)
+);
+id!(
+    /// One try at a switch of a reshard. They are counted from 1; 0 is before the first.
+    Attempt(u32)
+);
+
 /// A cluster, for ever. Drawn by lot when it is founded, never 0; nodes of another one aren't let in.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,

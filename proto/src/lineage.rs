@@ -8,7 +8,7 @@
 use crate::gtid::{GtidSet, GtidSource, Position, shortened};
 use crate::ids::ShardId;
 use crate::topology::{Retired, Topology};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A GTID set that means nothing here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -65,13 +65,38 @@ impl Topology {
         set
     }
 
+    /// The shards that serve what this one served, in order: itself, as long as it does. None if all of it was dropped.
+    pub fn heirs(&self, shard: ShardId) -> Vec<ShardId> {
+        self.heirs_of(&[shard])
+    }
+
+    /// The heirs of several shards, each once, in order.
+    pub fn heirs_of(&self, shards: &[ShardId]) -> Vec<ShardId> {
+        let mut heirs: BTreeSet<ShardId> = shards.iter().copied().collect();
+        if !self.lineage.is_empty() {
+            let retired = self.retired();
+            // As in `rebase`.
+            let mut from = ShardId(0);
+            while let Some(shard) = heirs.range(from..).copied().find(|shard| retired.contains_key(shard)) {
+                heirs.extend(retired[&shard].successors.iter().map(|(successor, _)| *successor));
+                from = ShardId(shard.0 + 1);
+            }
+            heirs.retain(|shard| !retired.contains_key(shard));
+        }
+        heirs.retain(|shard| self.shards.contains_key(shard));
+        heirs.into_iter().collect()
+    }
+
+    fn retired(&self) -> BTreeMap<ShardId, &Retired> {
+        self.lineage.values().map(|retired| (retired.shard, retired)).collect()
+    }
+
     /// Puts successors' positions in the place of those of logs that have ended.
     pub fn rebase(&self, positions: &mut BTreeMap<ShardId, Position>) {
         if self.lineage.is_empty() {
             return;
         }
-        let retired: BTreeMap<ShardId, &Retired> =
-            self.lineage.values().map(|retired| (retired.shard, retired)).collect();
+        let retired = self.retired();
         // Successors have greater ids, so they are still to come, and no lineage that is wrong leads in a circle.
         let mut from = ShardId(0);
         while let Some((shard, Position { is_unheard, .. })) =
@@ -118,6 +143,7 @@ mod tests {
                 group: GroupId(id.0 + 1),
                 replicas: vec![NodeId(1)],
                 formed: true,
+                first: LogIndex(0),
             };
             topology.shards.insert(id, shard);
         }
@@ -207,6 +233,39 @@ mod tests {
         assert_eq!(again(&two, "main/-40.1:60,main/-40.1:?"), Ok("main/-80.2:5,main/-80.2:?".into()));
     }
 
+    /// Two shards, then one of them in two, then these and the other one as one.
+    #[test]
+    fn a_participant_is_its_heirs() {
+        let heirs = |topology: &Topology, shards: &[u64]| -> Vec<u64> {
+            let shards: Vec<_> = shards.iter().copied().map(ShardId).collect();
+            topology.heirs_of(&shards).iter().map(|shard| shard.0).collect()
+        };
+        let two = topology(&[(1, "-80", 1), (2, "80-", 1)]);
+        assert_eq!(heirs(&two, &[1]), [1]);
+        assert_eq!(heirs(&two, &[2, 1, 2]), [1, 2]);
+        assert_eq!(heirs(&two, &[9]), [0; 0], "nobody has what it had");
+
+        let mut three = topology(&[(2, "80-", 1), (3, "-40", 1), (4, "40-80", 1)]);
+        // It is sealed, and still there for the way back.
+        three.shards.insert(ShardId(1), two.shards[&ShardId(1)].clone());
+        retire(&mut three, "main/-80", 1, (1, 100), &[(3, 11), (4, 12)]);
+        assert_eq!(heirs(&three, &[1]), [3, 4]);
+        assert_eq!(heirs(&three, &[1, 2, 4]), [2, 3, 4]);
+        assert_eq!(three.heirs(ShardId(3)), [ShardId(3)]);
+
+        let mut one = topology(&[(5, "-", 1)]);
+        one.lineage = three.lineage.clone();
+        retire(&mut one, "main/-40", 1, (3, 60), &[(5, 7)]);
+        retire(&mut one, "main/40-80", 1, (4, 70), &[(5, 7)]);
+        retire(&mut one, "main/80-", 1, (2, 80), &[(5, 7)]);
+        for shards in [&[1][..], &[2], &[4], &[1, 2, 3, 4, 5]] {
+            assert_eq!(heirs(&one, shards), [5], "{shards:?}");
+        }
+        assert_eq!(heirs(&one, &[9]), [0; 0]);
+        one.shards.clear();
+        assert_eq!(heirs(&one, &[1, 5]), [0; 0], "the keyspace was dropped");
+    }
+
     #[test]
     fn what_came_after_a_backup_is_lost_with_it() {
         let mut topology = topology(&[(2, "-", 170_000_000)]);
@@ -222,5 +281,6 @@ mod tests {
         retire(&mut topology, "main/-", 1, (1, 10), &[(2, 5)]);
         retire(&mut topology, "main/-", 2, (2, 10), &[(1, 5), (3, 6)]);
         assert_eq!(again(&topology, "main/-.1:4"), Ok("main/-.3:6".into()));
+        assert_eq!(topology.heirs(ShardId(1)), [ShardId(3)]);
     }
 }

@@ -4,7 +4,9 @@
 //! group changes often and harms nobody who has it wrong, so that is kept beside it ([`Leaders`]), without an epoch.
 
 use crate::gtid::GtidSource;
-use crate::ids::{Epoch, GroupId, Incarnation, KeyspaceNumber, LogIndex, NodeId, ShardId, Term};
+use crate::ids::{
+    Attempt, Epoch, GroupId, Incarnation, KeyspaceNumber, LogIndex, NodeId, ReshardId, ShardId, Term,
+};
 use crate::key_range::KeyRange;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -27,6 +29,8 @@ pub struct Topology {
     /// Replicas that are being made. Whoever has a replica of a group that is neither here nor placed on it has what was
     /// taken from it; who hasn't one that is placed on it, and not here, has lost it.
     pub joining: Vec<(GroupId, NodeId)>,
+    /// The reshards that nodes have a part in now.
+    pub reshards: Vec<Reshard>,
 }
 
 /// One node.
@@ -40,6 +44,8 @@ pub struct Node {
     pub roles: Roles,
     /// Where it is, as whoever runs it calls the place; empty if they don't. Nodes of one zone are near to each other.
     pub zone: String,
+    /// Whether all that it holds is being moved away. It gets nothing new.
+    pub draining: bool,
 }
 
 /// What a node does.
@@ -123,6 +129,45 @@ pub struct Shard {
     /// Whether its group has ever had a leader. From then on nobody may found it: a node whose files are gone gets its
     /// replica from the others, not an empty one of its own that votes anew.
     pub formed: bool,
+    /// The entry of its group's log from which on it has all that the shards had whose place it took. Positions before aren't
+    /// its own. 0 for a shard that took nobody's place, or hasn't yet.
+    pub first: LogIndex,
+}
+
+/// What nodes must know of a reshard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reshard {
+    /// Its number.
+    pub id: ReshardId,
+    /// What is being built for it. A node deletes what it has built, or has begun to, and isn't to be found here any more.
+    pub build: Option<Build>,
+    /// Who takes over whose entries. Whoever leads a target runs its flows as long as they are here.
+    pub flows: Vec<Flow>,
+    /// The attempt for which routers keep new transactions waiting. The flows' targets adopt what was sealed by this one, and
+    /// by no other: only so do they have the ids here that they are to serve as.
+    pub gate: Option<Attempt>,
+}
+
+/// The new shards' databases while one node makes them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Build {
+    /// The node.
+    pub node: NodeId,
+    /// Which try it is.
+    pub tries: u32,
+    /// The groups that the node may found.
+    pub groups: Vec<GroupId>,
+}
+
+/// One shard's group takes over what another one's log says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Flow {
+    /// Whose log. Where the target has taken over nothing of it yet, it begins after the source's [`Shard::first`].
+    pub source: ShardId,
+    /// Who takes it over.
+    pub target: ShardId,
+    /// Whether the rows of reference tables come this way: of all of a target's flows, by one.
+    pub references: bool,
 }
 
 impl Topology {
@@ -138,6 +183,12 @@ impl Topology {
             self.shards.get(id).is_some_and(|s| s.range.start.as_slice() <= keyspace_id)
         });
         shards.get(after.checked_sub(1)?).copied()
+    }
+
+    /// Whether this is one of the shards that serve now: not one that is being made, and not one that others have replaced.
+    pub fn serves(&self, id: ShardId) -> bool {
+        let keyspace = self.shards.get(&id).and_then(|shard| self.keyspaces.get(&shard.keyspace));
+        keyspace.is_some_and(|keyspace| keyspace.shards.contains(&id))
     }
 
     /// A shard's name, for example `main/-80`.
@@ -205,7 +256,16 @@ mod tests {
             let incarnation = Incarnation(1);
             topology.shards.insert(
                 id,
-                Shard { id, keyspace: number, range, incarnation, group, replicas, formed: true },
+                Shard {
+                    id,
+                    keyspace: number,
+                    range,
+                    incarnation,
+                    group,
+                    replicas,
+                    formed: true,
+                    first: LogIndex(0),
+                },
             );
         }
         let keyspace =
@@ -224,6 +284,18 @@ mod tests {
         assert_eq!(find(&[0xff; 8]), Some(ShardId(3)));
         assert_eq!(topology.shard_for(KeyspaceNumber(9), &[0]), None);
         assert_eq!(topology.shard_name(ShardId(2)), "main/40-80");
+    }
+
+    #[test]
+    fn shards_serve_that_a_keyspace_names() {
+        let mut topology = topology(&["-80", "80-"]);
+        let keyspace = topology.keyspaces.get_mut(&KeyspaceNumber(1)).unwrap();
+        assert_eq!(keyspace.shards.pop(), Some(ShardId(2)));
+        assert!(topology.serves(ShardId(1)));
+        assert!(!topology.serves(ShardId(2)), "it is there, and nobody is sent to it");
+        assert!(!topology.serves(ShardId(3)));
+        topology.keyspaces.clear();
+        assert!(!topology.serves(ShardId(1)), "its keyspace is still being made");
     }
 
     #[test]

@@ -168,6 +168,7 @@ impl Fake {
                 group: GroupId(id.0 + 1),
                 replicas: vec![NodeId(1), NodeId(2)],
                 formed: true,
+                first: LogIndex(0),
             };
             leaders.learn(shard.group, Term(1), NodeId(1));
             topology.shards.insert(*id, shard);
@@ -290,6 +291,7 @@ impl Fake {
                 group: GroupId(id.0 + 1),
                 replicas: vec![NodeId(1), NodeId(2)],
                 formed: true,
+                first: LogIndex(0),
             };
             topology.epoch = Epoch(topology.epoch.0 + 1);
             topology.shards.insert(id, shard);

@@ -233,7 +233,7 @@ fn choose(everyone: &[Identity], request: InitRequest) -> ServiceResult<Plan> {
     }
     let coordinators = (1..).zip(&willing[..count]).map(|(number, identity)| {
         let Identity { member: _, address, roles } = (*identity).clone();
-        Address::from(&Node { id: NodeId(number), address, roles, zone: String::new() })
+        Address::from(&Node { id: NodeId(number), address, roles, zone: String::new(), draining: false })
     });
     Ok(Plan {
         cluster: ClusterId(rand::random::<u128>().max(1)),

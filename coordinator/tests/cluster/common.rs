@@ -426,7 +426,13 @@ impl Cluster {
             drop(Coordinator::new(&host, Arc::clone(&peers), config.clone()).unwrap());
         }
         let attending = attend(Arc::clone(&self.directory), node, Arc::clone(&host), config);
-        let registered = Node { id: node, address: String::new(), roles: Roles::ALL, zone: String::new() };
+        let registered = Node {
+            id: node,
+            address: String::new(),
+            roles: Roles::ALL,
+            zone: String::new(),
+            draining: false,
+        };
         let heard = Box::new(|_: &ClusterState| {});
         let agent = Agent {
             node: registered,

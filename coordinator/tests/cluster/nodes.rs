@@ -39,7 +39,13 @@ async fn a_node_that_joins_gets_an_id_of_its_own() {
 async fn two_processes_cannot_be_one_node() {
     let cluster = Cluster::start(1, 1).await;
     let register = async |id, address: &str| {
-        let node = Node { id: NodeId(id), address: address.into(), roles: Roles::ALL, zone: String::new() };
+        let node = Node {
+            id: NodeId(id),
+            address: address.into(),
+            roles: Roles::ALL,
+            zone: String::new(),
+            draining: false,
+        };
         let coordinator = cluster.directory.coordinators().remove(0).1;
         coordinator.register(node).await
     };

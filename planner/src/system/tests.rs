@@ -1,7 +1,7 @@
 use super::*;
 use proto::catalog::{Check, ColumnDefault, Index, IndexColumn, Placement, Sequence, Table};
 use proto::topology::{Keyspace, Node, Roles, Shard, Sharding};
-use proto::{GroupId, Incarnation, IndexId, KeyRange, KeyspaceNumber, SchemaVersion, SequenceId};
+use proto::{GroupId, Incarnation, IndexId, KeyRange, KeyspaceNumber, LogIndex, SchemaVersion, SequenceId};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -101,7 +101,10 @@ fn facts() -> SessionFacts {
 fn topology() -> Topology {
     let mut topology = Topology::default();
     for (id, zone) in [(NodeId(2), "east"), (NodeId(3), "")] {
-        topology.nodes.insert(id, Node { id, address: String::new(), roles: Roles::ALL, zone: zone.into() });
+        topology.nodes.insert(
+            id,
+            Node { id, address: String::new(), roles: Roles::ALL, zone: zone.into(), draining: false },
+        );
     }
     let (number, id) = (KeyspaceNumber(1), ShardId(1));
     let shard = Shard {
@@ -112,6 +115,7 @@ fn topology() -> Topology {
         group: GroupId(2),
         replicas: vec![NodeId(2)],
         formed: true,
+        first: LogIndex(0),
     };
     topology.shards.insert(id, shard);
     let (name, sharding) = ("main".into(), Sharding::Hash);

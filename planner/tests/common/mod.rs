@@ -11,8 +11,8 @@ use proto::catalog::{Catalog, ColumnDefault, FIRST_USER_ID, Placement, Sequence,
 use proto::services::SchemaChange;
 use proto::topology::{Keyspace, Shard, Sharding, Topology};
 use proto::{
-    GroupId, Incarnation, IndexId, KeyRange, KeyspaceNumber, NodeId, SchemaVersion, SequenceId, ShardId,
-    TableId, WireError,
+    GroupId, Incarnation, IndexId, KeyRange, KeyspaceNumber, LogIndex, NodeId, SchemaVersion, SequenceId,
+    ShardId, TableId, WireError,
 };
 use std::sync::Arc;
 
@@ -51,7 +51,16 @@ impl World {
             let replicas = vec![NodeId(1)];
             self.topology.shards.insert(
                 id,
-                Shard { id, keyspace: number, range, incarnation, group, replicas, formed: true },
+                Shard {
+                    id,
+                    keyspace: number,
+                    range,
+                    incarnation,
+                    group,
+                    replicas,
+                    formed: true,
+                    first: LogIndex(0),
+                },
             );
         }
         let keyspace = Keyspace { number, name: name.to_owned(), sharding, replicas: 1, shards };

@@ -7,6 +7,7 @@ mod bootstrap;
 mod coordinator;
 mod cut;
 mod replica;
+mod reshard;
 mod shard;
 mod transaction;
 
@@ -14,6 +15,7 @@ pub use bootstrap::*;
 pub use coordinator::*;
 pub use cut::*;
 pub use replica::*;
+pub use reshard::*;
 pub use shard::*;
 pub use transaction::*;
 

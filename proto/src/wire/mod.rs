@@ -14,6 +14,7 @@ mod error;
 #[cfg(feature = "transport")]
 mod link;
 mod replica;
+mod reshard;
 mod shard;
 mod topology;
 mod transaction;

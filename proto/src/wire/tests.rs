@@ -107,7 +107,7 @@ fn topology() -> Topology {
     ] {
         let id = NodeId(id);
         let (address, zone) = (format!("10.0.0.{id}:5434"), format!("zone {id}"));
-        topology.nodes.insert(id, Node { id, address, roles, zone });
+        topology.nodes.insert(id, Node { id, address, roles, zone, draining: id.0 == 2 });
     }
     let mut shards = Vec::new();
     for (i, range) in KeyRange::split_evenly(3).into_iter().enumerate() {
@@ -124,6 +124,7 @@ fn topology() -> Topology {
                 group: GroupId(id.0 + 1),
                 replicas,
                 formed: i == 1,
+                first: LogIndex(9 * i as u64),
             },
         );
     }
@@ -142,6 +143,14 @@ fn topology() -> Topology {
     let successors = vec![(ShardId(2), LogIndex(5)), (ShardId(3), LogIndex(u64::MAX))];
     let retired = Retired { shard: ShardId(1), last: LogIndex(77), successors };
     topology.lineage.insert(source("-80", 1), retired);
+    let flow =
+        |source, target| Flow { source: ShardId(source), target: ShardId(target), references: source == 1 };
+    let build = Build { node: NodeId(3), tries: 2, groups: vec![GroupId(8), GroupId(9)] };
+    let reshard = |id, build, flows, gate| Reshard { id: ReshardId(id), build, flows, gate };
+    topology.reshards = vec![
+        reshard(7, Some(build), Vec::new(), None),
+        reshard(8, None, vec![flow(1, 3), flow(2, 3)], Some(Attempt(4))),
+    ];
     topology
 }
 
@@ -221,6 +230,126 @@ fn the_topology_comes_back() {
     }
     check_equal(state().leaders.as_ref().clone());
     check_equal(KeyRange::parse("80-c0").unwrap());
+}
+
+/// As an older version wrote it, word for word.
+#[test]
+fn what_an_older_version_has_written_is_read() {
+    let shard = [
+        8, 1, 16, 1, 26, 3, 18, 1, 128, 32, 2, 40, 2, 50, 2, 1, 3, 56,
+        1, // -80 in incarnation 2, on nodes 1 and 3
+    ];
+    let shard = Shard::decode(&shard).unwrap();
+    assert_eq!((shard.group, shard.replicas.len(), shard.formed), (GroupId(2), 2, true));
+    assert_eq!(shard.first, LogIndex(0));
+    let node = Node::decode(&[8, 3, 18, 3, b'h', b':', b'1', 32, 1]).unwrap();
+    assert_eq!((node.address.as_str(), node.roles.shardnode, node.draining), ("h:1", true, false));
+    let topology = Topology::decode(&[8, 9]).unwrap();
+    assert_eq!(topology, Topology { epoch: Epoch(9), ..Topology::default() });
+}
+
+#[test]
+fn reshards_come_back() {
+    let (request, timeout) =
+        (RequestId { router: RouterIncarnation(7), sequence: 1 }, Duration::from_millis(3));
+    let hand_over = |attempt, action| HandOver {
+        shard: ShardId(3),
+        reshard: ReshardId(7),
+        attempt: Attempt(attempt),
+        action,
+        timeout,
+    };
+    check_equal(hand_over(2, HandOverAction::Seal { drain: Duration::from_secs(2) }));
+    check_equal(hand_over(2, HandOverAction::Unseal));
+    check_equal(hand_over(2, HandOverAction::Reached));
+    check_equal(hand_over(0, HandOverAction::Flows));
+    let wrong = error::<HandOver>(&hand_over(0, HandOverAction::Unseal).to_message());
+    assert_eq!(wrong.to_string(), "malformed hand_over.attempt: it is missing");
+
+    let hindrance =
+        |cause| Hindrance { transaction: transaction(), cause, since: Duration::from_millis(180_001) };
+    let flow = |obstacle| FlowStatus {
+        source: ShardId(1),
+        position: LogIndex(70),
+        committed: LogIndex(80),
+        lag: Duration::from_millis(90),
+        lag_bytes: 4096,
+        obstacle,
+    };
+    let sources = vec![(ShardId(1), LogIndex(81)), (ShardId(2), LogIndex(91))];
+    for outcome in [
+        HandedOver::Sealed { ended: 2 },
+        HandedOver::InTheWay(vec![hindrance(HindranceCause::Busy), hindrance(HindranceCause::Staged)]),
+        HandedOver::Unsealed,
+        HandedOver::Reached(Reached { first: LogIndex(5), sources }),
+        HandedOver::Flows(vec![
+            flow(None),
+            flow(Some(FlowObstacle::Forgotten)),
+            flow(Some(FlowObstacle::Differs("t5".into()))),
+        ]),
+    ] {
+        check_equal(outcome);
+    }
+
+    let options = ReshardOptions {
+        auto: true,
+        verify: false,
+        rate: 1 << 26,
+        drain: Duration::from_secs(1),
+        keep: None,
+        builder: Some(NodeId(2)),
+        nodes: vec![NodeId(2), NodeId(3)],
+    };
+    for (course, options) in [
+        (ReshardCourse::Split { shard: "main/-80".into(), at: SplitAt::Evenly(2) }, options),
+        (
+            ReshardCourse::Split {
+                shard: "t/-".into(),
+                at: SplitAt::Bounds(vec![vec![0x10, 5], vec![0x20]]),
+            },
+            ReshardOptions::default(),
+        ),
+        (
+            ReshardCourse::Merge { shards: vec!["main/-80".into(), "main/80-".into()] },
+            ReshardOptions::default(),
+        ),
+    ] {
+        check_equal(ReshardWish { request, course, options, dry_run: true });
+    }
+    for reshard in [None, Some(ReshardId(7))] {
+        let shards = vec![("main/-40".into(), vec![NodeId(1), NodeId(2)]), ("main/40-80".into(), vec![])];
+        check_equal(ReshardPlan { reshard, what: "split".into(), builder: NodeId(2), shards });
+    }
+    for command in [
+        ReshardCommand::Switch,
+        ReshardCommand::Reverse,
+        ReshardCommand::Complete,
+        ReshardCommand::Cancel,
+        ReshardCommand::Pause,
+        ReshardCommand::Resume,
+        ReshardCommand::Verify,
+    ] {
+        check_equal(command);
+    }
+    for phase in ReshardPhase::ALL {
+        let status = ReshardStatus {
+            id: ReshardId(7),
+            what: "split".into(),
+            keyspace: "main".into(),
+            phase,
+            attempt: Attempt(0),
+            old: vec!["main/-80".into()],
+            new: vec!["main/-40".into(), "main/40-80".into()],
+            bytes: Some(Progress { done: 5, total: 9 }),
+            lag: Some(Duration::from_millis(12)),
+            paused: Some("by an admin".into()),
+            message: String::new(),
+            since: Duration::from_secs(240),
+        };
+        check_equal(ReshardStatus { bytes: None, lag: None, paused: None, ..status.clone() });
+        check_equal(status);
+    }
+    assert_eq!(ReshardPhase::numbered(0), None);
 }
 
 #[test]

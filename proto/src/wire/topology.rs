@@ -1,11 +1,15 @@
 //! The cluster's shape as messages.
 
 use super::generated as pb;
-use super::{Convert, DecodeError, each, id, known, messages, one};
+use super::{Convert, DecodeError, each, id, known, maybe, messages, one};
 use crate::gtid::GtidSource;
-use crate::ids::{Epoch, GroupId, Incarnation, KeyspaceNumber, LogIndex, NodeId, ShardId, Term};
+use crate::ids::{
+    Attempt, Epoch, GroupId, Incarnation, KeyspaceNumber, LogIndex, NodeId, ReshardId, ShardId, Term,
+};
 use crate::key_range::KeyRange;
-use crate::topology::{Keyspace, Leaders, Node, Retired, Roles, Shard, Sharding, Topology};
+use crate::topology::{
+    Build, Flow, Keyspace, Leaders, Node, Reshard, Retired, Roles, Shard, Sharding, Topology,
+};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -60,7 +64,7 @@ impl Convert for Node {
     const NAME: &'static str = "node";
 
     fn to_message(&self) -> pb::Node {
-        let Node { id, address, roles: Roles { router, shardnode, coordinator }, zone } = self;
+        let Node { id, address, roles: Roles { router, shardnode, coordinator }, zone, draining } = self;
         pb::Node {
             id: id.0,
             address: address.clone(),
@@ -68,13 +72,14 @@ impl Convert for Node {
             shardnode: *shardnode,
             coordinator: *coordinator,
             zone: zone.clone(),
+            draining: *draining,
         }
     }
 
     fn from_message(message: pb::Node) -> Result<Self, DecodeError> {
-        let pb::Node { id: node, address, router, shardnode, coordinator, zone } = message;
+        let pb::Node { id: node, address, router, shardnode, coordinator, zone, draining } = message;
         let roles = Roles { router, shardnode, coordinator };
-        Ok(Node { id: NodeId(id("id", node)?), address, roles, zone })
+        Ok(Node { id: NodeId(id("id", node)?), address, roles, zone, draining })
     }
 }
 
@@ -113,7 +118,7 @@ impl Convert for Shard {
     const NAME: &'static str = "shard";
 
     fn to_message(&self) -> pb::Shard {
-        let Shard { id, keyspace, range, incarnation, group, replicas, formed } = self;
+        let Shard { id, keyspace, range, incarnation, group, replicas, formed, first } = self;
         pb::Shard {
             id: id.0,
             keyspace: keyspace.0,
@@ -122,11 +127,12 @@ impl Convert for Shard {
             group: group.0,
             replicas: node_numbers(replicas),
             formed: *formed,
+            first: first.0,
         }
     }
 
     fn from_message(message: pb::Shard) -> Result<Self, DecodeError> {
-        let pb::Shard { id: shard, keyspace, range, incarnation, group, replicas, formed } = message;
+        let pb::Shard { id: shard, keyspace, range, incarnation, group, replicas, formed, first } = message;
         Ok(Shard {
             id: ShardId(id("id", shard)?),
             keyspace: KeyspaceNumber(id("keyspace", keyspace)?),
@@ -135,6 +141,7 @@ impl Convert for Shard {
             group: GroupId(id("group", group)?),
             replicas: nodes("replicas", replicas)?,
             formed,
+            first: LogIndex(first),
         })
     }
 }
@@ -199,12 +206,70 @@ impl Convert for (ShardId, LogIndex) {
     }
 }
 
+impl Convert for Reshard {
+    type Message = pb::Reshard;
+    const NAME: &'static str = "reshard";
+
+    fn to_message(&self) -> pb::Reshard {
+        let Reshard { id, build, flows, gate } = self;
+        pb::Reshard {
+            id: id.0,
+            build: build.as_ref().map(Build::to_message),
+            flows: messages(flows),
+            gate: gate.map_or(0, |attempt| attempt.0),
+        }
+    }
+
+    fn from_message(message: pb::Reshard) -> Result<Self, DecodeError> {
+        let pb::Reshard { id: reshard, build, flows, gate } = message;
+        Ok(Reshard {
+            id: ReshardId(id("id", reshard)?),
+            build: maybe("build", build)?,
+            flows: each("flows", flows)?,
+            gate: (gate != 0).then_some(Attempt(gate)),
+        })
+    }
+}
+
+impl Convert for Build {
+    type Message = pb::Build;
+    const NAME: &'static str = "build";
+
+    fn to_message(&self) -> pb::Build {
+        let Build { node, tries, groups } = self;
+        pb::Build { node: node.0, tries: *tries, groups: groups.iter().map(|group| group.0).collect() }
+    }
+
+    fn from_message(message: pb::Build) -> Result<Self, DecodeError> {
+        let pb::Build { node, tries, groups } = message;
+        let group = |group| Ok(GroupId(id("groups", group)?));
+        let groups = groups.into_iter().map(group).collect::<Result<_, _>>()?;
+        Ok(Build { node: NodeId(id("node", node)?), tries, groups })
+    }
+}
+
+impl Convert for Flow {
+    type Message = pb::Flow;
+    const NAME: &'static str = "flow";
+
+    fn to_message(&self) -> pb::Flow {
+        let Flow { source, target, references } = *self;
+        pb::Flow { source: source.0, target: target.0, references }
+    }
+
+    fn from_message(message: pb::Flow) -> Result<Self, DecodeError> {
+        let pb::Flow { source, target, references } = message;
+        let (source, target) = (ShardId(id("source", source)?), ShardId(id("target", target)?));
+        Ok(Flow { source, target, references })
+    }
+}
+
 impl Convert for Topology {
     type Message = pb::Topology;
     const NAME: &'static str = "topology";
 
     fn to_message(&self) -> pb::Topology {
-        let Topology { epoch, nodes, keyspaces, shards, lineage, coordinators, joining } = self;
+        let Topology { epoch, nodes, keyspaces, shards, lineage, coordinators, joining, reshards } = self;
         let replica = |(group, node): &(GroupId, NodeId)| pb::Joining { group: group.0, node: node.0 };
         pb::Topology {
             epoch: epoch.0,
@@ -214,12 +279,21 @@ impl Convert for Topology {
             lineage: lineage.iter().map(|(of, to)| Lineage(of.clone(), to.clone()).to_message()).collect(),
             coordinators: node_numbers(coordinators),
             joining: joining.iter().map(replica).collect(),
+            reshards: messages(reshards),
         }
     }
 
     fn from_message(message: pb::Topology) -> Result<Self, DecodeError> {
-        let pb::Topology { epoch, nodes: members, keyspaces, shards, lineage, coordinators, joining } =
-            message;
+        let pb::Topology {
+            epoch,
+            nodes: members,
+            keyspaces,
+            shards,
+            lineage,
+            coordinators,
+            joining,
+            reshards,
+        } = message;
         let replica = |pb::Joining { group, node }| {
             Ok((GroupId(id("joining.group", group)?), NodeId(id("joining.node", node)?)))
         };
@@ -237,6 +311,7 @@ impl Convert for Topology {
                 .collect(),
             coordinators: nodes("coordinators", coordinators)?,
             joining: joining.into_iter().map(replica).collect::<Result<_, _>>()?,
+            reshards: each("reshards", reshards)?,
         })
     }
 }

@@ -28,7 +28,7 @@ pub struct Nodes {
 /// A node.
 pub fn node(id: u64) -> (NodeId, Node) {
     let address = format!("node:{id}");
-    (NodeId(id), Node { id: NodeId(id), address, roles: Roles::ALL, zone: String::new() })
+    (NodeId(id), Node { id: NodeId(id), address, roles: Roles::ALL, zone: String::new(), draining: false })
 }
 
 impl Fake {

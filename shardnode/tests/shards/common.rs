@@ -227,6 +227,7 @@ pub fn state(replicas: Vec<NodeId>) -> ClusterState {
         group: GROUP,
         replicas,
         formed: false,
+        first: LogIndex(0),
     };
     let keyspace =
         Keyspace { number, name: "main".into(), sharding: Sharding::Hash, replicas: 1, shards: vec![SHARD] };

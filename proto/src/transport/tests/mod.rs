@@ -241,8 +241,13 @@ impl CoordinatorService for Coordinator {
 
     fn join(&self, join: NodeJoin) -> BoxFuture<'_, ServiceResult<Joined>> {
         let node = NodeId(join.request.sequence);
-        let coordinators =
-            vec![topology::Node { id: node, address: join.address, roles: join.roles, zone: join.zone }];
+        let coordinators = vec![topology::Node {
+            id: node,
+            address: join.address,
+            roles: join.roles,
+            zone: join.zone,
+            draining: false,
+        }];
         Box::pin(async move { Ok(Joined { cluster: ClusterId(1 << 100), node, coordinators }) })
     }
 

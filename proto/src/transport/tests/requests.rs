@@ -208,7 +208,8 @@ async fn every_other_request_crosses() {
     assert_eq!(known.iter().map(|known| known.transaction).collect::<Vec<_>>(), [transaction()]);
     assert_eq!(soon(client.transactions(None)).await, Ok(vec![]));
     let (id, address, zone) = (NodeId(9), "there:1".to_owned(), String::new());
-    let registered = soon(client.register(topology::Node { id, address, roles: Roles::ALL, zone })).await;
+    let registered =
+        soon(client.register(topology::Node { id, address, roles: Roles::ALL, zone, draining: false })).await;
     assert_eq!(registered.unwrap_err().message, "9 there:1");
     assert_eq!(soon(client.report(NodeId(2), vec![status()], vec![RouterIncarnation(3)])).await, Ok(()));
     let request = SchemaChangeRequest {
@@ -227,7 +228,13 @@ async fn every_other_request_crosses() {
     let roles = Roles::ALL;
     let join = NodeJoin { request: id, address: "there:1".into(), roles, zone: "east".into() };
     let joined = soon(client.join(join)).await.unwrap();
-    let there = topology::Node { id: NodeId(12), address: "there:1".into(), roles, zone: "east".into() };
+    let there = topology::Node {
+        id: NodeId(12),
+        address: "there:1".into(),
+        roles,
+        zone: "east".into(),
+        draining: false,
+    };
     let coordinators = vec![there];
     assert_eq!(joined, Joined { cluster: ClusterId(1 << 100), node: NodeId(12), coordinators });
     let target = ReplicaTarget::Shard("main/-80".into());
@@ -319,6 +326,7 @@ fn founding() -> Founding {
         address: format!("10.0.0.{id}:7000"),
         roles: Roles::ALL,
         zone: String::new(),
+        draining: false,
     };
     Founding {
         cluster: ClusterId(u128::MAX),

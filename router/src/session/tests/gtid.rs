@@ -376,7 +376,16 @@ async fn what_is_too_long_is_not_told() {
         let shards: Vec<_> = (100..356).map(ShardId).collect();
         for (id, range) in shards.iter().copied().zip(ranges.clone()) {
             let (group, incarnation, replicas) = (GroupId(id.0), Incarnation(1), vec![]);
-            let shard = Shard { id, keyspace: number, range, incarnation, group, replicas, formed: true };
+            let shard = Shard {
+                id,
+                keyspace: number,
+                range,
+                incarnation,
+                group,
+                replicas,
+                formed: true,
+                first: LogIndex(0),
+            };
             topology.shards.insert(id, shard);
         }
         let (name, sharding) = ("many".into(), Sharding::Hash);

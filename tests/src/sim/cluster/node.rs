@@ -305,7 +305,13 @@ impl Node {
         });
         let roles = Roles { router: true, shardnode: true, coordinator: true };
         let agent = Agent {
-            node: Registered { id, address: format!("simulated:{id}"), roles, zone: String::new() },
+            node: Registered {
+                id,
+                address: format!("simulated:{id}"),
+                roles,
+                zone: String::new(),
+                draining: false,
+            },
             host: host.clone(),
             shards: Some(shards.clone()),
             former: self.routers.clone(),
