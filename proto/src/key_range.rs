@@ -32,17 +32,25 @@ impl KeyRange {
     ///
     /// Bounds are written with as few bytes as they need: two shards are `-80` and `80-`.
     pub fn split_evenly(shards: u32) -> Vec<KeyRange> {
-        let bound = |i: u32| -> Vec<u8> {
-            let point = ((u128::from(i) << 64) / u128::from(shards)) as u64;
-            let mut bytes = point.to_be_bytes().to_vec();
-            while bytes.last() == Some(&0) {
-                bytes.pop();
-            }
-            bytes
-        };
+        let bound = |i: u32| shortest(((u128::from(i) << 64) / u128::from(shards)) as u64);
         (0..shards)
             .map(|i| KeyRange { start: bound(i), end: (i + 1 < shards).then(|| bound(i + 1)) })
             .collect()
+    }
+
+    /// Where a range of 8-byte hash keyspace ids is cut into so many of about the same size: all bounds but its own. `None` if
+    /// it hasn't got so many ids.
+    pub fn even_bounds(&self, parts: u32) -> Option<Vec<Vec<u8>>> {
+        let point = |bound: &[u8]| {
+            let mut bytes = [0; 8];
+            let length = bound.len().min(8);
+            bytes[..length].copy_from_slice(&bound[..length]);
+            u128::from(u64::from_be_bytes(bytes))
+        };
+        let (start, end) = (point(&self.start), self.end.as_deref().map_or(1 << 64, point));
+        let bound = |i| start + (end - start) * u128::from(i) / u128::from(parts);
+        let distinct = (1..=parts).all(|i| bound(i - 1) < bound(i));
+        distinct.then(|| (1..parts).map(|i| shortest(bound(i) as u64)).collect())
     }
 
     /// Reads the name form: two hexadecimal bounds with a dash between, either one empty.
@@ -55,6 +63,15 @@ impl KeyRange {
         }
         Some(Self { start, end })
     }
+}
+
+/// A point of the space of 8-byte ids, with as few bytes as it needs.
+fn shortest(point: u64) -> Vec<u8> {
+    let mut bytes = point.to_be_bytes().to_vec();
+    while bytes.last() == Some(&0) {
+        bytes.pop();
+    }
+    bytes
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
@@ -93,6 +110,26 @@ mod tests {
                 assert_eq!(ranges.iter().filter(|r| r.contains(&id.to_be_bytes())).count(), 1);
             }
         }
+    }
+
+    #[test]
+    fn a_range_is_cut_evenly_if_it_has_enough_ids() {
+        let bounds = |name: &str, parts| {
+            let bounds = KeyRange::parse(name).unwrap().even_bounds(parts)?;
+            Some(
+                bounds
+                    .iter()
+                    .map(|b| b.iter().map(|b| format!("{b:02x}")).collect())
+                    .collect::<Vec<String>>(),
+            )
+        };
+        let some = |bounds: &[&str]| Some(bounds.iter().map(|b| b.to_string()).collect::<Vec<_>>());
+        assert_eq!(bounds("-80", 2), some(&["40"]));
+        assert_eq!(bounds("-", 4), some(&["40", "80", "c0"]));
+        assert_eq!(bounds("c0-", 2), some(&["e0"]));
+        assert_eq!(bounds("-80", 3), some(&["2aaaaaaaaaaaaaaa", "5555555555555555"]));
+        assert_eq!(bounds("5555555555555554-5555555555555556", 2), some(&["5555555555555555"]));
+        assert_eq!(bounds("5555555555555554-5555555555555556", 3), None);
     }
 
     #[test]

@@ -179,7 +179,8 @@ impl Machine {
     /// Takes note of something that happened.
     pub(crate) fn hear(&mut self, event: Event) {
         let Machine { record, heard, .. } = self;
-        let (attempt, tries) = (record.attempt, record.tries);
+        let (phase, attempt, tries) = (record.phase, record.attempt, record.tries);
+        let builds = (ReshardPhase::Placing..=ReshardPhase::Founding).contains(&phase);
         match event {
             Event::Passed(time) => self.pass(time),
             Event::Placed { group, node } if node == record.builder => {
@@ -200,12 +201,9 @@ impl Machine {
                 }
             }
             Event::Copied { tries: of } if of == tries => heard.copied = true,
-            Event::DiskFull { tries: of } if of == tries && record.paused.is_none() => {
-                let builds = [ReshardPhase::Imaging, ReshardPhase::Copying, ReshardPhase::Founding];
-                if builds.contains(&record.phase) {
-                    let why = format!("the disk of node {}, which builds, is full", record.builder);
-                    heard.trouble = Some(Step::Pause(PauseCause::Disk, why));
-                }
+            Event::DiskFull { tries: of } if of == tries && builds && record.paused.is_none() => {
+                let why = format!("the disk of node {}, which builds, is full", record.builder);
+                heard.trouble = Some(Step::Pause(PauseCause::Disk, why));
             }
             Event::Founded { group, tries: of } if of == tries => {
                 heard.founded.insert(group);
@@ -213,17 +211,13 @@ impl Machine {
             Event::Spread { group } => {
                 heard.spread.insert(group);
             }
-            Event::BuilderLost { node, another } if node == record.builder => {
-                if (ReshardPhase::Placing..=ReshardPhase::Founding).contains(&record.phase) {
-                    heard.trouble = match another {
-                        Some(another) => Some(Step::Builder(another)),
-                        None if record.paused.is_some() => None,
-                        None => {
-                            let why = format!("node {node}, which builds, is gone, and no other can");
-                            Some(Step::Pause(PauseCause::Builder, why))
-                        }
-                    };
-                }
+            Event::BuilderLost { node, another: Some(another) } if node == record.builder && builds => {
+                heard.trouble = Some(Step::Builder(another));
+            }
+            Event::BuilderLost { node, another: None } if node == record.builder && builds => {
+                let why = format!("node {node}, which builds, is gone, and no other can");
+                let pause = Step::Pause(PauseCause::Builder, why);
+                heard.trouble = record.paused.is_none().then_some(pause);
             }
             Event::GroupLost { group } if record.targets().iter().any(|part| part.group == group) => {
                 self.useless(format!("group {group} has lost its replicas"), Step::Anew);
@@ -233,19 +227,19 @@ impl Machine {
             }
             Event::Flows { shard, flows } => self.flows(shard, &flows),
             Event::Whole(whole) => heard.whole = Some((whole, Duration::ZERO)),
-            Event::Compared { attempt: of, tries: copy, differs } if (of, copy) == (attempt, tries) => {
-                if record.phase == ReshardPhase::Verifying {
-                    heard.same = differs.is_none();
-                    let differs = differs.filter(|_| record.paused.is_none());
-                    heard.trouble = differs
-                        .map(|what| Step::Pause(PauseCause::Differs, format!("old and new differ: {what}")));
-                }
+            Event::Compared { attempt: of, tries: copy, differs }
+                if (of, copy) == (attempt, tries) && phase == ReshardPhase::Verifying =>
+            {
+                heard.same = differs.is_none();
+                let differs = differs.filter(|_| record.paused.is_none());
+                heard.trouble = differs
+                    .map(|what| Step::Pause(PauseCause::Differs, format!("old and new differ: {what}")));
             }
             Event::HandedOver { shard, attempt: of, outcome } if of == attempt => self.answer(shard, outcome),
-            Event::Refused { shard, attempt: of, why } if of == attempt => {
-                if record.phase == ReshardPhase::Switching {
-                    heard.trouble = Some(Step::GiveUp(format!("shard {shard}: {why}")));
-                }
+            Event::Refused { shard, attempt: of, why }
+                if of == attempt && phase == ReshardPhase::Switching =>
+            {
+                heard.trouble = Some(Step::GiveUp(format!("shard {shard}: {why}")));
             }
             Event::Discarded { node } if node == record.builder => heard.discarded = true,
             Event::TakenBack { group, node } => {
@@ -299,13 +293,13 @@ impl Machine {
                     Step::Overrun,
                 );
             }
-            Some((source, FlowObstacle::Differs(what))) if self.record.serves == Which::New => {
-                self.useless(format!("shard {shard} can't follow shard {source}: {what}"), Step::OneWay);
-            }
             Some((source, FlowObstacle::Differs(what))) => {
-                if self.record.paused.is_none() && self.record.flows() && !self.record.is_attempting() {
-                    let why = format!("shard {shard} can't follow shard {source}: {what}");
-                    self.heard.trouble = Some(Step::Pause(PauseCause::Copy, why));
+                let why = format!("shard {shard} can't follow shard {source}: {what}");
+                let rests = self.record.paused.is_some();
+                self.useless(why, |why| Step::Pause(PauseCause::Copy, why));
+                if rests && self.record.serves == Which::Old {
+                    // It has been told already.
+                    self.heard.trouble = None;
                 }
             }
         }

@@ -1,13 +1,15 @@
 //! Resharding: some shards of a keyspace, side by side, are replaced by others of the same range (docs/resharding.md).
 //!
-//! 1. A reshard is one **record** (`record`), written whole at each change, so that any later leader can take it up.
-//! 2. On the leader a **machine** (`machine`) says what is to be asked of whom, hears the answers, and says which **step** is
+//! 1. A wish is checked, and becomes a plan (`admit`).
+//! 2. A reshard is one **record** (`record`), written whole at each change, so that any later leader can take it up.
+//! 3. On the leader a **machine** (`machine`) says what is to be asked of whom, hears the answers, and says which **step** is
 //!    due. What it has heard is its own, and is heard again by the next leader's.
-//! 3. A step is taken inside the write that records it (`step`), on the record as the log has it by then, together with what it
+//! 4. A step is taken inside the write that records it (`step`), on the record as the log has it by then, together with what it
 //!    changes in the topology. One that was due on an older record isn't taken.
 //!
 //! It must never know a socket, a clock or a table.
 
+mod admit;
 mod machine;
 mod record;
 mod step;
@@ -15,3 +17,10 @@ mod stored;
 
 #[cfg(test)]
 mod golden;
+
+use std::time::Duration;
+
+/// How long an attempt may take from its last seal to its last adoption.
+const CATCH_UP: Duration = Duration::from_secs(5);
+/// How long routers keep transactions waiting for an attempt. Longer than any attempt takes that isn't given up.
+const GATE: Duration = Duration::from_secs(10);

@@ -12,8 +12,8 @@ mod world;
 use super::machine::{Ask, Event};
 use super::step::Step;
 use goldenscript::Context;
-use proto::services::ReshardCommand;
-use proto::{GroupId, NodeId, Retry, ShardId};
+use proto::services::{FlowObstacle, FlowStatus, ReshardCommand};
+use proto::{GroupId, LogIndex, NodeId, Retry, ShardId};
 use std::error::Error;
 use std::path::Path;
 use std::time::Duration;
@@ -70,8 +70,8 @@ enum Command {
     Ready,
     /// Another leader takes over.
     Leader,
-    /// `command switch`: somebody says so.
-    Command(String),
+    /// `say switch`: somebody gives a command.
+    Say(String),
     /// `event disk-full`: something happens.
     Event(String),
     /// `busy 2 1`: a transaction is in the way of the seal of group 2.
@@ -152,7 +152,7 @@ impl goldenscript::Runner for Runner {
             Command::Pass(millis) => self.pass(*millis),
             Command::Ready => self.ready(),
             Command::Leader => self.world.another_leader(),
-            Command::Command(name) => self.command(name)?,
+            Command::Say(name) => self.command(name)?,
             Command::Event(name) => {
                 let event = self.event(name)?;
                 self.hear(event);
@@ -300,6 +300,16 @@ impl Runner {
             "group-lost" => Event::GroupLost { group: record.targets()[0].group },
             "overrun" => Event::Overrun { group: record.sources()[0].group },
             "differs" => Event::Compared { attempt, tries, differs: Some("table t".to_owned()) },
+            "follows-not" | "forgotten" => {
+                let source = record.sources()[0].shard;
+                let (position, committed, lag) = (LogIndex(1), LogIndex(2), Duration::from_millis(1));
+                let obstacle = Some(match name {
+                    "forgotten" => FlowObstacle::Forgotten,
+                    _ => FlowObstacle::Differs("a row of t isn't there".to_owned()),
+                });
+                let flow = FlowStatus { source, position, committed, lag, lag_bytes: 1, obstacle };
+                Event::Flows { shard: record.targets()[0].shard, flows: vec![flow] }
+            }
             "refused" => {
                 let shard = record.sources()[0].shard;
                 Event::Refused { shard, attempt, why: "it can't".to_owned() }

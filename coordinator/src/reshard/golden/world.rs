@@ -3,6 +3,7 @@
 //! Groups do what docs/resharding.md wants of them, and nothing else: what they are asked for they do when it arrives, once
 //! or twice or late. After whatever happens, what must always be so is asserted.
 
+use crate::reshard::CATCH_UP;
 use crate::reshard::machine::{Ask, Event, Machine};
 use crate::reshard::record::{Hold, Options, Part, Record, Which, feeding};
 use crate::reshard::step::{Change, Ledger, Step};
@@ -17,7 +18,6 @@ use proto::{
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-pub(super) const CATCH_UP: Duration = Duration::from_secs(5);
 /// The shard that has nothing to do with it.
 const ASIDE: ShardId = ShardId(99);
 
@@ -433,23 +433,16 @@ impl World {
                 let mut at = *group.taken.entry(flow.source).or_insert(first.0);
                 while at < source.last() && at >= source.floor {
                     match source.log[at as usize] {
-                        Entry::Seal(attempt) if at + 1 == source.last() => {
-                            // Who adopts must know as which shard, and for which attempt.
-                            if gate == Some(attempt) {
-                                ends.push((flow.source, LogIndex(at + 1)));
-                            }
-                        }
                         Entry::Unseal(_) if group.state == State::Open => group.state = State::Following,
                         _ => {}
                     }
                     at += 1;
                 }
                 group.taken.insert(flow.source, at);
-                // A seal that was come to before the gate was heard of.
+                // Who adopts must know as which shard, and for which attempt.
                 if let Some(Entry::Seal(attempt)) = source.log.last()
                     && at == source.last()
                     && gate == Some(*attempt)
-                    && !ends.iter().any(|(shard, _)| *shard == flow.source)
                 {
                     ends.push((flow.source, LogIndex(at)));
                 }
