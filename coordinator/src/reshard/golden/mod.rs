@@ -66,6 +66,8 @@ enum Command {
     Late,
     /// `pass 1500`: so many milliseconds pass, and who is asked how far flows are answers four times a second.
     Pass(u64),
+    /// `wait 2000`: so many milliseconds pass, and nobody answers.
+    Wait(u64),
     /// `ready`: it is answered, and time passes, until nothing happens any more.
     Ready,
     /// Another leader takes over.
@@ -150,6 +152,7 @@ impl goldenscript::Runner for Runner {
                 }
             }
             Command::Pass(millis) => self.pass(*millis),
+            Command::Wait(millis) => self.hear(Event::Passed(Duration::from_millis(*millis))),
             Command::Ready => self.ready(),
             Command::Leader => self.world.another_leader(),
             Command::Say(name) => self.command(name)?,
