@@ -108,8 +108,17 @@ pub(crate) trait Ledger {
 }
 
 impl Record {
-    /// The record after a step, and what changes with it.
-    pub(crate) fn after(&self, step: &Step, ledger: &mut dyn Ledger) -> Result<(Record, Vec<Change>)> {
+    /// The record after a step, and what changes with it. `due` is the version of the record that it was due on; `None` for
+    /// what somebody says, or what has happened, whatever the record is.
+    pub(crate) fn after(
+        &self,
+        step: &Step,
+        due: Option<u64>,
+        ledger: &mut dyn Ledger,
+    ) -> Result<(Record, Vec<Change>)> {
+        if due.is_some_and(|version| version != self.version) {
+            return Err(stale("it is another record by now"));
+        }
         let mut next = Next { record: self.clone(), changes: Vec::new() };
         next.take(step, ledger)?;
         let Next { mut record, mut changes } = next;

@@ -147,13 +147,14 @@ fn act(runner: &mut Runner, chance: &mut Chance) {
                 (ReshardCommand::Verify, 1),
             ];
             let (command, rarity) = commands[chance.below(7) as usize];
-            if chance.one_in(rarity) && runner.world.write(&Step::Command(command)).is_ok() {
-                // Its worker hears of it, at once or when it writes next.
+            let said = chance.one_in(rarity) && runner.world.write(&Step::Command(command), None).is_ok();
+            // Its worker hears of it at once, or when it writes next.
+            if said && chance.one_in(2) {
                 runner.world.machine.written(runner.world.record.clone());
             }
         }
         97..100 if runner.world.record.phase == ReshardPhase::Ready => {
-            let _ = runner.world.write(&Step::Command(ReshardCommand::Switch));
+            let _ = runner.world.write(&Step::Command(ReshardCommand::Switch), None);
             runner.world.machine.written(runner.world.record.clone());
         }
         _ => {}
@@ -189,6 +190,7 @@ fn heal(runner: &mut Runner, seed: u64) {
     (world.stuck, world.whole, world.ledger.quiet, world.behind) = (false, true, true, 0);
     world.groups.values_mut().for_each(|group| group.busy = 0);
     for round in 0..400 {
+        runner.world.machine.written(runner.world.record.clone());
         if runner.world.record.phase == ReshardPhase::Ended {
             runner.world.check_end();
             return;
@@ -200,7 +202,7 @@ fn heal(runner: &mut Runner, seed: u64) {
             _ => None,
         };
         if let Some(command) = command {
-            runner.world.write(&Step::Command(command)).unwrap();
+            runner.world.write(&Step::Command(command), None).unwrap();
             runner.world.machine.written(runner.world.record.clone());
             runner.work();
         }

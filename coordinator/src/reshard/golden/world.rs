@@ -207,11 +207,11 @@ impl World {
     }
 
     /// Writes a step, if it still follows.
-    pub(super) fn write(&mut self, step: &Step) -> Result<(), WireError> {
+    pub(super) fn write(&mut self, step: &Step, due: Option<u64>) -> Result<(), WireError> {
+        let (record, changes) = self.record.after(step, due, &mut self.ledger)?;
         if matches!(step, Step::Decide { .. }) {
             self.check_decision();
         }
-        let (record, changes) = self.record.after(step, &mut self.ledger)?;
         assert_eq!(record.version, self.record.version + 1);
         // What another leader finds is what was written.
         let record = {
@@ -300,11 +300,12 @@ impl World {
 
     /// What is asked for, as it leaves.
     pub(super) fn send(&self, ask: &Ask) -> Sent {
+        let last = |group| self.groups.get(group).map_or(0, Group::last);
         let from = match ask {
             Ask::Hold { group, .. } if self.record.phase == ReshardPhase::Imaging => {
-                self.groups[group].last() - self.behind + 1
+                last(group).saturating_sub(self.behind) + 1
             }
-            Ask::Hold { group, .. } => self.groups[group].last() + 1,
+            Ask::Hold { group, .. } => last(group) + 1,
             _ => 0,
         };
         Sent { ask: ask.clone(), from }
