@@ -74,6 +74,8 @@ enum Command {
     Leader,
     /// `say switch`: somebody gives a command.
     Say(String),
+    /// `race pause copy`: what is asked for is answered, and before the step is written that is due then, somebody says so.
+    Race { say: String, name: String },
     /// `event disk-full`: something happens.
     Event(String),
     /// `busy 2 1`: a transaction is in the way of the seal of group 2.
@@ -156,6 +158,19 @@ impl goldenscript::Runner for Runner {
             Command::Ready => self.ready(),
             Command::Leader => self.world.another_leader(),
             Command::Say(name) => self.command(name)?,
+            Command::Race { say, name } => {
+                for ask in self.asks(std::slice::from_ref(name), None) {
+                    let sent = self.world.send(&ask);
+                    if let Some(event) = self.world.arrive(&sent) {
+                        self.world.machine.hear(event);
+                    }
+                }
+                let record = self.world.machine.record().clone();
+                let heard = self.world.machine.clone();
+                self.command(say)?;
+                self.world.machine = heard;
+                assert_ne!(record, self.world.record);
+            }
             Command::Event(name) => {
                 let event = self.event(name)?;
                 self.hear(event);
@@ -228,8 +243,8 @@ impl Runner {
                     let record = self.world.record.clone();
                     self.world.machine.written(record);
                 }
-                // Somebody was faster.
-                Err(_) if due != self.world.record.version => {
+                Err(error) if due != self.world.record.version => {
+                    self.world.told.push(error.message);
                     let record = self.world.record.clone();
                     self.world.machine.written(record);
                 }
