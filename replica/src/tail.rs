@@ -37,7 +37,7 @@ pub enum Content {
         /// The named requests among them, in their order.
         answers: Vec<Answered>,
     },
-    /// Statements that every replica ran, unless an entry of this id was there before. [`schema_outcome`] has what came of
+    /// Statements that every replica ran, unless an entry of this id was there before. [`crate::schema_outcome`] has what came of
     /// it.
     Schema {
         /// The change's name: a job and its step.
