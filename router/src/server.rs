@@ -147,7 +147,8 @@ async fn all_end(connections: &mut JoinSet<()>, timeout: Duration) -> bool {
     tokio::time::timeout(timeout, all).await.is_ok()
 }
 
-/// Answers every connection with an error until `until` is ready: for a node that can't take clients yet.
+/// Answers every connection with an error until `until` is ready: for a node that can't take clients yet. Who has connected by
+/// then hears it all the same.
 pub async fn decline(listener: &TcpListener, error: WireError, until: impl Future<Output = ()>) {
     let mut connections = JoinSet::new();
     tokio::pin!(until);
@@ -155,7 +156,7 @@ pub async fn decline(listener: &TcpListener, error: WireError, until: impl Futur
         let accepted = tokio::select! {
             // Whoever comes once it is ready isn't declined any more.
             biased;
-            () = &mut until => return,
+            () = &mut until => return connections.detach_all(),
             Some(_) = connections.join_next() => continue,
             accepted = listener.accept() => accepted,
         };
@@ -311,6 +312,8 @@ async fn refuse(mut output: Output<impl AsyncWrite + Unpin>, error: WireError, t
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::oneshot;
 
     #[tokio::test]
     async fn nobody_is_declined_once_there_is_a_router() {
@@ -321,5 +324,26 @@ mod tests {
             let accepted = tokio::time::timeout(Duration::from_secs(10), listener.accept()).await;
             assert!(accepted.is_ok(), "a client was declined");
         }
+    }
+
+    #[tokio::test]
+    async fn who_came_too_early_hears_so_though_clients_are_taken_by_now() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (taken, until) = oneshot::channel::<()>();
+        let declining = tokio::spawn(async move {
+            let error = WireError::new(SqlState::CANNOT_CONNECT_NOW, "not yet");
+            decline(&listener, error, async { drop(until.await) }).await;
+        });
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        // A request for TLS, whose answer says that somebody has taken the connection.
+        stream.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), b'N');
+        taken.send(()).unwrap();
+        declining.await.unwrap();
+        stream.write_all(b"\0\0\0\x14\0\x03\0\0user\0shoal\0\0").await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        assert!(String::from_utf8_lossy(&answer).contains("57P03"), "{answer:?}");
     }
 }
