@@ -302,14 +302,28 @@ pub struct ReshardStatus {
     pub old: Vec<String>,
     /// The shards that are to serve after its switch.
     pub new: Vec<String>,
-    /// What has been copied, in bytes and of how many.
+    /// Whether the other side is to serve as soon as it can. Otherwise somebody must say so.
+    pub wanted: bool,
+    /// What has been done of what the phase has to do, in bytes and of how many.
     pub bytes: Option<super::Progress>,
+    /// How many rows have been copied.
+    pub rows: Option<u64>,
     /// How far the flow is behind that is furthest behind.
     pub lag: Option<Duration>,
     /// Why it rests, if it does.
     pub paused: Option<String>,
-    /// What it waits for, or what it ended with, for people. Empty if there is nothing to say.
+    /// Why it ended, if not because it was completed.
+    pub failed: Option<String>,
+    /// What it waits for, or what last went otherwise than it should, for people. Empty if there is nothing to say.
     pub message: String,
+    /// The attempts that were decided, in either direction.
+    pub switches: u32,
+    /// How many transactions were ended for them.
+    pub ended: u32,
+    /// How long the last of them took, from the last seal to the decision.
+    pub pause: Option<Duration>,
+    /// In which time it is completed by itself; `None` if it isn't.
+    pub completes_in: Option<Duration>,
     /// For how long it has been in its phase, as far as this coordinator knows.
     pub since: Duration,
 }

@@ -353,10 +353,17 @@ impl Convert for ReshardStatus {
             attempt,
             old,
             new,
+            wanted,
             bytes,
+            rows,
             lag,
             paused,
+            failed,
             message,
+            switches,
+            ended,
+            pause,
+            completes_in,
             since,
         } = self;
         pb::ReshardStatus {
@@ -372,6 +379,13 @@ impl Convert for ReshardStatus {
             paused: paused.clone(),
             message: message.clone(),
             since: nanos(*since),
+            wanted: *wanted,
+            rows: *rows,
+            failed: failed.clone(),
+            switches: *switches,
+            ended: *ended,
+            pause: pause.map(nanos),
+            completes_in: completes_in.map(nanos),
         }
     }
 
@@ -386,10 +400,17 @@ impl Convert for ReshardStatus {
             attempt,
             old,
             new,
+            wanted,
             bytes,
+            rows,
             lag,
             paused,
+            failed,
             message,
+            switches,
+            ended,
+            pause,
+            completes_in,
             since,
         } = message;
         Ok(ReshardStatus {
@@ -400,10 +421,17 @@ impl Convert for ReshardStatus {
             attempt: Attempt(attempt),
             old,
             new,
+            wanted,
             bytes: maybe("bytes", bytes)?,
+            rows,
             lag: lag.map(Duration::from_nanos),
             paused,
+            failed,
             message,
+            switches,
+            ended,
+            pause: pause.map(Duration::from_nanos),
+            completes_in: completes_in.map(Duration::from_nanos),
             since: Duration::from_nanos(since),
         })
     }

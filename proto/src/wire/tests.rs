@@ -340,13 +340,22 @@ fn reshards_come_back() {
             attempt: Attempt(0),
             old: vec!["main/-80".into()],
             new: vec!["main/-40".into(), "main/40-80".into()],
+            wanted: true,
             bytes: Some(Progress { done: 5, total: 9 }),
+            rows: Some(3),
             lag: Some(Duration::from_millis(12)),
             paused: Some("by an admin".into()),
-            message: String::new(),
+            failed: Some("it was cancelled".into()),
+            message: "attempt 1 was given up".into(),
+            switches: 2,
+            ended: 1,
+            pause: Some(Duration::from_millis(38)),
+            completes_in: Some(Duration::from_secs(3600)),
             since: Duration::from_secs(240),
         };
         check_equal(ReshardStatus { bytes: None, lag: None, paused: None, ..status.clone() });
+        check_equal(ReshardStatus { rows: None, failed: None, pause: None, ..status.clone() });
+        check_equal(ReshardStatus { wanted: false, completes_in: None, ..status.clone() });
         check_equal(status);
     }
     assert_eq!(ReshardPhase::numbered(0), None);
