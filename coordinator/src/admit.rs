@@ -12,6 +12,7 @@
 use crate::alter;
 use crate::job::{Copying, Entry, Failure, Job, Stage};
 use crate::keyspace;
+use crate::reshard;
 use crate::store::{Counter, Store};
 use bytes::Bytes;
 use dialect::physical;
@@ -82,7 +83,7 @@ pub(crate) fn change(store: Store<'_>, request: &SchemaChangeRequest) -> Result<
         version: store.version()?,
     };
     let (_, alone) = store.busy()?;
-    if alone {
+    if alone || concerns_shards(&request.change) && reshard::has_schema_wait(store)? {
         return Ok(Admission::Wait);
     }
     match &request.change {
@@ -105,7 +106,7 @@ pub(crate) fn keyspace(store: Store<'_>, wish: &CreateKeyspace) -> Result<Admiss
     keyspace::check(store, wish)?;
     let admitting =
         Admitting { store, request: wish.request, planned_by: store.version()?, version: store.version()? };
-    if store.busy()?.1 || store.is_held(&[REFERENCES], &[])? {
+    if store.busy()?.1 || store.is_held(&[REFERENCES], &[])? || reshard::has_schema_wait(store)? {
         return Ok(Admission::Wait);
     }
     let references = admitting.references()?;
@@ -116,6 +117,19 @@ pub(crate) fn keyspace(store: Store<'_>, wish: &CreateKeyspace) -> Result<Admiss
     let made = keyspace::make(store, wish, None, false)?;
     let stages = admitting.furnish(&references, &before, &made, Vec::new())?;
     admitting.begin(None, stages, !references.is_empty(), Some(made.number), &[REFERENCES], &[])
+}
+
+fn concerns_shards(change: &SchemaChange) -> bool {
+    match change {
+        SchemaChange::CreateTable { .. }
+        | SchemaChange::ReplaceTable { .. }
+        | SchemaChange::DropTables(_)
+        | SchemaChange::Truncate { .. } => true,
+        SchemaChange::CreateSequence(_)
+        | SchemaChange::ReplaceSequence { .. }
+        | SchemaChange::DropSequences(_)
+        | SchemaChange::AlterRole { .. } => false,
+    }
 }
 
 /// What is known of a request that was taken in before.

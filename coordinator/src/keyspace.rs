@@ -9,8 +9,8 @@ use proto::catalog::Placement;
 use proto::services::CreateKeyspace;
 use proto::topology::{Keyspace, Shard, Sharding};
 use proto::{
-    GroupId, Incarnation, KeyRange, KeyspaceNumber, LogIndex, NodeId, RequestId, RouterIncarnation, ShardId,
-    SqlState, TableId, WireError,
+    GroupId, KeyRange, KeyspaceNumber, LogIndex, NodeId, RequestId, RouterIncarnation, ShardId, SqlState,
+    TableId, WireError,
 };
 use std::collections::BTreeMap;
 
@@ -91,13 +91,14 @@ pub(crate) fn make(
         Sharding::Hash => KeyRange::split_evenly(request.shards),
         Sharding::Range | Sharding::Single => vec![KeyRange::full()],
     };
+    let incarnation = store.first_incarnation(&request.name)?;
     let mut shards = Vec::with_capacity(ranges.len());
     for range in ranges {
         let shard = Shard {
             id: ShardId(store.take(Counter::Shard)?),
             keyspace: number,
             range,
-            incarnation: Incarnation(1),
+            incarnation,
             group: GroupId(store.take(Counter::Group)?),
             replicas: load.place(replicas)?,
             formed: false,

@@ -54,8 +54,6 @@ mod repair;
 mod replica_job;
 mod replica_work;
 mod replicas;
-// Nothing asks for a reshard yet.
-#[cfg(test)]
 mod reshard;
 mod sequence;
 mod service;

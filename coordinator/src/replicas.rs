@@ -8,6 +8,7 @@ use crate::admit::{self, Admission};
 use crate::config::Config;
 use crate::repair::{Scene, may_hold};
 use crate::replica_job::{Course, ReplicaJob};
+use crate::reshard;
 use crate::store::{Counter, Store};
 use crate::vitals::Vitals;
 use proto::services::{ReplicaAction, ReplicaChange, ReplicaTarget};
@@ -42,7 +43,7 @@ pub(crate) fn change(store: Store<'_>, change: &ReplicaChange, known: &Known) ->
             .with_detail(format!("Job {} is under way: {}.", job.id, job.what))
             .with_hint("Wait for its end: shoal status shows how far it is."));
     }
-    if wish.is_left_over(&course) {
+    if wish.is_left_over(&course) || reshard::has_replicas_wait(store, wish.group, false)? {
         return Ok(Admission::Wait);
     }
     let id = store.take(Counter::Job)?;
@@ -62,7 +63,7 @@ pub(crate) fn repair(
     let wish = Wish::find(&topology, &ReplicaTarget::Group(group), known)?;
     let course = wish.course(action)?;
     let busy = store.replica_jobs()?.iter().any(|job| job.group() == group);
-    if busy || wish.is_left_over(&course) {
+    if busy || wish.is_left_over(&course) || reshard::has_replicas_wait(store, group, true)? {
         return Ok(());
     }
     let id = store.take(Counter::Job)?;

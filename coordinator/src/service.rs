@@ -21,13 +21,14 @@ use proto::machine;
 use proto::services::{
     Alarm, BoxFuture, BoxStream, Claim, ClusterState, ClusterStatus, Consistency, CoordinatorService,
     CreateKeyspace, Decision, Joined, NodeJoin, Peers, ReplicaChange, ReplicaRole, ReplicaStatus,
-    SchemaChangeRequest, SequenceBlock, ServiceResult, Spent, TransactionStatus, Verdict,
+    ReshardCommand, ReshardPlan, ReshardStatus, ReshardWish, SchemaChangeRequest, SequenceBlock,
+    ServiceResult, Spent, TransactionStatus, Verdict,
 };
 use proto::topology::Node;
 use proto::wire::Wire;
 use proto::{
-    GroupId, KeyspaceNumber, NodeId, Retry, RouterIncarnation, SchemaVersion, SequenceId, SqlState,
-    TransactionId, WireError,
+    GroupId, KeyspaceNumber, NodeId, ReshardId, Retry, RouterIncarnation, SchemaVersion, SequenceId,
+    SqlState, TransactionId, WireError,
 };
 use replica::{Host, Replica};
 use std::collections::{HashMap, HashSet};
@@ -435,6 +436,18 @@ impl CoordinatorService for Coordinator {
             let begin = move |store: Store<'_>| replicas::change(store, &change, &core.known(machine::now()));
             self.core.admit(begin).await.map(drop)
         })
+    }
+
+    fn reshard(&self, wish: ReshardWish) -> BoxFuture<'_, ServiceResult<ReshardPlan>> {
+        Box::pin(self.core.reshard(wish))
+    }
+
+    fn command(&self, reshard: ReshardId, command: ReshardCommand) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(self.core.command(reshard, command))
+    }
+
+    fn reshards(&self) -> BoxFuture<'_, ServiceResult<Vec<ReshardStatus>>> {
+        Box::pin(self.core.reshards())
     }
 
     fn decide(&self, decision: Decision) -> BoxFuture<'_, ServiceResult<Verdict>> {

@@ -6,6 +6,7 @@
 use crate::config::Config;
 use crate::decisions;
 use crate::job::Job;
+use crate::reshard::{self, Record};
 use bytes::Bytes;
 use dialect::sqlite::error;
 use proto::catalog::{Catalog, FIRST_USER_ID, RoleSettings, Sequence, Table};
@@ -60,11 +61,13 @@ pub(crate) fn init(config: &Config) -> Vec<String> {
         (Counter::Shard, 1),
         (Counter::Keyspace, 1),
         (Counter::Job, 1),
+        (Counter::Reshard, 1),
         (Counter::Answer, 1),
         (Counter::Node, 1),
         (Counter::Clock, 0),
     ];
     statements.extend(decisions::TABLES.map(String::from));
+    statements.extend(reshard::TABLES.map(String::from));
     statements.push(format!("INSERT INTO shoal_cluster VALUES (x'{:032x}')", config.cluster.0));
     statements
         .extend(config.voters.iter().map(|node| format!("INSERT INTO shoal_coordinator VALUES ({node})")));
@@ -93,6 +96,8 @@ pub(crate) enum Counter {
     Keyspace,
     /// The next job.
     Job,
+    /// The next reshard.
+    Reshard,
     /// The next answer.
     Answer,
     /// The least node id that was never given out.
@@ -111,6 +116,7 @@ impl Counter {
             Counter::Shard => "shard",
             Counter::Keyspace => "keyspace",
             Counter::Job => "job",
+            Counter::Reshard => "reshard",
             Counter::Answer => "answer",
             Counter::Node => "node",
             Counter::Clock => "clock",
@@ -254,8 +260,12 @@ impl Store<'_> {
 
     /// Forgets a keyspace with its shards.
     pub(crate) fn drop_keyspace(&self, number: KeyspaceNumber) -> Result<()> {
+        reshard::dropped(*self, number)?;
+        if let Some(row) = self.keyspaces()?.iter().find(|row| row.keyspace.number == number && row.ready) {
+            self.forget_logs(&row.keyspace)?;
+        }
         for shard in self.shards()?.into_values().filter(|shard| shard.keyspace == number) {
-            self.run("DELETE FROM shoal_shard WHERE id = ?1", [shard.id.0 as i64])?;
+            self.drop_shard(&shard)?;
         }
         self.run("DELETE FROM shoal_keyspace WHERE number = ?1", [number.0])
     }
@@ -281,10 +291,10 @@ impl Store<'_> {
             nodes: self.nodes()?,
             keyspaces: keyspaces.map(|row| (row.keyspace.number, row.keyspace)).collect(),
             shards: self.shards()?,
-            lineage: BTreeMap::new(),
+            lineage: self.lineage()?,
             coordinators: self.coordinators()?,
             joining: self.joining()?,
-            reshards: Vec::new(),
+            reshards: self.reshards()?.iter().filter_map(Record::shown).collect(),
         })
     }
 

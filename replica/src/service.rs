@@ -51,4 +51,14 @@ impl ReplicaService for Host {
     fn check(&self, group: GroupId, timeout: Duration) -> BoxFuture<'_, ServiceResult<LogIndex>> {
         Box::pin(async move { self.known(group)?.check(until(timeout)).await })
     }
+
+    fn hold_log(
+        &self,
+        group: GroupId,
+        name: String,
+        from: Option<LogIndex>,
+        timeout: Duration,
+    ) -> BoxFuture<'_, ServiceResult<LogIndex>> {
+        Box::pin(async move { self.known(group)?.hold_log(&name, from, until(timeout)).await })
+    }
 }

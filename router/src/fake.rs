@@ -701,6 +701,18 @@ impl CoordinatorService for Fake {
         Box::pin(async { Err(WireError::unsupported("replicas of a fake cluster")) })
     }
 
+    fn reshard(&self, _: ReshardWish) -> BoxFuture<'_, ServiceResult<ReshardPlan>> {
+        Box::pin(async { Err(WireError::unsupported("resharding a fake cluster")) })
+    }
+
+    fn command(&self, _: ReshardId, _: ReshardCommand) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(async { Err(WireError::unsupported("resharding a fake cluster")) })
+    }
+
+    fn reshards(&self) -> BoxFuture<'_, ServiceResult<Vec<ReshardStatus>>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+
     fn decide(&self, decision: Decision) -> BoxFuture<'_, ServiceResult<Verdict>> {
         Box::pin(async move {
             let decide = || {

@@ -83,7 +83,7 @@ impl Place<'_> {
         let replicas = self.place(keyspace, &old, ranges.len(), options)?;
         let new = ranges.into_iter().zip(replicas).map(|(range, replicas)| New {
             name: format!("{}/{range}", keyspace.name),
-            incarnation: self.incarnation(keyspace, &range),
+            incarnation: self.incarnation(keyspace, &old, &range),
             range,
             replicas,
         });
@@ -259,13 +259,15 @@ impl Place<'_> {
         Ok(placed)
     }
 
-    /// One that no shard of this name has had.
-    fn incarnation(&self, keyspace: &Keyspace, range: &KeyRange) -> Incarnation {
+    /// One that no shard of this name has had. Those of a keyspace that had the same name before had lower ones than any of
+    /// this one's shards.
+    fn incarnation(&self, keyspace: &Keyspace, old: &[&Shard], range: &KeyRange) -> Incarnation {
         let ended = self.topology().lineage.keys();
         let ended = ended.filter(|source| source.keyspace == keyspace.name && source.shard == *range);
         let there = self.topology().shards.values();
         let there = there.filter(|shard| shard.keyspace == keyspace.number && shard.range == *range);
         let had = ended.map(|source| source.incarnation.0).chain(there.map(|shard| shard.incarnation.0));
+        let had = had.chain(old.iter().map(|shard| shard.incarnation.0.saturating_sub(1)));
         Incarnation(had.max().unwrap_or(0) + 1)
     }
 }

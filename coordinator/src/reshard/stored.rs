@@ -2,6 +2,7 @@
 
 use super::record::{Counts, Hold, Options, Part, PauseCause, Paused, Record, Side, Which};
 use proto::services::ReshardPhase;
+use proto::topology::Retired;
 use proto::{
     Attempt, GroupId, Incarnation, KeyRange, KeyspaceNumber, LogIndex, NodeId, RequestId, ReshardId,
     RouterIncarnation, ShardId, SqlState, WireError,
@@ -275,6 +276,41 @@ impl Part {
             last: LogIndex(last),
         }
     }
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct StoredRetired {
+    #[prost(uint64, tag = "1")]
+    shard: u64,
+    #[prost(uint64, tag = "2")]
+    last: u64,
+    #[prost(message, repeated, tag = "3")]
+    successors: Vec<StoredSuccessor>,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+struct StoredSuccessor {
+    #[prost(uint64, tag = "1")]
+    shard: u64,
+    #[prost(uint64, tag = "2")]
+    first: u64,
+}
+
+/// What a log goes on in, as it is kept.
+pub(crate) fn retired_bytes(retired: &Retired) -> Vec<u8> {
+    let Retired { shard, last, successors } = retired;
+    let successor = |(shard, first): &(ShardId, LogIndex)| StoredSuccessor { shard: shard.0, first: first.0 };
+    let successors = successors.iter().map(successor).collect();
+    prost::Message::encode_to_vec(&StoredRetired { shard: shard.0, last: last.0, successors })
+}
+
+/// Reads what [`retired_bytes`] wrote.
+pub(crate) fn read_retired(bytes: &[u8]) -> Result<Retired, WireError> {
+    let stored: StoredRetired = prost::Message::decode(bytes).map_err(|e: prost::DecodeError| damaged(&e))?;
+    let successors = stored.successors.iter();
+    let successors =
+        successors.map(|successor| (ShardId(successor.shard), LogIndex(successor.first))).collect();
+    Ok(Retired { shard: ShardId(stored.shard), last: LogIndex(stored.last), successors })
 }
 
 fn damaged(problem: &dyn std::fmt::Display) -> WireError {

@@ -134,6 +134,16 @@ impl ReplicaService for Scripted {
     fn check(&self, group: GroupId, timeout: Duration) -> BoxFuture<'_, ServiceResult<LogIndex>> {
         self.host.check(group, timeout)
     }
+
+    fn hold_log(
+        &self,
+        group: GroupId,
+        name: String,
+        from: Option<LogIndex>,
+        timeout: Duration,
+    ) -> BoxFuture<'_, ServiceResult<LogIndex>> {
+        self.host.hold_log(group, name, from, timeout)
+    }
 }
 
 impl Peers for Directory {

@@ -7,6 +7,7 @@ mod forming;
 mod members;
 mod nodes;
 mod replicas;
+mod reshard;
 mod resuming;
 mod schema;
 mod tables;

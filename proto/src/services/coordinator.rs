@@ -1,11 +1,14 @@
 //! What the coordinator does for everyone.
 
 use super::transaction::{Claim, Decision, Spent, TransactionStatus, Verdict};
-use super::{BoxFuture, BoxStream, ReplicaStatus, ServiceResult};
+use super::{
+    BoxFuture, BoxStream, ReplicaStatus, ReshardCommand, ReshardPlan, ReshardStatus, ReshardWish,
+    ServiceResult,
+};
 use crate::catalog::{Catalog, RoleChange, Sequence, Table};
 use crate::ids::{
-    ClusterId, ColumnId, GroupId, KeyspaceNumber, NodeId, RequestId, RouterIncarnation, SchemaVersion,
-    SequenceId, TableId, TransactionId,
+    ClusterId, ColumnId, GroupId, KeyspaceNumber, NodeId, RequestId, ReshardId, RouterIncarnation,
+    SchemaVersion, SequenceId, TableId, TransactionId,
 };
 use crate::topology::{Leaders, Node, Roles, Sharding, Topology};
 use crate::value::Value;
@@ -52,6 +55,15 @@ pub trait CoordinatorService: Send + Sync {
 
     /// Changes who holds a group's replicas, and answers once it has happened.
     fn change_replicas(&self, change: ReplicaChange) -> BoxFuture<'_, ServiceResult<()>>;
+
+    /// Begins a reshard, and answers with what it will do. It goes on by itself.
+    fn reshard(&self, wish: ReshardWish) -> BoxFuture<'_, ServiceResult<ReshardPlan>>;
+
+    /// Tells a reshard what to do. The answer says that it will, not that it has.
+    fn command(&self, reshard: ReshardId, command: ReshardCommand) -> BoxFuture<'_, ServiceResult<()>>;
+
+    /// The reshards that haven't ended, and the last that have, in the order of their beginning.
+    fn reshards(&self) -> BoxFuture<'_, ServiceResult<Vec<ReshardStatus>>>;
 
     /// Decides what a transaction becomes, unless that is decided, and answers with what it has become. The answer is in
     /// the log before it is given: committed or aborted for good.

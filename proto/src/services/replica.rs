@@ -33,6 +33,16 @@ pub trait ReplicaService: Send + Sync {
     /// Has every replica of a group hash its tables at one index, and answers with that index. The hashes come with
     /// the replicas' statuses.
     fn check(&self, group: GroupId, timeout: Duration) -> BoxFuture<'_, ServiceResult<LogIndex>>;
+
+    /// Has every replica of a group keep its log from an index on for whoever has this name, or no more, and answers with
+    /// the index from which on every replica knows. 55000 if some replica may have forgotten that index already.
+    fn hold_log(
+        &self,
+        group: GroupId,
+        name: String,
+        from: Option<LogIndex>,
+        timeout: Duration,
+    ) -> BoxFuture<'_, ServiceResult<LogIndex>>;
 }
 
 /// Who belongs to a group, as a replica has applied it.

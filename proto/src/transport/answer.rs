@@ -10,9 +10,9 @@ use crate::services::*;
 use crate::wire::generated::Nothing;
 use crate::wire::generated::link::{Answer, Call, Caller, answer::Kind as AnswerKind, call::Kind};
 use crate::wire::{
-    Allocate, BranchStatuses, ChangeMembers, CheckTables, Claimed, Convert, DecodeError, OneTransaction,
-    Report, ResponseHead, SetSequence, StateEncoder, Statuses, TransactionStatuses, Transactions,
-    TransferLeader, UnsettledTransactions, Wire,
+    Allocate, BranchStatuses, ChangeMembers, CheckTables, Claimed, CommandReshard, Convert, DecodeError,
+    HoldLog, OneTransaction, Report, ReshardStatuses, ResponseHead, SetSequence, StateEncoder, Statuses,
+    TransactionStatuses, Transactions, TransferLeader, UnsettledTransactions, Wire,
 };
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
@@ -94,7 +94,9 @@ fn writes(kind: &Kind) -> bool {
         Kind::ApplySchema(_) | Kind::Register(_) | Kind::Report(_) | Kind::ChangeSchema(_) => true,
         Kind::Allocate(_) | Kind::SetSequence(_) | Kind::CreateKeyspace(_) => true,
         Kind::ChangeMembers(_) | Kind::TransferLeader(_) | Kind::Check(_) => true,
-        Kind::ChangeReplicas(_) | Kind::Join(_) => true,
+        Kind::ChangeReplicas(_) | Kind::Join(_) | Kind::HoldLog(_) => true,
+        Kind::Reshard(_) | Kind::Command(_) => true,
+        Kind::Reshards(_) => false,
         Kind::Transact(_) | Kind::Decide(_) | Kind::Finished(_) => true,
         Kind::Branches(_) | Kind::Transactions(_) | Kind::KeepAlive(_) | Kind::Claim(_) | Kind::Cut(_) => {
             false
@@ -149,6 +151,10 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
             let CheckTables(group, timeout) = CheckTables::from_message(request)?;
             AnswerKind::Check(replica(reply)?.check(group, timeout).await?.0)
         }
+        Kind::HoldLog(request) => {
+            let HoldLog { group, name, from, timeout } = HoldLog::from_message(request)?;
+            AnswerKind::HoldLog(replica(reply)?.hold_log(group, name, from, timeout).await?.0)
+        }
         Kind::Watch(Nothing {}) => {
             let states = coordinator(reply)?.watch().await?;
             return watch(reply, states).await;
@@ -184,6 +190,19 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
             let change = ReplicaChange::from_message(change)?;
             coordinator(reply)?.change_replicas(change).await?;
             AnswerKind::ChangeReplicas(Nothing {})
+        }
+        Kind::Reshard(wish) => {
+            let wish = ReshardWish::from_message(wish)?;
+            AnswerKind::Reshard(coordinator(reply)?.reshard(wish).await?.to_message())
+        }
+        Kind::Command(request) => {
+            let CommandReshard(reshard, command) = CommandReshard::from_message(request)?;
+            coordinator(reply)?.command(reshard, command).await?;
+            AnswerKind::Command(Nothing {})
+        }
+        Kind::Reshards(Nothing {}) => {
+            let reshards = coordinator(reply)?.reshards().await?;
+            AnswerKind::Reshards(ReshardStatuses(reshards).to_message())
         }
         Kind::Join(join) => {
             let join = NodeJoin::from_message(join)?;

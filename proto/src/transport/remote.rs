@@ -7,8 +7,8 @@ use super::client::NodeClient;
 use super::link::Messages;
 use crate::error::{Retry, SqlState};
 use crate::ids::{
-    GroupId, KeyspaceNumber, LogIndex, NodeId, RouterIncarnation, SchemaVersion, SequenceId, ShardId,
-    TransactionId,
+    GroupId, KeyspaceNumber, LogIndex, NodeId, ReshardId, RouterIncarnation, SchemaVersion, SequenceId,
+    ShardId, TransactionId,
 };
 use crate::rows::RowBatch;
 use crate::services::*;
@@ -16,9 +16,9 @@ use crate::topology::Node;
 use crate::wire::generated::link::{Caller, answer, call};
 use crate::wire::generated::{ClusterState as StateMessage, Nothing};
 use crate::wire::{
-    Allocate, BranchStatuses, ChangeMembers, CheckTables, Claimed, Convert, DecodeError, OneTransaction,
-    Report, ResponseHead, SetSequence, StateDecoder, Statuses, TransactionStatuses, Transactions,
-    TransferLeader, UnsettledTransactions, decode_message,
+    Allocate, BranchStatuses, ChangeMembers, CheckTables, Claimed, CommandReshard, Convert, DecodeError,
+    HoldLog, OneTransaction, Report, ReshardStatuses, ResponseHead, SetSequence, StateDecoder, Statuses,
+    TransactionStatuses, Transactions, TransferLeader, UnsettledTransactions, decode_message,
 };
 use prost::Message;
 use std::pin::Pin;
@@ -170,6 +170,23 @@ impl ReplicaService for NodeClient {
             self.simple(with_way(timeout), Retry::Unknown, call, read).await
         })
     }
+
+    fn hold_log(
+        &self,
+        group: GroupId,
+        name: String,
+        from: Option<LogIndex>,
+        timeout: Duration,
+    ) -> BoxFuture<'_, ServiceResult<LogIndex>> {
+        Box::pin(async move {
+            let call = call::Kind::HoldLog(HoldLog { group, name, from, timeout }.to_message());
+            let read = |answer| match answer {
+                answer::Kind::HoldLog(index) => Some(Ok(LogIndex(index))),
+                _ => None,
+            };
+            self.simple(with_way(timeout), Retry::Unknown, call, read).await
+        })
+    }
 }
 
 /// The time that a request may take which minds `timeout` by itself, the ways there and back included.
@@ -289,6 +306,35 @@ impl CoordinatorService for NodeClient {
             let call = call::Kind::ChangeReplicas(change.to_message());
             let read = |answer| matches!(answer, answer::Kind::ChangeReplicas(_)).then_some(Ok(()));
             self.simple(None, Retry::Unknown, call, read).await
+        })
+    }
+
+    fn reshard(&self, wish: ReshardWish) -> BoxFuture<'_, ServiceResult<ReshardPlan>> {
+        Box::pin(async move {
+            let call = call::Kind::Reshard(wish.to_message());
+            let read = |answer| match answer {
+                answer::Kind::Reshard(plan) => Some(ReshardPlan::from_message(plan)),
+                _ => None,
+            };
+            self.simple(self.call_timeout(), Retry::Unknown, call, read).await
+        })
+    }
+
+    fn command(&self, reshard: ReshardId, command: ReshardCommand) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(async move {
+            let call = call::Kind::Command(CommandReshard(reshard, command).to_message());
+            let read = |answer| matches!(answer, answer::Kind::Command(_)).then_some(Ok(()));
+            self.simple(self.call_timeout(), Retry::Unknown, call, read).await
+        })
+    }
+
+    fn reshards(&self) -> BoxFuture<'_, ServiceResult<Vec<ReshardStatus>>> {
+        Box::pin(async move {
+            let read = |answer| match answer {
+                answer::Kind::Reshards(all) => Some(ReshardStatuses::from_message(all).map(|all| all.0)),
+                _ => None,
+            };
+            self.simple(self.call_timeout(), Retry::Later, call::Kind::Reshards(Nothing {}), read).await
         })
     }
 

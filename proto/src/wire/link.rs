@@ -3,10 +3,13 @@
 use super::generated::{self as pb, link};
 use super::shard::nanos;
 use super::topology::{node_numbers, nodes};
-use super::{Convert, DecodeError, each, id, maybe, messages};
-use crate::ids::{GroupId, LogIndex, NodeId, RouterIncarnation, SequenceId, TransactionId};
+use super::{Convert, DecodeError, each, id, maybe, messages, one};
+use crate::ids::{GroupId, LogIndex, NodeId, ReshardId, RouterIncarnation, SequenceId, TransactionId};
 use crate::rows::RowBatch;
-use crate::services::{BranchStatus, ClusterState, ReplicaStatus, Spent, TransactionStatus, Unsettled};
+use crate::services::{
+    BranchStatus, ClusterState, ReplicaStatus, ReshardCommand, ReshardStatus, Spent, TransactionStatus,
+    Unsettled,
+};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -277,6 +280,72 @@ impl Convert for CheckTables {
     fn from_message(message: link::CheckTables) -> Result<Self, DecodeError> {
         let link::CheckTables { group, timeout } = message;
         Ok(CheckTables(GroupId(id("group", group)?), Duration::from_nanos(timeout)))
+    }
+}
+
+/// For whom a group's log is to be kept, from where on.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct HoldLog {
+    pub group: GroupId,
+    pub name: String,
+    pub from: Option<LogIndex>,
+    pub timeout: Duration,
+}
+
+impl Convert for HoldLog {
+    type Message = link::HoldLog;
+    const NAME: &'static str = "hold_log";
+
+    fn to_message(&self) -> link::HoldLog {
+        let HoldLog { group, name, from, timeout } = self;
+        let from = from.map(|index| index.0);
+        link::HoldLog { group: group.0, name: name.clone(), from, timeout: nanos(*timeout) }
+    }
+
+    fn from_message(message: link::HoldLog) -> Result<Self, DecodeError> {
+        let link::HoldLog { group, name, from, timeout } = message;
+        let from = from.map(|index| Ok(LogIndex(id("from", index)?))).transpose()?;
+        Ok(HoldLog {
+            group: GroupId(id("group", group)?),
+            name,
+            from,
+            timeout: Duration::from_nanos(timeout),
+        })
+    }
+}
+
+/// What a reshard is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct CommandReshard(pub ReshardId, pub ReshardCommand);
+
+impl Convert for CommandReshard {
+    type Message = link::CommandReshard;
+    const NAME: &'static str = "command";
+
+    fn to_message(&self) -> link::CommandReshard {
+        link::CommandReshard { reshard: self.0.0, command: Some(self.1.to_message()) }
+    }
+
+    fn from_message(message: link::CommandReshard) -> Result<Self, DecodeError> {
+        let link::CommandReshard { reshard, command } = message;
+        Ok(CommandReshard(ReshardId(id("reshard", reshard)?), one("command", command)?))
+    }
+}
+
+/// The statuses of many reshards.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ReshardStatuses(pub Vec<ReshardStatus>);
+
+impl Convert for ReshardStatuses {
+    type Message = link::ReshardStatuses;
+    const NAME: &'static str = "reshards";
+
+    fn to_message(&self) -> link::ReshardStatuses {
+        link::ReshardStatuses { reshards: messages(&self.0) }
+    }
+
+    fn from_message(message: link::ReshardStatuses) -> Result<Self, DecodeError> {
+        Ok(ReshardStatuses(each("reshards", message.reshards)?))
     }
 }
 

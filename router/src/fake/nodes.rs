@@ -159,4 +159,14 @@ impl ReplicaService for FakeNode {
     fn check(&self, _: GroupId, _: Duration) -> BoxFuture<'_, ServiceResult<LogIndex>> {
         Box::pin(async { Err(WireError::unsupported("a check of a fake group")) })
     }
+
+    fn hold_log(
+        &self,
+        _: GroupId,
+        _: String,
+        _: Option<LogIndex>,
+        _: Duration,
+    ) -> BoxFuture<'_, ServiceResult<LogIndex>> {
+        Box::pin(async { Err(WireError::unsupported("holding a fake group's log")) })
+    }
 }

@@ -169,6 +169,17 @@ impl ReplicaService for Replicas {
     fn check(&self, group: GroupId, timeout: Duration) -> BoxFuture<'_, ServiceResult<LogIndex>> {
         Box::pin(async move { Ok(LogIndex(group.0 + timeout.as_secs())) })
     }
+
+    fn hold_log(
+        &self,
+        group: GroupId,
+        name: String,
+        from: Option<LogIndex>,
+        timeout: Duration,
+    ) -> BoxFuture<'_, ServiceResult<LogIndex>> {
+        let error = WireError::internal(format!("{group} {name} {from:?} {timeout:?}"));
+        Box::pin(async move { Err(error) })
+    }
 }
 
 fn transaction() -> TransactionId {
@@ -196,6 +207,30 @@ fn status() -> ReplicaStatus {
         leader: Some(NodeId(2)),
         applied: LogIndex(77),
         ..ReplicaStatus::new(NodeId(2), GroupId(1))
+    }
+}
+
+fn reshard_status() -> ReshardStatus {
+    ReshardStatus {
+        id: ReshardId(7),
+        what: "split".into(),
+        keyspace: "main".into(),
+        phase: ReshardPhase::CatchingUp,
+        attempt: Attempt(2),
+        old: vec!["main/-80".into()],
+        new: vec!["main/-40".into(), "main/40-80".into()],
+        wanted: true,
+        bytes: Some(Progress { done: 1, total: 2 }),
+        rows: Some(3),
+        lag: Some(HANG),
+        paused: Some("a rest".into()),
+        failed: None,
+        message: "a message".into(),
+        switches: 2,
+        ended: 1,
+        pause: Some(HANG),
+        completes_in: None,
+        since: HANG,
     }
 }
 
@@ -237,6 +272,18 @@ impl CoordinatorService for Coordinator {
 
     fn change_replicas(&self, change: ReplicaChange) -> BoxFuture<'_, ServiceResult<()>> {
         Box::pin(async move { Err(WireError::internal(format!("{change:?}"))) })
+    }
+
+    fn reshard(&self, wish: ReshardWish) -> BoxFuture<'_, ServiceResult<ReshardPlan>> {
+        Box::pin(async move { Err(WireError::internal(format!("{wish:?}"))) })
+    }
+
+    fn command(&self, reshard: ReshardId, command: ReshardCommand) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(async move { Err(WireError::internal(format!("{reshard} {command:?}"))) })
+    }
+
+    fn reshards(&self) -> BoxFuture<'_, ServiceResult<Vec<ReshardStatus>>> {
+        Box::pin(async { Ok(vec![reshard_status()]) })
     }
 
     fn join(&self, join: NodeJoin) -> BoxFuture<'_, ServiceResult<Joined>> {

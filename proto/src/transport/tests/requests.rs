@@ -241,6 +241,15 @@ async fn every_other_request_crosses() {
     let change = ReplicaChange { request: id, target, action: ReplicaAction::Add(NodeId(4)) };
     let told = soon(client.change_replicas(change.clone())).await.unwrap_err().message;
     assert_eq!(told, format!("{change:?}"));
+    let course = ReshardCourse::Split { shard: "main/-80".into(), at: SplitAt::Bounds(vec![vec![0x40]]) };
+    let wish = ReshardWish { request: id, course, options: ReshardOptions::default(), dry_run: true };
+    let told = soon(client.reshard(wish.clone())).await.unwrap_err().message;
+    assert_eq!(told, format!("{wish:?}"));
+    let told = soon(client.command(ReshardId(7), ReshardCommand::Verify)).await.unwrap_err().message;
+    assert_eq!(told, "7 Verify");
+    assert_eq!(soon(client.reshards()).await, Ok(vec![reshard_status()]));
+    let held = client.hold_log(GroupId(4), "reshard/7/1".into(), Some(LogIndex(3)), HANG);
+    assert_eq!(soon(held).await.unwrap_err().message, format!("4 reshard/7/1 Some(LogIndex(3)) {HANG:?}"));
     let voters = vec![NodeId(1), NodeId(2)];
     let asked = client.change_members(GroupId(4), voters.clone(), Some(NodeId(2)), HANG);
     let members = Members { voters, learners: vec![NodeId(2)], joint: true };
