@@ -9,8 +9,8 @@
 //! - Everything else runs alone. Its entries refuse plans older than the version that it is about to publish, so
 //!   that routers wait for that version instead of meeting tables that are not what they planned for.
 
-use crate::alter;
-use crate::job::{Copying, Entry, Failure, Job, Stage};
+use crate::alter::{self, Placed};
+use crate::job::{Copying, Doing, Entry, Failure, Job, Stage};
 use crate::keyspace;
 use crate::reshard;
 use crate::store::{Counter, Store};
@@ -115,7 +115,7 @@ pub(crate) fn keyspace(store: Store<'_>, wish: &CreateKeyspace) -> Result<Admiss
     }
     let before = keyspace::shards_of(store, &Placement::Reference)?;
     let made = keyspace::make(store, wish, None, false)?;
-    let stages = admitting.furnish(&references, &before, &made, Vec::new())?;
+    let stages = admitting.furnish(&references, &before, &made, Doing::default())?;
     admitting.begin(None, stages, !references.is_empty(), Some(made.number), &[REFERENCES], &[])
 }
 
@@ -186,12 +186,12 @@ impl Admitting<'_> {
             }
             _ => None,
         };
-        let create = physical::create(&table)?;
+        let mut entry = Entry::default();
+        entry.doing.create(&table, keyspace::sharding_of(self.store, &table.placement)?)?;
         let stages = match &made {
-            Some(made) => self.furnish(&references, &before, made, create)?,
+            Some(made) => self.furnish(&references, &before, made, entry.doing)?,
             None => {
-                let entry =
-                    Entry { statements: create, undo: physical::drop(table.id), require_empty: Vec::new() };
+                entry.undo.drop(table.id);
                 let shards = keyspace::shards_of(self.store, &table.placement)?;
                 let entries = shards.into_iter().map(|shard| (shard, entry.clone())).collect();
                 vec![Stage::entries(entries, false, Failure::Undo), Stage::publish()]
@@ -204,21 +204,20 @@ impl Admitting<'_> {
     }
 
     /// The stages that make a keyspace serve: its shards get the reference tables with their rows, and `further`
-    /// statements. With reference tables, all that other shards serve is held off meanwhile, so that no row is missed.
+    /// tables. With reference tables, all that other shards serve is held off meanwhile, so that no row is missed.
     fn furnish(
         &self,
         references: &[Table],
         before: &[ShardId],
         made: &Keyspace,
-        further: Vec<String>,
+        further: Doing,
     ) -> Result<Vec<Stage>> {
-        let mut statements = Vec::new();
-        for table in references {
-            statements.extend(physical::create(table)?);
-        }
-        statements.extend(further);
         // Nothing to undo: a keyspace that never served is forgotten with its shards.
-        let entry = Entry { statements, ..Entry::default() };
+        let mut entry = Entry::default();
+        for table in references {
+            entry.doing.create(table, keyspace::sharding_of(self.store, &table.placement)?)?;
+        }
+        entry.doing.extend(further);
         let fresh: BTreeMap<_, _> = made.shards.iter().map(|shard| (*shard, entry.clone())).collect();
         if references.is_empty() {
             return Ok(vec![Stage::entries(fresh, false, Failure::Undo), Stage::publish()]);
@@ -266,7 +265,8 @@ impl Admitting<'_> {
         let sequences = self.give_ids(&mut table, sequences)?;
         let alteration = if old.placement == table.placement {
             let shards = keyspace::shards_of(self.store, &old.placement)?;
-            alter::in_place(&old, &table, fill, &shards)?
+            let sharding = keyspace::sharding_of(self.store, &old.placement)?;
+            alter::in_place(&old, &table, fill, &shards, sharding)?
         } else {
             if matches!(table.placement, Placement::Sharded { keyspace, .. } if keyspace == KeyspaceNumber(0))
             {
@@ -275,7 +275,10 @@ impl Admitting<'_> {
             }
             let source = keyspace::shards_of(self.store, &old.placement)?;
             let target = keyspace::shards_of(self.store, &table.placement)?;
-            alter::re_place(&old, &table, &source, &target)?
+            let sharding = |table: &Table| keyspace::sharding_of(self.store, &table.placement);
+            let before = Placed { table: &old, shards: &source, sharding: sharding(&old)? };
+            let after = Placed { table: &table, shards: &target, sharding: sharding(&table)? };
+            alter::re_place(&before, &after)?
         };
         if alteration.alone && self.store.busy()?.0 {
             return Ok(Admission::Wait);
@@ -315,7 +318,7 @@ impl Admitting<'_> {
         for table in &tables {
             let shards = keyspace::shards_of(self.store, &table.placement)?;
             for shard in shards.into_iter().filter(|shard| !gone.contains(shard)) {
-                entries.entry(shard).or_default().statements.extend(physical::drop(table.id));
+                entries.entry(shard).or_default().doing.drop(table.id);
             }
         }
         let stages = vec![Stage::publish(), Stage::entries(entries, true, Failure::Ignore)];
@@ -336,7 +339,7 @@ impl Admitting<'_> {
                 objects.push(REFERENCES);
             }
             for shard in keyspace::shards_of(self.store, &table.placement)? {
-                entries.entry(shard).or_default().statements.extend(physical::truncate(*id));
+                entries.entry(shard).or_default().doing.statements.extend(physical::truncate(*id));
             }
         }
         objects.dedup();

@@ -5,9 +5,9 @@
 //! that one and can be undone without loss, the last ones turn it into the new.
 
 use crate::job::{Entry, Failure, Stage};
-use dialect::physical;
 use dialect::types::{Type, Typed};
 use proto::catalog::{Check, Column, Index, Table, TypeRef};
+use proto::topology::Sharding;
 use proto::{ColumnId, ShardId, Value, WireError};
 use std::collections::BTreeMap;
 
@@ -24,6 +24,7 @@ pub(crate) fn in_place(
     new: &Table,
     fill: &[(ColumnId, Value)],
     shards: &[ShardId],
+    sharding: Sharding,
 ) -> Result<Alteration, WireError> {
     for column in &new.columns {
         if old.column(column.id).is_some_and(|before| !holds_all(before.ty, column.ty)) {
@@ -35,43 +36,44 @@ pub(crate) fn in_place(
         }
     }
     let middle = middle(old, new);
-    let first = physical::change(old, &middle, fill)?;
-    let last = physical::change(&middle, new, &[])?;
-    let alone = !first.is_empty() && !is_harmless(old, &middle, fill);
+    let (mut first, mut last) = (Entry::default(), Entry::default());
+    first.doing.change(old, &middle, fill, sharding)?;
+    last.doing.change(&middle, new, &[], sharding)?;
+    let alone = !first.doing.is_nothing() && !is_harmless(old, &middle, fill);
     let mut stages = Vec::new();
-    if !first.is_empty() {
-        let undo = physical::change(&middle, old, &[])?;
-        let entry = Entry { statements: first, undo, require_empty: Vec::new() };
-        stages.push(Stage::entries(everywhere(shards, &entry), alone, Failure::Undo));
+    if !first.doing.is_nothing() {
+        first.undo.change(&middle, old, &[], sharding)?;
+        stages.push(Stage::entries(everywhere(shards, &first), alone, Failure::Undo));
     }
     stages.push(Stage::publish());
-    if !last.is_empty() {
-        let entry = Entry { statements: last, ..Entry::default() };
-        stages.push(Stage::entries(everywhere(shards, &entry), true, Failure::Ignore));
+    if !last.doing.is_nothing() {
+        stages.push(Stage::entries(everywhere(shards, &last), true, Failure::Ignore));
     }
     Ok(Alteration { stages, alone })
 }
 
+/// A table, the shards that have it, and how its keyspace places rows.
+pub(crate) struct Placed<'a> {
+    pub(crate) table: &'a Table,
+    pub(crate) shards: &'a [ShardId],
+    pub(crate) sharding: Sharding,
+}
+
 /// An empty table that moves to other shards, or that rows find another way to.
-pub(crate) fn re_place(
-    old: &Table,
-    new: &Table,
-    source: &[ShardId],
-    target: &[ShardId],
-) -> Result<Alteration, WireError> {
+pub(crate) fn re_place(old: &Placed<'_>, new: &Placed<'_>) -> Result<Alteration, WireError> {
     let mut entries: BTreeMap<ShardId, Entry> = BTreeMap::new();
-    for shard in source {
+    for shard in old.shards {
         let entry = entries.entry(*shard).or_default();
-        entry.statements.extend(physical::drop(old.id));
-        entry.require_empty.push(old.id.0);
+        entry.doing.drop(old.table.id);
+        entry.require_empty.push(old.table.id.0);
     }
-    for shard in target {
+    for shard in new.shards {
         let entry = entries.entry(*shard).or_default();
-        entry.statements.extend(physical::create(new)?);
-        entry.undo.extend(physical::drop(new.id));
+        entry.doing.create(new.table, new.sharding)?;
+        entry.undo.drop(new.table.id);
     }
-    for shard in source {
-        entries.entry(*shard).or_default().undo.extend(physical::create(old)?);
+    for shard in old.shards {
+        entries.entry(*shard).or_default().undo.create(old.table, old.sharding)?;
     }
     let stages = vec![Stage::entries(entries, true, Failure::Undo), Stage::publish()];
     Ok(Alteration { stages, alone: true })

@@ -4,9 +4,16 @@
 //! can take it up where it stands. Its stages are worked off in order; each can be done again without harm, for the
 //! shards know a step by its name. The messages here are kept on disk: a field's number is for ever.
 
+use dialect::physical;
+use proto::catalog::Table;
+use proto::layout::{Layout, TableLayout};
 use proto::services::SchemaChange;
+use proto::topology::Sharding;
 use proto::wire::Wire;
-use proto::{KeyspaceNumber, RequestId, RouterIncarnation, SchemaVersion, ShardId, SqlState, WireError};
+use proto::{
+    ColumnId, KeyspaceNumber, RequestId, RouterIncarnation, SchemaVersion, ShardId, SqlState, TableId, Value,
+    WireError,
+};
 use std::collections::BTreeMap;
 
 /// Undoing a stage is a step of its own on a shard, so many further on.
@@ -97,6 +104,12 @@ pub(crate) struct Group {
     pub(crate) undo: Vec<String>,
     #[prost(uint32, repeated, tag = "4")]
     pub(crate) require_empty: Vec<u32>,
+    /// How rows lie after the statements: [`TableLayout`]s.
+    #[prost(bytes = "vec", repeated, tag = "5")]
+    layouts: Vec<Vec<u8>>,
+    /// And after what undoes them.
+    #[prost(bytes = "vec", repeated, tag = "6")]
+    undo_layouts: Vec<Vec<u8>>,
 }
 
 /// A table whose rows go to further shards.
@@ -115,9 +128,73 @@ pub(crate) struct Copying {
 /// An entry for one shard.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Entry {
-    pub(crate) statements: Vec<String>,
-    pub(crate) undo: Vec<String>,
+    pub(crate) doing: Doing,
+    pub(crate) undo: Doing,
     pub(crate) require_empty: Vec<u32>,
+}
+
+/// What an entry does to tables.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Doing {
+    pub(crate) statements: Vec<String>,
+    /// How rows lie afterwards in the tables that it makes, changes or drops.
+    layouts: BTreeMap<TableId, Option<Layout>>,
+}
+
+/// What one shard is to do in a step.
+pub(crate) struct Request {
+    pub(crate) shard: ShardId,
+    pub(crate) statements: Vec<String>,
+    /// How rows lie after the statements.
+    pub(crate) layouts: Vec<TableLayout>,
+    pub(crate) require_empty: Vec<TableId>,
+}
+
+impl Doing {
+    /// Makes a table.
+    pub(crate) fn create(&mut self, table: &Table, sharding: Sharding) -> Result<(), WireError> {
+        self.statements.extend(physical::create(table)?);
+        self.layouts.insert(table.id, Some(physical::layout(table, sharding)?));
+        Ok(())
+    }
+
+    /// Makes another table of one.
+    pub(crate) fn change(
+        &mut self,
+        old: &Table,
+        new: &Table,
+        fill: &[(ColumnId, Value)],
+        sharding: Sharding,
+    ) -> Result<(), WireError> {
+        let statements = physical::change(old, new, fill)?;
+        if !statements.is_empty() {
+            self.statements.extend(statements);
+            self.layouts.insert(new.id, Some(physical::layout(new, sharding)?));
+        }
+        Ok(())
+    }
+
+    /// Drops a table.
+    pub(crate) fn drop(&mut self, table: TableId) {
+        self.statements.extend(physical::drop(table));
+        self.layouts.insert(table, None);
+    }
+
+    /// Whether there is nothing to do.
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.statements.is_empty()
+    }
+
+    /// Does further things afterwards.
+    pub(crate) fn extend(&mut self, further: Doing) {
+        self.statements.extend(further.statements);
+        self.layouts.extend(further.layouts);
+    }
+
+    fn into_parts(self) -> (Vec<String>, Vec<Vec<u8>>) {
+        let layouts = self.layouts.into_iter().map(|(table, layout)| TableLayout { table, layout }.encode());
+        (self.statements, layouts.collect())
+    }
 }
 
 impl Job {
@@ -221,13 +298,32 @@ impl Job {
     }
 
     /// What undoes the failed stage, for each shard that needs it.
-    pub(crate) fn undoing(&self) -> Vec<(ShardId, Vec<String>)> {
+    pub(crate) fn undoing(&self) -> Result<Vec<Request>, WireError> {
         let groups = self.current().map(|stage| stage.groups.as_slice()).unwrap_or_default();
-        let entries = groups.iter().filter(|group| !group.undo.is_empty()).flat_map(|group| {
+        let mut requests = Vec::new();
+        for group in groups.iter().filter(|group| !group.undo.is_empty()) {
             let shards = group.shards.iter().filter(|shard| self.undo.contains(shard));
-            shards.map(|shard| (ShardId(*shard), group.undo.clone()))
-        });
-        entries.collect()
+            requests.extend(Request::each(shards, &group.undo, &group.undo_layouts, &[])?);
+        }
+        Ok(requests)
+    }
+}
+
+impl Request {
+    fn each<'a>(
+        shards: impl Iterator<Item = &'a u64>,
+        statements: &[String],
+        layouts: &[Vec<u8>],
+        require_empty: &[u32],
+    ) -> Result<impl Iterator<Item = Request>, WireError> {
+        let read = |bytes: &Vec<u8>| TableLayout::decode(bytes).map_err(|e| damaged(&e));
+        let layouts: Vec<_> = layouts.iter().map(read).collect::<Result<_, _>>()?;
+        Ok(shards.map(move |shard| Request {
+            shard: ShardId(*shard),
+            statements: statements.to_vec(),
+            layouts: layouts.clone(),
+            require_empty: require_empty.iter().map(|id| TableId(*id)).collect(),
+        }))
     }
 }
 
@@ -236,22 +332,34 @@ impl Stage {
     pub(crate) fn entries(entries: BTreeMap<ShardId, Entry>, fence: bool, failure: Failure) -> Self {
         let mut groups: Vec<Group> = Vec::new();
         for (shard, entry) in entries {
-            let same = groups.iter_mut().find(|group| {
-                group.statements == entry.statements
-                    && group.undo == entry.undo
-                    && group.require_empty == entry.require_empty
+            let (statements, layouts) = entry.doing.into_parts();
+            let (undo, undo_layouts) = entry.undo.into_parts();
+            let require_empty = entry.require_empty;
+            let mut group =
+                Group { shards: Vec::new(), statements, undo, require_empty, layouts, undo_layouts };
+            let same = groups.iter_mut().find(|other| {
+                group.shards.clone_from(&other.shards);
+                group == **other
             });
             match same {
-                Some(group) => group.shards.push(shard.0),
-                None => groups.push(Group {
-                    shards: vec![shard.0],
-                    statements: entry.statements,
-                    undo: entry.undo,
-                    require_empty: entry.require_empty,
-                }),
+                Some(same) => same.shards.push(shard.0),
+                None => {
+                    group.shards = vec![shard.0];
+                    groups.push(group);
+                }
             }
         }
         Stage { kind: Kind::Entries as i32, groups, fence, failure: failure as i32, copies: Vec::new() }
+    }
+
+    /// What its entries are, for each shard.
+    pub(crate) fn requests(&self) -> Result<Vec<Request>, WireError> {
+        let mut requests = Vec::new();
+        for group in &self.groups {
+            let shards = group.shards.iter();
+            requests.extend(Request::each(shards, &group.statements, &group.layouts, &group.require_empty)?);
+        }
+        Ok(requests)
     }
 
     /// The stage that publishes.

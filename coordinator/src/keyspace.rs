@@ -137,15 +137,24 @@ pub(crate) fn of(placement: &Placement) -> Option<KeyspaceNumber> {
     }
 }
 
+/// How a table of this placement finds its rows' shards; one that is in no keyspace has all rows together.
+pub(crate) fn sharding_of(store: Store<'_>, placement: &Placement) -> Result<Sharding, WireError> {
+    let Some(number) = of(placement) else { return Ok(Sharding::Single) };
+    let found = store.keyspaces()?.into_iter().find(|row| row.keyspace.number == number);
+    found.map(|row| row.keyspace.sharding).ok_or_else(|| missing(number))
+}
+
+fn missing(number: KeyspaceNumber) -> WireError {
+    WireError::new(SqlState::UNDEFINED_OBJECT, format!("keyspace {number} does not exist"))
+}
+
 /// The shards that hold a table of this placement, now.
 pub(crate) fn shards_of(store: Store<'_>, placement: &Placement) -> Result<Vec<ShardId>, WireError> {
     let rows = store.keyspaces()?;
     match placement {
         Placement::Sharded { keyspace, .. } | Placement::Single { keyspace } => {
             let found = rows.into_iter().find(|row| row.keyspace.number == *keyspace);
-            found.map(|row| row.keyspace.shards).ok_or_else(|| {
-                WireError::new(SqlState::UNDEFINED_OBJECT, format!("keyspace {keyspace} does not exist"))
-            })
+            found.map(|row| row.keyspace.shards).ok_or_else(|| missing(*keyspace))
         }
         Placement::Reference => {
             Ok(rows.into_iter().filter(|row| row.ready).flat_map(|row| row.keyspace.shards).collect())

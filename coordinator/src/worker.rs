@@ -4,7 +4,7 @@
 //! A worker keeps nothing that the record doesn't have: another leader's worker goes on from the same place. Two at
 //! once do no harm, for shards know a step that they have had, and a job moves on only from where it stands.
 
-use crate::job::{Copying, Failure, Job, Kind, Stage};
+use crate::job::{Copying, Failure, Job, Kind, Request, Stage};
 use crate::publish;
 use crate::reach::{Pause, Reach, next};
 use crate::store::{self, Store};
@@ -69,9 +69,7 @@ impl Worker {
     async fn move_on(&self, id: u64) -> Result<bool, WireError> {
         let Some(job) = self.job(id).await? else { return Ok(false) };
         if job.has_failed() {
-            let undoing =
-                job.undoing().into_iter().map(|(shard, statements)| (shard, statements, Vec::new()));
-            let applied = self.apply(&job, job.undo_step(), None, undoing.collect()).await?;
+            let applied = self.apply(&job, job.undo_step(), None, job.undoing()?).await?;
             if let Some(error) = applied.error {
                 tracing::error!(job = id, %error, "what a failed schema change did can't be undone");
             }
@@ -119,11 +117,7 @@ impl Worker {
 
     async fn entries(&self, job: &Job, stage: &Stage) -> Result<Applied, WireError> {
         let least = if stage.fence { job.version() } else { None };
-        let entries = stage.groups.iter().flat_map(|group| {
-            let tables: Vec<_> = group.require_empty.iter().map(|id| TableId(*id)).collect();
-            group.shards.iter().map(move |shard| (ShardId(*shard), group.statements.clone(), tables.clone()))
-        });
-        self.apply(job, job.step(), least, entries.collect()).await
+        self.apply(job, job.step(), least, stage.requests()?).await
     }
 
     /// Applies a step on shards, all of them to the end: only so is it known what there would be to undo.
@@ -132,18 +126,18 @@ impl Worker {
         job: &Job,
         step: u32,
         least_version: Option<SchemaVersion>,
-        entries: Vec<(ShardId, Vec<String>, Vec<TableId>)>,
+        requests: Vec<Request>,
     ) -> Result<Applied, WireError> {
         let turns = Arc::new(Semaphore::new(AT_ONCE));
         let mut asked = JoinSet::new();
         // The job's shards were all there when it was admitted: one that isn't any more took its tables with it.
         let present = self.shards().await?;
-        for (shard, statements, require_empty) in entries {
+        for Request { shard, statements, layouts, require_empty } in requests {
             if !present.contains(&shard) {
                 continue;
             }
             let step = SchemaStep { job: job.id, step };
-            let request = SchemaRequest { shard, step, statements, least_version, require_empty };
+            let request = SchemaRequest { shard, step, statements, layouts, least_version, require_empty };
             let (reach, turns) = (self.reach.clone(), Arc::clone(&turns));
             asked.spawn(async move {
                 let _turn = turns.acquire().await;

@@ -15,7 +15,9 @@
 
 use crate::key::{has_own_key_form, key_sql};
 use crate::types::Type;
-use proto::catalog::{Column, Index, Table, TypeRef};
+use proto::catalog::{Column, Index, Placement, Table, TypeRef};
+use proto::layout::{Layout, LayoutColumn, Place};
+use proto::topology::Sharding;
 use proto::{ColumnId, IndexId, TableId, Value, WireError};
 use std::fmt::Write as _;
 
@@ -117,6 +119,27 @@ pub fn rowid_column(table: &Table) -> Option<ColumnId> {
 /// What indexes hold of a column, as SQL over the table: its key form. ON CONFLICT must name it so.
 pub fn key_column(table: &Table, id: ColumnId) -> Result<String, WireError> {
     Ok(key_sql(type_of(column(table, id)?.ty)?, &column_name(id)))
+}
+
+/// How the table's rows lie on a shard, once a shard has it. `sharding` is its keyspace's; any, if it is in none.
+pub fn layout(table: &Table, sharding: Sharding) -> Result<Layout, WireError> {
+    let columns = in_order(table);
+    let position = |id: &ColumnId| {
+        let place = columns.iter().position(|column| column.id == *id);
+        let unknown = || WireError::internal(format!("table {} has no column {id}", table.id));
+        place.map(|place| place as u32).ok_or_else(unknown)
+    };
+    let positions = |ids: &[ColumnId]| ids.iter().map(position).collect::<Result<Vec<_>, _>>();
+    let place = match &table.placement {
+        Placement::Sharded { key, .. } => Place::Sharded(sharding, positions(key)?),
+        Placement::Single { .. } => Place::Single,
+        Placement::Reference => Place::Reference,
+    };
+    Ok(Layout {
+        primary_key: positions(&table.primary_key)?,
+        place,
+        columns: columns.iter().map(|column| LayoutColumn { id: column.id, ty: column.ty.oid }).collect(),
+    })
 }
 
 /// Statements that make the table with its indexes.

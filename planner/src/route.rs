@@ -45,7 +45,7 @@ pub fn route_row(target: &InsertTarget, row: &[Value], topology: &Topology) -> R
         InsertTarget::Sharded { keyspace, key } => {
             let found = find_keyspace(*keyspace, topology)?;
             let forms: Vec<_> = key.iter().map(|(place, ty)| key_form(*ty, row[*place].as_ref())).collect();
-            let id = keyspace_id(found, forms.iter().map(Value::as_ref));
+            let id = KeyspaceId::of(found.sharding, forms.iter().map(Value::as_ref));
             one(found, &id, topology).map(Route::One)
         }
         InsertTarget::Single(keyspace) => Ok(all(find_keyspace(*keyspace, topology)?)),
@@ -83,14 +83,6 @@ fn some(keyspace: &Keyspace, shards: BTreeSet<ShardId>) -> Route {
     }
 }
 
-fn keyspace_id<'a>(keyspace: &Keyspace, key: impl IntoIterator<Item = ValueRef<'a>>) -> KeyspaceId {
-    match keyspace.sharding {
-        Sharding::Hash => KeyspaceId::hash(key),
-        Sharding::Range => KeyspaceId::range(key),
-        Sharding::Single => KeyspaceId(Vec::new()),
-    }
-}
-
 fn one(keyspace: &Keyspace, id: &KeyspaceId, topology: &Topology) -> Result<ShardId, WireError> {
     topology
         .shard_for(keyspace.number, &id.0)
@@ -114,7 +106,7 @@ fn by_values(
         forms.push(column);
     }
     if forms.iter().all(|column| column.len() == 1) {
-        let id = keyspace_id(keyspace, forms.iter().map(|column| column[0].as_ref()));
+        let id = KeyspaceId::of(keyspace.sharding, forms.iter().map(|column| column[0].as_ref()));
         return one(keyspace, &id, topology).map(Route::One);
     }
     let combinations = forms.iter().try_fold(1usize, |n, column| n.checked_mul(column.len()));
@@ -125,7 +117,7 @@ fn by_values(
     let mut at = vec![0; forms.len()];
     loop {
         let values = forms.iter().zip(&at).map(|(column, i)| column[*i].as_ref());
-        shards.insert(one(keyspace, &keyspace_id(keyspace, values), topology)?);
+        shards.insert(one(keyspace, &KeyspaceId::of(keyspace.sharding, values), topology)?);
         // Counts through every combination, the last column fastest.
         let Some(column) = (0..forms.len()).rev().find(|c| at[*c] + 1 < forms[*c].len()) else {
             break;
@@ -163,7 +155,11 @@ fn by_rows(
         }
         // NULL equals no key.
         if forms.len() == key.len() {
-            shards.insert(one(keyspace, &keyspace_id(keyspace, forms.iter().map(Value::as_ref)), topology)?);
+            shards.insert(one(
+                keyspace,
+                &KeyspaceId::of(keyspace.sharding, forms.iter().map(Value::as_ref)),
+                topology,
+            )?);
         }
     }
     Ok(some(keyspace, shards))

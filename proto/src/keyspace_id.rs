@@ -9,6 +9,7 @@
 //! flipped; doubles (0x18) 8 bytes big-endian, all bits flipped if negative, else the sign bit; text (0x20) and
 //! blobs (0x28) their bytes with 00 written as 00 ff, ended by 00 01.
 
+use crate::topology::Sharding;
 use crate::value::ValueRef;
 
 /// The bytes that place a row. Compared as bytes.
@@ -16,6 +17,15 @@ use crate::value::ValueRef;
 pub struct KeyspaceId(pub Vec<u8>);
 
 impl KeyspaceId {
+    /// Where a row of a keyspace belongs, by its shard key in key form. All rows belong together in one of a single shard.
+    pub fn of<'a>(sharding: Sharding, key: impl IntoIterator<Item = ValueRef<'a>>) -> Self {
+        match sharding {
+            Sharding::Hash => Self::hash(key),
+            Sharding::Range => Self::range(key),
+            Sharding::Single => Self(Vec::new()),
+        }
+    }
+
     /// hash: xxh3-64 (seed 0) of the encoded shard key, big-endian.
     pub fn hash<'a>(key: impl IntoIterator<Item = ValueRef<'a>>) -> Self {
         let mut encoded = Vec::with_capacity(32);

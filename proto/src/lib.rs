@@ -14,6 +14,7 @@ pub mod gtid;
 pub mod ids;
 pub mod key_range;
 pub mod keyspace_id;
+pub mod layout;
 pub mod lineage;
 #[cfg(feature = "machine")]
 pub mod machine;

@@ -4,7 +4,7 @@
 //! version is read where the rows are read and raised by the entry that changes the tables, so a plan can never meet
 //! tables that it wasn't made for. On the writer, which runs those entries itself, it is read once after each.
 
-use crate::{ended, prepared, staged};
+use crate::{ended, layout, prepared, staged};
 use dialect::sqlite::error;
 use parking_lot::Mutex;
 use proto::{Retry, SchemaVersion, SqlState, Term, WireError};
@@ -19,6 +19,7 @@ pub(crate) fn init() -> Vec<String> {
         staged::init(),
         ended::init(),
         ended::init_renounced(),
+        layout::init(),
         "CREATE TABLE shoal_shard (id INTEGER NOT NULL PRIMARY KEY, least_version INTEGER NOT NULL) STRICT"
             .into(),
         "INSERT INTO shoal_shard VALUES (1, 0)".into(),

@@ -37,6 +37,7 @@ mod config;
 mod cut;
 mod ended;
 mod fence;
+mod layout;
 mod locks;
 mod metrics;
 mod node;

@@ -16,7 +16,7 @@ use crate::routers::Routers;
 use crate::statement::Work;
 use crate::stream::{Place, Readers};
 use crate::transact::{self, Desk};
-use crate::{fence, read, write};
+use crate::{fence, layout, read, write};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use proto::machine;
@@ -490,6 +490,7 @@ impl ShardNode {
         let desk = self.desk(shard, None)?;
         let deadline = machine::now() + self.config.schema_timeout;
         let mut statements = request.statements;
+        statements.extend(request.layouts.iter().map(|made| layout::note(request.step, made)));
         statements.extend(request.least_version.map(fence::raise));
         let require_empty = request.require_empty.into_iter().map(dialect::physical::table_name).collect();
         let entry = SchemaEntry {

@@ -4,6 +4,7 @@
 mod branches;
 mod common;
 mod forming;
+mod layouts;
 mod members;
 mod nodes;
 mod replicas;

@@ -4,6 +4,7 @@ use super::cut::{CutRequest, Unsettled};
 use super::transaction::{Branch, BranchAccess, BranchRequest, BranchStatus};
 use super::{BoxFuture, BoxStream, ServiceResult};
 use crate::ids::{CutId, Epoch, LogIndex, RequestId, RouterIncarnation, SchemaVersion, ShardId, TableId};
+use crate::layout::TableLayout;
 use crate::rows::RowBatch;
 use crate::value::Value;
 use std::sync::Arc;
@@ -165,6 +166,8 @@ pub struct SchemaRequest {
     pub step: SchemaStep,
     /// SQL as SQLite runs it, in one transaction.
     pub statements: Vec<String>,
+    /// How rows lie in the tables that it makes, changes or drops.
+    pub layouts: Vec<TableLayout>,
     /// From here on the shard refuses requests that were planned by an older catalog.
     pub least_version: Option<SchemaVersion>,
     /// The step fails with 55000 and changes nothing if one of these tables has a row.

@@ -11,6 +11,7 @@ mod catalog;
 mod coordinator;
 mod cut;
 mod error;
+mod layout;
 #[cfg(feature = "transport")]
 mod link;
 mod replica;

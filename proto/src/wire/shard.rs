@@ -3,7 +3,7 @@
 use super::generated as pb;
 use super::transaction::{from_in_branch, in_branch};
 use super::values::{list, unlist};
-use super::{Convert, DecodeError, id, maybe, one, required};
+use super::{Convert, DecodeError, each, id, maybe, messages, one, required};
 use crate::ids::{CutId, Epoch, LogIndex, SchemaVersion, ShardId, TableId};
 use crate::rows::RowBatch;
 use crate::services::{Access, Consistency, Floor, FragmentRequest, SchemaRequest, SchemaStep};
@@ -165,22 +165,24 @@ impl Convert for SchemaRequest {
     const NAME: &'static str = "schema_request";
 
     fn to_message(&self) -> pb::SchemaRequest {
-        let SchemaRequest { shard, step, statements, least_version, require_empty } = self;
+        let SchemaRequest { shard, step, statements, layouts, least_version, require_empty } = self;
         pb::SchemaRequest {
             shard: shard.0,
             step: Some(step.to_message()),
             statements: statements.clone(),
+            layouts: messages(layouts),
             least_version: least_version.map(|version| version.0),
             require_empty: require_empty.iter().map(|table| table.0).collect(),
         }
     }
 
     fn from_message(message: pb::SchemaRequest) -> Result<Self, DecodeError> {
-        let pb::SchemaRequest { shard, step, statements, least_version, require_empty } = message;
+        let pb::SchemaRequest { shard, step, statements, layouts, least_version, require_empty } = message;
         Ok(SchemaRequest {
             shard: ShardId(id("shard", shard)?),
             step: one("step", step)?,
             statements,
+            layouts: each("layouts", layouts)?,
             least_version: least_version.map(SchemaVersion),
             require_empty: tables("require_empty", require_empty)?,
         })

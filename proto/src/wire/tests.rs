@@ -3,6 +3,7 @@
 use super::generated as pb;
 use super::{Convert, DecodeError, Wire};
 use crate::catalog::*;
+use crate::layout::*;
 use crate::services::*;
 use crate::topology::*;
 use crate::*;
@@ -598,12 +599,35 @@ fn fragments_come_back() {
     }
 }
 
+fn layout(place: Place) -> Layout {
+    let columns = vec![LayoutColumn { id: ColumnId(0), ty: 20 }, LayoutColumn { id: ColumnId(3), ty: 1700 }];
+    Layout { columns, primary_key: vec![1, 0], place }
+}
+
+#[test]
+fn layouts_come_back_and_name_columns_that_are_there() {
+    let sharded = |key| Place::Sharded(Sharding::Range, key);
+    for place in [sharded(vec![1]), sharded(vec![0, 1]), Place::Single, Place::Reference] {
+        check_equal(layout(place));
+    }
+    let problem = |layout: Layout| Layout::decode(&layout.encode()).unwrap_err().to_string();
+    assert!(problem(layout(sharded(vec![2]))).contains("sharded.key: there is no column at 2"));
+    assert!(problem(layout(sharded(vec![]))).contains("sharded.key: it is missing"));
+    let keyed = |primary_key| Layout { primary_key, ..layout(sharded(vec![1])) };
+    assert!(problem(keyed(vec![0])).contains("isn't one of the primary key"));
+    assert!(problem(keyed(vec![1, 2])).contains("primary_key: there is no column at 2"));
+}
+
 #[test]
 fn schema_changes_come_back() {
     check_equal(SchemaRequest {
         shard: ShardId(4),
         step: SchemaStep { job: 9, step: 2 },
         statements: vec!["CREATE TABLE t5 (c1)".into(), "DROP TABLE t4".into()],
+        layouts: vec![
+            TableLayout { table: TableId(4), layout: None },
+            TableLayout { table: TableId(5), layout: Some(layout(Place::Single)) },
+        ],
         least_version: Some(SchemaVersion(0)),
         require_empty: vec![TableId(4), TableId(5)],
     });

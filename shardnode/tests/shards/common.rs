@@ -171,6 +171,7 @@ impl Node {
             shard: SHARD,
             step: SchemaStep { job, step: 1 },
             statements: statements.iter().map(|s| (*s).to_owned()).collect(),
+            layouts: Vec::new(),
             least_version,
             require_empty: Vec::new(),
         }

@@ -180,7 +180,14 @@ async fn every_other_request_crosses() {
     let client = node.client();
     let step = SchemaStep { job: 41, step: 1 };
     let (least_version, require_empty) = (None, vec![]);
-    let request = SchemaRequest { shard: ShardId(1), step, statements: vec![], least_version, require_empty };
+    let request = SchemaRequest {
+        shard: ShardId(1),
+        step,
+        statements: vec![],
+        layouts: vec![],
+        least_version,
+        require_empty,
+    };
     assert_eq!(soon(client.apply_schema(request)).await, Ok(LogIndex(41)));
     assert_eq!(soon(client.replicas()).await, Ok(vec![status()]));
     let finish = BranchRequest {
