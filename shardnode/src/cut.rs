@@ -409,7 +409,7 @@ impl Cuts {
     ) -> Result<(Snapshot, BTreeMap<TransactionId, Vec<ShardId>>), WireError> {
         let snapshot = desk.replica.snapshot_after(Consistency::Strong, after, deadline).await?;
         let connection = snapshot.connection();
-        fence::check(connection, schema_version).map_err(|e| snapshot.explain(e))?;
+        fence::check(&snapshot, desk.to, schema_version, true)?;
         let mut pending = prepared::participants(connection).map_err(|e| snapshot.explain(e))?;
         let holds = self.look();
         let hold = holds.get(&cut).ok_or_else(cut_lost)?;

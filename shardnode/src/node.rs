@@ -10,6 +10,7 @@
 use crate::altering::Altering;
 use crate::branch::Transactions;
 use crate::config::Config;
+use crate::fence::Address;
 use crate::metrics::{Figures, ReplicaReads};
 use crate::phrase::{Phrase, Phrases};
 use crate::routers::Routers;
@@ -26,7 +27,10 @@ use proto::services::{
     Unsettled, is_cut_lost,
 };
 use proto::topology::{Shard, Topology};
-use proto::{Epoch, GroupId, LogIndex, RequestId, Retry, RouterIncarnation, ShardId, SqlState, WireError};
+use proto::{
+    Epoch, GroupId, LogIndex, RequestId, Retry, RouterIncarnation, SchemaVersion, ShardId, SqlState,
+    WireError,
+};
 use replica::{Host, Replica, SchemaEntry, Snapshot, Stage, Write};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -127,6 +131,11 @@ impl ShardNode {
         if topology.epoch < known.epoch {
             return;
         }
+        // They are the group's, whatever it serves as: its leader has what it has prepared under any name.
+        let mut by_group: HashMap<GroupId, Arc<Transactions>> = HashMap::new();
+        for known in known.by_id.values() {
+            by_group.entry(known.shard.group).or_insert_with(|| Arc::clone(&known.transactions));
+        }
         let by_id = topology.shards.values().map(|shard| {
             let before = known.by_id.get(&shard.id);
             let since = match before {
@@ -134,13 +143,11 @@ impl ShardNode {
                 _ => topology.epoch,
             };
             let replica = ArcSwapOption::new(self.host.replica(shard.group).map(Arc::new));
-            let transactions = match before {
-                Some(before) if before.shard.group == shard.group => Arc::clone(&before.transactions),
-                _ => {
-                    let (routers, phrases) = (Arc::clone(&self.routers), Arc::clone(&self.phrases));
-                    Arc::new(Transactions::new(&self.config, routers, phrases))
-                }
-            };
+            let transactions = by_group.entry(shard.group).or_insert_with(|| {
+                let (routers, phrases) = (Arc::clone(&self.routers), Arc::clone(&self.phrases));
+                Arc::new(Transactions::new(&self.config, routers, phrases))
+            });
+            let transactions = Arc::clone(transactions);
             (shard.id, Known { shard: shard.clone(), since, replica, transactions })
         });
         let by_id = by_id.collect();
@@ -196,7 +203,8 @@ impl ShardNode {
             self.host.note_missing(shard.group);
             return;
         }
-        if let Err(error) = self.host.create(shard.group, &shard.replicas, &fence::init()) {
+        let init = fence::init(shard.id, fence::State::Open, SchemaVersion(0));
+        if let Err(error) = self.host.create(shard.group, &shard.replicas, &init) {
             tracing::error!(shard = %shard.id, group = %shard.group, %error, "a replica can't be made");
         }
     }
@@ -237,7 +245,8 @@ impl ShardNode {
         let known = shards.by_id.get(&id);
         let transactions = known.map(|known| Arc::clone(&known.transactions));
         let gone = || WireError::internal(format!("shard {id} was there a moment ago"));
-        Ok(Desk { replica, transactions: transactions.ok_or_else(gone)? })
+        let to = Address { shard: id, epoch: epoch.unwrap_or(shards.epoch) };
+        Ok(Desk { replica, transactions: transactions.ok_or_else(gone)?, to })
     }
 
     /// Looks a shard's replica up again if it refused as one that doesn't lead: it may have been made anew, and then
@@ -330,24 +339,27 @@ impl ShardNode {
         let (looked, transactions, fast) =
             (Arc::clone(&in_the_way), Arc::clone(&desk.transactions), Arc::clone(&job));
         let run = move |stage: &Stage<'_>| {
+            transactions.fence.check(stage, fast.to, fast.schema_version)?;
             if is_of_several || transact::is_in_the_way(&transactions, stage, &fast)? {
                 looked.store(true, Ordering::Relaxed);
                 return Err(transact::in_the_way());
             }
-            write::run(stage, &transactions.fence, &fast, None).map(|ran| ran.output())
+            write::run(stage, &fast, None).map(|ran| ran.output())
         };
         let write = Write { request: Some(id), settled, deadline, run: Box::new(run) };
         let written = match desk.replica.write(write).await {
             Err(error) if in_the_way.load(Ordering::Relaxed) && error == transact::in_the_way() => {
                 desk.single(job, (id, settled), lock_timeout, deadline).await
             }
-            written => written,
+            Ok(written) => desk.answer(written, deadline).await,
+            refused => refused,
         }?;
         write::decode(&written.output, written.index)
     }
 
     fn job(&self, request: FragmentRequest, phrase: Arc<Phrase>, touch: u16) -> write::Job {
         write::Job {
+            to: Address::of(&request),
             sql: request.sql,
             phrase,
             params: request.params,
@@ -466,7 +478,8 @@ impl ShardNode {
             BranchAction::Renounce | BranchAction::Forget(_) => true,
             BranchAction::RollbackTo(_) | BranchAction::Commit { .. } | BranchAction::Prepare { .. } => false,
         };
-        let desk = self.desk(shard, (!ends).then_some(epoch))?;
+        let mut desk = self.desk(shard, (!ends).then_some(epoch))?;
+        desk.to.epoch = epoch;
         let deadline = machine::now() + timeout.min(LONGEST);
         self.dated(shard, self.renew(shard, desk.act(transaction, action, deadline).await))
     }

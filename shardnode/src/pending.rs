@@ -12,7 +12,7 @@ use crate::transact::Desk;
 use crate::{statement, stream};
 use proto::machine;
 use proto::services::{Access, Consistency, FragmentRequest};
-use proto::{TableId, Term, TransactionId, Value, WireError};
+use proto::{SqlState, TableId, Term, TransactionId, Value, WireError};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -77,6 +77,12 @@ impl Desk {
                 return Ok(false);
             }
             statement::check_leads(&self.replica, term)?;
+            // What a shard has prepared that isn't served any more ends elsewhere.
+            match self.check_served(machine::now() + statement::LOOK_EVERY).await {
+                // No snapshot can be had at the moment.
+                Err(error) if error.sqlstate == SqlState::QUERY_CANCELED => {}
+                served => served?,
+            }
         }
     }
 

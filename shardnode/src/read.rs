@@ -3,7 +3,7 @@
 //! In come a read-only connection inside a read transaction and a statement with its parameters; out come rows in
 //! storage form. Nothing here can write: the connection can't, and a statement that would is refused before it runs.
 
-use crate::fence;
+use crate::fence::{self, Address};
 use dialect::sqlite::{error, names_nothing, parameter, value_ref};
 use proto::services::{FragmentRequest, FragmentResponse, RowSource};
 use proto::{Retry, RowBatch, RowBatchBuilder, SqlState, WireError};
@@ -41,7 +41,7 @@ pub(crate) fn begin<'a>(
     request: &FragmentRequest,
 ) -> Result<CachedStatement<'a>, WireError> {
     let connection = snapshot.connection();
-    fence::check(connection, request.schema_version).map_err(|e| snapshot.explain(e))?;
+    fence::check(snapshot, Address::of(request), request.schema_version, request.is_strong())?;
     let prepared = match connection.prepare_cached(&request.sql) {
         // What the plan has is on the leader, and no id is used twice: it has yet to come here.
         Err(missing) if !request.is_strong() && names_nothing(&missing) => {

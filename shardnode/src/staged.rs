@@ -111,7 +111,9 @@ impl Desk {
     ) -> Result<(), WireError> {
         handle.has_staged.store(true, Ordering::Relaxed);
         let (transactions, own, part) = (Arc::clone(&self.transactions), Arc::clone(handle), piece.clone());
+        let to = self.to;
         let run = move |stage: &Stage<'_>| {
+            transactions.fence.check_served(stage, to)?;
             // One that has ended leaves nothing.
             transactions.enter(stage)?.bind(&own)?;
             part.write(stage)?;
@@ -137,8 +139,9 @@ impl Desk {
         }
         handle.has_staged.store(true, Ordering::Relaxed);
         for n in 0.. {
-            let (transactions, own) = (Arc::clone(&self.transactions), Arc::clone(handle));
+            let (transactions, own, to) = (Arc::clone(&self.transactions), Arc::clone(handle), self.to);
             let run = move |stage: &Stage<'_>| {
+                transactions.fence.check_served(stage, to)?;
                 let mut state = transactions.enter(stage)?;
                 state.bind(&own)?;
                 let mut all = state.locks.hashes(id).flat_map(|(table, mode, hashes)| {
@@ -169,8 +172,9 @@ impl Desk {
         output: Bytes,
         deadline: Instant,
     ) -> Result<LogIndex, WireError> {
-        let (transactions, own) = (Arc::clone(&self.transactions), Arc::clone(handle));
+        let (transactions, own, to) = (Arc::clone(&self.transactions), Arc::clone(handle), self.to);
         let run = move |stage: &Stage<'_>| {
+            transactions.fence.check_served(stage, to)?;
             let mut state = transactions.enter(stage)?;
             state.bind_to_end(&own)?;
             state.advance(&own, Phase::Sealed)?;

@@ -14,6 +14,7 @@
 //! difference, and it is run again above it. It must never know who else there is.
 
 use crate::branch::{Answer, Claim, Handle, State, Transactions, leader_changed};
+use crate::fence::Address;
 use crate::locks::{Mode, Part, Party, Resource};
 use crate::phrase::Phrase;
 use crate::touched::{self, Shape, Want};
@@ -23,7 +24,7 @@ use dialect::sqlite::{error, value_ref};
 use parking_lot::Mutex;
 use proto::machine;
 use proto::services::{FragmentRequest, LockWait, LockedRows, RowLock, cut_lost};
-use proto::{Retry, RowBatchBuilder, SqlState, TableId, Term, Value, WireError};
+use proto::{Retry, RowBatchBuilder, SchemaVersion, SqlState, TableId, Term, Value, WireError};
 use replica::{Rehearsal, Replica, RowOp, Stage};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -108,6 +109,16 @@ impl Work {
         match self {
             Work::Write(job) => &job.phrase,
             Work::Read { phrase, .. } | Work::Lock { phrase, .. } => phrase,
+        }
+    }
+
+    /// Where it goes, and the version that it was planned by.
+    fn planned(&self) -> (Address, SchemaVersion) {
+        match self {
+            Work::Write(job) => (job.to, job.schema_version),
+            Work::Read { request, .. } | Work::Lock { request, .. } => {
+                (Address::of(request), request.schema_version)
+            }
         }
     }
 }
@@ -350,6 +361,8 @@ impl Step {
     fn run(&self, stage: &Stage<'_>) -> Result<Result<Bytes, Met>, WireError> {
         // Whoever comes first in a term finds the locks of what is prepared.
         drop(self.enter(stage)?);
+        let (to, version) = self.work.planned();
+        self.transactions.fence.check(stage, to, version)?;
         for (table, key) in &self.past.moving {
             if !self.shape(stage, *table)?.exists(stage, key)? {
                 return Err(moved());
@@ -403,7 +416,7 @@ impl Step {
             Ok(step.manner == Manner::Plain
                 && !step.enter(stage)?.locks.freed_by_others(table, step.party.id).is_empty())
         };
-        let mut ran = match write::run(stage, &self.transactions.fence, job, self.past.found.as_deref()) {
+        let mut ran = match write::run(stage, job, self.past.found.as_deref()) {
             Ok(ran) => ran,
             Err(failure) => {
                 return match &self.manner {
@@ -587,7 +600,6 @@ impl Step {
     }
 
     fn read(&self, stage: &Stage<'_>, request: &FragmentRequest, limit: usize) -> Result<Bytes, WireError> {
-        self.transactions.fence.check(stage, request.schema_version)?;
         let mut statement = read::prepare(stage, request)?;
         let columns = statement.column_count();
         let mut batch = RowBatchBuilder::new(columns as u16);
@@ -606,7 +618,6 @@ impl Step {
         (limit, most): (usize, Option<u64>),
         tables: &[LockedRows],
     ) -> Result<Result<Bytes, Met>, WireError> {
-        self.transactions.fence.check(stage, request.schema_version)?;
         let mut statement = read::prepare(stage, request)?;
         let columns = statement.column_count();
         let width: usize = tables.iter().map(|table| usize::from(table.key)).sum();

@@ -12,6 +12,7 @@
 //!
 //! All this takes as long as the read may wait; past that, somebody else is to be asked. It must never know who leads.
 
+use crate::fence::{self, Address};
 use crate::locks::{Part, Resource};
 use crate::phrase::Phrase;
 use crate::prepared::{self, Locked};
@@ -221,6 +222,8 @@ impl Desk {
         let trail = &self.transactions.trail;
         let mut awaited = trail.concerned(&snapshot, request, &phrase, settled)?;
         while !awaited.is_empty() {
+            // What a shard has prepared that isn't served any more ends elsewhere.
+            fence::check(&snapshot, Address::of(request), request.schema_version, false)?;
             let next = LogIndex(snapshot.position().0 + 1);
             // It is held for no longer than it takes to look.
             drop(snapshot);

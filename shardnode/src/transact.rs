@@ -11,6 +11,7 @@
 
 use crate::branch::{Answer, Begun, Handle, Phase, Transactions};
 use crate::ended;
+use crate::fence::{self, Address};
 use crate::phrase::Phrase;
 use crate::prepared::{self, Changes, Prepared};
 use crate::statement::{Attempt, Patience, Work};
@@ -40,6 +41,8 @@ const OWN: u64 = 1 << 63;
 pub(crate) struct Desk {
     pub replica: Replica,
     pub transactions: Arc<Transactions>,
+    /// Where the request goes.
+    pub to: Address,
 }
 
 /// What a fragment has waited for that will open a snapshot.
@@ -253,8 +256,9 @@ impl Desk {
         }
         // Of one that isn't known, the request may be: then it is committed.
         let changes = handle.as_ref().map(|handle| handle.overlay.changeset()).transpose();
-        let transactions = Arc::clone(&self.transactions);
+        let (transactions, to) = (Arc::clone(&self.transactions), self.to);
         let run = move |stage: &Stage<'_>| {
+            transactions.fence.check_served(stage, to)?;
             let handle = handle.ok_or_else(|| transactions.look().unknown(id))?;
             transactions.enter(stage)?.bind_to_end(&handle)?;
             stage.apply(&changes?.unwrap_or_default())?;
@@ -289,7 +293,7 @@ impl Desk {
         };
         let written = self.see_through(Some((request, settled)), turn, deadline, run, ended).await?;
         self.transactions.cuts.withhold(&tables, written.index, None).await;
-        Ok(written)
+        self.answer(written, deadline).await
     }
 
     async fn prepare(
@@ -317,8 +321,9 @@ impl Desk {
         let changes = changes.transpose();
         let (transactions, known) = (Arc::clone(&self.transactions), handle.clone());
         let (shards, tables) = (participants.clone(), self.transactions.look().tables(id));
-        let all = participants.clone();
+        let (all, to) = (participants.clone(), self.to);
         let run = move |stage: &Stage<'_>| {
+            transactions.fence.check_served(stage, to)?;
             let mut state = transactions.enter(stage)?;
             // What is open in this term has never been prepared.
             let is_new = state.is_bound(id);
@@ -404,7 +409,9 @@ impl Desk {
             is_prepared && !handle.overlay.is_empty() && handle.overlay.pieces().is_empty()
         });
         let at_hand = at_hand.map(|(handle, _)| (handle.overlay.changeset(), handle));
+        let to = self.to;
         let run = move |stage: &Stage<'_>| {
+            transactions.fence.check_served(stage, to)?;
             let known = transactions.enter(stage)?.find(id);
             let changes = match (&known, at_hand) {
                 (Some((handle, Phase::Prepared(_))), Some((changes, own))) if Arc::ptr_eq(handle, &own) => {
@@ -469,8 +476,9 @@ impl Desk {
     async fn renounce(&self, id: TransactionId, deadline: Instant) -> Result<LogIndex, WireError> {
         // Its vote may be under way already.
         let turn = self.turn_of(id, deadline).await.map_err(|_| unknown())?;
-        let transactions = Arc::clone(&self.transactions);
+        let (transactions, to) = (Arc::clone(&self.transactions), self.to);
         let run = move |stage: &Stage<'_>| {
+            transactions.fence.check_served(stage, to)?;
             drop(transactions.enter(stage)?);
             if prepared::is_there(stage, id)? || ended::has_committed(stage, id)? {
                 return Err(WireError::new(
@@ -506,8 +514,11 @@ impl Desk {
 
     /// These have committed everywhere.
     async fn forget(&self, ids: Vec<TransactionId>, deadline: Instant) -> Result<LogIndex, WireError> {
-        let forgotten = ids.clone();
-        let run = move |stage: &Stage<'_>| ended::forget(stage, &ids).map(|()| Bytes::new());
+        let (forgotten, transactions, to) = (ids.clone(), Arc::clone(&self.transactions), self.to);
+        let run = move |stage: &Stage<'_>| {
+            transactions.fence.check_served(stage, to)?;
+            ended::forget(stage, &ids).map(|()| Bytes::new())
+        };
         let write = Write { request: None, settled: 0, deadline, run: Box::new(run) };
         let written = self.replica.write(write).await?;
         self.transactions.look().forget(&forgotten);
@@ -643,15 +654,32 @@ impl Desk {
                     (status.prepared, status.parallel, status.forsaken) = (None, false, false);
                 }
             }
-            if statuses.iter().all(|status| status.prepared.is_none()) {
+            // Of votes only a leader tells that is sure to lead: under another one they may be over.
+            let has_votes = statuses.iter().any(|status| status.prepared.is_some());
+            let consistency = if has_votes { Consistency::Strong } else { Consistency::Eventual };
+            fence::check_served(&self.replica.snapshot(consistency, deadline).await?, self.to)?;
+            if !has_votes {
                 return Ok(statuses);
             }
-            // Of votes only a leader tells that is sure to lead: under another one they may be over.
-            drop(self.replica.snapshot(Consistency::Strong, deadline).await?);
             if self.transactions.are_of(term) && self.is_known() {
                 return Ok(statuses);
             }
         }
+    }
+
+    /// Refuses if the shard isn't served here, as far as the replica is.
+    pub async fn check_served(&self, deadline: Instant) -> Result<(), WireError> {
+        fence::check_served(&self.replica.snapshot(Consistency::Eventual, deadline).await?, self.to)
+    }
+
+    /// The answer to a write. A shard that isn't served any more answers nobody, not even with what it had told before: whoever
+    /// serves in its place knows that, too.
+    pub async fn answer(&self, written: Written, deadline: Instant) -> Result<Written, WireError> {
+        if written.repeated {
+            let served = self.check_served(deadline).await;
+            served.map_err(|error| if error.retry == Retry::Never { unknown() } else { error })?;
+        }
+        Ok(written)
     }
 
     /// Has a term begun: then what is prepared is known.

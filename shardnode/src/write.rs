@@ -4,7 +4,7 @@
 //! and what they returned. The bytes travel in the log beside the rows, so that a repeated request is told the same.
 //! Nothing here knows when, or whether, what is around it commits.
 
-use crate::fence::Fence;
+use crate::fence::Address;
 use crate::phrase::Phrase;
 use crate::touched::{self, Want};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -27,6 +27,7 @@ pub(crate) struct Job {
     pub(crate) params: Vec<Value>,
     pub(crate) rows: Option<RowBatch>,
     pub(crate) touch: u16,
+    pub(crate) to: Address,
     pub(crate) schema_version: SchemaVersion,
     /// The most bytes that it may return.
     pub(crate) returning_bytes: usize,
@@ -68,14 +69,8 @@ impl Job {
     }
 }
 
-/// Runs the write. With `only`, the rows that it returns are those with these keys.
-pub(crate) fn run(
-    stage: &Stage<'_>,
-    fence: &Fence,
-    job: &Job,
-    only: Option<&HashSet<Box<[u8]>>>,
-) -> Result<Ran, WireError> {
-    fence.check(stage, job.schema_version)?;
+/// Runs the write, which the fence has let in. With `only`, the rows that it returns are those with these keys.
+pub(crate) fn run(stage: &Stage<'_>, job: &Job, only: Option<&HashSet<Box<[u8]>>>) -> Result<Ran, WireError> {
     let connection: &Connection = stage;
     let failed = |failure| match job.phrase.written {
         Some(table) => error_on(connection, table, failure),

@@ -28,11 +28,25 @@ pub const GROUP: GroupId = GroupId(2);
 #[derive(Default)]
 pub struct Network(Mutex<HashMap<NodeId, Weak<Host>>>);
 
+impl Network {
+    /// Nothing reaches the host any more, and nothing comes from it, until it is attached again.
+    pub fn detach(&self, node: NodeId) -> Weak<Host> {
+        self.0.lock().remove(&node).unwrap()
+    }
+
+    pub fn attach(&self, node: NodeId, host: Weak<Host>) {
+        self.0.lock().insert(node, host);
+    }
+}
+
 struct Link(NodeId, Arc<Network>);
 
 impl RaftTransport for Link {
     fn send(&self, to: NodeId, messages: Vec<RaftMessage>) {
-        let host = self.1.0.lock().get(&to).and_then(Weak::upgrade);
+        let host = {
+            let hosts = self.1.0.lock();
+            hosts.get(&to).filter(|_| hosts.contains_key(&self.0)).and_then(Weak::upgrade)
+        };
         if let Some(host) = host {
             host.receive(self.0, messages);
         }

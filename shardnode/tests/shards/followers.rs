@@ -70,7 +70,7 @@ impl<'a> Near<'a> {
 }
 
 /// That it isn't over yet.
-async fn is_waiting<T>(reading: &mut Pin<Box<impl Future<Output = T>>>) {
+pub async fn is_waiting<T>(reading: &mut Pin<Box<impl Future<Output = T>>>) {
     for _ in 0..100 {
         tokio::select! {
             biased;

@@ -10,6 +10,7 @@ mod long_reads;
 mod many;
 mod placing;
 mod prepared;
+mod serving;
 mod session;
 mod staged;
 mod transactions;
