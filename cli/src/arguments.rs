@@ -26,6 +26,10 @@ pub enum Command {
     Init(Init),
     /// Shows nodes, keyspaces, and shards with their leaders and replicas
     Status(Status),
+    /// Shows shards with their sizes and how busy they are
+    Shards(Status),
+    /// Shows nodes with what they hold
+    Nodes(Status),
     /// Changes who holds a group's replicas, or compares them
     #[command(subcommand)]
     Replica(Replica),
@@ -152,7 +156,7 @@ pub struct Admin {
     pub host: String,
 }
 
-/// `shoal status`.
+/// `shoal status`, `shoal shards` and `shoal nodes`.
 #[derive(Debug, Args)]
 pub struct Status {
     /// Where to ask.

@@ -10,6 +10,7 @@ mod dev;
 mod failure;
 mod identity;
 mod init;
+mod listings;
 mod meeting;
 mod metrics;
 mod node;
@@ -62,6 +63,8 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Node(options) => runtime.block_on(serve::run(*options)),
         Command::Init(options) => runtime.block_on(init::run(options)),
         Command::Status(options) => runtime.block_on(status::run(options)),
+        Command::Shards(options) => runtime.block_on(listings::shards(options)),
+        Command::Nodes(options) => runtime.block_on(listings::nodes(options)),
         Command::Replica(command) => runtime.block_on(replicas::run(command)),
         Command::Keyspace(command) => runtime.block_on(admin::keyspace(command)),
         Command::Txn(command) => runtime.block_on(transactions::run(command)),

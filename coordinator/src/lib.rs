@@ -46,6 +46,7 @@ mod inquiry;
 mod job;
 mod keyspace;
 mod lingering;
+mod loads;
 mod metrics;
 mod nodes;
 mod publish;

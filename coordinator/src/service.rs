@@ -483,7 +483,8 @@ impl CoordinatorService for Coordinator {
             let mut alarms: Vec<_> =
                 self.core.troubles(&state.topology, now).into_iter().map(Alarm::from).collect();
             alarms.extend(self.core.lingering.lock().alarms(&state));
-            Ok(ClusterStatus { state, replicas: self.core.state.reports(), heard, jobs, alarms })
+            let (replicas, loads) = (self.core.state.reports(), self.core.state.loads());
+            Ok(ClusterStatus { state, replicas, heard, jobs, alarms, loads })
         })
     }
 }

@@ -4,12 +4,13 @@
 //! [`ClusterState`] after the other; a part that didn't change is the same object as before. A state never goes back
 //! to an older topology or catalog.
 
+use crate::loads::Loads;
 use crate::store::Store;
 use crate::vitals::{Ailment, Vitals};
 use parking_lot::Mutex;
 use proto::catalog::Catalog;
 use proto::machine;
-use proto::services::{ClusterState, Consistency, ReplicaRole, ReplicaStatus};
+use proto::services::{ClusterState, Consistency, GroupLoad, ReplicaRole, ReplicaStatus};
 use proto::topology::{Leaders, Topology};
 use proto::{GroupId, NodeId, RouterIncarnation, WireError};
 use replica::Replica;
@@ -20,11 +21,14 @@ use tokio::sync::watch;
 
 /// How long a node's own replica may take to open a snapshot.
 const SNAPSHOT: Duration = Duration::from_secs(5);
+/// How busy somebody is, is told of so long.
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// The newest state, and what nodes said.
 pub(crate) struct State {
     sender: watch::Sender<ClusterState>,
     vitals: Mutex<Vitals>,
+    loads: Mutex<Loads>,
 }
 
 impl State {
@@ -34,7 +38,8 @@ impl State {
             leaders: Arc::new(Leaders::default()),
             catalog: Arc::new(Catalog::default()),
         };
-        Self { sender: watch::Sender::new(empty), vitals: Mutex::new(Vitals::new(machine::now())) }
+        let vitals = Mutex::new(Vitals::new(machine::now()));
+        Self { sender: watch::Sender::new(empty), vitals, loads: Mutex::default() }
     }
 
     /// Follows it.
@@ -88,7 +93,14 @@ impl State {
             }
             news
         });
-        self.vitals.lock().report(node, replicas, former, machine::now());
+        let now = machine::now();
+        self.loads.lock().report(node, replicas, now);
+        self.vitals.lock().report(node, replicas, former, now);
+    }
+
+    /// How busy groups have been in the last minute.
+    pub(crate) fn loads(&self) -> Vec<GroupLoad> {
+        self.loads.lock().all(MINUTE, machine::now())
     }
 
     /// What each node last said.

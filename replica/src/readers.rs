@@ -38,6 +38,8 @@ struct Pool {
     idle: Vec<(Connection, Arc<Reading>)>,
     /// Of every connection, those that are in use among them.
     readings: Vec<Arc<Reading>>,
+    /// How many snapshots were opened.
+    opened: u64,
 }
 
 /// A connection of the pool with an open read transaction.
@@ -99,6 +101,11 @@ impl Readers {
         }
     }
 
+    /// How many snapshots were opened.
+    pub fn opened(&self) -> u64 {
+        self.pool.lock().opened
+    }
+
     /// Where the database lies.
     pub fn directory(&self) -> &Path {
         self.path.parent().expect("a database lies in a directory")
@@ -136,7 +143,11 @@ impl Readers {
             return Err(closed().into());
         }
         let generation = self.generation.read();
-        let idle = self.pool.lock().idle.pop();
+        let idle = {
+            let mut pool = self.pool.lock();
+            pool.opened += 1;
+            pool.idle.pop()
+        };
         let (connection, reading) = match idle {
             Some(pooled) => pooled,
             None => {
@@ -222,7 +233,7 @@ impl Readers {
     pub fn close(&self) {
         self.permits.close();
         let mut pool = self.pool.lock();
-        let Pool { idle, readings } = &mut *pool;
+        let Pool { idle, readings, .. } = &mut *pool;
         for (_, closed) in idle.drain(..) {
             readings.retain(|reading| !Arc::ptr_eq(reading, &closed));
         }

@@ -92,6 +92,7 @@ impl Replica {
         let shared = self.life.load();
         let mut status = shared.status.borrow().clone();
         (status.committed, status.behind) = shared.progress();
+        (status.writes, status.reads) = shared.counts();
         status
     }
 

@@ -806,7 +806,14 @@ impl CoordinatorService for Fake {
                 Some(Fault::Before(error) | Fault::After(error)) => return Err(error),
                 None => {}
             }
-            Ok(ClusterStatus { state, replicas: vec![], heard: vec![], jobs: vec![], alarms: vec![] })
+            Ok(ClusterStatus {
+                state,
+                replicas: vec![],
+                heard: vec![],
+                jobs: vec![],
+                alarms: vec![],
+                loads: vec![],
+            })
         })
     }
 }

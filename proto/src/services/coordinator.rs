@@ -262,6 +262,19 @@ pub struct ClusterStatus {
     pub jobs: Vec<JobStatus>,
     /// What somebody should look at.
     pub alarms: Vec<Alarm>,
+    /// How busy groups have been in the last minute. Without those of which that isn't known.
+    pub loads: Vec<GroupLoad>,
+}
+
+/// How busy a group is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GroupLoad {
+    /// The group.
+    pub group: GroupId,
+    /// Writes that changed something, in a second.
+    pub writes_per_second: f64,
+    /// Snapshots that its replicas opened, in a second.
+    pub reads_per_second: f64,
 }
 
 /// A change that is under way.

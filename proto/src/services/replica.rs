@@ -116,12 +116,18 @@ pub struct ReplicaStatus {
     pub lag: Vec<(NodeId, LogIndex)>,
     /// For whom the log is held.
     pub holds: Vec<LogHold>,
+    /// The size of its SQLite database, as of its last checkpoint.
+    pub bytes: u64,
     /// The size of its SQLite database's write-ahead log.
     pub wal_bytes: u64,
     /// The last hash that it took of its tables.
     pub check: Option<TableHash>,
     /// The image that it is being sent.
     pub image: Option<Progress>,
+    /// How many writes have changed something while it led, since its node's process began.
+    pub writes: u64,
+    /// How many snapshots it has opened since then.
+    pub reads: u64,
 }
 
 impl ReplicaStatus {
@@ -145,9 +151,12 @@ impl ReplicaStatus {
             last: LogIndex(0),
             lag: Vec::new(),
             holds: Vec::new(),
+            bytes: 0,
             wal_bytes: 0,
             check: None,
             image: None,
+            writes: 0,
+            reads: 0,
         }
     }
 }

@@ -10,8 +10,8 @@ use super::{Convert, DecodeError, each, id, messages, one, required};
 use crate::catalog::RoleChange;
 use crate::ids::{ClusterId, ColumnId, GroupId, NodeId, SchemaVersion, SequenceId, TableId};
 use crate::services::{
-    Alarm, ClusterState, ClusterStatus, CreateKeyspace, JobStatus, Joined, NodeJoin, ReplicaAction,
-    ReplicaChange, ReplicaTarget, SchemaChange, SchemaChangeRequest, SequenceBlock,
+    Alarm, ClusterState, ClusterStatus, CreateKeyspace, GroupLoad, JobStatus, Joined, NodeJoin,
+    ReplicaAction, ReplicaChange, ReplicaTarget, SchemaChange, SchemaChangeRequest, SequenceBlock,
 };
 use crate::topology::Roles;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ impl Convert for ClusterStatus {
     const NAME: &'static str = "status";
 
     fn to_message(&self) -> pb::ClusterStatus {
-        let ClusterStatus { state, replicas, heard, jobs, alarms } = self;
+        let ClusterStatus { state, replicas, heard, jobs, alarms, loads } = self;
         let ago = |(node, ago): &(NodeId, Duration)| pb::Heard { node: node.0, ago: nanos(*ago) };
         pb::ClusterStatus {
             state: Some(state.to_message()),
@@ -53,11 +53,12 @@ impl Convert for ClusterStatus {
             heard: heard.iter().map(ago).collect(),
             jobs: messages(jobs),
             alarms: messages(alarms),
+            loads: messages(loads),
         }
     }
 
     fn from_message(message: pb::ClusterStatus) -> Result<Self, DecodeError> {
-        let pb::ClusterStatus { state, replicas, heard, jobs, alarms } = message;
+        let pb::ClusterStatus { state, replicas, heard, jobs, alarms, loads } = message;
         let ago = |pb::Heard { node, ago }| Ok((NodeId(id("heard.node", node)?), Duration::from_nanos(ago)));
         Ok(ClusterStatus {
             state: one("state", state)?,
@@ -65,7 +66,23 @@ impl Convert for ClusterStatus {
             heard: heard.into_iter().map(ago).collect::<Result<_, _>>()?,
             jobs: each("jobs", jobs)?,
             alarms: each("alarms", alarms)?,
+            loads: each("loads", loads)?,
         })
+    }
+}
+
+impl Convert for GroupLoad {
+    type Message = pb::GroupLoad;
+    const NAME: &'static str = "load";
+
+    fn to_message(&self) -> pb::GroupLoad {
+        let GroupLoad { group, writes_per_second, reads_per_second } = *self;
+        pb::GroupLoad { group: group.0, writes_per_second, reads_per_second }
+    }
+
+    fn from_message(message: pb::GroupLoad) -> Result<Self, DecodeError> {
+        let pb::GroupLoad { group, writes_per_second, reads_per_second } = message;
+        Ok(GroupLoad { group: GroupId(id("group", group)?), writes_per_second, reads_per_second })
     }
 }
 

@@ -69,6 +69,7 @@ impl Convert for ReplicaStatus {
         let ReplicaStatus { node, group, role, term, leader, applied, stopped, .. } = self;
         let ReplicaStatus { members, last, lag, holds, wal_bytes, check, image, committed, behind, .. } =
             self;
+        let ReplicaStatus { bytes, writes, reads, .. } = self;
         let role = match role {
             ReplicaRole::Leader => pb::ReplicaRole::Leader,
             ReplicaRole::Follower => pb::ReplicaRole::Follower,
@@ -97,12 +98,16 @@ impl Convert for ReplicaStatus {
             image: image.as_ref().map(Progress::to_message),
             committed: committed.0,
             behind: nanos(*behind),
+            bytes: *bytes,
+            writes: *writes,
+            reads: *reads,
         }
     }
 
     fn from_message(message: pb::ReplicaStatus) -> Result<Self, DecodeError> {
         let pb::ReplicaStatus { node, group, role, term, leader, applied, stopped, members, .. } = message;
         let pb::ReplicaStatus { last, lag, holds, wal_bytes, check, image, committed, behind, .. } = message;
+        let pb::ReplicaStatus { bytes, writes, reads, .. } = message;
         let role = match known("role", role)? {
             pb::ReplicaRole::Unspecified => return Err(DecodeError::new("role", "it is missing")),
             pb::ReplicaRole::Leader => ReplicaRole::Leader,
@@ -129,6 +134,9 @@ impl Convert for ReplicaStatus {
             image: maybe("image", image)?,
             committed: LogIndex(committed),
             behind: Duration::from_nanos(behind),
+            bytes,
+            writes,
+            reads,
         })
     }
 }

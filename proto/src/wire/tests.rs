@@ -188,6 +188,9 @@ fn statuses() -> Vec<ReplicaStatus> {
         wal_bytes: i << 20,
         check: (i == 2).then_some(TableHash { index: LogIndex(70), hash: u128::MAX - 5 }),
         image: (i == 3).then_some(Progress { done: 5, total: 9 }),
+        bytes: i << 30,
+        writes: i * 1_000,
+        reads: i + 3,
     };
     (0u64..).zip(roles).map(status).collect()
 }
@@ -378,9 +381,11 @@ fn states_come_back() {
         heard: vec![(NodeId(3), Duration::from_millis(1500))],
         jobs: vec![JobStatus { id: 4, what: "move".into(), progress: "half".into() }],
         alarms: vec![Alarm { group: GroupId(2), node: NodeId(3), message: "diverged".into() }],
+        loads: vec![GroupLoad { group: GroupId(2), writes_per_second: 0.5, reads_per_second: 7.0 }],
     };
     check(&status, |a, b| {
         assert_eq!((&a.heard, &a.jobs, &a.alarms), (&b.heard, &b.jobs, &b.alarms));
+        assert_eq!(a.loads, b.loads);
         a.replicas == b.replicas
     });
     statuses().into_iter().for_each(check_equal);

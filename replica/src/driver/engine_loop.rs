@@ -382,6 +382,7 @@ impl EngineLoop {
         };
         match sealed {
             Some(data) => {
+                self.shared.count_writes(replies.len());
                 self.shared.metrics.batch_writes.observe(replies.len() as f64);
                 self.shared.metrics.batch_bytes.observe(data.len() as f64);
                 self.open = Some(Open { term, index: None, replies });
@@ -669,7 +670,7 @@ impl EngineLoop {
     }
 
     fn publish(&mut self) {
-        self.shared.set_wal_bytes(self.engine.wal_bytes());
+        self.shared.set_sizes(self.engine.file_bytes(), self.engine.wal_bytes());
         self.shared.set_applied(self.engine.applied(), self.engine.forgettable());
         if std::mem::take(&mut self.reconfigured) {
             // The next change of members waits for this one.

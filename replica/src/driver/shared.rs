@@ -141,6 +141,8 @@ pub(crate) struct Shared {
     /// When, on the node's clock in nanoseconds, a leader was last heard of. Written by the consensus loop.
     heard: AtomicU64,
     silence: Duration,
+    /// Writes that have changed something. Written by the engine loop.
+    written: AtomicU64,
 }
 
 impl Shared {
@@ -187,6 +189,7 @@ impl Shared {
             asleep: AtomicBool::new(false),
             heard: AtomicU64::new(heard),
             silence,
+            written: AtomicU64::new(0),
         }
     }
 
@@ -244,15 +247,25 @@ impl Shared {
         }
     }
 
-    /// The WAL is so long now.
-    pub fn set_wal_bytes(&self, wal_bytes: u64) {
+    /// The database's file and its WAL are so long now.
+    pub fn set_sizes(&self, bytes: u64, wal_bytes: u64) {
         self.status.send_if_modified(|status| {
             if !self.retired.load(Ordering::Relaxed) {
-                status.wal_bytes = wal_bytes;
+                (status.bytes, status.wal_bytes) = (bytes, wal_bytes);
             }
             // Who waits for something else isn't woken for this.
             false
         });
+    }
+
+    /// So many writes have changed something.
+    pub fn count_writes(&self, writes: usize) {
+        self.written.fetch_add(writes as u64, Ordering::Relaxed);
+    }
+
+    /// How many writes have changed something while this one led, and how many snapshots were opened.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.written.load(Ordering::Relaxed), self.readers.opened())
     }
 
     /// A reader waits until the database has this, or drops what it is given.

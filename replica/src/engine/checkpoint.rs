@@ -6,6 +6,7 @@
 use super::Engine;
 use crate::connection::BUSY;
 use crate::error::ReplicaError;
+use std::fs;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -43,6 +44,18 @@ impl Engine {
     /// How long the WAL was after the last commit.
     pub fn wal_bytes(&self) -> u64 {
         self.hooks.wal_pages.load(Ordering::Relaxed) * self.page_bytes
+    }
+
+    /// How long the database's file was after the last checkpoint.
+    pub fn file_bytes(&self) -> u64 {
+        self.file_bytes
+    }
+
+    /// Looks how long the database's file is.
+    pub(super) fn measure(&mut self) {
+        if let Ok(metadata) = fs::metadata(&self.path) {
+            self.file_bytes = metadata.len();
+        }
     }
 
     /// What the WAL's length asks for. Whatever was tried is tried again once it has grown by as much as is due for a
@@ -105,6 +118,7 @@ impl Engine {
         let pages = frames.max(0).cast_unsigned();
         self.hooks.wal_pages.store(pages, Ordering::Relaxed);
         self.hooks.wal_base.store(pages, Ordering::Relaxed);
+        self.measure();
         Ok(!busy)
     }
 }

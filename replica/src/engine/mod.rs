@@ -98,6 +98,8 @@ pub(crate) struct Engine {
     checkpointed: Checkpointed,
     routers: Routers,
     page_bytes: u64,
+    /// How long the database's file was after the last checkpoint.
+    file_bytes: u64,
 }
 
 /// A batch whose SQLite transaction is open.

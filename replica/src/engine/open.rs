@@ -152,6 +152,7 @@ impl Engine {
             checkpointed: Checkpointed::default(),
             routers: Routers::default(),
             page_bytes: 0,
+            file_bytes: 0,
         })
     }
 
@@ -193,7 +194,9 @@ impl Engine {
             checkpointed: Checkpointed::default(),
             routers: Routers::default(),
             page_bytes: page_bytes.cast_unsigned(),
+            file_bytes: 0,
         };
+        engine.measure();
         engine.follow(false)?;
         Ok(Some(engine))
     }

@@ -336,7 +336,7 @@ impl CoordinatorService for Coordinator {
         let state = self.0.borrow().clone();
         Box::pin(async move {
             let replicas = vec![status()];
-            Ok(ClusterStatus { state, replicas, heard: vec![], jobs: vec![], alarms: vec![] })
+            Ok(ClusterStatus { state, replicas, heard: vec![], jobs: vec![], alarms: vec![], loads: vec![] })
         })
     }
 }

@@ -1,0 +1,282 @@
+//! `shoal shards` and `shoal nodes`: what there is, how big it is and how busy.
+//!
+//! In comes the cluster's status, out go tables. Sizes and rates are what nodes have reported last; what nobody has
+//! reported is left out.
+
+use crate::admin;
+use crate::arguments;
+use crate::failure::Failure;
+use comfy_table::{CellAlignment, Table, presets};
+use indicatif::{HumanBytes, HumanCount};
+use proto::services::{ClusterStatus, ReplicaStatus};
+use proto::topology::{Node, Shard, Topology};
+use serde::Serialize;
+use std::io::Write;
+
+#[derive(Serialize)]
+struct ShardLine {
+    shard: String,
+    keyspace: String,
+    incarnation: u32,
+    /// `serves`; or, beside those of a reshard that do, `follows`.
+    state: &'static str,
+    leader: Option<u64>,
+    replicas: Vec<u64>,
+    bytes: Option<u64>,
+    writes_per_second: Option<f64>,
+    reads_per_second: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct NodeLine {
+    node: u64,
+    address: String,
+    zone: String,
+    /// How long ago it reported; null if the coordinator's leader hasn't heard of it.
+    heard_ms: Option<u64>,
+    replicas: usize,
+    leads: usize,
+    /// Of its shards' databases.
+    bytes: u64,
+    writes_per_second: f64,
+    draining: bool,
+}
+
+/// Runs `shoal shards`.
+pub async fn shards(options: arguments::Status) -> Result<(), Failure> {
+    let status = admin::status(&options.admin).await?;
+    let lines = shard_lines(&status);
+    print(&options, &lines, shard_table)
+}
+
+/// Runs `shoal nodes`.
+pub async fn nodes(options: arguments::Status) -> Result<(), Failure> {
+    let status = admin::status(&options.admin).await?;
+    let lines: Vec<_> = status.state.topology.nodes.values().map(|node| node_line(&status, node)).collect();
+    print(&options, &lines, node_table)
+}
+
+fn print<T: Serialize>(
+    options: &arguments::Status,
+    lines: &[T],
+    table: impl Fn(&[T]) -> Table,
+) -> Result<(), Failure> {
+    let text = if options.json {
+        serde_json::to_string_pretty(lines).expect("names and numbers can be written as JSON")
+    } else {
+        table(lines).to_string()
+    };
+    writeln!(std::io::stdout(), "{text}").map_err(Failure::Print)
+}
+
+/// All shards, keyspace by keyspace, in the order of their ranges.
+fn shard_lines(status: &ClusterStatus) -> Vec<ShardLine> {
+    let topology = &status.state.topology;
+    let mut shards: Vec<&Shard> = topology.shards.values().collect();
+    shards.sort_by_key(|shard| (shard.keyspace, &shard.range.start, !topology.serves(shard.id), shard.id));
+    shards.into_iter().map(|shard| shard_line(status, topology, shard)).collect()
+}
+
+fn shard_line(status: &ClusterStatus, topology: &Topology, shard: &Shard) -> ShardLine {
+    let load = status.loads.iter().find(|load| load.group == shard.group);
+    let keyspace = topology.keyspaces.get(&shard.keyspace);
+    ShardLine {
+        shard: topology.shard_name(shard.id),
+        keyspace: keyspace.map_or_else(String::new, |keyspace| keyspace.name.clone()),
+        incarnation: shard.incarnation.0,
+        state: if topology.serves(shard.id) { "serves" } else { "follows" },
+        leader: status.state.leaders.get(shard.group).map(|node| node.0),
+        replicas: shard.replicas.iter().map(|node| node.0).collect(),
+        bytes: replicas(status, shard).map(|replica| replica.bytes).max(),
+        writes_per_second: load.map(|load| tenths(load.writes_per_second)),
+        reads_per_second: load.map(|load| tenths(load.reads_per_second)),
+    }
+}
+
+fn node_line(status: &ClusterStatus, node: &Node) -> NodeLine {
+    let topology = &status.state.topology;
+    let heard = status.heard.iter().find(|(known, _)| *known == node.id);
+    let held = || topology.shards.values().filter(|shard| shard.replicas.contains(&node.id));
+    let leads = |shard: &&Shard| status.state.leaders.get(shard.group) == Some(node.id);
+    let writes = held().filter(leads).filter_map(|shard| {
+        status.loads.iter().find(|load| load.group == shard.group).map(|load| load.writes_per_second)
+    });
+    let of_node = |shard| replicas(status, shard).find(|replica| replica.node == node.id);
+    NodeLine {
+        node: node.id.0,
+        address: node.address.clone(),
+        zone: node.zone.clone(),
+        heard_ms: heard.map(|(_, ago)| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
+        replicas: held().count(),
+        leads: held().filter(leads).count(),
+        bytes: held().filter_map(of_node).map(|replica| replica.bytes).sum(),
+        writes_per_second: tenths(writes.sum()),
+        draining: node.draining,
+    }
+}
+
+fn replicas<'a>(status: &'a ClusterStatus, shard: &'a Shard) -> impl Iterator<Item = &'a ReplicaStatus> {
+    let of_shard =
+        |replica: &&ReplicaStatus| replica.group == shard.group && shard.replicas.contains(&replica.node);
+    status.replicas.iter().filter(of_shard)
+}
+
+fn tenths(number: f64) -> f64 {
+    (number * 10.0).round() / 10.0
+}
+
+fn new_table(header: &[&str], numbers: &[usize]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_BORDERS_ONLY).set_header(header.iter().copied());
+    for column in numbers {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn shard_table(lines: &[ShardLine]) -> Table {
+    let header = ["shard", "incarnation", "state", "leader", "replicas", "size", "writes/s", "reads/s"];
+    let mut table = new_table(&header, &[1, 3, 5, 6, 7]);
+    let rate = |rate: Option<f64>| rate.map_or_else(String::new, whole);
+    for line in lines {
+        table.add_row([
+            line.shard.clone(),
+            line.incarnation.to_string(),
+            line.state.to_owned(),
+            line.leader.map_or_else(|| "none".to_owned(), |node| node.to_string()),
+            line.replicas.iter().map(u64::to_string).collect::<Vec<_>>().join(","),
+            line.bytes.map_or_else(String::new, |bytes| HumanBytes(bytes).to_string()),
+            rate(line.writes_per_second),
+            rate(line.reads_per_second),
+        ]);
+    }
+    table
+}
+
+fn node_table(lines: &[NodeLine]) -> Table {
+    let header = ["node", "address", "zone", "heard", "replicas", "leads", "size", "writes/s", ""];
+    let mut table = new_table(&header, &[0, 4, 5, 6, 7]);
+    for line in lines {
+        let heard = |ms: u64| format!("{}.{} s ago", ms / 1000, ms % 1000 / 100);
+        table.add_row([
+            line.node.to_string(),
+            line.address.clone(),
+            line.zone.clone(),
+            line.heard_ms.map_or_else(|| "never".to_owned(), heard),
+            line.replicas.to_string(),
+            line.leads.to_string(),
+            HumanBytes(line.bytes).to_string(),
+            whole(line.writes_per_second),
+            if line.draining { "is drained".to_owned() } else { String::new() },
+        ]);
+    }
+    table
+}
+
+/// A rate, for people.
+fn whole(rate: f64) -> String {
+    HumanCount(rate.round() as u64).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::catalog::Catalog;
+    use proto::services::{ClusterState, GroupLoad};
+    use proto::topology::{Keyspace, Leaders, Roles, Sharding};
+    use proto::{GroupId, Incarnation, KeyRange, KeyspaceNumber, LogIndex, NodeId, ShardId, Term};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    /// Two shards that serve, and one that is being made of the second.
+    fn status() -> ClusterStatus {
+        let mut topology = Topology::default();
+        let (main, replicas) = (KeyspaceNumber(1), vec![NodeId(1), NodeId(2)]);
+        for (id, range) in [(1, "-80"), (2, "80-"), (3, "80-c0")] {
+            let shard = Shard {
+                id: ShardId(id),
+                keyspace: main,
+                range: KeyRange::parse(range).unwrap(),
+                incarnation: Incarnation(1),
+                group: GroupId(id + 1),
+                replicas: replicas.clone(),
+                formed: true,
+                first: LogIndex(0),
+            };
+            topology.shards.insert(shard.id, shard);
+        }
+        let (sharding, shards) = (Sharding::Hash, vec![ShardId(1), ShardId(2)]);
+        let keyspace = Keyspace { number: main, name: "main".into(), sharding, replicas: 2, shards };
+        topology.keyspaces.insert(main, keyspace);
+        for id in replicas {
+            let (address, zone) = (format!("n{id}:1"), String::new());
+            topology.nodes.insert(id, Node { id, address, roles: Roles::ALL, zone, draining: id.0 == 2 });
+        }
+        let mut leaders = Leaders::default();
+        leaders.learn(GroupId(2), Term(1), NodeId(1));
+        leaders.learn(GroupId(3), Term(1), NodeId(2));
+        let said =
+            |node, group, bytes| ReplicaStatus { bytes, ..ReplicaStatus::new(NodeId(node), GroupId(group)) };
+        let load = |group, writes_per_second, reads_per_second| GroupLoad {
+            group: GroupId(group),
+            writes_per_second,
+            reads_per_second,
+        };
+        ClusterStatus {
+            state: ClusterState {
+                topology: Arc::new(topology),
+                leaders: Arc::new(leaders),
+                catalog: Arc::new(Catalog::default()),
+            },
+            replicas: vec![
+                said(1, 2, 53 << 20),
+                said(2, 2, 52 << 20),
+                said(2, 3, 1 << 20),
+                said(9, 3, 7 << 20),
+            ],
+            heard: vec![(NodeId(1), Duration::from_millis(1_250))],
+            jobs: vec![],
+            alarms: vec![],
+            loads: vec![load(2, 1_200.04, 340.0), load(3, 0.4, 0.0)],
+        }
+    }
+
+    /// A table's cells.
+    fn cells(table: &Table) -> Vec<Vec<String>> {
+        let text = table.to_string();
+        let rows = text.lines().filter(|line| line.starts_with('│'));
+        rows.map(|row| {
+            let cells = row.trim_matches('│').split("  ").map(str::trim);
+            cells.filter(|cell| !cell.is_empty()).map(str::to_owned).collect()
+        })
+        .collect()
+    }
+
+    #[test]
+    fn shards_are_listed_with_their_sizes_and_rates() {
+        let lines = shard_lines(&status());
+        let expected: [&[&str]; 4] = [
+            &["shard", "incarnation", "state", "leader", "replicas", "size", "writes/s", "reads/s"],
+            &["main/-80", "1", "serves", "1", "1,2", "53.00 MiB", "1,200", "340"],
+            &["main/80-", "1", "serves", "2", "1,2", "1.00 MiB", "0", "0"],
+            &["main/80-c0", "1", "follows", "none", "1,2"],
+        ];
+        assert_eq!(cells(&shard_table(&lines)), expected, "what node 9 says isn't of a replica that counts");
+        assert_eq!((lines[0].writes_per_second, lines[2].bytes), (Some(1_200.0), None));
+    }
+
+    #[test]
+    fn nodes_are_listed_with_what_they_hold() {
+        let status = status();
+        let lines: Vec<_> =
+            status.state.topology.nodes.values().map(|node| node_line(&status, node)).collect();
+        let expected: [&[&str]; 3] = [
+            &["node", "address", "zone", "heard", "replicas", "leads", "size", "writes/s"],
+            &["1", "n1:1", "1.2 s ago", "3", "1", "53.00 MiB", "1,200"],
+            &["2", "n2:1", "never", "3", "1", "53.00 MiB", "0", "is drained"],
+        ];
+        assert_eq!(cells(&node_table(&lines)), expected);
+    }
+}
