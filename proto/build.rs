@@ -3,8 +3,15 @@
 
 use std::error::Error;
 
-const FILES: [&str; 6] =
-    ["error.proto", "values.proto", "topology.proto", "catalog.proto", "services.proto", "link.proto"];
+const FILES: [&str; 7] = [
+    "error.proto",
+    "values.proto",
+    "topology.proto",
+    "catalog.proto",
+    "services.proto",
+    "changes.proto",
+    "link.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=proto");

@@ -633,6 +633,10 @@ impl ShardService for Fake {
     fn branches(&self, _: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {
         Box::pin(async { Ok(vec![]) })
     }
+
+    fn changes(&self, _: ChangesRequest) -> BoxFuture<'_, ServiceResult<BoxStream<ServiceResult<Changes>>>> {
+        Box::pin(async { Err(WireError::unsupported("reading a fake's log")) })
+    }
 }
 
 impl CoordinatorService for Fake {

@@ -23,6 +23,8 @@
 //! Reads of several shards have all of them show one state (`cut`); any statement sees what was prepared before it came
 //! (`pending`).
 //!
+//! What a shard's log says is read from any of its replicas (`changes`).
+//!
 //! A write outside of any transaction runs straight in the leader's batch if nobody has a lock in its table, else as a
 //! transaction of one statement. A schema entry has its tables for itself (`altering`).
 //!
@@ -33,6 +35,7 @@
 mod agent;
 mod altering;
 mod branch;
+mod changes;
 mod config;
 mod cut;
 mod ended;

@@ -17,14 +17,14 @@ use crate::routers::Routers;
 use crate::statement::Work;
 use crate::stream::{Place, Readers};
 use crate::transact::{self, Desk};
-use crate::{fence, layout, read, write};
+use crate::{changes, fence, layout, read, write};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use proto::machine;
 use proto::services::{
-    Access, BoxFuture, Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus, ClusterState,
-    CutRequest, FragmentRequest, FragmentResponse, LockWait, SchemaRequest, ServiceResult, ShardService,
-    Unsettled, is_cut_lost,
+    Access, BoxFuture, BoxStream, Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus, Changes,
+    ChangesRequest, ClusterState, CutRequest, FragmentRequest, FragmentResponse, LockWait, SchemaRequest,
+    ServiceResult, ShardService, Unsettled, is_cut_lost,
 };
 use proto::topology::{Shard, Topology};
 use proto::{
@@ -562,5 +562,13 @@ impl ShardService for ShardNode {
 
     fn apply_schema(&self, request: SchemaRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {
         Box::pin(self.step(request))
+    }
+
+    fn changes(
+        &self,
+        request: ChangesRequest,
+    ) -> BoxFuture<'_, ServiceResult<BoxStream<ServiceResult<Changes>>>> {
+        let replica = self.find(request.shard, None);
+        Box::pin(async move { Ok(changes::read(replica?, request)) })
     }
 }

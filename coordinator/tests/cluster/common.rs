@@ -3,10 +3,10 @@
 use coordinator::{Config, Coordinator};
 use parking_lot::Mutex;
 use proto::services::{
-    Access, BoxFuture, BranchAction, BranchRequest, BranchStatus, ClusterState, CoordinatorService,
-    CutRequest, Floor, FragmentRequest, FragmentResponse, Members, Peers, RaftMessage, RaftService,
-    RaftTransport, ReplicaService, ReplicaStatus, RowSource, SchemaChange, SchemaChangeRequest,
-    SchemaRequest, ServiceResult, ShardService, Unsettled,
+    Access, BoxFuture, BoxStream, BranchAction, BranchRequest, BranchStatus, Changes, ChangesRequest,
+    ClusterState, CoordinatorService, CutRequest, Floor, FragmentRequest, FragmentResponse, Members, Peers,
+    RaftMessage, RaftService, RaftTransport, ReplicaService, ReplicaStatus, RowSource, SchemaChange,
+    SchemaChangeRequest, SchemaRequest, ServiceResult, ShardService, Unsettled,
 };
 use proto::topology::{Node, Roles};
 use proto::{
@@ -301,6 +301,13 @@ impl ShardService for Gate {
             return Box::pin(async move { Err(error) });
         }
         self.shards.apply_schema(request)
+    }
+
+    fn changes(
+        &self,
+        request: ChangesRequest,
+    ) -> BoxFuture<'_, ServiceResult<BoxStream<ServiceResult<Changes>>>> {
+        self.shards.changes(request)
     }
 }
 

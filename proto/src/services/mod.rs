@@ -4,6 +4,7 @@
 //! gRPC client. Who calls can't tell which it has. Deadlines cross as time left, never as a time of day.
 
 mod bootstrap;
+mod changes;
 mod coordinator;
 mod cut;
 mod replica;
@@ -12,6 +13,7 @@ mod shard;
 mod transaction;
 
 pub use bootstrap::*;
+pub use changes::*;
 pub use coordinator::*;
 pub use cut::*;
 pub use replica::*;

@@ -1,5 +1,6 @@
 //! What a shard does for routers and for the coordinator.
 
+use super::changes::{Changes, ChangesRequest};
 use super::cut::{CutRequest, Unsettled};
 use super::transaction::{Branch, BranchAccess, BranchRequest, BranchStatus};
 use super::{BoxFuture, BoxStream, ServiceResult};
@@ -32,6 +33,15 @@ pub trait ShardService: Send + Sync {
 
     /// The transactions that have a branch on this shard.
     fn branches(&self, shard: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>>;
+
+    /// What a shard's log says after a position, from this node's replica, whatever its part in the group: up to what it has
+    /// applied, and then as it applies more. It never ends by itself but with an error, after which another replica may be
+    /// asked. SH004 if this one has forgotten what comes next: the error tells of the shard's oldest position
+    /// ([`crate::WireError::state`]) after which it has everything.
+    fn changes(
+        &self,
+        request: ChangesRequest,
+    ) -> BoxFuture<'_, ServiceResult<BoxStream<ServiceResult<Changes>>>>;
 }
 
 /// One statement for one shard.

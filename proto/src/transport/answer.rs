@@ -90,7 +90,12 @@ fn writes(kind: &Kind) -> bool {
         Kind::Execute(FragmentRequest { access: Some(access), .. }) => {
             matches!(access.kind, Some(access::Kind::Write(_)))
         }
-        Kind::Execute(_) | Kind::Replicas(_) | Kind::Watch(_) | Kind::Status(_) | Kind::Identity(_) => false,
+        Kind::Execute(_)
+        | Kind::Changes(_)
+        | Kind::Replicas(_)
+        | Kind::Watch(_)
+        | Kind::Status(_)
+        | Kind::Identity(_) => false,
         Kind::ApplySchema(_) | Kind::Register(_) | Kind::Report(_) | Kind::ChangeSchema(_) => true,
         Kind::Allocate(_) | Kind::SetSequence(_) | Kind::CreateKeyspace(_) => true,
         Kind::ChangeMembers(_) | Kind::TransferLeader(_) | Kind::Check(_) => true,
@@ -132,6 +137,10 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
         Kind::Branches(number) => {
             let branches = shard(reply)?.branches(ShardId(number)).await?;
             AnswerKind::Branches(BranchStatuses(branches).to_message())
+        }
+        Kind::Changes(request) => {
+            let parts = shard(reply)?.changes(ChangesRequest::from_message(request)?).await?;
+            return changes(reply, parts).await;
         }
         Kind::Replicas(Nothing {}) => {
             let replicas = replica(reply)?.replicas().await?;
@@ -343,6 +352,19 @@ fn split(batch: &RowBatch) -> impl Iterator<Item = RowBatch> {
         }
         Some(builder.finish())
     })
+}
+
+/// Sends what a log says, part by part, as the client takes it.
+async fn changes(reply: &Reply, mut parts: BoxStream<ServiceResult<Changes>>) -> Result<(), End> {
+    send(reply, AnswerKind::Changes(Nothing {}), false).await?;
+    while let Some(part) = parts.next().await {
+        let bytes = part?.encode();
+        if bytes.len() > MAX_MESSAGE {
+            return Err(too_big(bytes.len(), false).into());
+        }
+        reply.message(bytes.into(), false).await?;
+    }
+    Ok(reply.end().await?)
 }
 
 async fn watch(reply: &Reply, mut states: BoxStream<ClusterState>) -> Result<(), End> {

@@ -298,6 +298,12 @@ impl Target {
         }
     }
 
+    /// Nothing comes from it though something should.
+    pub(super) fn silent(&self) -> WireError {
+        let message = format!("{self} has fallen silent");
+        WireError::new(SqlState::CONNECTION_FAILURE, message).with_retry(Retry::Later)
+    }
+
     fn backoff(&self, failures: u32) -> Duration {
         match &self.dial {
             Some(dial) => self.config.backoff_by(failures, dial.random()),

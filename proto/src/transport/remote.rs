@@ -117,6 +117,30 @@ impl ShardService for NodeClient {
             self.simple(self.call_timeout(), Retry::Later, call::Kind::Branches(shard.0), read).await
         })
     }
+
+    fn changes(
+        &self,
+        request: ChangesRequest,
+    ) -> BoxFuture<'_, ServiceResult<BoxStream<ServiceResult<Changes>>>> {
+        Box::pin(async move {
+            let call = call::Kind::Changes(request.to_message());
+            // The server may take as long as it likes for the whole, but not to begin.
+            let begun = self.call(None, Retry::Later, |_| call);
+            let begun = match self.call_timeout() {
+                Some(limit) => tokio::time::timeout(limit, begun).await,
+                None => Ok(begun.await),
+            };
+            let (kind, link, messages) = begun.unwrap_or_else(|_| Err(self.target().silent()))?;
+            match (kind, messages) {
+                (answer::Kind::Changes(Nothing {}), Some(messages)) => {
+                    let (client, silence) = (self.clone(), request.beat.saturating_add(WAY));
+                    Ok(Box::pin(ChangeStream { messages: Some(messages), client, silence, patience: None })
+                        as BoxStream<ServiceResult<Changes>>)
+                }
+                _ => Err(self.target().garbled(&link, &Retry::Later, "an answer to another request")),
+            }
+        })
+    }
 }
 
 impl ReplicaService for NodeClient {
@@ -220,6 +244,47 @@ impl Stream for RowStream {
                 Err(failure) => Err(self.client.target().failed(failure, link, &self.lost)),
             }
         }))
+    }
+}
+
+/// What a shard's log says. It is over when nothing comes for longer than was asked for.
+struct ChangeStream {
+    /// `None` once it is over.
+    messages: Option<Messages>,
+    /// Keeps the connection.
+    client: NodeClient,
+    silence: Duration,
+    /// Ends the silence. Only while somebody waits: a reader that is slow isn't the server's fault.
+    patience: Option<Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl Stream for ChangeStream {
+    type Item = ServiceResult<Changes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        let Some(messages) = &mut this.messages else { return Poll::Ready(None) };
+        let target = this.client.target();
+        let part = match Pin::new(&mut *messages).poll_next(cx) {
+            Poll::Ready(Some(Ok(bytes))) => decode_message(bytes)
+                .map_err(|e: DecodeError| target.garbled(messages.link(), &Retry::Later, &e.to_string())),
+            Poll::Ready(Some(Err(failure))) => Err(target.failed(failure, messages.link(), &Retry::Later)),
+            Poll::Ready(None) => {
+                this.messages = None;
+                return Poll::Ready(None);
+            }
+            Poll::Pending => {
+                let patience =
+                    this.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(this.silence)));
+                ready!(patience.as_mut().poll(cx));
+                Err(target.silent())
+            }
+        };
+        this.patience = None;
+        if part.is_err() {
+            this.messages = None;
+        }
+        Poll::Ready(Some(part))
     }
 }
 

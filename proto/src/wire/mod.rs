@@ -8,6 +8,7 @@
 #[cfg(feature = "transport")]
 mod bootstrap;
 mod catalog;
+mod changes;
 mod coordinator;
 mod cut;
 mod error;

@@ -129,6 +129,13 @@ impl ShardService for FakeNode {
     fn branches(&self, shard: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {
         self.fake.branches(shard)
     }
+
+    fn changes(
+        &self,
+        request: ChangesRequest,
+    ) -> BoxFuture<'_, ServiceResult<BoxStream<ServiceResult<Changes>>>> {
+        self.fake.changes(request)
+    }
 }
 
 impl ReplicaService for FakeNode {

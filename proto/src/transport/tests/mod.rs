@@ -134,6 +134,39 @@ impl ShardService for Shard {
     fn branches(&self, shard: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {
         Box::pin(async move { Ok(vec![branch(shard)]) })
     }
+
+    /// Shard 1 says something for ever, shard 2 once, shard 3 once before an error.
+    fn changes(
+        &self,
+        request: ChangesRequest,
+    ) -> BoxFuture<'_, ServiceResult<BoxStream<ServiceResult<Changes>>>> {
+        let (dropped, made) = (Dropped(self.events.clone()), self.made.clone());
+        Box::pin(async move {
+            let part = move |index: u64| {
+                let _ = &dropped;
+                made.fetch_add(1, Ordering::SeqCst);
+                Ok(changes(LogIndex(index)))
+            };
+            let next = request.after.0 + 1;
+            Ok(match request.shard.0 {
+                1 => futures::stream::iter(next..).map(part).boxed(),
+                2 => futures::stream::iter([next]).map(part).chain(futures::stream::pending()).boxed(),
+                3 => {
+                    let gone = WireError::new(SqlState::POSITION_FORGOTTEN, "gone")
+                        .made_from(request.shard, LogIndex(77));
+                    let gone = futures::stream::iter([Err(gone)]);
+                    futures::stream::iter([next]).map(part).chain(gone).boxed()
+                }
+                _ => return Err(WireError::new(SqlState::CANNOT_CONNECT_NOW, "no such shard")),
+            })
+        })
+    }
+}
+
+/// A part of a log, of 50,000 bytes.
+fn changes(index: LogIndex) -> Changes {
+    let kind = ChangeKind::Rows(vec![7; 50_000].into());
+    Changes { changes: vec![Change { index, kind }], position: index, committed: index }
 }
 
 /// Replicas that answer with what they were asked.

@@ -405,3 +405,49 @@ async fn bootstrap_crosses_the_wire() {
         [format!("{caller:?}"), format!("{none:?}"), format!("{:?}", founding()), format!("{request:?}")];
     assert_eq!(heard, said);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_log_says_comes_as_it_is_taken() {
+    let mut node = Node::start().await;
+    let client = node.client();
+    let beat = Duration::from_secs(60);
+    let request = ChangesRequest { shard: ShardId(1), after: LogIndex(4), beat };
+    let mut parts = client.changes(request).await.unwrap();
+    for index in 5..405 {
+        assert_eq!(parts.next().await.unwrap(), Ok(changes(LogIndex(index))));
+    }
+    // Who takes nothing has what was granted made, and one part that waits for credit. An echo shows that others go on.
+    let most = WINDOW / 50_000 + 2;
+    for i in 0..100 {
+        rows(ask(&client, read("echo", vec![Value::Int(i)])).await.unwrap()).await.unwrap();
+    }
+    let made = node.made.load(Ordering::SeqCst);
+    assert!(made <= 400 + most, "{made} parts made");
+    drop(parts);
+    assert_eq!(node.event().await, "dropped");
+    assert!(node.made.load(Ordering::SeqCst) <= 400 + most);
+
+    let mut parts = client.changes(ChangesRequest { shard: ShardId(3), ..request }).await.unwrap();
+    assert_eq!(parts.next().await.unwrap(), Ok(changes(LogIndex(5))));
+    let error = parts.next().await.unwrap().unwrap_err();
+    assert_eq!(error.sqlstate, SqlState::POSITION_FORGOTTEN);
+    assert_eq!(error.state, Some(Box::new((ShardId(3), LogIndex(77)))));
+    assert!(parts.next().await.is_none());
+    assert_eq!(node.event().await, "dropped");
+
+    let refused = client.changes(ChangesRequest { shard: ShardId(9), ..request }).await;
+    assert_eq!(refused.err().unwrap().sqlstate, SqlState::CANNOT_CONNECT_NOW);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_falls_silent_is_given_up() {
+    let mut node = Node::start().await;
+    let client = node.client();
+    let request = ChangesRequest { shard: ShardId(2), after: LogIndex(0), beat: Duration::from_millis(1) };
+    let mut parts = client.changes(request).await.unwrap();
+    assert_eq!(parts.next().await.unwrap(), Ok(changes(LogIndex(1))));
+    let error = parts.next().await.unwrap().unwrap_err();
+    assert_eq!((error.sqlstate, error.retry), (SqlState::CONNECTION_FAILURE, Retry::Later));
+    assert_eq!(node.event().await, "dropped", "the server hears that nobody waits");
+    assert!(parts.next().await.is_none());
+}

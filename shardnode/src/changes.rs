@@ -1,0 +1,250 @@
+//! What a shard's log says, part by part.
+//!
+//! In comes a position, out come the entries after it as their reader takes them: rows as changesets, answers, schema steps
+//! with what came of them, the pieces of big transactions, and what the group serves as. Nothing is read before somebody
+//! asks for it, and no snapshot is open once it is given, so who reads slowly costs one read of the log, and who goes away
+//! nothing. It must never know what its reader makes of it, nor keep the log for anyone.
+
+use bytes::Bytes;
+use dialect::sqlite::error;
+use futures::stream::try_unfold;
+use proto::machine;
+use proto::services::{
+    BoxStream, Change, ChangeKind, Changes, ChangesRequest, Consistency, Estate, NamedAnswer, ReplayRun,
+    SchemaRun, SchemaStep, ServiceResult, Serving,
+};
+use proto::{Attempt, LogIndex, ReshardId, ShardId, SqlState, Value, WireError};
+use replica::{Answered, Content, Logged, Replayed, Replica, Snapshot, TailError};
+use rusqlite::Connection;
+use std::collections::VecDeque;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+/// A part that has so many bytes takes nothing more.
+const PART_BYTES: usize = 256 << 10;
+
+/// What a change costs beside its bytes.
+const CHANGE_COST: usize = 64;
+
+/// Beats are no shorter and no longer.
+const BEATS: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_secs(60);
+
+/// How long a snapshot may be waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The table of the shard's row, where it says what its group serves as, and for which attempt.
+const ROW: &str = "shoal_shard";
+const STATE: usize = 3;
+const ATTEMPT: usize = 5;
+
+/// What it says there; anything else is following.
+const OPEN: i64 = 0;
+const SEALED: i64 = 1;
+
+/// A shard's log as this replica has it. The stream ends with its first error.
+pub(crate) fn read(replica: Replica, request: ChangesRequest) -> BoxStream<ServiceResult<Changes>> {
+    let ChangesRequest { shard, after, beat } = request;
+    let beat = beat.clamp(*BEATS.start(), *BEATS.end());
+    let log = Log { replica, shard, beat, position: after, read: VecDeque::new(), begun: None };
+    Box::pin(try_unfold(log, |mut log| async move { Ok(Some((log.next().await?, log))) }))
+}
+
+/// How far a reader is.
+struct Log {
+    replica: Replica,
+    shard: ShardId,
+    beat: Duration,
+    /// All up to here was given.
+    position: LogIndex,
+    /// What comes next, as far as it was read.
+    read: VecDeque<Logged>,
+    /// The entry after the position, if something of it was given.
+    begun: Option<Begun>,
+}
+
+/// What is left to give of an entry.
+struct Begun {
+    index: LogIndex,
+    kinds: VecDeque<ChangeKind>,
+    /// The pieces that follow.
+    pieces: RangeInclusive<u64>,
+}
+
+impl Log {
+    /// The next part: what is there, up to a bound, or what comes by the next beat, or that nothing has come.
+    async fn next(&mut self) -> ServiceResult<Changes> {
+        if self.begun.is_none() && self.read.is_empty() {
+            let read = self.replica.entries_after(self.position, machine::now() + self.beat).await;
+            self.read = read.map_err(|error| self.unread(error))?.into();
+        }
+        let (mut changes, mut bytes) = (Vec::new(), 0);
+        while bytes < PART_BYTES {
+            if self.begun.is_none() {
+                let Some(entry) = self.read.pop_front() else { break };
+                self.begun = Some(self.begin(entry).await?);
+            }
+            match self.take().await? {
+                Some(change) => {
+                    bytes += cost(&change.kind);
+                    changes.push(change);
+                }
+                None => bytes += CHANGE_COST,
+            }
+        }
+        let committed = self.replica.status().committed.max(self.position);
+        Ok(Changes { changes, position: self.position, committed })
+    }
+
+    /// The next change of the entry that was begun; nothing if that was all of it.
+    async fn take(&mut self) -> ServiceResult<Option<Change>> {
+        let begun = self.begun.as_mut().expect("an entry was begun");
+        let index = begun.index;
+        if let Some(kind) = begun.kinds.pop_front() {
+            return Ok(Some(Change { index, kind }));
+        }
+        if let Some(n) = begun.pieces.next() {
+            let snapshot = self.snapshot(index).await?;
+            let piece = look(&snapshot, |connection| match replica::replayed(connection, index)? {
+                Replayed::Made { .. } => replica::replayed_piece(connection, index, n).map(Some),
+                Replayed::Nothing | Replayed::Forgotten => Ok(None),
+            })?;
+            let piece = piece.ok_or_else(|| forgotten(self.shard, self.position, index))?;
+            return Ok(Some(Change { index, kind: ChangeKind::Piece(piece) }));
+        }
+        self.begun = None;
+        self.position = index;
+        Ok(None)
+    }
+
+    async fn begin(&self, Logged { index, content }: Logged) -> ServiceResult<Begun> {
+        let mut begun = Begun { index, kinds: VecDeque::new(), pieces: RangeInclusive::new(1, 0) };
+        match content {
+            Content::Nothing => {}
+            Content::Batch { changesets, answers } => {
+                let mut state = None;
+                for changeset in changesets {
+                    state = set(&changeset)?.or(state);
+                    begun.kinds.push_back(ChangeKind::Rows(changeset));
+                }
+                begun.kinds.extend(answers.into_iter().map(|answer| ChangeKind::Answer(named(answer))));
+                if let Some(state) = state {
+                    begun.kinds.push_back(ChangeKind::Serving(self.serving(index, state).await?));
+                }
+            }
+            Content::Schema { id, statements, require_empty, notes: _ } => {
+                let snapshot = self.snapshot(index).await?;
+                let outcome = look(&snapshot, |connection| replica::schema_outcome(connection, id))?;
+                // One that is repeated has run elsewhere.
+                if let Some((_, failure)) = outcome.filter(|(at, _)| *at == index) {
+                    let step = SchemaStep { job: id.0, step: id.1 };
+                    let run = SchemaRun { step, statements, require_empty, failure };
+                    begun.kinds.push_back(ChangeKind::Schema(run));
+                }
+            }
+            Content::Replay { answer, owner } => {
+                let snapshot = self.snapshot(index).await?;
+                match look(&snapshot, |connection| replica::replayed(connection, index))? {
+                    Replayed::Made { pieces } => {
+                        let run = ReplayRun { owner, pieces, answer: answer.map(named) };
+                        begun.kinds.push_back(ChangeKind::Replay(run));
+                        begun.pieces = 1..=pieces;
+                    }
+                    Replayed::Nothing => {}
+                    Replayed::Forgotten => return Err(forgotten(self.shard, self.position, index)),
+                }
+            }
+        }
+        Ok(begun)
+    }
+
+    /// What the group serves as since an entry that has set this.
+    async fn serving(&self, index: LogIndex, set: Set) -> ServiceResult<Serving> {
+        match set.state {
+            OPEN => return Ok(Serving::Open),
+            SEALED => {}
+            _ => return Ok(Serving::Following),
+        }
+        let snapshot = self.snapshot(index).await?;
+        let row = look(&snapshot, |connection| {
+            let sql = "SELECT state, reshard, attempt FROM shoal_shard WHERE id = 1";
+            let mut statement = connection.prepare_cached(sql).map_err(error)?;
+            let row = statement.query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
+            row.map_err(error)
+        })?;
+        let (state, reshard, attempt): (i64, i64, i64) = row;
+        // What is sealed stays as it is, and an attempt seals once.
+        let is_still = state == SEALED && set.attempt == Some(attempt);
+        let estate = || -> ServiceResult<Estate> {
+            let damaged = |_| WireError::new(SqlState::DATA_CORRUPTED, "the shard's row is damaged");
+            let attempt = Attempt(attempt.try_into().map_err(damaged)?);
+            Ok(Estate { reshard: ReshardId(reshard.cast_unsigned()), attempt })
+        };
+        Ok(Serving::Sealed(is_still.then(estate).transpose()?))
+    }
+
+    /// A snapshot that has an entry's effects. Not to be kept longer than it takes to read one thing.
+    async fn snapshot(&self, index: LogIndex) -> ServiceResult<Snapshot> {
+        let until = machine::now() + PATIENCE;
+        self.replica.snapshot_after(Consistency::Eventual, index, until).await
+    }
+
+    fn unread(&self, error: TailError) -> WireError {
+        match error {
+            TailError::Refused(error) => error,
+            TailError::Forgotten { after, oldest } => forgotten(self.shard, after, oldest),
+        }
+    }
+}
+
+/// Reads one thing of a snapshot.
+fn look<T>(snapshot: &Snapshot, read: impl FnOnce(&Connection) -> ServiceResult<T>) -> ServiceResult<T> {
+    machine::in_place(|| read(snapshot.connection())).map_err(|error| snapshot.explain(error))
+}
+
+/// SH004: the log doesn't reach back so far here, but to this position.
+fn forgotten(shard: ShardId, after: LogIndex, oldest: LogIndex) -> WireError {
+    let message = format!("the log of shard {shard} has forgotten what comes after {after}");
+    WireError::new(SqlState::POSITION_FORGOTTEN, message)
+        .with_detail(format!("This replica has all that comes after {oldest}."))
+        .made_from(shard, oldest)
+}
+
+fn named(Answered { request, settled, output }: Answered) -> NamedAnswer {
+    NamedAnswer { request, settled, output }
+}
+
+fn cost(kind: &ChangeKind) -> usize {
+    let bytes = match kind {
+        ChangeKind::Rows(changeset) | ChangeKind::Piece(changeset) => changeset.len(),
+        ChangeKind::Answer(answer) => answer.output.len(),
+        ChangeKind::Schema(run) => run.statements.iter().map(String::len).sum(),
+        ChangeKind::Replay(run) => run.answer.as_ref().map_or(0, |answer| answer.output.len()),
+        ChangeKind::Serving(_) => 0,
+    };
+    bytes + CHANGE_COST
+}
+
+/// What a change of the shard's row has set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Set {
+    state: i64,
+    /// By which attempt, if that is another one than before.
+    attempt: Option<i64>,
+}
+
+/// What a changeset makes of the shard's row, if it changes what the group serves as.
+fn set(changeset: &Bytes) -> ServiceResult<Option<Set>> {
+    // Almost none does, and to read them all takes time.
+    if !changeset.windows(ROW.len()).any(|bytes| bytes == ROW.as_bytes()) {
+        return Ok(None);
+    }
+    let mut found = None;
+    for change in replica::changes(changeset)?.into_iter().filter(|change| change.table == ROW) {
+        let int = |at: usize| match change.new.get(at) {
+            Some(Some(Value::Int(value))) => Some(*value),
+            _ => None,
+        };
+        found = int(STATE).map(|state| Set { state, attempt: int(ATTEMPT) }).or(found);
+    }
+    Ok(found)
+}
