@@ -5,15 +5,15 @@
 //! asks for it, and no snapshot is open once it is given, so who reads slowly costs one read of the log, and who goes away
 //! nothing. It must never know what its reader makes of it, nor keep the log for anyone.
 
+use crate::fence::{Standing, State};
 use bytes::Bytes;
-use dialect::sqlite::error;
 use futures::stream::try_unfold;
 use proto::machine;
 use proto::services::{
     BoxStream, Change, ChangeKind, Changes, ChangesRequest, Consistency, Estate, NamedAnswer, ReplayRun,
     SchemaRun, SchemaStep, ServiceResult, Serving,
 };
-use proto::{Attempt, LogIndex, ReshardId, ShardId, SqlState, Value, WireError};
+use proto::{Attempt, LogIndex, ShardId, SqlState, Value, WireError};
 use replica::{Answered, Content, Logged, Replayed, Replica, Snapshot, TailError};
 use rusqlite::Connection;
 use std::collections::VecDeque;
@@ -36,10 +36,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const ROW: &str = "shoal_shard";
 const STATE: usize = 3;
 const ATTEMPT: usize = 5;
-
-/// What it says there; anything else is following.
-const OPEN: i64 = 0;
-const SEALED: i64 = 1;
 
 /// A shard's log as this replica has it. The stream ends with its first error.
 pub(crate) fn read(replica: Replica, request: ChangesRequest) -> BoxStream<ServiceResult<Changes>> {
@@ -160,26 +156,15 @@ impl Log {
     /// What the group serves as since an entry that has set this.
     async fn serving(&self, index: LogIndex, set: Set) -> ServiceResult<Serving> {
         match set.state {
-            OPEN => return Ok(Serving::Open),
-            SEALED => {}
-            _ => return Ok(Serving::Following),
+            State::Open => return Ok(Serving::Open),
+            State::Following => return Ok(Serving::Following),
+            State::Sealed => {}
         }
         let snapshot = self.snapshot(index).await?;
-        let row = look(&snapshot, |connection| {
-            let sql = "SELECT state, reshard, attempt FROM shoal_shard WHERE id = 1";
-            let mut statement = connection.prepare_cached(sql).map_err(error)?;
-            let row = statement.query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
-            row.map_err(error)
-        })?;
-        let (state, reshard, attempt): (i64, i64, i64) = row;
+        let Standing { state, reshard, attempt, .. } = look(&snapshot, Standing::read)?;
         // What is sealed stays as it is, and an attempt seals once.
-        let is_still = state == SEALED && set.attempt == Some(attempt);
-        let estate = || -> ServiceResult<Estate> {
-            let damaged = |_| WireError::new(SqlState::DATA_CORRUPTED, "the shard's row is damaged");
-            let attempt = Attempt(attempt.try_into().map_err(damaged)?);
-            Ok(Estate { reshard: ReshardId(reshard.cast_unsigned()), attempt })
-        };
-        Ok(Serving::Sealed(is_still.then(estate).transpose()?))
+        let is_still = state == State::Sealed && set.attempt == Some(attempt);
+        Ok(Serving::Sealed(is_still.then_some(Estate { reshard, attempt })))
     }
 
     /// A snapshot that has an entry's effects. Not to be kept longer than it takes to read one thing.
@@ -227,9 +212,9 @@ fn cost(kind: &ChangeKind) -> usize {
 /// What a change of the shard's row has set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Set {
-    state: i64,
+    state: State,
     /// By which attempt, if that is another one than before.
-    attempt: Option<i64>,
+    attempt: Option<Attempt>,
 }
 
 /// What a changeset makes of the shard's row, if it changes what the group serves as.
@@ -244,7 +229,9 @@ fn set(changeset: &Bytes) -> ServiceResult<Option<Set>> {
             Some(Some(Value::Int(value))) => Some(*value),
             _ => None,
         };
-        found = int(STATE).map(|state| Set { state, attempt: int(ATTEMPT) }).or(found);
+        let Some(state) = int(STATE) else { continue };
+        let attempt = int(ATTEMPT).and_then(|attempt| attempt.try_into().ok()).map(Attempt);
+        found = Some(Set { state: State::of(state)?, attempt });
     }
     Ok(found)
 }

@@ -109,6 +109,16 @@ impl State {
     fn number(self) -> i64 {
         State::ALL.iter().position(|state| *state == self).expect("they are all there") as i64
     }
+
+    /// The state of a number that the row has.
+    pub fn of(number: i64) -> Result<State, WireError> {
+        let state = usize::try_from(number).ok().and_then(|state| State::ALL.get(state).copied());
+        state.ok_or_else(damaged)
+    }
+}
+
+fn damaged() -> WireError {
+    WireError::new(SqlState::DATA_CORRUPTED, "what a shard serves as is damaged")
 }
 
 impl Standing {
@@ -117,15 +127,14 @@ impl Standing {
         let sql = "SELECT least_version, shard, state, reshard, attempt, void FROM shoal_shard WHERE id = 1";
         let mut statement = connection.prepare_cached(sql).map_err(error)?;
         let mut rows = statement.query([]).map_err(error)?;
-        let damaged = || WireError::new(SqlState::DATA_CORRUPTED, "what a shard serves as is damaged");
         let row = rows.next().map_err(error)?.ok_or_else(damaged)?;
         let number = |column| row.get::<_, i64>(column).map(i64::cast_unsigned).map_err(error);
         let attempt = |column| u32::try_from(number(column)?).map(Attempt).map_err(|_| damaged());
-        let state = usize::try_from(number(2)?).ok().and_then(|state| State::ALL.get(state).copied());
+        let state = State::of(row.get(2).map_err(error)?)?;
         Ok(Standing {
             least: SchemaVersion(number(0)?),
             shard: ShardId(number(1)?),
-            state: state.ok_or_else(damaged)?,
+            state,
             reshard: ReshardId(number(3)?),
             attempt: attempt(4)?,
             void: attempt(5)?,

@@ -365,10 +365,6 @@ async fn where_nothing_happens_it_is_said_how_far_it_is() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_seal_is_told_of_as_long_as_it_holds() {
     let node = Node::start().await;
-    let columns = ["shard", "state", "reshard", "attempt", "void"];
-    let add =
-        columns.map(|name| format!("ALTER TABLE shoal_shard ADD COLUMN {name} INTEGER NOT NULL DEFAULT 0"));
-    node.schema(9, &add.each_ref().map(String::as_str), None).await.unwrap();
     let begin = applied(&node);
     let mut parts = read(&node, begin).await;
     let seal = |attempt| match attempt {
