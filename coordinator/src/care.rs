@@ -6,7 +6,7 @@
 use crate::repair::{Scene, Trouble};
 use crate::replicas::{self, Known};
 use crate::service::Core;
-use crate::{nodes, repair};
+use crate::{nodes, repair, reshard};
 use bytes::Bytes;
 use proto::machine;
 use proto::services::{Consistency, JobStatus, ReplicaStatus};
@@ -54,6 +54,7 @@ impl Core {
             self.write(move |store| nodes::formed(store, &formed).map(|()| Bytes::new())).await?;
             self.state.refresh(&self.replica).await?;
         }
+        reshard::end_holds(self, &topology).await?;
         let led =
             repair::groups(&topology).map(|(group, members)| (group, members, state.leaders.get(group)));
         for (group, node, ailment) in self.state.look(led, now) {

@@ -35,6 +35,8 @@ pub struct Config {
     pub rebuild_after: Duration,
     /// How many replicas are made without being asked for at a time.
     pub repairs_at_once: usize,
+    /// How many bytes of one group's log a reshard may have kept.
+    pub reshard_log: u64,
     /// How often it's looked whether something must be done.
     pub look_every: Duration,
     /// How long what became of a finished transaction is remembered. Far longer than any router goes on about one.
@@ -78,6 +80,7 @@ impl Config {
             replace_after: Duration::from_secs(300),
             rebuild_after: Duration::from_secs(10),
             repairs_at_once: 2,
+            reshard_log: 16 << 30,
             look_every: Duration::from_millis(500),
             remember_transactions: Duration::from_secs(3600),
             max_records: 1_000_000,

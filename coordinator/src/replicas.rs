@@ -13,7 +13,7 @@ use crate::store::{Counter, Store};
 use crate::vitals::Vitals;
 use proto::services::{ReplicaAction, ReplicaChange, ReplicaTarget};
 use proto::topology::Topology;
-use proto::{GroupId, NodeId, RequestId, Retry, RouterIncarnation, SqlState, WireError};
+use proto::{GroupId, NodeId, RequestId, ReshardId, Retry, RouterIncarnation, SqlState, WireError};
 use std::time::Instant;
 
 /// More would only be slower.
@@ -59,19 +59,46 @@ pub(crate) fn repair(
     cause: &str,
     known: &Known,
 ) -> Result<()> {
+    if reshard::has_replicas_wait(store, group, true)? {
+        return Ok(());
+    }
+    unasked(store, group, action, cause, true, known)
+}
+
+/// Takes a change in that a reshard needs; nothing if another one of the group is under way.
+pub(crate) fn for_reshard(
+    store: Store<'_>,
+    group: GroupId,
+    action: ReplicaAction,
+    reshard: ReshardId,
+    known: &Known,
+) -> Result<()> {
+    unasked(store, group, action, &format!("reshard {reshard}"), false, known)
+}
+
+fn unasked(
+    store: Store<'_>,
+    group: GroupId,
+    action: ReplicaAction,
+    cause: &str,
+    repairs: bool,
+    known: &Known,
+) -> Result<()> {
     let topology = store.topology()?;
     let wish = Wish::find(&topology, &ReplicaTarget::Group(group), known)?;
     let course = wish.course(action)?;
     let busy = store.replica_jobs()?.iter().any(|job| job.group() == group);
-    if busy || wish.is_left_over(&course) || reshard::has_replicas_wait(store, group, true)? {
+    if busy || wish.is_left_over(&course) {
         return Ok(());
     }
     let id = store.take(Counter::Job)?;
     let what = format!("{}, for {cause}", wish.describe(action));
-    tracing::warn!(job = id, %group, "begins to {what}");
+    if repairs {
+        tracing::warn!(job = id, %group, "begins to {what}");
+    }
     let request = RequestId { router: RouterIncarnation(0), sequence: id };
     let mut job = ReplicaJob::new(id, request, group, what, wish.members, course);
-    job.automatic = true;
+    job.automatic = repairs;
     begin(store, &job).map(drop)
 }
 

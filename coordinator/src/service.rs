@@ -13,7 +13,7 @@ use crate::replica_work::{Obstacles, ReplicaWorker};
 use crate::state::State;
 use crate::store::{self, Store};
 use crate::worker::Worker;
-use crate::{care, decisions, finishing, inquiry, nodes, replicas, sequence, watching};
+use crate::{care, decisions, finishing, inquiry, nodes, replicas, reshard, sequence, watching};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use prometheus::proto::MetricFamily;
@@ -21,8 +21,8 @@ use proto::machine;
 use proto::services::{
     Alarm, BoxFuture, BoxStream, Claim, ClusterState, ClusterStatus, Consistency, CoordinatorService,
     CreateKeyspace, Decision, Joined, NodeJoin, Peers, ReplicaChange, ReplicaRole, ReplicaStatus,
-    ReshardCommand, ReshardPlan, ReshardStatus, ReshardWish, SchemaChangeRequest, SequenceBlock,
-    ServiceResult, Spent, TransactionStatus, Verdict,
+    ReshardCommand, ReshardPhase, ReshardPlan, ReshardStatus, ReshardWish, SchemaChangeRequest,
+    SequenceBlock, ServiceResult, Spent, TransactionStatus, Verdict,
 };
 use proto::topology::Node;
 use proto::wire::Wire;
@@ -31,7 +31,7 @@ use proto::{
     SqlState, TransactionId, WireError,
 };
 use replica::{Host, Replica};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -61,6 +61,10 @@ pub(crate) struct Core {
     pub(crate) metrics: Metrics,
     /// What held up each change of replicas last.
     pub(crate) obstacles: Obstacles,
+    /// What this leader knows of each reshard.
+    pub(crate) reshards: Mutex<BTreeMap<ReshardId, reshard::Seen>>,
+    /// Counts what reshards were told.
+    pub(crate) told: watch::Sender<u64>,
     /// Counts the calls that may have decided a transaction.
     pub(crate) deciding: watch::Sender<u64>,
     /// Transactions whose records were made or found since no router goes on with them: they are finished at once.
@@ -103,6 +107,8 @@ impl Coordinator {
             begun: Notify::new(),
             metrics: Metrics::new(),
             obstacles: Obstacles::default(),
+            reshards: Mutex::default(),
+            told: watch::Sender::default(),
             deciding: watch::Sender::default(),
             orphans: Mutex::default(),
             orphaned: Notify::new(),
@@ -122,16 +128,17 @@ impl Coordinator {
         self.core.replica.is(replica)
     }
 
-    /// The alarms, in Prometheus' form: those that it raised, and while it leads, those that stand.
+    /// Alarms and reshards, in Prometheus' form: what it has counted, and while it leads, the alarms that stand and the
+    /// phases of reshards.
     pub fn metrics(&self) -> Vec<MetricFamily> {
-        let standing = match self.core.check_leader() {
-            Ok(()) => {
-                let topology = self.core.state.subscribe().borrow().topology.clone();
-                self.core.troubles(&topology, machine::now())
-            }
-            Err(_) => Vec::new(),
-        };
-        self.core.metrics.gather(&standing)
+        if self.core.check_leader().is_err() {
+            return self.core.metrics.gather(&[], &[]);
+        }
+        let topology = self.core.state.subscribe().borrow().topology.clone();
+        let standing = self.core.troubles(&topology, machine::now());
+        let seen = self.core.reshards.lock();
+        let phases = seen.iter().filter_map(|(id, seen)| seen.since.map(|(phase, _)| (*id, phase)));
+        self.core.metrics.gather(&standing, &phases.collect::<Vec<_>>())
     }
 
     /// Stops what it does by itself. Its replica goes on. Doing it again does nothing.
@@ -174,6 +181,14 @@ async fn follow(core: Arc<Core>) {
     }
 }
 
+/// Something that a leader goes on with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Schema(u64),
+    Replicas(u64),
+    Reshard(ReshardId),
+}
+
 /// Works off the jobs, while this node leads.
 async fn lead(core: Arc<Core>) {
     let mut status = core.replica.watch();
@@ -183,6 +198,7 @@ async fn lead(core: Arc<Core>) {
         }
         let mut working = JoinSet::new();
         *core.lingering.lock() = Lingering::default();
+        core.reshards.lock().clear();
         let standing: HashSet<_> = [
             working.spawn(care::care(Arc::clone(&core))).id(),
             working.spawn(finishing::finish(Arc::clone(&core))).id(),
@@ -190,24 +206,22 @@ async fn lead(core: Arc<Core>) {
             working.spawn(decisions::sweep(Arc::clone(&core))).id(),
         ]
         .into();
-        let mut jobs: HashMap<tokio::task::Id, u64> = HashMap::new();
+        let mut jobs: HashMap<tokio::task::Id, Work> = HashMap::new();
         let mut pause = Pause::default();
         while status.borrow().role == ReplicaRole::Leader {
             match core.jobs().await {
                 Ok(unfinished) => {
                     pause = Pause::default();
-                    let (schema, replicas) = unfinished;
-                    for job in schema {
-                        if !jobs.values().any(|known| *known == job) {
-                            let task = working.spawn(core.worker().run(job));
-                            jobs.insert(task.id(), job);
+                    for work in unfinished {
+                        if jobs.values().any(|known| *known == work) {
+                            continue;
                         }
-                    }
-                    for job in replicas {
-                        if !jobs.values().any(|known| *known == job) {
-                            let task = working.spawn(core.replica_worker().run(job));
-                            jobs.insert(task.id(), job);
-                        }
+                        let task = match work {
+                            Work::Schema(job) => working.spawn(core.worker().run(job)),
+                            Work::Replicas(job) => working.spawn(core.replica_worker().run(job)),
+                            Work::Reshard(id) => working.spawn(reshard::run(Arc::clone(&core), id)),
+                        };
+                        jobs.insert(task.id(), work);
                     }
                 }
                 Err(error) => {
@@ -276,17 +290,19 @@ impl Core {
     }
 
     /// Wakes everyone who waits for a job's end.
-    fn count_end(&self) {
+    pub(crate) fn count_end(&self) {
         self.ended.send_modify(|ended| *ended = ended.map(|count| count + 1));
     }
 
-    /// The numbers of the unfinished schema changes and changes of replicas.
-    async fn jobs(&self) -> Result<(Vec<u64>, Vec<u64>), WireError> {
+    /// What isn't finished.
+    async fn jobs(&self) -> Result<Vec<Work>, WireError> {
         let deadline = machine::now() + self.config.write_timeout;
         let snapshot = self.replica.snapshot(Consistency::Strong, deadline).await?;
         let store = Store(snapshot.connection());
-        let schema = store.jobs()?.into_iter().map(|job| job.id).collect();
-        Ok((schema, store.replica_jobs()?.into_iter().map(|job| job.id).collect()))
+        let schema = store.jobs()?.into_iter().map(|job| Work::Schema(job.id));
+        let replicas = store.replica_jobs()?.into_iter().map(|job| Work::Replicas(job.id));
+        let going_on = store.reshards()?.into_iter().filter(|record| record.phase != ReshardPhase::Ended);
+        Ok(schema.chain(replicas).chain(going_on.map(|record| Work::Reshard(record.id))).collect())
     }
 
     /// Runs a write on the coordinator's leader, which must be here.

@@ -67,6 +67,7 @@ pub(crate) enum Ask {
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(not(test), expect(dead_code, reason = "not all can be asked for yet"))]
 pub(crate) enum Event {
     /// So much time has passed.
     Passed(Duration),

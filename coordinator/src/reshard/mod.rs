@@ -2,7 +2,7 @@
 //!
 //! 1. A wish is checked, and becomes a plan (`admit`).
 //! 2. A reshard is one **record** (`record`), written whole at each change, so that any later leader can take it up.
-//! 3. On the leader a **machine** (`machine`) says what is to be asked of whom, hears the answers, and says which **step** is
+//! 3. On the leader a worker (`worker`) asks (`asking`), and a **machine** (`machine`) says what is to be asked of whom, hears the answers, and says which **step** is
 //!    due. What it has heard is its own, and is heard again by the next leader's.
 //! 4. A step is taken inside the write that records it (`step`), on the record as the log has it by then, together with what it
 //!    changes in the topology (`tables`). One that was due on an older record isn't taken.
@@ -10,21 +10,23 @@
 //! The record, its steps and its machine must never know a socket, a clock or a table.
 
 mod admit;
-// Nobody goes on with a reshard yet.
-#[cfg(test)]
+mod asking;
+mod leftover;
 mod machine;
 mod record;
 mod serve;
-#[cfg_attr(not(test), expect(dead_code, reason = "nobody takes steps yet but those who command"))]
 mod step;
 mod stored;
 mod tables;
+mod worker;
 
 #[cfg(test)]
 mod golden;
 
+pub(crate) use leftover::end_holds;
 pub(crate) use record::Record;
 pub(crate) use tables::{TABLES, dropped, has_replicas_wait, has_schema_wait};
+pub(crate) use worker::{Seen, run};
 
 use std::time::Duration;
 

@@ -5,15 +5,18 @@
 
 use super::record::{Part, Record};
 use super::tables;
+use super::worker::Seen;
 use crate::service::Core;
 use crate::store::Store;
 use bytes::Bytes;
 use proto::machine;
-use proto::services::{Consistency, ReshardCommand, ReshardPlan, ReshardStatus, ReshardWish, ServiceResult};
+use proto::services::{
+    Consistency, ReshardCommand, ReshardPhase, ReshardPlan, ReshardStatus, ReshardWish, ServiceResult,
+};
 use proto::topology::Topology;
 use proto::wire::Wire;
 use proto::{ReshardId, WireError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 impl Core {
     /// Begins a reshard, or says what it would do.
@@ -37,6 +40,7 @@ impl Core {
         let tell = move |store: Store<'_>| tables::command(store, id, command).map(|()| Bytes::new());
         self.write(tell).await?;
         self.state.refresh(&self.replica).await?;
+        self.told.send_modify(|told| *told += 1);
         self.begun.notify_one();
         Ok(())
     }
@@ -50,15 +54,25 @@ impl Core {
             let store = Store(snapshot.connection());
             (store.reshards()?, store.topology()?)
         };
-        Ok(records.iter().map(|record| status(record, &topology)).collect())
+        let now = machine::now();
+        let seen = self.reshards.lock();
+        let nothing = Seen::default();
+        let status =
+            |record: &Record| status(record, &topology, seen.get(&record.id).unwrap_or(&nothing), now);
+        Ok(records.iter().map(status).collect())
     }
 }
 
-fn status(record: &Record, topology: &Topology) -> ReshardStatus {
+fn status(record: &Record, topology: &Topology, seen: &Seen, now: Instant) -> ReshardStatus {
     let keyspace = record.keyspace_name(topology);
     let names =
         |parts: &[Part]| parts.iter().map(|part| format!("{keyspace}/{}", part.range)).collect::<Vec<_>>();
+    let since = seen.since.filter(|(phase, _)| *phase == record.phase);
+    let since = since.map_or(Duration::ZERO, |(_, since)| now.saturating_duration_since(since));
+    let keeps = record.phase == ReshardPhase::Switched && record.paused.is_none() && !record.wanted;
     let one_way = record.one_way.as_ref().map(|why| format!("there is no way back: {why}"));
+    let last = Some(&record.message).filter(|message| !message.is_empty());
+    let message = one_way.or_else(|| seen.waits_for().or(last).cloned());
     ReshardStatus {
         id: record.id,
         what: record.what.clone(),
@@ -68,16 +82,16 @@ fn status(record: &Record, topology: &Topology) -> ReshardStatus {
         new: names(&record.new.parts),
         keyspace,
         wanted: record.wanted,
-        bytes: None,
-        rows: None,
-        lag: None,
+        bytes: seen.built,
+        rows: seen.rows,
+        lag: seen.lag.values().max().copied(),
         paused: record.paused.as_ref().map(|paused| paused.why.clone()),
         failed: record.failed.clone(),
-        message: one_way.unwrap_or_else(|| record.message.clone()),
+        message: message.unwrap_or_default(),
         switches: record.counts.switches,
         ended: record.counts.ended,
         pause: record.counts.pauses.last().copied(),
-        completes_in: None,
-        since: Duration::ZERO,
+        completes_in: record.options.keep.filter(|_| keeps).map(|keep| keep.saturating_sub(since)),
+        since,
     }
 }

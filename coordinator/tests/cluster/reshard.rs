@@ -1,11 +1,15 @@
 //! Wishes for reshards, commands, and what is told of them.
 
-use crate::common::{Cluster, Shape};
+use crate::common::{Cluster, PATIENCE, Shape};
+use crate::tables::{MAIN, create, hashed, table};
 use proto::services::{
-    CoordinatorService, ReshardCommand, ReshardCourse, ReshardOptions, ReshardPhase, ReshardPlan,
-    ReshardStatus, ReshardWish, ServiceResult, SplitAt,
+    ClusterState, CoordinatorService, Peers, ReplicaAction, ReplicaTarget, ReshardCommand, ReshardCourse,
+    ReshardOptions, ReshardPhase, ReshardPlan, ReshardStatus, ReshardWish, ServiceResult, SplitAt,
 };
-use proto::{NodeId, RequestId, ReshardId, SqlState};
+use proto::topology::Shard;
+use proto::{GroupId, LogIndex, NodeId, RequestId, ReshardId, Retry, SqlState, WireError};
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// A wish to split a shard in two.
 pub fn split(request: RequestId, shard: &str) -> ReshardWish {
@@ -84,8 +88,8 @@ async fn a_reshard_is_known_to_the_next_leader_and_to_a_new_replica() {
     assert!(hint.contains(&format!("shoal reshard cancel {id}")), "{hint}");
     // The coordinator moves, bit by bit, to a node that had no part in it.
     let leader = cluster.leader().await;
-    let action = proto::services::ReplicaAction::Move { from: leader, to: NodeId(4) };
-    let target = proto::services::ReplicaTarget::Group(proto::GroupId::COORDINATOR);
+    let action = ReplicaAction::Move { from: leader, to: NodeId(4) };
+    let target = ReplicaTarget::Group(GroupId::COORDINATOR);
     crate::replicas::change(&cluster, target, action).await.unwrap();
     let next = cluster.leader().await;
     cluster.stop(next).await;
@@ -100,4 +104,190 @@ async fn a_reshard_is_known_to_the_next_leader_and_to_a_new_replica() {
     command(&cluster, id, ReshardCommand::Cancel).await.unwrap();
     assert!(statuses(&cluster).await[0].phase >= ReshardPhase::Cancelling);
     assert_eq!(statuses(&cluster).await[0].failed.as_deref(), Some("it was cancelled"));
+}
+
+/// A reshard's status once it is as wanted.
+async fn status_where(
+    cluster: &Cluster,
+    id: ReshardId,
+    wanted: impl Fn(&ReshardStatus) -> bool,
+) -> ReshardStatus {
+    let mut pause = tokio::time::interval(Duration::from_millis(20));
+    let found = async {
+        loop {
+            let all = statuses(cluster).await;
+            if let Some(status) = all.into_iter().find(|status| status.id == id && wanted(status)) {
+                return status;
+            }
+            pause.tick().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, found).await.expect("the reshard gets there")
+}
+
+/// The names under which any replica keeps its log.
+async fn holds(cluster: &Cluster) -> BTreeSet<(GroupId, String)> {
+    let mut held = BTreeSet::new();
+    for node in (1..=cluster.shape.nodes).map(NodeId) {
+        let Some(service) = cluster.directory.replica_service(node) else { continue };
+        for status in service.replicas().await.unwrap() {
+            held.extend(status.holds.into_iter().map(|hold| (status.group, hold.name)));
+        }
+    }
+    held
+}
+
+/// Has a shard's log held.
+async fn hold(cluster: &Cluster, shard: &Shard, name: &str) {
+    let mut pause = tokio::time::interval(Duration::from_millis(20));
+    let held = async {
+        loop {
+            for node in &shard.replicas {
+                let service = cluster.directory.replica_service(*node).unwrap();
+                let held = service.hold_log(shard.group, name.into(), Some(LogIndex(1000)), PATIENCE);
+                match held.await {
+                    Ok(_) => return,
+                    Err(error) => assert!(matches!(error.retry, Retry::NotLeader(_)), "{error:?}"),
+                }
+            }
+            pause.tick().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, held).await.expect("a leader has it held");
+}
+
+/// The phases that the leader's metrics tell.
+async fn told_phase(cluster: &Cluster) -> Vec<String> {
+    let metrics = cluster.directory.coordinator(cluster.leader().await).metrics();
+    let phases = metrics.iter().filter(|family| family.get_name() == "shoal_reshard_phase");
+    let labels = phases.flat_map(|family| family.get_metric()).flat_map(|metric| metric.get_label());
+    labels.filter(|label| label.get_name() == "phase").map(|label| label.get_value().to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hold_that_comes_after_its_reshard_has_ended_is_ended() {
+    let cluster = Cluster::start(3, 1).await;
+    let shard = crate::replicas::shard(&cluster).await;
+    let wish =
+        ReshardWish { course: split(cluster.name(), "main/-").course, ..split(cluster.name(), "main/-") };
+    let id = begin(&cluster, &wish).await.unwrap().reshard.unwrap();
+    assert_eq!(id, ReshardId(1));
+    for name in ["reshard/9/1", "other/9/1"] {
+        hold(&cluster, &shard, name).await;
+    }
+    let own = |name: &str| (shard.group, name.to_owned());
+    let mut pause = tokio::time::interval(Duration::from_millis(20));
+    let ended = async {
+        loop {
+            let held = holds(&cluster).await;
+            let mine = held.iter().any(|(_, name)| name.starts_with("reshard/1/"));
+            if mine && held.contains(&own("other/9/1")) && !held.contains(&own("reshard/9/1")) {
+                return;
+            }
+            pause.tick().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, ended).await.expect("what nobody needs is let go");
+}
+
+/// Waits until nothing is left of a reshard but its record.
+async fn as_before(cluster: &Cluster, before: &Shard) {
+    let back = |state: &ClusterState| {
+        let topology = &state.topology;
+        let shard = topology.shards.get(&before.id);
+        shard.is_some_and(|shard| shard.replicas == before.replicas)
+            && topology.joining.is_empty()
+            && topology.reshards.is_empty()
+    };
+    cluster.state_where(back).await;
+    let mut pause = tokio::time::interval(Duration::from_millis(20));
+    let gone = async {
+        while !holds(cluster).await.is_empty() {
+            pause.tick().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.expect("the holds end");
+}
+
+/// A cluster of five nodes, and a wish that has one build that holds nothing.
+async fn lent() -> (Cluster, ReshardWish, NodeId) {
+    let cluster = Cluster::start_as(Shape { shards: 1, ..Shape::default() }).await;
+    let shard = crate::replicas::shard(&cluster).await;
+    let builder = *crate::replicas::others(&shard.replicas).last().unwrap();
+    let mut wish = split(cluster.name(), "main/-");
+    wish.options.builder = Some(builder);
+    (cluster, wish, builder)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_builder_gets_what_it_lacks_logs_are_held_and_cancelling_leaves_nothing() {
+    let (cluster, wish, builder) = lent().await;
+    let before = crate::replicas::shard(&cluster).await;
+    let id = begin(&cluster, &wish).await.unwrap().reshard.unwrap();
+    let begun = |state: &ClusterState| state.topology.reshards.iter().any(|shown| shown.build.is_some());
+    let topology = cluster.state_where(begun).await.topology;
+    assert_eq!(topology.reshards[0].build.as_ref().unwrap().node, builder);
+    assert!(topology.shards[&before.id].replicas.contains(&builder), "it has a replica to make an image of");
+    let waits = |status: &ReshardStatus| status.phase == ReshardPhase::Imaging && !status.message.is_empty();
+    let status = status_where(&cluster, id, waits).await;
+    assert_eq!((status.wanted, status.attempt.0), (false, 0));
+    assert_eq!(told_phase(&cluster).await, ["imaging"]);
+    let held = holds(&cluster).await;
+    assert!(
+        held.iter().any(|(group, name)| *group == before.group && name.starts_with("reshard/1/")),
+        "{held:?}"
+    );
+
+    command(&cluster, id, ReshardCommand::Cancel).await.unwrap();
+    let cancelled = status_where(&cluster, id, |status| status.phase >= ReshardPhase::Cancelling).await;
+    assert_eq!(cancelled.failed.as_deref(), Some("it was cancelled"));
+    as_before(&cluster, &before).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_leader_goes_on_with_it() {
+    let (mut cluster, wish, builder) = lent().await;
+    let before = crate::replicas::shard(&cluster).await;
+    // Nobody gets a replica.
+    let refused = || WireError::new(SqlState::CANNOT_CONNECT_NOW, "a test").with_retry(Retry::Later);
+    cluster.directory.script(Some(Box::new(move |_, _| Err(refused()))));
+    let id = begin(&cluster, &wish).await.unwrap().reshard.unwrap();
+    let group = before.group;
+    cluster.directory.asked(|of, voters| of == group && voters.contains(&builder)).await;
+    assert_eq!(statuses(&cluster).await[0].phase, ReshardPhase::Placing);
+    let leader = cluster.leader().await;
+    cluster.stop(leader).await;
+    cluster.directory.script(None);
+    let phase = status_where(&cluster, id, |status| status.phase >= ReshardPhase::Imaging).await.phase;
+    assert_eq!(phase, ReshardPhase::Imaging);
+    let leader = cluster.leader().await;
+    // The next one asks for what the last one has asked for.
+    status_where(&cluster, id, |status| !status.message.is_empty()).await;
+    cluster.stop(leader).await;
+    cluster.open(leader);
+    status_where(&cluster, id, |status| !status.message.is_empty()).await;
+    command(&cluster, id, ReshardCommand::Cancel).await.unwrap();
+    as_before(&cluster, &before).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn schema_changes_wait_for_images_for_a_while_and_no_longer() {
+    let cluster = Cluster::start(1, 2).await;
+    begin(&cluster, &split(cluster.name(), "main/-80")).await.unwrap();
+    let tries = |state: &ClusterState| {
+        state.topology.reshards.first().and_then(|shown| shown.build.as_ref()).map(|build| build.tries)
+    };
+    cluster.state_where(|state| tries(state) == Some(1)).await;
+    let shard = cluster.shards_of(MAIN).await[0];
+    let held = async {
+        while holds(&cluster).await.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, held).await.unwrap();
+    // Nobody begins an image: the change comes when that has taken too long, and then there is another try.
+    cluster.change(create(table("t", hashed()))).await.unwrap();
+    let state = cluster.state_where(|state| tries(state) == Some(2)).await;
+    let t = state.catalog.table_named("t").map(|table| table.id);
+    assert_eq!(cluster.count(shard, t.unwrap()).await, 0);
 }

@@ -1,0 +1,235 @@
+//! Asking for what a reshard's machine says is to be asked for.
+//!
+//! In comes one [`Ask`], and the record as it was then; out comes the event that it leads to, none if it is to be asked again, or what
+//! is in its way. Every question has its time, and can be asked again without harm. Nothing is kept here.
+
+use super::machine::{Ask, Event};
+use super::record::{Hold, Record};
+use crate::repair::Scene;
+use crate::replicas;
+use crate::service::Core;
+use crate::store::Store;
+use bytes::Bytes;
+use proto::machine;
+use proto::services::{
+    Consistency, LogHold, ReplicaAction, ReplicaRole, ReplicaService, ReplicaStatus, ReshardPhase,
+};
+use proto::topology::{Shard, Topology};
+use proto::{GroupId, LogIndex, NodeId, ReshardId, Retry, SqlState, WireError};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long one question may take.
+const LIMIT: Duration = Duration::from_secs(5);
+
+type Result<T> = std::result::Result<T, WireError>;
+
+/// Asks for one reshard.
+#[derive(Clone)]
+pub(crate) struct Asker {
+    pub(crate) core: Arc<Core>,
+    pub(crate) record: Arc<Record>,
+}
+
+/// How soon something is asked for again that was answered, and is still to be asked for.
+pub(crate) fn pause(ask: &Ask) -> Duration {
+    match ask {
+        // What was heard half a second ago says nothing of now.
+        Ask::Flows { .. } | Ask::Whole => Duration::from_millis(200),
+        Ask::Seal { .. } | Ask::Unseal { .. } | Ask::Reached { .. } => Duration::from_millis(50),
+        Ask::Place { .. } | Ask::Spread { .. } | Ask::TakeBack { .. } => Duration::from_millis(200),
+        Ask::Hold { .. } | Ask::Image { .. } | Ask::Copy { .. } | Ask::Found { .. } => {
+            Duration::from_millis(500)
+        }
+        Ask::Wait | Ask::LetGo { .. } | Ask::Compare { .. } | Ask::Discard { .. } => Duration::from_secs(1),
+    }
+}
+
+impl Asker {
+    /// Asks once.
+    pub(crate) async fn ask(&self, ask: &Ask) -> Result<Option<Event>> {
+        match tokio::time::timeout(LIMIT, self.answer(ask)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(WireError::new(SqlState::CANNOT_CONNECT_NOW, "nobody has answered in time")),
+        }
+    }
+
+    async fn answer(&self, ask: &Ask) -> Result<Option<Event>> {
+        match ask.clone() {
+            Ask::Wait => Ok(None),
+            Ask::Place { group, node } => self.place(group, node).await,
+            Ask::Hold { group, hold } => self.hold(group, hold).await,
+            Ask::LetGo { group, before } => self.let_go(group, before).await,
+            Ask::Spread { group, replicas } => self.spread(group, &replicas).await,
+            Ask::Whole => Ok(Some(Event::Whole(self.is_whole()))),
+            Ask::TakeBack { group, node } => self.take_back(group, node).await,
+            Ask::Image { .. } | Ask::Copy { .. } | Ask::Found { .. } | Ask::Discard { .. } => {
+                Err(WireError::unsupported("building shards"))
+            }
+            Ask::Flows { .. } | Ask::Seal { .. } | Ask::Unseal { .. } | Ask::Reached { .. } => {
+                Err(WireError::unsupported("handing a shard over"))
+            }
+            Ask::Compare { .. } => Err(WireError::unsupported("comparing the rows of old and new shards")),
+        }
+    }
+
+    fn topology(&self) -> Arc<Topology> {
+        self.core.state.subscribe().borrow().topology.clone()
+    }
+
+    /// The shard of a group, as far as the topology has one.
+    fn shard(&self, group: GroupId) -> Option<Shard> {
+        self.topology().shards.values().find(|shard| shard.group == group).cloned()
+    }
+
+    async fn place(&self, group: GroupId, node: NodeId) -> Result<Option<Event>> {
+        let shard = self.shard(group).ok_or_else(|| gone(group))?;
+        if shard.replicas.contains(&node) {
+            return Ok(Some(Event::Placed { group, node }));
+        }
+        self.change(group, ReplicaAction::Add(node)).await.map(|()| None)
+    }
+
+    async fn take_back(&self, group: GroupId, node: NodeId) -> Result<Option<Event>> {
+        let held = self.shard(group).is_some_and(|shard| shard.replicas.contains(&node));
+        if !held {
+            return Ok(Some(Event::TakenBack { group, node }));
+        }
+        self.change(group, ReplicaAction::Remove(node)).await.map(|()| None)
+    }
+
+    /// One change after the other, until the group has these replicas and the first of them leads.
+    async fn spread(&self, group: GroupId, replicas: &[NodeId]) -> Result<Option<Event>> {
+        let shard = self.shard(group).ok_or_else(|| gone(group))?;
+        let leader = self.core.state.subscribe().borrow().leaders.get(group);
+        let lacks = replicas.iter().find(|node| !shard.replicas.contains(node));
+        let exceeds = shard.replicas.iter().find(|node| !replicas.contains(node));
+        let action = match (lacks, exceeds, replicas.first()) {
+            (Some(node), ..) => ReplicaAction::Add(*node),
+            (None, _, Some(first)) if leader != Some(*first) => ReplicaAction::TransferLeader(*first),
+            (None, Some(node), _) => ReplicaAction::Remove(*node),
+            (None, None, _) => return Ok(Some(Event::Spread { group })),
+        };
+        self.change(group, action).await.map(|()| None)
+    }
+
+    /// Has a change of replicas begin, unless one of the group is under way.
+    async fn change(&self, group: GroupId, action: ReplicaAction) -> Result<()> {
+        let deadline = machine::now() + LIMIT;
+        let jobs = {
+            let snapshot = self.core.replica.snapshot(Consistency::Strong, deadline).await?;
+            Store(snapshot.connection()).replica_jobs()?
+        };
+        if jobs.iter().any(|job| job.group() == group) {
+            return Ok(());
+        }
+        let (id, known) = (self.record.id, self.core.known(machine::now()));
+        let begin = move |store: Store<'_>| {
+            replicas::for_reshard(store, group, action, id, &known).map(|()| Bytes::new())
+        };
+        self.core.write(begin).await?;
+        self.core.state.refresh(&self.core.replica).await?;
+        self.core.begun.notify_one();
+        Ok(())
+    }
+
+    /// Whether all groups have a leader and all their replicas.
+    fn is_whole(&self) -> bool {
+        let state = self.core.state.subscribe().borrow().clone();
+        let known = self.core.known(machine::now());
+        let scene =
+            Scene { topology: &state.topology, vitals: &known.vitals, config: &known.config, now: known.now };
+        let parts = self.record.old.parts.iter().chain(&self.record.new.parts);
+        parts.map(|part| part.group).all(|group| {
+            let shard = state.topology.shards.values().find(|shard| shard.group == group);
+            shard.is_some_and(|shard| scene.well(group, &shard.replicas) == shard.replicas.len())
+                && state.leaders.get(group).is_some()
+        })
+    }
+
+    async fn hold(&self, group: GroupId, hold: Hold) -> Result<Option<Event>> {
+        let first = if self.record.phase == ReshardPhase::Imaging {
+            // What the image lacks is what the replica lacks that it is made of.
+            self.replica(self.record.builder, group).await?.applied
+        } else {
+            self.leading(group).await?.applied
+        };
+        let index = self.set_hold(group, hold, Some(LogIndex(first.0 + 1))).await?;
+        // Who begins after the hold's own entry has no replay before it whose pieces may be gone.
+        Ok(Some(Event::Held { group, hold, from: LogIndex(index.0 + 1) }))
+    }
+
+    /// Holds a log from an index on, or no more. Answers with the index from which on every replica knows.
+    pub(crate) async fn set_hold(
+        &self,
+        group: GroupId,
+        hold: Hold,
+        from: Option<LogIndex>,
+    ) -> Result<LogIndex> {
+        self.set(group, hold_name(self.record.id, hold), from).await
+    }
+
+    async fn set(&self, group: GroupId, name: String, from: Option<LogIndex>) -> Result<LogIndex> {
+        let nodes = self.shard(group).ok_or_else(|| gone(group))?.replicas;
+        let ask = |service: Arc<dyn ReplicaService>| {
+            let name = name.clone();
+            async move { service.hold_log(group, name, from, LIMIT).await }
+        };
+        self.core.reach().group(group, &nodes, LIMIT, ask).await
+    }
+
+    async fn let_go(&self, group: GroupId, before: Hold) -> Result<Option<Event>> {
+        if self.shard(group).is_some() {
+            let holds = self.leading(group).await?.holds;
+            let ends = holds.into_iter().map(|LogHold { name, .. }| name);
+            let ends = ends
+                .filter(|name| hold_of(name).is_some_and(|(id, hold)| id == self.record.id && hold < before));
+            for name in ends {
+                self.set(group, name, None).await?;
+            }
+        }
+        Ok(Some(Event::LetGo { group, before }))
+    }
+
+    /// What a group's leader is doing.
+    async fn leading(&self, group: GroupId) -> Result<ReplicaStatus> {
+        let nodes = self.shard(group).ok_or_else(|| gone(group))?.replicas;
+        let ask = |service: Arc<dyn ReplicaService>| async move {
+            let found = service.replicas().await?.into_iter().find(|status| status.group == group);
+            let leader = found.as_ref().and_then(|status| status.leader);
+            found.filter(|status| status.role == ReplicaRole::Leader).ok_or_else(|| {
+                let message = format!("this node doesn't lead group {group}");
+                WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(Retry::NotLeader(leader))
+            })
+        };
+        self.core.reach().group(group, &nodes, LIMIT, ask).await
+    }
+
+    /// What a node's replica of a group is doing.
+    async fn replica(&self, node: NodeId, group: GroupId) -> Result<ReplicaStatus> {
+        let missing = || {
+            let message = format!("node {node} has no replica of group {group}");
+            WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(Retry::Later)
+        };
+        let service = self.core.reach().peers.replica_service(node).ok_or_else(missing)?;
+        let statuses = service.replicas().await?;
+        let found = statuses.into_iter().find(|status| status.group == group && status.stopped.is_none());
+        found.ok_or_else(missing)
+    }
+}
+
+/// The name under which a reshard holds logs.
+fn hold_name(id: ReshardId, hold: Hold) -> String {
+    format!("reshard/{id}/{}", hold.0)
+}
+
+/// Whose hold it is, and which.
+pub(crate) fn hold_of(name: &str) -> Option<(ReshardId, Hold)> {
+    let (id, hold) = name.strip_prefix("reshard/")?.split_once('/')?;
+    Some((ReshardId(id.parse().ok()?), Hold(hold.parse().ok()?)))
+}
+
+fn gone(group: GroupId) -> WireError {
+    WireError::new(SqlState::CANNOT_CONNECT_NOW, format!("group {group} isn't in the topology"))
+        .with_retry(Retry::Later)
+}
