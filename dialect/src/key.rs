@@ -12,13 +12,18 @@ use proto::{Value, ValueRef};
 
 /// The key form of a stored value.
 pub fn key_form(ty: Type, value: ValueRef<'_>) -> Value {
+    key_within(ty, value).to_owned()
+}
+
+/// The key form of a stored value, which is a part of it.
+pub fn key_within(ty: Type, value: ValueRef<'_>) -> ValueRef<'_> {
     match (ty, value) {
         (Type::Numeric, ValueRef::Blob(stored)) => {
-            Value::Blob(stored[..stored.len().saturating_sub(SCALE_BYTES)].to_vec())
+            ValueRef::Blob(&stored[..stored.len().saturating_sub(SCALE_BYTES)])
         }
         // The two zeros are equal.
-        (_, ValueRef::Real(value)) => Value::Real(value + 0.0),
-        _ => value.to_owned(),
+        (_, ValueRef::Real(value)) => ValueRef::Real(value + 0.0),
+        _ => value,
     }
 }
 

@@ -26,6 +26,13 @@ pub fn table_name(id: TableId) -> String {
     format!("t{id}")
 }
 
+/// The table of this name on a shard, if it is one of rows.
+pub fn table_of(name: &str) -> Option<TableId> {
+    let digits = name.strip_prefix('t')?;
+    // No sign, and no zeros in front.
+    digits.parse().ok().map(TableId).filter(|id| table_name(*id) == name)
+}
+
 /// The tables that a shard's SQL names, each as often as it does: `t5`, or `o5` while one is built anew.
 pub fn tables_in(sql: &str) -> impl Iterator<Item = TableId> {
     let words = sql.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');

@@ -69,7 +69,7 @@ pub use image::Copying;
 pub use overlay::{Overlay, Rehearsal, RehearsalFn, Rehearsed};
 pub use reading::Canceller;
 pub use replica::{Office, Replica};
-pub use session::{RowChange, RowOp};
+pub use session::{Record, RowChange, RowOp, Values, retain};
 pub use snapshot::{Snapshot, State};
 pub use stage::{Stage, changes};
 pub use staging::{Piece, Pieces, Replay, Staging};

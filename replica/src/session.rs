@@ -8,13 +8,15 @@
 
 mod capture;
 mod format;
+mod part;
 mod rows;
 
 pub use capture::{Capture, Capturing};
+pub use part::{Record, Values, retain};
 pub use rows::{RowChange, RowOp, changes, merge};
 
 use bytes::Bytes;
-use format::{Part, Reader, Table};
+use format::{Part, Reader, Table, in_key};
 use rusqlite::{Connection, ffi};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
@@ -138,7 +140,7 @@ pub fn inspect(changeset: &[u8]) -> rusqlite::Result<Vec<TableChanges>> {
     while let Some(part) = reader.next()? {
         match (part, found.last_mut()) {
             (Part::Table(Table { name, key }), _) => {
-                found.push(TableChanges { table: name.to_owned(), key, changes: 0 });
+                found.push(TableChanges { table: name.to_owned(), key: in_key(key), changes: 0 });
             }
             (Part::Change { .. }, Some(last)) => last.changes += 1,
             (Part::Change { .. }, None) => {}

@@ -117,7 +117,8 @@ fn varint(bytes: &[u8]) -> rusqlite::Result<(usize, &[u8])> {
 /// A table of a changeset, at its header.
 pub(super) struct Table<'c> {
     pub name: &'c str,
-    pub key: Vec<bool>,
+    /// A byte for each column, which isn't 0 if it belongs to the primary key.
+    pub key: &'c [u8],
 }
 
 /// What a changeset consists of, in its order.
@@ -134,12 +135,23 @@ pub(super) enum Part<'c> {
 /// Reads a changeset.
 pub(super) struct Reader<'c> {
     rest: &'c [u8],
+    len: usize,
     columns: usize,
+}
+
+/// Which columns belong to the primary key.
+pub(super) fn in_key(key: &[u8]) -> Vec<bool> {
+    key.iter().map(|flag| *flag != 0).collect()
 }
 
 impl<'c> Reader<'c> {
     pub fn new(changeset: &'c [u8]) -> Self {
-        Self { rest: changeset, columns: 0 }
+        Self { rest: changeset, len: changeset.len(), columns: 0 }
+    }
+
+    /// Where the next part begins.
+    pub fn position(&self) -> usize {
+        self.len - self.rest.len()
     }
 
     /// The next part; nothing at the end.
@@ -170,7 +182,7 @@ impl<'c> Reader<'c> {
         let end = rest.iter().position(|byte| *byte == 0).ok_or_else(damaged)?;
         let name = std::str::from_utf8(&rest[..end]).map_err(|_| damaged())?;
         (self.columns, self.rest) = (columns, &rest[end + 1..]);
-        Ok(Part::Table(Table { name, key: key.iter().map(|flag| *flag != 0).collect() }))
+        Ok(Part::Table(Table { name, key }))
     }
 
     fn record(&mut self) -> rusqlite::Result<&'c [u8]> {

@@ -2,7 +2,7 @@
 //!
 //! Changesets go in, values and changesets come out; no database is needed for it. It must never know what a row means.
 
-use super::format::{Part, Reader, values};
+use super::format::{Part, Reader, in_key, values};
 use super::{
     RawGroup, check, length, sqlite3changegroup_add, sqlite3changegroup_delete, sqlite3changegroup_new,
     sqlite3changegroup_output, take,
@@ -45,7 +45,7 @@ pub fn changes(changeset: &[u8]) -> rusqlite::Result<Vec<RowChange>> {
     let mut reader = Reader::new(changeset);
     while let Some(part) = reader.next()? {
         match part {
-            Part::Table(of) => (table, key) = (of.name, of.key),
+            Part::Table(of) => (table, key) = (of.name, in_key(of.key)),
             Part::Change { op, old, new } => found.push(RowChange {
                 table: table.to_owned(),
                 op,
