@@ -212,7 +212,14 @@ async fn tell(
     let action = BranchAction::Finish { commit, keep: false };
     let call = |service: Arc<dyn ShardService>| {
         let epoch = reach.state.borrow().topology.epoch;
-        let request = BranchRequest { shard, epoch, transaction, action: action.clone(), timeout: TELLING };
+        let request = BranchRequest {
+            shard,
+            epoch,
+            on_behalf: None,
+            transaction,
+            action: action.clone(),
+            timeout: TELLING,
+        };
         async move { service.transact(request).await }
     };
     reach.leader(shard, call).await.map(drop)

@@ -126,7 +126,7 @@ impl Core {
         tracing::info!(%transaction, detail, "a deadlock is ended");
         let error = WireError::new(SqlState::DEADLOCK_DETECTED, "deadlock detected").with_detail(detail);
         let action = BranchAction::Fail(error);
-        let request = BranchRequest { shard, epoch, transaction, action, timeout: ENDING };
+        let request = BranchRequest { shard, epoch, on_behalf: None, transaction, action, timeout: ENDING };
         let call = |service: Arc<dyn ShardService>| {
             let request = request.clone();
             async move { service.transact(request).await }
@@ -220,7 +220,8 @@ async fn is_renounced(reach: &Reach, orphan: &Prepared, missing: &[ShardId]) -> 
         let call = |service: Arc<dyn ShardService>| {
             let epoch = reach.state.borrow().topology.epoch;
             let action = BranchAction::Renounce;
-            let request = BranchRequest { shard, epoch, transaction, action, timeout: ENDING };
+            let request =
+                BranchRequest { shard, epoch, on_behalf: None, transaction, action, timeout: ENDING };
             async move { service.transact(request).await }
         };
         match in_time(reach.leader(shard, call)).await {

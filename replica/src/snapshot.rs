@@ -1,10 +1,12 @@
 //! A consistent view of one replica's rows, on a pooled read-only connection.
 
 use crate::driver::Shared;
+use crate::engine::requests;
 use crate::moment::Moment;
 use crate::readers::Reader;
 use crate::reading::Canceller;
-use proto::{LogIndex, SqlState, WireError};
+use bytes::Bytes;
+use proto::{LogIndex, RequestId, SqlState, WireError};
 use rusqlite::Connection;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -66,6 +68,12 @@ impl Snapshot {
         }
         let is_there = reader.generation == to.generation && reader.position == to.position;
         if is_there { Ok(self) } else { Err(gone()) }
+    }
+
+    /// What a request was told. `None`: it isn't done in this state. 08007 if that is forgotten, so that nobody can say.
+    pub fn told(&self, request: RequestId) -> Result<Option<Bytes>, WireError> {
+        let told = requests::told(self.connection(), request).map_err(dialect::sqlite::error);
+        told.map_err(|error| self.explain(error))?
     }
 
     /// How long it has been open.

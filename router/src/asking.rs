@@ -2,14 +2,15 @@
 //!
 //! Whoever asks a shard for something keeps an [`Asked`]: it names the node to ask now, notices when another has come to
 //! lead meanwhile, and says after an error whether and when to ask again. What may be repeated is the caller's
-//! knowledge.
+//! knowledge. Once the cluster has others in the shard's place it isn't asked any more, unless for what it keeps of before;
+//! what has become of a write that it may have done its heirs know ([`outcome`]).
 
 use crate::cluster::Cluster;
 use crate::gtid;
 use crate::retry::Backoff;
-use proto::services::ShardService;
+use proto::services::{FragmentResponse, ShardService};
 use proto::topology::Topology;
-use proto::{Epoch, GroupId, NodeId, Retry, ShardId, SqlState, Term, WireError};
+use proto::{Epoch, GroupId, NodeId, RequestId, Retry, SchemaVersion, ShardId, SqlState, Term, WireError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -26,6 +27,12 @@ pub fn no_leader() -> WireError {
 /// No word from whoever was asked.
 pub fn no_answer() -> WireError {
     WireError::new(SqlState::CANNOT_CONNECT_NOW, "the shard did not answer").with_retry(Retry::Unknown)
+}
+
+/// Others serve in the place of the shard, by a topology of this epoch.
+pub fn replaced(shard: ShardId, epoch: Epoch) -> WireError {
+    let message = format!("shard {shard} doesn't serve any more");
+    WireError::new(SqlState::SERIALIZATION_FAILURE, message).with_retry(Retry::StaleEpoch(epoch))
 }
 
 /// Whether an error says that nothing was executed.
@@ -64,6 +71,8 @@ pub struct Asked<'a> {
     group: GroupId,
     term: Term,
     attempts: usize,
+    /// Whether it is asked for what it keeps of before, whoever serves in its place.
+    keeps: bool,
     news: Option<watch::Receiver<u64>>,
 }
 
@@ -81,8 +90,19 @@ impl<'a> Asked<'a> {
             group: GroupId(0),
             term: Term(0),
             attempts: 0,
+            keeps: false,
             news: None,
         }
+    }
+
+    /// The same, of a shard that is asked for what it keeps: others may serve in its place by now.
+    pub fn kept(self) -> Self {
+        Self { keeps: true, ..self }
+    }
+
+    /// Whether others serve in the shard's place, in a topology later than the one that it was routed by.
+    fn is_replaced(&self, newest: &Topology) -> bool {
+        !self.keeps && newest.epoch > self.topology.epoch && !newest.serves(self.shard)
     }
 
     /// The service of the node that is asked now.
@@ -90,6 +110,9 @@ impl<'a> Asked<'a> {
         let cluster = self.cluster;
         // Leaders change more often than plans: the newest are asked, the plan's own topology says of which group.
         let newest = cluster.load();
+        if self.is_replaced(&newest.topology) {
+            return Err(replaced(self.shard, newest.topology.epoch));
+        }
         let shard = self.topology.shards.get(&self.shard).or_else(|| newest.topology.shards.get(&self.shard));
         let shard = shard.ok_or_else(|| WireError::internal(format!("there is no shard {}", self.shard)))?;
         let again = |node: &NodeId| self.asked == Some(*node);
@@ -106,13 +129,16 @@ impl<'a> Asked<'a> {
         Ok(node.and_then(|node| cluster.peers().shard_service(node)))
     }
 
-    /// Resolves when another node than the one that was asked has come to lead: a node that is paused or cut off may
-    /// never answer. One that just hands over does, and gets a moment for it.
+    /// Resolves when another node than the one that was asked has come to lead, or other shards serve: a node that is paused
+    /// or cut off may never answer. One that just hands over does, and gets a moment for it.
     pub async fn superseded(&self) {
         let mut news = self.cluster.news();
         loop {
-            let leaders = &self.cluster.load().leaders.clone();
-            if leaders.term(self.group) > self.term && leaders.get(self.group) != self.asked {
+            let state = self.cluster.snapshot();
+            let leaders = &state.leaders;
+            let has_new_leader =
+                leaders.term(self.group) > self.term && leaders.get(self.group) != self.asked;
+            if has_new_leader || self.is_replaced(&state.topology) {
                 return tokio::time::sleep(LAST_WORDS).await;
             }
             if news.changed().await.is_err() {
@@ -169,5 +195,40 @@ impl<'a> Asked<'a> {
             Retry::NotLeader(_) | Retry::Later | Retry::Unknown => Some(Next::Pause(None)),
             Retry::Never | Retry::StaleEpoch(_) | Retry::StaleSchema(_) | Retry::Moved => None,
         }
+    }
+}
+
+/// What a write or a commit was told that a shard may have done in whose place others serve now. `None`: it wasn't, and never
+/// will be. An error leaves it unknown.
+pub async fn outcome(
+    cluster: &Cluster,
+    shard: ShardId,
+    request: RequestId,
+    until: Instant,
+) -> Result<Option<FragmentResponse>, WireError> {
+    let mut state = cluster.snapshot();
+    loop {
+        let topology = &state.topology;
+        // Every heir knows all that the shard had answered.
+        let heir = topology.heirs(shard).first().copied().filter(|_| !topology.serves(shard));
+        let mut asked = Asked::new(cluster, topology, heir.ok_or_else(no_answer)?, until);
+        let epoch = loop {
+            let answer = match asked.service() {
+                Ok(Some(service)) => tokio::select! {
+                    biased;
+                    answer = service.outcome(asked.shard, request) => answer,
+                    () = asked.superseded() => Err(no_answer()),
+                    () = tokio::time::sleep_until(until.into()) => return Err(no_answer()),
+                },
+                Ok(None) => Err(no_leader()),
+                Err(error) => Err(error),
+            };
+            match answer {
+                Ok(told) => return Ok(told),
+                Err(error) if let Retry::StaleEpoch(epoch) = error.retry => break epoch,
+                Err(error) => asked.again(error).await?,
+            }
+        };
+        state = cluster.wait_for(SchemaVersion(0), epoch, until).await?;
     }
 }

@@ -129,7 +129,7 @@ impl Cluster {
         self.corrected.store(true, Ordering::Release);
     }
 
-    /// Waits for a state of at least these versions; an error at the deadline.
+    /// Waits for a state of at least these versions; 57P03 at the deadline.
     pub async fn wait_for(
         &self,
         schema: SchemaVersion,
@@ -143,8 +143,13 @@ impl Cluster {
                 return Ok(state);
             }
             if !matches!(tokio::time::timeout_at(deadline.into(), changed.changed()).await, Ok(Ok(()))) {
-                let message = "this router has not heard of the newest catalog yet";
-                return Err(WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(Retry::Later));
+                let message = match state.catalog.version() < schema {
+                    true => "this router has not heard of the newest catalog yet",
+                    false => "this router has not heard yet which shards serve now",
+                };
+                return Err(WireError::new(SqlState::CANNOT_CONNECT_NOW, message)
+                    .with_hint("Run it again in a moment.")
+                    .with_retry(Retry::Later));
             }
         }
     }

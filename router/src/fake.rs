@@ -9,22 +9,26 @@
 //! Answers can be put in the way: each queued fault ends one request, before or after it was executed.
 
 mod bench;
+mod branches;
+mod coordinator;
 mod nodes;
+mod switch;
 
 pub use bench::Bench;
+use branches::FakeBranch;
 pub use nodes::FakePeers;
+pub use switch::sealed;
 
 use dialect::sqlite as functions;
-use futures::StreamExt;
 use parking_lot::Mutex;
 use proto::catalog::{Catalog, Column, Placement, RoleChange, RoleSettings, Sequence, Table, TypeRef};
 use proto::services::*;
-use proto::topology::{Keyspace, Leaders, Node, Sharding, Topology};
+use proto::topology::{Keyspace, Leaders, Sharding, Topology};
 use proto::*;
 use rusqlite::Connection;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
 /// What befalls a request.
@@ -36,6 +40,8 @@ pub enum Fault {
     After(WireError),
     /// It is never answered.
     Hang,
+    /// What befalls it otherwise, and what happens before that is heard.
+    Then(Option<Box<Fault>>, fn(&Fake)),
 }
 
 /// How often it's looked whether a transaction is finished.
@@ -44,7 +50,13 @@ const LOOKS: usize = 1000;
 /// The fake cluster.
 pub struct Fake {
     state: tokio::sync::watch::Sender<ClusterState>,
-    shards: HashMap<ShardId, Mutex<Connection>>,
+    shards: Mutex<BTreeMap<ShardId, Arc<Mutex<Connection>>>>,
+    /// The ranges of shards that have taken others' places.
+    ranges: Mutex<BTreeMap<ShardId, KeyRange>>,
+    /// The shards that serve nobody.
+    sealed: Mutex<BTreeSet<ShardId>>,
+    /// How often one of them was asked.
+    refusals: AtomicU64,
     done: Mutex<HashMap<RequestId, u64>>,
     /// A catalog that the coordinator's leader has, and no router has heard of.
     pub untold: Mutex<Option<Arc<Catalog>>>,
@@ -82,16 +94,6 @@ pub struct Fake {
     /// What its nodes do by themselves.
     pub nodes: nodes::Nodes,
     next: AtomicI64,
-}
-
-/// A branch: its statements that stand, with what they were told.
-#[derive(Default)]
-struct FakeBranch {
-    statements: Vec<(u32, FragmentRequest, (RowBatch, u64))>,
-    last: u32,
-    undone: bool,
-    prepared: bool,
-    parallel: bool,
 }
 
 pub const TABLE: TableId = TableId(16384);
@@ -154,7 +156,7 @@ impl Fake {
         let mut topology = Topology { epoch: Epoch(1), ..Topology::default() };
         topology.nodes.extend((1..=2).map(nodes::node));
         let mut leaders = Leaders::default();
-        let mut shards = HashMap::new();
+        let mut shards = BTreeMap::new();
         let ids: Vec<_> = (1..=count).map(ShardId).collect();
         let step = 256 / count;
         for id in &ids {
@@ -172,13 +174,7 @@ impl Fake {
             };
             leaders.learn(shard.group, Term(1), NodeId(1));
             topology.shards.insert(*id, shard);
-            let connection = Connection::open_in_memory().unwrap();
-            functions::register(&connection).unwrap();
-            for t in [TABLE, REFERENCE] {
-                let create = format!("CREATE TABLE t{t} (c1 INTEGER PRIMARY KEY, c2 TEXT) STRICT");
-                connection.execute_batch(&create).unwrap();
-            }
-            shards.insert(*id, Mutex::new(connection));
+            shards.insert(*id, Arc::new(Mutex::new(empty_database())));
         }
         let keyspace = Keyspace {
             number: MAIN,
@@ -192,7 +188,10 @@ impl Fake {
             ClusterState { topology: topology.into(), leaders: leaders.into(), catalog: catalog(1).into() };
         Arc::new(Self {
             state: tokio::sync::watch::Sender::new(state),
-            shards,
+            shards: shards.into(),
+            ranges: Mutex::default(),
+            sealed: Mutex::default(),
+            refusals: AtomicU64::default(),
             done: Mutex::default(),
             untold: Mutex::default(),
             untold_topology: Mutex::default(),
@@ -282,7 +281,7 @@ impl Fake {
         self.state.send_modify(|state| {
             let mut topology = Topology::clone(&state.topology);
             let number = KeyspaceNumber(MAIN.0 + 1);
-            let id = ShardId(self.shards.len() as u64 + 1);
+            let id = ShardId(self.shards.lock().len() as u64 + 1);
             let shard = topology::Shard {
                 id,
                 keyspace: number,
@@ -308,28 +307,34 @@ impl Fake {
         });
     }
 
-    /// A query's first value on every shard, in the shards' order.
+    /// A query's first value on every shard that serves, in the shards' order.
     pub fn on_each(&self, sql: &str) -> Vec<i64> {
-        let shards = (1..=self.shards.len() as u64).map(ShardId);
-        shards.map(|id| self.shards[&id].lock().query_row(sql, [], |row| row.get(0)).unwrap()).collect()
+        let topology = self.topology();
+        let shards = topology.keyspaces[&MAIN].shards.iter();
+        shards.map(|id| self.database(*id).lock().query_row(sql, [], |row| row.get(0)).unwrap()).collect()
+    }
+
+    fn database(&self, shard: ShardId) -> Arc<Mutex<Connection>> {
+        self.shards.lock()[&shard].clone()
     }
 
     /// Runs SQL on every shard.
     pub fn run_on_each(&self, sql: &str) {
-        self.shards.values().for_each(|shard| shard.lock().execute_batch(sql).unwrap());
+        self.shards.lock().values().for_each(|shard| shard.lock().execute_batch(sql).unwrap());
     }
 
     fn run(&self, request: &FragmentRequest) -> ServiceResult<FragmentResponse> {
+        if request.cut.is_none_or(|cut| !self.has_kept(cut)) {
+            self.admit(request.shard, request.epoch)?;
+        }
         let least = self.state.borrow().catalog.version();
         if request.schema_version < least {
             let error = WireError::internal("stale").with_retry(Retry::StaleSchema(least));
             return Err(error);
         }
         if let Access::Write { request: id, .. } = request.access {
-            if let Some(affected) = self.done.lock().get(&id) {
-                let rows = RowSource::Whole(RowBatch::default());
-                let (position, waited) = (self.log(request.shard, 0), Duration::ZERO);
-                return Ok(FragmentResponse { rows, affected: *affected, position, waited });
+            if let Some(told) = self.told(id) {
+                return Ok(FragmentResponse { position: self.log(request.shard, 0), ..told });
             }
             let (rows, affected) = self.execute_sql(request.shard, [], Some(request), true)?;
             self.done.lock().insert(id, affected);
@@ -344,85 +349,11 @@ impl Fake {
         Ok(response_of(rows, affected, at))
     }
 
-    fn run_in_branch(&self, request: &FragmentRequest, branch: Branch) -> ServiceResult<FragmentResponse> {
-        let mut branches = self.branches.lock();
-        let key = (request.shard, branch.transaction);
-        if branch.statement == 1 {
-            branches.entry(key).or_default();
-        }
-        let Some(found) = branches.get_mut(&key) else { return Err(unknown_branch()) };
-        assert!(!found.prepared, "a statement after the vote");
-        if let Some((_, _, answer)) = found.statements.iter().find(|(number, ..)| *number == branch.statement)
-        {
-            return Ok(response_of(answer.0.clone(), answer.1, self.log(request.shard, 0)));
-        }
-        assert!(branch.statement >= found.last, "a number for the second time");
-        if branch.statement > found.last + 1 && !found.undone {
-            return Err(unknown_branch());
-        }
-        (found.last, found.undone) = (branch.statement, false);
-        let before = found.statements.iter().map(|(_, request, _)| request);
-        let answer = self.execute_sql(request.shard, before, Some(request), false)?;
-        found.statements.push((branch.statement, request.clone(), answer.clone()));
-        Ok(response_of(answer.0, answer.1, self.log(request.shard, 0)))
-    }
-
-    fn act(&self, request: &BranchRequest) -> ServiceResult<LogIndex> {
-        let mut branches = self.branches.lock();
-        let key = (request.shard, request.transaction);
-        let found = branches.get_mut(&key);
-        match (&request.action, found) {
-            (BranchAction::RollbackTo(statement), Some(branch)) => {
-                branch.statements.retain(|(number, ..)| number <= statement);
-                branch.undone |= *statement < branch.last;
-            }
-            (BranchAction::Commit { request: id, .. }, None) if self.done.lock().contains_key(id) => {}
-            (BranchAction::Commit { request: id, .. }, Some(branch)) => {
-                self.execute_sql(request.shard, branch.statements.iter().map(|(_, r, _)| r), None, true)?;
-                self.done.lock().insert(*id, 0);
-                branches.remove(&key);
-            }
-            (BranchAction::Prepare { participants, parallel }, Some(branch)) => {
-                branch.prepared = true;
-                let mut votes = self.votes.lock();
-                let missing = votes
-                    .entry(request.transaction)
-                    .or_insert_with(|| participants.iter().copied().collect());
-                missing.remove(&request.shard);
-                branch.parallel = *parallel;
-            }
-            (BranchAction::Finish { commit, keep }, Some(branch)) => {
-                let verdict = self.verdicts.lock().get(&request.transaction).copied();
-                let all_voted = self.votes.lock().get(&request.transaction).is_some_and(BTreeSet::is_empty);
-                assert!(
-                    verdict == Some(*commit)
-                        || (*commit && *keep && branch.parallel && all_voted && verdict.is_none())
-                        || (!branch.prepared && !commit && verdict != Some(true)),
-                    "{request:?} against {verdict:?}"
-                );
-                if *commit && *keep {
-                    self.kept.lock().insert(key);
-                }
-                if *commit {
-                    self.execute_sql(request.shard, branch.statements.iter().map(|(_, r, _)| r), None, true)?;
-                }
-                branches.remove(&key);
-            }
-            (BranchAction::Finish { .. }, None) => {}
-            (BranchAction::Fail(_), _) => {
-                branches.remove(&key);
-            }
-            (BranchAction::Forget(ids), _) => {
-                let mut kept = self.kept.lock();
-                kept.retain(|(shard, id)| *shard != request.shard || !ids.contains(id));
-            }
-            _ => return Err(unknown_branch()),
-        }
-        let is_written = matches!(
-            request.action,
-            BranchAction::Commit { .. } | BranchAction::Prepare { .. } | BranchAction::Finish { .. }
-        );
-        Ok(self.log(request.shard, is_written.into()))
+    /// Whether a cut was kept, and isn't over.
+    fn has_kept(&self, cut: CutId) -> bool {
+        let cuts = self.cuts.lock();
+        let did = |kind| cuts.iter().any(|(of, request)| *of == kind && request.cut == cut);
+        did("release") && !did("drop")
     }
 
     /// Notes an action, and says what befalls it.
@@ -433,36 +364,24 @@ impl Fake {
         Some(faults.remove(place).1)
     }
 
-    /// Waits until what is committed by its votes is finished on a shard, unless that takes long: as statements do.
-    async fn wait_for_committed(&self, of: ShardId) {
-        let is_committed = |(shard, id): &(ShardId, TransactionId), branch: &FakeBranch| {
-            let votes = self.votes.lock();
-            *shard == of && branch.parallel && votes.get(id).is_some_and(BTreeSet::is_empty)
+    /// What a request comes to that this befalls.
+    async fn come_to<T>(
+        &self,
+        fault: Option<Fault>,
+        run: impl FnOnce() -> ServiceResult<T>,
+    ) -> ServiceResult<T> {
+        let (fault, then) = match fault {
+            Some(Fault::Then(fault, then)) => (fault.map(|fault| *fault), Some(then)),
+            fault => (fault, None),
         };
-        for _ in 0..LOOKS {
-            if !self.branches.lock().iter().any(|(key, branch)| is_committed(key, branch)) {
-                return;
-            }
-            tokio::task::yield_now().await;
-        }
-    }
-
-    /// How many branches there are, on all shards together.
-    pub fn open_branches(&self) -> usize {
-        self.branches.lock().len()
-    }
-
-    /// A new leader: the branches that aren't prepared are lost.
-    pub fn lose_branches(&self) {
-        self.branches.lock().retain(|_, branch| branch.prepared);
-    }
-
-    /// The actions of a kind so far, by the shards' numbers, sorted.
-    pub fn acted(&self, kind: &str) -> Vec<u64> {
-        let mut shards: Vec<_> =
-            self.actions.lock().iter().filter(|(of, _)| *of == kind).map(|(_, shard)| *shard).collect();
-        shards.sort_unstable();
-        shards
+        let answer = match fault {
+            None => run(),
+            Some(Fault::Before(error)) => Err(error),
+            Some(Fault::After(error)) => run().and(Err(error)),
+            Some(Fault::Hang | Fault::Then(..)) => std::future::pending().await,
+        };
+        then.inspect(|then| then(self));
+        answer
     }
 
     /// Runs statements in a transaction of the shard's SQLite. What the last one gave.
@@ -473,7 +392,8 @@ impl Fake {
         last: Option<&FragmentRequest>,
         commit: bool,
     ) -> ServiceResult<(RowBatch, u64)> {
-        let mut connection = self.shards[&shard].lock();
+        let connection = self.database(shard);
+        let mut connection = connection.lock();
         let transaction = connection.transaction().map_err(functions::error)?;
         for request in before {
             run_sql(&transaction, request)?;
@@ -484,8 +404,20 @@ impl Fake {
         };
         let ended = if commit { transaction.commit() } else { transaction.rollback() };
         ended.map_err(functions::error)?;
+        drop(connection);
+        self.weed(shard);
         Ok(answer)
     }
+}
+
+fn empty_database() -> Connection {
+    let connection = Connection::open_in_memory().unwrap();
+    functions::register(&connection).unwrap();
+    for t in [TABLE, REFERENCE] {
+        let create = format!("CREATE TABLE t{t} (c1 INTEGER PRIMARY KEY, c2 TEXT) STRICT");
+        connection.execute_batch(&create).unwrap();
+    }
+    connection
 }
 
 /// Says whether a log that is at `at` has a position.
@@ -495,13 +427,6 @@ fn reached(position: LogIndex, at: LogIndex) -> ServiceResult<()> {
     }
     let message = format!("index {position} has not been reached: the log is at {at}");
     Err(WireError::new(SqlState::POSITION_NOT_REACHED, message).with_retry(Retry::Behind(at)))
-}
-
-fn unknown_branch() -> WireError {
-    WireError::new(
-        SqlState::SERIALIZATION_FAILURE,
-        "the transaction was aborted: the shard's leader has changed",
-    )
 }
 
 fn response_of(rows: RowBatch, affected: u64, position: LogIndex) -> FragmentResponse {
@@ -563,15 +488,7 @@ impl ShardService for Fake {
             self.wait_for_committed(request.shard).await;
             self.requests.lock().push(request.clone());
             let fault = self.faults.lock().pop_front();
-            match fault {
-                Some(Fault::Before(error)) => Err(error),
-                Some(Fault::After(error)) => {
-                    self.run(&request)?;
-                    Err(error)
-                }
-                Some(Fault::Hang) => std::future::pending().await,
-                None => self.run(&request),
-            }
+            self.come_to(fault, || self.run(&request)).await
         })
     }
 
@@ -591,15 +508,7 @@ impl ShardService for Fake {
                 BranchAction::Forget(_) => "forget",
                 BranchAction::Fail(_) => "fail",
             };
-            match self.note(kind, request.shard.0) {
-                Some(Fault::Before(error)) => Err(error),
-                Some(Fault::After(error)) => {
-                    self.act(&request)?;
-                    Err(error)
-                }
-                Some(Fault::Hang) => std::future::pending().await,
-                None => self.act(&request),
-            }
+            self.come_to(self.note(kind, request.shard.0), || self.act(&request)).await
         })
     }
 
@@ -621,7 +530,11 @@ impl ShardService for Fake {
                 CutAction::Open { after, .. } => reached(after, self.log(request.shard, 0)),
                 _ => Ok(()),
             };
+            let (shard, epoch, is_over) = (request.shard, request.epoch, kind == "drop");
             self.cuts.lock().push((kind, request));
+            if !is_over {
+                self.admit(shard, epoch)?;
+            }
             reached?;
             match self.cut_answers.lock().pop_front() {
                 Some(answer) => answer,
@@ -630,194 +543,19 @@ impl ShardService for Fake {
         })
     }
 
+    fn outcome(
+        &self,
+        shard: ShardId,
+        request: RequestId,
+    ) -> BoxFuture<'_, ServiceResult<Option<FragmentResponse>>> {
+        Box::pin(async move { self.come_to(self.note("outcome", shard.0), || Ok(self.told(request))).await })
+    }
+
     fn branches(&self, _: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {
         Box::pin(async { Ok(vec![]) })
     }
 
     fn changes(&self, _: ChangesRequest) -> BoxFuture<'_, ServiceResult<BoxStream<ServiceResult<Changes>>>> {
         Box::pin(async { Err(WireError::unsupported("reading a fake's log")) })
-    }
-}
-
-impl CoordinatorService for Fake {
-    fn watch(&self) -> BoxFuture<'_, ServiceResult<BoxStream<ClusterState>>> {
-        let receiver = self.state.subscribe();
-        Box::pin(async move {
-            let states = futures::stream::unfold((receiver, true), |(mut receiver, first)| async move {
-                if !first {
-                    receiver.changed().await.ok()?;
-                }
-                let state = receiver.borrow_and_update().clone();
-                Some((state, (receiver, false)))
-            });
-            Ok(states.boxed())
-        })
-    }
-
-    fn register(&self, _: Node) -> BoxFuture<'_, ServiceResult<()>> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn report(
-        &self,
-        _: NodeId,
-        _: Vec<ReplicaStatus>,
-        _: Vec<RouterIncarnation>,
-    ) -> BoxFuture<'_, ServiceResult<()>> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn change_schema(&self, request: SchemaChangeRequest) -> BoxFuture<'_, ServiceResult<SchemaVersion>> {
-        let version = self.state.borrow().catalog.version().0 + 1;
-        match request.change {
-            SchemaChange::AlterRole { role, change } => self.alter_role(role, change),
-            SchemaChange::CreateSequence(_)
-            | SchemaChange::ReplaceSequence { .. }
-            | SchemaChange::DropSequences(_) => {}
-            _ => {
-                for shard in self.shards.keys() {
-                    self.log(*shard, 1);
-                }
-            }
-        }
-        self.set_version(version);
-        Box::pin(async move { Ok(SchemaVersion(version)) })
-    }
-
-    fn allocate(&self, _: SequenceId, count: u32) -> BoxFuture<'_, ServiceResult<SequenceBlock>> {
-        let first = self.next.fetch_add(count.into(), Ordering::Relaxed);
-        Box::pin(async move {
-            // A real one's answer is never there at once.
-            tokio::task::yield_now().await;
-            Ok(SequenceBlock { first, increment: 1, count })
-        })
-    }
-
-    fn set_sequence(&self, _: SequenceId, _: i64) -> BoxFuture<'_, ServiceResult<()>> {
-        Box::pin(async { Ok(()) })
-    }
-
-    fn join(&self, _: NodeJoin) -> BoxFuture<'_, ServiceResult<Joined>> {
-        Box::pin(async { Err(WireError::unsupported("joining a fake cluster")) })
-    }
-
-    fn change_replicas(&self, _: ReplicaChange) -> BoxFuture<'_, ServiceResult<()>> {
-        Box::pin(async { Err(WireError::unsupported("replicas of a fake cluster")) })
-    }
-
-    fn reshard(&self, _: ReshardWish) -> BoxFuture<'_, ServiceResult<ReshardPlan>> {
-        Box::pin(async { Err(WireError::unsupported("resharding a fake cluster")) })
-    }
-
-    fn command(&self, _: ReshardId, _: ReshardCommand) -> BoxFuture<'_, ServiceResult<()>> {
-        Box::pin(async { Err(WireError::unsupported("resharding a fake cluster")) })
-    }
-
-    fn reshards(&self) -> BoxFuture<'_, ServiceResult<Vec<ReshardStatus>>> {
-        Box::pin(async { Ok(Vec::new()) })
-    }
-
-    fn decide(&self, decision: Decision) -> BoxFuture<'_, ServiceResult<Verdict>> {
-        Box::pin(async move {
-            let decide = || {
-                let mut keys = self.keys.lock();
-                let claim = decision.key.as_ref().and_then(|key| keys.get_mut(key));
-                let is_other = |(by, _): &(TransactionId, bool)| *by != decision.transaction;
-                let other = claim.as_deref().copied().filter(is_other);
-                let commit =
-                    decision.commit && (decision.key.is_none() || claim.is_some() && other.is_none());
-                let committed = *self.verdicts.lock().entry(decision.transaction).or_insert(commit);
-                let positions = decision.positions.clone();
-                self.positions.lock().entry(decision.transaction).or_insert(positions);
-                if let Some((_, spent)) = claim.filter(|_| other.is_none()) {
-                    *spent |= committed;
-                }
-                let duplicate_of = other.filter(|(_, spent)| *spent).map(|(by, _)| by);
-                Verdict { committed, position: LogIndex(1), duplicate_of }
-            };
-            match self.note(if decision.commit { "decide" } else { "abort" }, 0) {
-                Some(Fault::Before(error)) => Err(error),
-                Some(Fault::After(error)) => {
-                    decide();
-                    Err(error)
-                }
-                Some(Fault::Hang) => std::future::pending().await,
-                None => Ok(decide()),
-            }
-        })
-    }
-
-    fn claim(&self, claim: Claim) -> BoxFuture<'_, ServiceResult<Option<Spent>>> {
-        Box::pin(async move {
-            let claim = || {
-                let mut keys = self.keys.lock();
-                let (by, spent) = keys.get(&claim.key).copied().unwrap_or((claim.transaction, false));
-                if spent {
-                    let finished = self.finished.lock().contains(&by);
-                    let positions = self.positions.lock().get(&by).cloned().unwrap_or_default();
-                    return Some(Spent { transaction: by, finished, positions });
-                }
-                keys.insert(claim.key.clone(), (claim.transaction, false));
-                None
-            };
-            match self.note("claim", 0) {
-                Some(Fault::Before(error)) => Err(error),
-                Some(Fault::After(error)) => {
-                    claim();
-                    Err(error)
-                }
-                Some(Fault::Hang) => std::future::pending().await,
-                None => Ok(claim()),
-            }
-        })
-    }
-
-    fn finished(&self, transactions: Vec<TransactionId>) -> BoxFuture<'_, ServiceResult<()>> {
-        self.finished.lock().extend(transactions);
-        Box::pin(async { Ok(()) })
-    }
-
-    fn transactions(
-        &self,
-        one: Option<TransactionId>,
-    ) -> BoxFuture<'_, ServiceResult<Vec<TransactionStatus>>> {
-        let status = |transaction: TransactionId| {
-            let committed = *self.verdicts.lock().get(&transaction)?;
-            let finished = self.finished.lock().contains(&transaction);
-            let positions = self.positions.lock().get(&transaction).cloned().unwrap_or_default();
-            Some(TransactionStatus { transaction, participants: vec![], committed, finished, positions })
-        };
-        let found = one.and_then(status);
-        Box::pin(async move { Ok(found.into_iter().collect()) })
-    }
-
-    fn create_keyspace(&self, _: CreateKeyspace) -> BoxFuture<'_, ServiceResult<KeyspaceNumber>> {
-        Box::pin(async { Err(WireError::unsupported("a keyspace of a fake cluster")) })
-    }
-
-    fn status(&self) -> BoxFuture<'_, ServiceResult<ClusterStatus>> {
-        let mut state = self.state.borrow().clone();
-        if let Some(catalog) = &*self.untold.lock() {
-            state.catalog = catalog.clone();
-        }
-        if let Some(topology) = &*self.untold_topology.lock() {
-            state.topology = topology.clone();
-        }
-        let fault = self.note("status", 0);
-        Box::pin(async move {
-            match fault {
-                Some(Fault::Hang) => std::future::pending().await,
-                Some(Fault::Before(error) | Fault::After(error)) => return Err(error),
-                None => {}
-            }
-            Ok(ClusterStatus {
-                state,
-                replicas: vec![],
-                heard: vec![],
-                jobs: vec![],
-                alarms: vec![],
-                loads: vec![],
-            })
-        })
     }
 }

@@ -51,7 +51,7 @@ pub struct Shared {
 
 /// A router.
 pub struct Router {
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 impl Router {

@@ -23,8 +23,8 @@ use parking_lot::Mutex;
 use proto::machine;
 use proto::services::{
     Access, BoxFuture, BoxStream, Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus, Changes,
-    ChangesRequest, ClusterState, CutRequest, FragmentRequest, FragmentResponse, LockWait, SchemaRequest,
-    ServiceResult, ShardService, Unsettled, is_cut_lost,
+    ChangesRequest, ClusterState, Consistency, CutRequest, FragmentRequest, FragmentResponse, LockWait,
+    SchemaRequest, ServiceResult, ShardService, Unsettled, is_cut_lost,
 };
 use proto::topology::{Shard, Topology};
 use proto::{
@@ -471,7 +471,7 @@ impl ShardNode {
     }
 
     async fn act(&self, request: BranchRequest) -> ServiceResult<LogIndex> {
-        let BranchRequest { shard, epoch, transaction, action, timeout } = request;
+        let BranchRequest { shard, epoch, on_behalf: _, transaction, action, timeout } = request;
         // What ends a transaction is never refused for an old epoch.
         let ends = match action {
             BranchAction::Finish { .. } | BranchAction::Fail(_) => true,
@@ -496,6 +496,17 @@ impl ShardNode {
         let desk = self.desk(shard, None)?;
         let listed = desk.list(shard, machine::now() + self.config.schema_timeout).await;
         self.renew(shard, listed)
+    }
+
+    /// As its leader knows it, which has all that the shards were told from which this one has taken over.
+    async fn told(&self, shard: ShardId, request: RequestId) -> ServiceResult<Option<FragmentResponse>> {
+        let desk = self.desk(shard, None)?;
+        let deadline = machine::now() + self.config.schema_timeout;
+        let epoch = self.shards.load().epoch;
+        let snapshot = self.renew(shard, desk.replica.snapshot(Consistency::Strong, deadline).await)?;
+        fence::check_served(&snapshot, fence::Address { shard, epoch })?;
+        let told = snapshot.told(request)?;
+        told.map(|output| write::told(&output, snapshot.position())).transpose()
     }
 
     async fn step(&self, request: SchemaRequest) -> ServiceResult<LogIndex> {
@@ -558,6 +569,14 @@ impl ShardService for ShardNode {
 
     fn branches(&self, shard: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {
         Box::pin(self.list(shard))
+    }
+
+    fn outcome(
+        &self,
+        shard: ShardId,
+        request: RequestId,
+    ) -> BoxFuture<'_, ServiceResult<Option<FragmentResponse>>> {
+        Box::pin(self.told(shard, request))
     }
 
     fn apply_schema(&self, request: SchemaRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {

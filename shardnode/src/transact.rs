@@ -182,6 +182,7 @@ impl Desk {
             begun: self.transactions.micros(),
             statement: 1,
             lock_timeout,
+            alone: true,
         };
         // Nothing of it is executed before it commits: it may be run again, by whoever asks.
         let again = |error: WireError| match error.sqlstate {

@@ -224,6 +224,15 @@ pub(crate) fn encode(affected: u64, rows: &RowBatch) -> Bytes {
     bytes.freeze()
 }
 
+/// What a request was told: a write what it has done, the commit of a branch nothing.
+pub(crate) fn told(output: &Bytes, position: LogIndex) -> Result<FragmentResponse, WireError> {
+    if !output.is_empty() {
+        return decode(output, position);
+    }
+    let rows = RowSource::Whole(RowBatch::default());
+    Ok(FragmentResponse { rows, affected: 0, position, waited: Duration::ZERO })
+}
+
 /// Reads what [`encode`] wrote, perhaps in another process long ago.
 pub(crate) fn decode(output: &Bytes, position: LogIndex) -> Result<FragmentResponse, WireError> {
     let damaged = || WireError::new(SqlState::DATA_CORRUPTED, "a write's recorded result is damaged");

@@ -34,7 +34,7 @@ impl Stage {
     async fn add(&self, sequence: u64, shard: usize, statement: u32) -> ServiceResult<u64> {
         let state = self.cluster.state().await;
         let begun = sequence;
-        let branch = Branch { transaction: id(sequence), begun, statement, lock_timeout: None };
+        let branch = Branch { transaction: id(sequence), begun, statement, lock_timeout: None, alone: false };
         let fragment = FragmentRequest {
             shard: self.shards[shard],
             epoch: state.topology.epoch,
@@ -57,7 +57,7 @@ impl Stage {
     async fn act(&self, sequence: u64, shard: usize, action: BranchAction) -> ServiceResult<LogIndex> {
         let epoch = self.cluster.state().await.topology.epoch;
         let (shard, transaction) = (self.shards[shard], id(sequence));
-        let request = BranchRequest { shard, epoch, transaction, action, timeout: PATIENCE };
+        let request = BranchRequest { shard, epoch, on_behalf: None, transaction, action, timeout: PATIENCE };
         let transact = |service: Arc<dyn ShardService>| {
             let request = request.clone();
             async move { service.transact(request).await }

@@ -292,6 +292,14 @@ impl ShardService for Gate {
         })
     }
 
+    fn outcome(
+        &self,
+        shard: ShardId,
+        request: RequestId,
+    ) -> BoxFuture<'_, ServiceResult<Option<FragmentResponse>>> {
+        self.shards.outcome(shard, request)
+    }
+
     fn apply_schema(&self, request: SchemaRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {
         if let Some(directory) = self.directory.upgrade()
             && directory.closed.borrow().contains(&request.shard)

@@ -42,6 +42,14 @@ pub trait ShardService: Send + Sync {
         &self,
         request: ChangesRequest,
     ) -> BoxFuture<'_, ServiceResult<BoxStream<ServiceResult<Changes>>>>;
+
+    /// What a write or a commit was told that may have been done by a shard from which this one has taken over. `None`: it
+    /// wasn't, and it never will be, for that one serves nobody any more. 08007 if that is forgotten.
+    fn outcome(
+        &self,
+        shard: ShardId,
+        request: RequestId,
+    ) -> BoxFuture<'_, ServiceResult<Option<FragmentResponse>>>;
 }
 
 /// One statement for one shard.

@@ -23,6 +23,8 @@ pub struct Branch {
     pub statement: u32,
     /// How long the statement may wait for a lock; `None` for as long as it may take.
     pub lock_timeout: Option<Duration>,
+    /// Whether the transaction is one statement's own, whose router runs it again if it is lost: nobody has seen anything of it.
+    pub alone: bool,
 }
 
 /// What a fragment does in its branch.
@@ -103,6 +105,9 @@ pub struct BranchRequest {
     pub shard: ShardId,
     /// The topology it was routed by. What finishes a branch is never refused for an old one.
     pub epoch: Epoch,
+    /// The shard that has had the branch, if this one is asked as one of its heirs. It answers by what it has taken over: whether
+    /// it has that shard's vote, and whether the transaction has ended. It votes for nobody, and promises nothing.
+    pub on_behalf: Option<ShardId>,
     /// The transaction.
     pub transaction: TransactionId,
     /// What is to be done.

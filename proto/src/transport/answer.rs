@@ -10,9 +10,9 @@ use crate::services::*;
 use crate::wire::generated::Nothing;
 use crate::wire::generated::link::{Answer, Call, Caller, answer::Kind as AnswerKind, call::Kind};
 use crate::wire::{
-    Allocate, BranchStatuses, ChangeMembers, CheckTables, Claimed, CommandReshard, Convert, DecodeError,
-    HoldLog, OneTransaction, Report, ReshardStatuses, ResponseHead, SetSequence, StateEncoder, Statuses,
-    TransactionStatuses, Transactions, TransferLeader, UnsettledTransactions, Wire,
+    Allocate, AskOutcome, BranchStatuses, ChangeMembers, CheckTables, Claimed, CommandReshard, Convert,
+    DecodeError, HoldLog, OneTransaction, Outcome, Report, ReshardStatuses, ResponseHead, SetSequence,
+    StateEncoder, Statuses, TransactionStatuses, Transactions, TransferLeader, UnsettledTransactions, Wire,
 };
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
@@ -106,6 +106,7 @@ fn writes(kind: &Kind) -> bool {
         Kind::Branches(_) | Kind::Transactions(_) | Kind::KeepAlive(_) | Kind::Claim(_) | Kind::Cut(_) => {
             false
         }
+        Kind::Outcome(_) => false,
         Kind::Found(_) | Kind::Init(_) => true,
     }
 }
@@ -141,6 +142,17 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
         Kind::Changes(request) => {
             let parts = shard(reply)?.changes(ChangesRequest::from_message(request)?).await?;
             return changes(reply, parts).await;
+        }
+        Kind::Outcome(ask) => {
+            let AskOutcome(number, request) = AskOutcome::from_message(ask)?;
+            let told = shard(reply)?.outcome(number, request).await?;
+            let head = |FragmentResponse { rows, affected, position, waited }| match rows {
+                RowSource::Whole(batch) => {
+                    Ok(ResponseHead { affected, position, waited, whole: Some(batch) })
+                }
+                RowSource::Stream(_) => Err(WireError::internal("an outcome that is still to come")),
+            };
+            AnswerKind::Outcome(Outcome(told.map(head).transpose()?).to_message())
         }
         Kind::Replicas(Nothing {}) => {
             let replicas = replica(reply)?.replicas().await?;

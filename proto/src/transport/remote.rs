@@ -7,8 +7,8 @@ use super::client::NodeClient;
 use super::link::Messages;
 use crate::error::{Retry, SqlState};
 use crate::ids::{
-    GroupId, KeyspaceNumber, LogIndex, NodeId, ReshardId, RouterIncarnation, SchemaVersion, SequenceId,
-    ShardId, TransactionId,
+    GroupId, KeyspaceNumber, LogIndex, NodeId, RequestId, ReshardId, RouterIncarnation, SchemaVersion,
+    SequenceId, ShardId, TransactionId,
 };
 use crate::rows::RowBatch;
 use crate::services::*;
@@ -16,9 +16,10 @@ use crate::topology::Node;
 use crate::wire::generated::link::{Caller, answer, call};
 use crate::wire::generated::{ClusterState as StateMessage, Nothing};
 use crate::wire::{
-    Allocate, BranchStatuses, ChangeMembers, CheckTables, Claimed, CommandReshard, Convert, DecodeError,
-    HoldLog, OneTransaction, Report, ReshardStatuses, ResponseHead, SetSequence, StateDecoder, Statuses,
-    TransactionStatuses, Transactions, TransferLeader, UnsettledTransactions, decode_message,
+    Allocate, AskOutcome, BranchStatuses, ChangeMembers, CheckTables, Claimed, CommandReshard, Convert,
+    DecodeError, HoldLog, OneTransaction, Outcome, Report, ReshardStatuses, ResponseHead, SetSequence,
+    StateDecoder, Statuses, TransactionStatuses, Transactions, TransferLeader, UnsettledTransactions,
+    decode_message,
 };
 use prost::Message;
 use std::pin::Pin;
@@ -139,6 +140,25 @@ impl ShardService for NodeClient {
                 }
                 _ => Err(self.target().garbled(&link, &Retry::Later, "an answer to another request")),
             }
+        })
+    }
+
+    fn outcome(
+        &self,
+        shard: ShardId,
+        request: RequestId,
+    ) -> BoxFuture<'_, ServiceResult<Option<FragmentResponse>>> {
+        Box::pin(async move {
+            let call = call::Kind::Outcome(AskOutcome(shard, request).to_message());
+            let read = |answer| match answer {
+                answer::Kind::Outcome(message) => Some(Outcome::from_message(message)),
+                _ => None,
+            };
+            let Outcome(told) = self.simple(self.call_timeout(), Retry::Later, call, read).await?;
+            Ok(told.map(|ResponseHead { affected, position, waited, whole }| {
+                let rows = RowSource::Whole(whole.unwrap_or_default());
+                FragmentResponse { rows, affected, position, waited }
+            }))
         })
     }
 }

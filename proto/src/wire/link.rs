@@ -4,7 +4,9 @@ use super::generated::{self as pb, link};
 use super::shard::nanos;
 use super::topology::{node_numbers, nodes};
 use super::{Convert, DecodeError, each, id, maybe, messages, one};
-use crate::ids::{GroupId, LogIndex, NodeId, ReshardId, RouterIncarnation, SequenceId, TransactionId};
+use crate::ids::{
+    GroupId, LogIndex, NodeId, RequestId, ReshardId, RouterIncarnation, SequenceId, ShardId, TransactionId,
+};
 use crate::rows::RowBatch;
 use crate::services::{
     BranchStatus, ClusterState, ReplicaStatus, ReshardCommand, ReshardStatus, Spent, TransactionStatus,
@@ -37,6 +39,40 @@ impl Convert for ResponseHead {
         let link::FragmentResponse { affected, position, whole, waited } = message;
         let (position, waited) = (LogIndex(position), Duration::from_nanos(waited));
         Ok(ResponseHead { affected, position, waited, whole: maybe("whole", whole)? })
+    }
+}
+
+/// A shard, and a request of which it may know the outcome.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct AskOutcome(pub ShardId, pub RequestId);
+
+impl Convert for AskOutcome {
+    type Message = link::AskOutcome;
+    const NAME: &'static str = "outcome";
+
+    fn to_message(&self) -> link::AskOutcome {
+        link::AskOutcome { shard: self.0.0, request: Some(self.1.to_message()) }
+    }
+
+    fn from_message(message: link::AskOutcome) -> Result<Self, DecodeError> {
+        Ok(AskOutcome(ShardId(id("shard", message.shard)?), one("request", message.request)?))
+    }
+}
+
+/// What a request was told, if it was done.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Outcome(pub Option<ResponseHead>);
+
+impl Convert for Outcome {
+    type Message = link::Outcome;
+    const NAME: &'static str = "outcome";
+
+    fn to_message(&self) -> link::Outcome {
+        link::Outcome { told: self.0.as_ref().map(ResponseHead::to_message) }
+    }
+
+    fn from_message(message: link::Outcome) -> Result<Self, DecodeError> {
+        Ok(Outcome(maybe("told", message.told)?))
     }
 }
 

@@ -29,9 +29,9 @@ mod tests;
 pub(crate) use bootstrap::{cluster_bytes, cluster_from};
 #[cfg(feature = "transport")]
 pub(crate) use link::{
-    Allocate, BranchStatuses, ChangeMembers, CheckTables, Claimed, CommandReshard, HoldLog, OneTransaction,
-    Report, ReshardStatuses, ResponseHead, SetSequence, StateDecoder, StateEncoder, Statuses,
-    TransactionStatuses, Transactions, TransferLeader, UnsettledTransactions,
+    Allocate, AskOutcome, BranchStatuses, ChangeMembers, CheckTables, Claimed, CommandReshard, HoldLog,
+    OneTransaction, Outcome, Report, ReshardStatuses, ResponseHead, SetSequence, StateDecoder, StateEncoder,
+    Statuses, TransactionStatuses, Transactions, TransferLeader, UnsettledTransactions,
 };
 
 /// What the build script generates.

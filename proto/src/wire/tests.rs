@@ -470,7 +470,7 @@ fn cuts_come_back() {
 fn in_branch(access: BranchAccess) -> Access {
     let lock_timeout = Some(Duration::from_secs(3));
     Access::Branch {
-        branch: Branch { transaction: transaction(), begun: 5, statement: 2, lock_timeout },
+        branch: Branch { transaction: transaction(), begun: 5, statement: 2, lock_timeout, alone: true },
         access,
     }
 }
@@ -492,6 +492,7 @@ fn transactions_come_back() {
         check_equal(BranchRequest {
             shard: ShardId(3),
             epoch: Epoch(4),
+            on_behalf: matches!(action, BranchAction::Prepare { .. }).then_some(ShardId(2)),
             transaction: transaction(),
             action,
             timeout: Duration::from_millis(3),

@@ -38,12 +38,13 @@ impl Convert for Branch {
     const NAME: &'static str = "branch";
 
     fn to_message(&self) -> pb::Branch {
-        let Branch { transaction, begun, statement, lock_timeout } = self;
+        let Branch { transaction, begun, statement, lock_timeout, alone } = self;
         pb::Branch {
             transaction: Some(transaction.to_message()),
             begun: *begun,
             statement: *statement,
             lock_timeout: lock_timeout.map(nanos),
+            alone: *alone,
         }
     }
 
@@ -53,6 +54,7 @@ impl Convert for Branch {
             begun: message.begun,
             statement: id("statement", message.statement)?,
             lock_timeout: message.lock_timeout.map(Duration::from_nanos),
+            alone: message.alone,
         })
     }
 }
@@ -136,7 +138,7 @@ impl Convert for BranchRequest {
 
     fn to_message(&self) -> pb::BranchRequest {
         use pb::branch_request::{Action, Commit, Finish};
-        let BranchRequest { shard, epoch, transaction, action, timeout } = self;
+        let BranchRequest { shard, epoch, on_behalf, transaction, action, timeout } = self;
         let action = match action {
             BranchAction::RollbackTo(statement) => Action::RollbackTo(*statement),
             BranchAction::Commit { request, settled } => {
@@ -154,6 +156,7 @@ impl Convert for BranchRequest {
         pb::BranchRequest {
             shard: shard.0,
             epoch: epoch.0,
+            on_behalf: on_behalf.map(|shard| shard.0),
             transaction: Some(transaction.to_message()),
             action: Some(action),
             timeout: nanos(*timeout),
@@ -162,10 +165,11 @@ impl Convert for BranchRequest {
 
     fn from_message(message: pb::BranchRequest) -> Result<Self, DecodeError> {
         use pb::branch_request::{Action, Commit, Finish};
-        let pb::BranchRequest { shard, epoch, transaction, action, timeout } = message;
+        let pb::BranchRequest { shard, epoch, on_behalf, transaction, action, timeout } = message;
         Ok(BranchRequest {
             shard: ShardId(id("shard", shard)?),
             epoch: Epoch(epoch),
+            on_behalf: on_behalf.map(|shard| id("on_behalf", shard)).transpose()?.map(ShardId),
             transaction: one("transaction", transaction)?,
             action: match required("action", action)? {
                 Action::RollbackTo(statement) => BranchAction::RollbackTo(statement),

@@ -27,7 +27,7 @@ mod replay_tests;
 mod replayed;
 #[cfg(test)]
 mod request_tests;
-mod requests;
+pub(crate) mod requests;
 mod schema;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,6 @@
 //! What was told to named requests: how long it is remembered, by whom, and what happens to a repetition afterwards.
 
+use super::requests::told;
 use super::*;
 use crate::connection::Cancel;
 use crate::entry::{Body, Entry, Request};
@@ -141,6 +142,10 @@ fn what_is_settled_is_forgotten_and_refused() {
     pair.run(Duration::ZERO, Request { settled: 200, ..named(1, 300) }, b"").unwrap();
     assert_eq!(pair.count("SELECT count(*) FROM replica_requests"), 1);
     for _ in 0..3 {
+        let told = |sequence| told(&pair.engines[0].connection, named(1, sequence).id()).unwrap();
+        let forgotten = SqlState::TRANSACTION_RESOLUTION_UNKNOWN;
+        assert_eq!([7, 150].map(|sequence| told(sequence).unwrap_err().sqlstate), [forgotten; 2]);
+        assert_eq!([200, 300, 301].map(|sequence| told(sequence).unwrap().is_some()), [false, true, false]);
         assert_refused(pair.run(Duration::ZERO, named(1, 7), b""));
         // One that was never seen, but is below the mark: nobody can say that it never ran.
         assert_refused(pair.run(Duration::ZERO, named(1, 150), b""));

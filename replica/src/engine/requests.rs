@@ -12,8 +12,8 @@ use super::Engine;
 use crate::entry::{Forget, Request};
 use crate::error::ReplicaError;
 use bytes::Bytes;
-use proto::{Retry, SqlState, WireError};
-use rusqlite::OptionalExtension;
+use proto::{RequestId, Retry, SqlState, WireError};
+use rusqlite::{Connection, OptionalExtension};
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -51,21 +51,11 @@ impl Engine {
         &mut self,
         request: &Request,
     ) -> Result<Result<Option<Bytes>, WireError>, ReplicaError> {
-        let key = [request.router.cast_signed(), request.sequence.cast_signed()];
-        let find = || -> rusqlite::Result<Option<Vec<u8>>> {
-            self.connection
-                .prepare_cached("SELECT output FROM replica_requests WHERE router = ?1 AND sequence = ?2")?
-                .query_row(key, |row| row.get(0))
-                .optional()
-        };
-        if let Some(output) = find().map_err(|e| self.stop(e))? {
-            return Ok(Ok(Some(output.into())));
+        if let Some(output) = find(&self.connection, request.id()).map_err(|e| self.stop(e))? {
+            return Ok(Ok(Some(output)));
         }
         if request.sequence < self.mark(request.router)? {
-            let message = format!("request {} was settled before and is forgotten", request.id());
-            let error =
-                WireError::new(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, message).with_retry(Retry::Never);
-            return Ok(Err(error));
+            return Ok(Err(forgotten(request.id())));
         }
         Ok(Ok(None))
     }
@@ -186,13 +176,7 @@ impl Engine {
         if let Some(settled) = self.routers.marks.get(&router) {
             return Ok(*settled);
         }
-        let find = || -> rusqlite::Result<Option<i64>> {
-            self.connection
-                .prepare_cached("SELECT settled FROM replica_marks WHERE router = ?1")?
-                .query_row([router.cast_signed()], |row| row.get(0))
-                .optional()
-        };
-        let settled = find().map_err(|e| self.stop(e))?.unwrap_or(0).cast_unsigned();
+        let settled = settled(&self.connection, router).map_err(|e| self.stop(e))?;
         if self.routers.marks.len() >= KNOWN_MARKS {
             self.routers.marks.clear();
         }
@@ -204,4 +188,38 @@ impl Engine {
     pub(super) fn doubt_marks(&mut self) {
         self.routers.marks.clear();
     }
+}
+
+/// What a request was told, as a replica's database has it; an error if that is forgotten. `None`: it isn't in there.
+pub(crate) fn told(
+    connection: &Connection,
+    request: RequestId,
+) -> rusqlite::Result<Result<Option<Bytes>, WireError>> {
+    if let Some(output) = find(connection, request)? {
+        return Ok(Ok(Some(output)));
+    }
+    let is_forgotten = request.sequence < settled(connection, request.router.0)?;
+    Ok(if is_forgotten { Err(forgotten(request)) } else { Ok(None) })
+}
+
+fn find(connection: &Connection, request: RequestId) -> rusqlite::Result<Option<Bytes>> {
+    let output: Option<Vec<u8>> = connection
+        .prepare_cached("SELECT output FROM replica_requests WHERE router = ?1 AND sequence = ?2")?
+        .query_row([request.router.0.cast_signed(), request.sequence.cast_signed()], |row| row.get(0))
+        .optional()?;
+    Ok(output.map(Bytes::from))
+}
+
+/// A router's mark.
+fn settled(connection: &Connection, router: u64) -> rusqlite::Result<u64> {
+    let settled: Option<i64> = connection
+        .prepare_cached("SELECT settled FROM replica_marks WHERE router = ?1")?
+        .query_row([router.cast_signed()], |row| row.get(0))
+        .optional()?;
+    Ok(settled.unwrap_or(0).cast_unsigned())
+}
+
+fn forgotten(request: RequestId) -> WireError {
+    let message = format!("request {request} was settled before and is forgotten");
+    WireError::new(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, message).with_retry(Retry::Never)
 }

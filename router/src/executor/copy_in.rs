@@ -148,7 +148,8 @@ impl Executor {
             }
             if copying.placed.is_full(self.config.batch_bytes) {
                 if run.transaction.is_none() && copying.own.is_none() {
-                    copying.own = Some(self.begin(run));
+                    // Its input is gone, so it can't be run again.
+                    copying.own = Some(self.transactions.begin(run.facts.begun()));
                 }
                 self.copy_send(run, copying).await?;
                 run.interrupt.check().map_err(|error| copying.report(error, None, &run.state))?;

@@ -19,7 +19,10 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use planner::plan::Fragment;
 use proto::machine;
-use proto::services::{CutAction, CutRequest, FragmentResponse, Unsettled, cut_lost, is_cut_lost};
+use proto::services::{
+    ClusterState, CutAction, CutRequest, FragmentResponse, Unsettled, cut_lost, is_cut_lost,
+};
+use proto::topology::Topology;
 use proto::{CutId, Retry, SchemaVersion, ShardId, SqlState, TableId, TransactionId, Value, WireError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -51,6 +54,8 @@ struct Part {
 /// A cut that is open somewhere. Dropped, its shards are told that it's over.
 pub struct Cut {
     cluster: Arc<Cluster>,
+    /// Where its shards are.
+    topology: Arc<Topology>,
     /// Its name.
     pub id: CutId,
     /// The shards that it reads.
@@ -64,12 +69,11 @@ impl Drop for Cut {
         let told = std::mem::take(&mut self.told);
         // Without a runtime everything ends, and the shards find out by themselves.
         let (false, Ok(runtime)) = (told.is_empty(), Handle::try_current()) else { return };
-        let (cluster, cut) = (self.cluster.clone(), self.id);
+        let (cluster, topology, cut) = (self.cluster.clone(), self.topology.clone(), self.id);
         runtime.spawn(async move {
-            let state = cluster.snapshot();
             let forget = told.into_iter().map(async |shard| {
                 let until = machine::now() + FORGET_TIMEOUT;
-                let mut asked = Asked::new(&cluster, &state.topology, shard, until);
+                let mut asked = Asked::new(&cluster, &topology, shard, until).kept();
                 if let Ok(Some(service)) = asked.service() {
                     let (epoch, action) = (asked.epoch, CutAction::Drop);
                     let request = CutRequest { shard, epoch, cut, action, timeout: FORGET_TIMEOUT };
@@ -201,7 +205,8 @@ impl Executor {
         let id = self.requests.begin_cut();
         let shards: Vec<ShardId> = parts.keys().copied().collect();
         let told = shards.iter().copied().collect();
-        let mut cut = Cut { cluster: self.cluster.clone(), id, shards, told };
+        let (cluster, topology) = (self.cluster.clone(), run.state.topology.clone());
+        let mut cut = Cut { cluster, topology, id, shards, told };
         let open = parts.iter().map(|(shard, part)| {
             let action = CutAction::Open {
                 schema_version: run.state.catalog.version(),
@@ -239,8 +244,11 @@ impl Executor {
     ) -> Result<bool, WireError> {
         let all: Vec<TransactionId> = known.keys().copied().collect();
         // Others may hold back what they vote on, and have to know that somebody waits for it.
+        let participants: BTreeSet<ShardId> = known.values().flatten().copied().collect();
+        let participants: Vec<ShardId> = participants.into_iter().collect();
+        let heirs = self.cluster.load().topology.heirs_of(&participants);
         let elsewhere: BTreeSet<ShardId> =
-            known.values().flatten().copied().filter(|shard| !cut.shards.contains(shard)).collect();
+            heirs.into_iter().filter(|shard| !cut.shards.contains(shard)).collect();
         cut.told.extend(&elsewhere);
         let mut settling = FuturesUnordered::new();
         for shard in cut.shards.iter().chain(&elsewhere).copied() {
@@ -278,12 +286,16 @@ impl Executor {
         action: CutAction,
     ) -> Result<Vec<Unsettled>, WireError> {
         let mut asked = Asked::new(&self.cluster, &run.state.topology, shard, run.retry_until());
+        if !run.state.topology.serves(shard) {
+            // It serves in the place of a participant of before.
+            asked.epoch = self.cluster.load().topology.epoch;
+        }
+        let epoch = asked.epoch;
         loop {
             let Some(service) = asked.service()? else {
                 run.attend(asked.again(no_leader())).await?;
                 continue;
             };
-            let epoch = run.state.topology.epoch;
             let request = CutRequest { shard, epoch, cut, action: action.clone(), timeout: run.time_left() };
             let answer = async {
                 tokio::select! {
@@ -312,7 +324,8 @@ impl Executor {
     }
 }
 
-/// One state of the whole cluster, for as long as this lives or the shards keep it.
+/// One state of the whole cluster, for as long as this lives or the shards keep it. It is read where it is: a shard in whose
+/// place others serve by now has it all the same.
 pub struct Kept {
     cut: Cut,
     version: SchemaVersion,
@@ -324,6 +337,15 @@ impl Kept {
     /// Its name.
     pub fn id(&self) -> CutId {
         self.cut.id
+    }
+
+    /// A newer state of the cluster, with the shards that have what is kept.
+    pub fn pin(&self, state: Arc<ClusterState>) -> Arc<ClusterState> {
+        if state.topology.epoch == self.cut.topology.epoch {
+            return state;
+        }
+        let (leaders, catalog) = (state.leaders.clone(), state.catalog.clone());
+        ClusterState { topology: self.cut.topology.clone(), leaders, catalog }.into()
     }
 
     /// Refuses what was planned for tables that may be others than the state has.
@@ -341,7 +363,11 @@ impl Kept {
 
     /// What the transaction hears if a shard doesn't have the state any more.
     pub fn explain(error: WireError) -> WireError {
-        if is_cut_lost(&error) { gone("A shard has not kept it.") } else { error }
+        match error.retry {
+            _ if is_cut_lost(&error) => gone("A shard has not kept it."),
+            Retry::StaleEpoch(_) => gone("A shard that has kept it was replaced, and is gone."),
+            _ => error,
+        }
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A fragment goes to the shard's leader. Where nothing was executed, or repeating is safe (a read; a write under its
 //! request id), it's sent again, to the leader that the answer named or after a pause. A catalog or topology that is
-//! newer than the plan ends the fragment with that error: the session plans again.
+//! newer than the plan ends the fragment with that error: the session plans again. A write that may have been done by a shard
+//! in whose place others serve is answered by these, or never was done.
 //!
 //! A read that needs no leader goes to any replica first ([`super::near`]).
 //!
@@ -13,8 +14,8 @@
 
 use super::Executor;
 use super::cut::Kept;
-use super::statement::Statement;
-use crate::asking::{Asked, is_unexecuted, no_answer, no_leader};
+use super::statement::{Statement, in_time};
+use crate::asking::{Asked, is_unexecuted, no_answer, no_leader, outcome};
 use crate::replicas::{By, Why};
 use crate::requests::Request;
 use crate::transaction::{Transaction, lost};
@@ -23,7 +24,7 @@ use proto::machine;
 use proto::services::{
     Access, BranchAccess, ClusterState, Consistency, Floor, FragmentRequest, FragmentResponse,
 };
-use proto::{CutId, Retry, RowBatch, SchemaVersion, ShardId, SqlState, TableId, Value, WireError};
+use proto::{CutId, LogIndex, Retry, RowBatch, SchemaVersion, ShardId, SqlState, TableId, Value, WireError};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -139,6 +140,9 @@ impl Executor {
         unknown: &mut bool,
     ) -> Result<FragmentResponse, WireError> {
         let mut asked = Asked::new(&self.cluster, &run.state.topology, shard, run.retry_until());
+        if run.kept.is_some() {
+            asked = asked.kept();
+        }
         loop {
             let floor = run.positions.floor(shard);
             let request = run.request(shard, fragment, scalars, access.clone(), floor)?;
@@ -185,30 +189,26 @@ impl Executor {
     }
 
     /// A shard refused a write because the cluster has changed since it was planned. Brings the write up to date, if
-    /// all that it depends on is as it was: its table, and its shard, whose range never changes.
+    /// all that it depends on is as it was: its table, and its shard, whose range never changes. An error if nobody says how the
+    /// cluster is now.
     async fn restamp(
         &self,
         run: &Statement<'_>,
         write: &mut ShardWrite,
         asked: &mut Asked<'_>,
         error: &WireError,
-    ) -> bool {
+    ) -> Result<bool, WireError> {
         let (schema, epoch) = match error.retry {
             Retry::StaleSchema(version) if write.alone_in.is_some() => (version, asked.epoch),
             Retry::StaleEpoch(epoch) => (write.schema_version, epoch),
-            _ => return false,
+            _ => return Ok(false),
         };
-        let Ok(state) = self.cluster.wait_for(schema, epoch, asked.backoff.deadline()).await else {
-            return false;
-        };
+        let state = self.cluster.wait_for(schema, epoch, asked.backoff.deadline()).await;
+        let state = state.map_err(|late| in_time(run.deadline, late.with_detail(error.to_string())))?;
         if state.catalog.version() == write.schema_version && state.topology.epoch == asked.epoch {
             // The shard is ahead of what the coordinator says; it isn't asked in a hurry.
-            return asked.backoff.pause().await;
+            return Ok(asked.backoff.pause().await);
         }
-        let shard = state.topology.shards.get(&write.shard);
-        let serves = shard
-            .and_then(|shard| state.topology.keyspaces.get(&shard.keyspace))
-            .is_some_and(|keyspace| keyspace.shards.contains(&write.shard));
         let same_table = match write.alone_in {
             Some(table) => state.catalog.table(table) == run.state.catalog.table(table),
             None => state.catalog.version() == write.schema_version,
@@ -217,12 +217,12 @@ impl Executor {
             state.topology.keyspaces.values().map(|keyspace| keyspace.shards.clone()).collect()
         };
         let misses_none = !write.everywhere || shards(&state) == shards(&run.state);
-        if !serves || !same_table || !misses_none {
-            return false;
+        if !state.topology.serves(write.shard) || !same_table || !misses_none {
+            return Ok(false);
         }
         write.schema_version = state.catalog.version();
         asked.epoch = state.topology.epoch;
-        true
+        Ok(true)
     }
 
     /// Writes to one shard, as a transaction of its own. Returns when the outcome is known, or when it couldn't be
@@ -250,8 +250,8 @@ impl Executor {
             let end = if unknown { asked.backoff.deadline() } else { run.deadline };
             let timeout = end.saturating_duration_since(machine::now());
             let request = write.request(&asked, access, timeout);
-            let error = match asked.service()? {
-                Some(service) => {
+            let error = match asked.service() {
+                Ok(Some(service)) => {
                     let answer = tokio::select! {
                         biased;
                         answer = service.execute(request) => answer,
@@ -266,13 +266,30 @@ impl Executor {
                         Err(error) => error,
                     }
                 }
-                None => no_leader(),
+                Ok(None) => no_leader(),
+                Err(error) => error,
             };
             unknown |= error.retry == Retry::Unknown;
-            if self.restamp(run, &mut write, &mut asked, &error).await {
-                continue;
-            }
-            if let Err(error) = asked.again(error).await {
+            let restamped = self.restamp(run, &mut write, &mut asked, &error);
+            let restamped = if unknown { restamped.await } else { run.attend(restamped).await };
+            let ended = match restamped {
+                Ok(true) => continue,
+                Ok(false) if unknown && matches!(error.retry, Retry::StaleEpoch(_)) => {
+                    let until = machine::now() + run.retry_for;
+                    match outcome(&self.cluster, write.shard, name.id, until).await {
+                        Ok(Some(told)) => {
+                            // All that the shard had done is in what has taken its place.
+                            run.positions.saw(write.shard, LogIndex(1));
+                            return Ok(told);
+                        }
+                        Ok(None) => return Err(error),
+                        Err(error) => Err(error),
+                    }
+                }
+                Ok(false) => asked.again(error).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = ended {
                 return Err(if unknown { outcome_unknown(error) } else { error });
             }
         }
@@ -331,7 +348,7 @@ impl Executor {
                 None => no_leader(),
             };
             *unknown |= error.retry == Retry::Unknown;
-            if run.attend(async { Ok(self.restamp(run, &mut write, &mut asked, &error).await) }).await? {
+            if run.attend(self.restamp(run, &mut write, &mut asked, &error)).await? {
                 continue;
             }
             run.attend(asked.again(error)).await?;

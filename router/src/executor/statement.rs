@@ -85,6 +85,11 @@ impl Statement<'_> {
     }
 }
 
+/// An error by which something was waited for in vain: where that was the statement's own end, it is told.
+pub fn in_time(deadline: Instant, error: WireError) -> WireError {
+    if machine::now() >= deadline { Reason::Timeout.error() } else { error }
+}
+
 /// Waits for something that may be given up: an interrupt or the deadline ends it.
 pub async fn attend<T>(
     interrupt: &Interrupt,

@@ -25,7 +25,7 @@ impl Executor {
         deadline: Instant,
     ) -> Result<Vec<TransactionFact>, WireError> {
         let until = deadline.min(machine::now() + PATIENCE);
-        let shards = state.topology.shards.keys().copied();
+        let shards = state.topology.keyspaces.values().flat_map(|keyspace| keyspace.shards.iter().copied());
         let asked: Vec<_> = shards.map(|shard| self.branches(state, shard, until)).collect();
         let branches: Vec<Vec<BranchStatus>> =
             stream::iter(asked).buffered(self.config.shards_at_once).try_collect().await?;

@@ -27,9 +27,9 @@ pub struct Written {
 }
 
 impl Executor {
-    /// Begins a transaction.
+    /// Begins a statement's own transaction.
     pub fn begin(&self, run: &Statement<'_>) -> Transaction {
-        self.transactions.begin(run.facts.begun())
+        self.transactions.begin_alone(run.facts.begun())
     }
 
     /// Whether a write on one shard needs no transaction around it.

@@ -5,7 +5,7 @@ use super::{Fake, Fault};
 use parking_lot::Mutex;
 use proto::services::*;
 use proto::topology::{Leaders, Node, Roles};
-use proto::{GroupId, LogIndex, NodeId, RouterIncarnation, ShardId, Term, WireError};
+use proto::{GroupId, LogIndex, NodeId, RequestId, RouterIncarnation, ShardId, Term, WireError};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -100,7 +100,7 @@ impl ShardService for FakeNode {
             match fault {
                 None => {}
                 Some(Fault::Before(error) | Fault::After(error)) => return Err(error),
-                Some(Fault::Hang) => std::future::pending().await,
+                Some(Fault::Hang | Fault::Then(..)) => std::future::pending().await,
             }
             let mut response = self.fake.execute(request).await?;
             if let Some((position, waited)) = nodes.positions.lock().get(&self.node).copied() {
@@ -124,6 +124,14 @@ impl ShardService for FakeNode {
 
     fn cut(&self, request: CutRequest) -> BoxFuture<'_, ServiceResult<Vec<Unsettled>>> {
         self.fake.cut(request)
+    }
+
+    fn outcome(
+        &self,
+        shard: ShardId,
+        request: RequestId,
+    ) -> BoxFuture<'_, ServiceResult<Option<FragmentResponse>>> {
+        self.fake.outcome(shard, request)
     }
 
     fn branches(&self, shard: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {

@@ -5,7 +5,7 @@ use super::{Session, role};
 use crate::error::Report;
 use crate::executor::copy_in::Copying;
 use crate::executor::rows::{Chunk, RowStream};
-use crate::executor::statement::{Statement, attend};
+use crate::executor::statement::{Statement, attend, in_time};
 use crate::executor::writes::Written;
 use crate::protocol::backend::format_of;
 use crate::protocol::frontend::Format;
@@ -184,6 +184,10 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         deadline: Instant,
     ) -> Statement<'a> {
         self.positions.rebase(&state.topology);
+        let state = match &self.kept {
+            Some(kept) => kept.pin(state),
+            None => state,
+        };
         // A hint that says nothing was refused before.
         let reading = self.settings.reading(text.read_hint().unwrap_or_default());
         Statement {
@@ -259,6 +263,11 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             let read_only = self.settings.read_only && !self.block.is_open();
             self.block.check(&plan, read_only, self.alone, self.transaction.is_some())?;
             self.join_transaction(&plan, deadline).await?;
+            if let Some(transaction) = &self.transaction
+                && !matches!(plan.action, Action::Session(_))
+            {
+                transaction.follow(&state.topology)?;
+            }
             let mark = self.transaction.as_ref().map(|transaction| transaction.mark());
             let error = match self.start_once(text, parameters, &plan, state.clone(), deadline).await {
                 Ok(started) => return Ok(started),
@@ -298,11 +307,12 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             if let (Some(transaction), Some(mark)) = (&self.transaction, &mark) {
                 transaction.undo(mark, deadline).await?;
             }
-            let cluster = &self.shared.executor.cluster;
-            let newer = match cluster.wait_for(version, epoch, backoff.deadline()).await {
-                Ok(newer) => newer,
-                Err(_) => return Err(error.into()),
-            };
+            let newer = self.shared.executor.cluster.wait_for(version, epoch, backoff.deadline());
+            let newer = attend(&self.interrupt, deadline, Box::pin(newer)).await;
+            let newer = newer.map_err(|late| match late.sqlstate {
+                SqlState::CANNOT_CONNECT_NOW => in_time(deadline, late.with_detail(error.to_string())),
+                _ => late,
+            })?;
             let same = newer.catalog.version() == state.catalog.version()
                 && newer.topology.epoch == state.topology.epoch;
             if same && !backoff.pause().await {

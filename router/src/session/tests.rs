@@ -5,7 +5,9 @@ mod keys;
 mod known;
 mod levels;
 mod roles;
+mod switch;
 
+use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::fake::{Fake, FakePeers, Fault, catalog_with};
 use crate::server::Router;
@@ -24,6 +26,7 @@ use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 struct Server {
     address: SocketAddr,
     fake: Arc<Fake>,
+    cluster: Arc<Cluster>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
 }
@@ -34,6 +37,7 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let fake = Fake::new(2);
         let router = Router::new(config, Arc::new(FakePeers(fake.clone())));
+        let cluster = router.shared.executor.cluster.clone();
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
             router
@@ -42,7 +46,15 @@ impl Server {
                 })
                 .await;
         });
-        Self { address, fake, stop: Some(stop), task }
+        Self { address, fake, cluster, stop: Some(stop), task }
+    }
+
+    /// Waits until the router has heard how the shards are now.
+    async fn hears(&self) {
+        let epoch = self.fake.topology().epoch;
+        while self.cluster.load().topology.epoch < epoch {
+            tokio::task::yield_now().await;
+        }
     }
 
     async fn client(&self) -> Client {

@@ -49,6 +49,16 @@ impl Branches {
         self.shards.values().any(|progress| progress.stands > 0)
     }
 
+    /// Whether something that stands on this shard may have changed or locked something.
+    pub fn is_bound(&self, shard: ShardId) -> bool {
+        self.shards.get(&shard).is_some_and(|progress| progress.bound.is_some())
+    }
+
+    /// The shard has nothing of the transaction any more, and is asked for nothing again.
+    pub fn forget(&mut self, shard: ShardId) {
+        self.shards.remove(&shard);
+    }
+
     /// Numbers the next statement on a shard. `binds`: it may change or lock something.
     pub fn number(&mut self, shard: ShardId, binds: bool) -> u32 {
         let progress = self.shards.entry(shard).or_default();

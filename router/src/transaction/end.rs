@@ -10,16 +10,21 @@
 //!
 //! If a vote is missing, the coordinator is asked for a verdict: an abort, unless it has found all votes before. What has no
 //! answer then is unknown (08007); the coordinator and the shards see to the rest.
+//!
+//! A participant whose shard is replaced meanwhile is its heirs ([`super::part`]): they know its vote, and finish. One that has
+//! changed or locked something on a shard that is replaced before is lost, and so is its transaction.
 
 use super::keyed::{Refused, claim_lost};
 use super::metrics::Way;
+use super::part::Part;
 use super::{Transaction, Transactions, lost};
+use crate::asking::outcome;
 use crate::positions::Committed;
 use futures::future::{join_all, try_join_all};
 use parking_lot::Mutex;
 use proto::machine;
 use proto::services::{BranchAction, CoordinatorService, Decision, Verdict};
-use proto::{LogIndex, Retry, ShardId, SqlState, TransactionId, WireError};
+use proto::{LogIndex, Retry, SchemaVersion, ShardId, SqlState, TransactionId, WireError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -53,6 +58,11 @@ impl Transaction {
     /// Commits it. After any error but 08007 it is rolled back.
     pub async fn commit(mut self, deadline: Instant) -> Result<Committed, Box<Refused>> {
         let (all, key) = (self.all.clone(), self.key.take());
+        let topology = all.cluster.load().topology.clone();
+        if let Err(error) = self.follow(&topology) {
+            self.abandon().settle().await;
+            return Err(error.into());
+        }
         // From here on dropping it does nothing: it may be on its way to a commit.
         let (bound, loose) = std::mem::take(&mut *self.branches.lock()).parts();
         drop(all.let_go(self.id, loose));
@@ -118,9 +128,9 @@ impl Transactions {
     ) -> bool {
         let until = self.patience();
         let finish = shards.iter().copied().map(async |shard| {
-            let finished = self.ask(transaction, shard, end.clone(), until).await;
+            let finished = self.ask_part(transaction, shard, &end, until).await;
             match &finished {
-                Ok(position) => heard.lock().push((shard, *position)),
+                Ok(positions) => heard.lock().extend(positions),
                 // The shard, or the coordinator, will see to it.
                 Err(error) => {
                     tracing::debug!(%transaction, %shard, ?end, %error, "a branch was left to its shard");
@@ -134,11 +144,32 @@ impl Transactions {
     async fn commit_one(self: &Arc<Self>, id: TransactionId, shard: ShardId) -> Result<Committed, WireError> {
         let request = self.requests.begin();
         let action = BranchAction::Commit { request: request.id, settled: self.requests.settled() };
-        let error = match self.ask(id, shard, action, self.patience()).await {
-            Ok(position) => {
-                return Ok(Committed { applied: vec![(shard, position)], ..Committed::default() });
+        let applied = |position| Committed { applied: vec![(shard, position)], ..Committed::default() };
+        let until = self.patience();
+        let (error, maybe) = match self.attempt(id, Part::own(shard), action, until).await {
+            Ok(position) => return Ok(applied(position)),
+            Err((error, unknown)) => {
+                let maybe = unknown && error.retry != Retry::Never;
+                (error, maybe)
             }
-            Err(error) => error,
+        };
+        let error = match error.retry {
+            // The shard doesn't serve any more: it may have committed before, or it never will.
+            Retry::StaleEpoch(epoch) if maybe => {
+                let heard = self.cluster.wait_for(SchemaVersion(0), epoch, until).await;
+                let told = match heard {
+                    Ok(_) => outcome(&self.cluster, shard, request.id, self.patience()).await,
+                    Err(error) => Err(error),
+                };
+                match told {
+                    // All that it had committed is in what has taken its place.
+                    Ok(Some(_)) => return Ok(applied(LogIndex(1))),
+                    Ok(None) => error,
+                    Err(error) => error.with_retry(Retry::Unknown),
+                }
+            }
+            _ if maybe => error.with_retry(Retry::Unknown),
+            _ => error,
         };
         if error.retry == Retry::Unknown {
             // If it is still there, its locks must not stay.
@@ -191,7 +222,7 @@ impl Transactions {
         });
         if verdict.committed {
             let _ = tokio::time::timeout(self.retry_timeout, finishing).await;
-            return Ok(reached(&participants, &heard, &votes.lock()));
+            return Ok(self.reached(&participants, &heard, &votes.lock()));
         }
         Ending(Some(finishing)).settle().await;
         Err(lost(error))
@@ -251,7 +282,7 @@ impl Transactions {
         // It is what it is, whoever waits for it: who does sees its effects everywhere, unless a shard is away for long.
         let _ = tokio::time::timeout(self.retry_timeout, finishing).await;
         if verdict.committed {
-            return Ok(reached(&participants, &heard, &prepared));
+            return Ok(self.reached(&participants, &heard, &prepared));
         }
         match (key, verdict.duplicate_of) {
             (Some(key), Some(by)) => return Err(self.spent_by(&key, by).await),
@@ -276,11 +307,11 @@ impl Transactions {
     ) -> Result<Vec<(ShardId, LogIndex)>, WireError> {
         let vote = shards.iter().map(async |shard| {
             let action = BranchAction::Prepare { participants: shards.to_vec(), parallel };
-            let position = self.ask(id, *shard, action, until).await?;
-            votes.lock().push((*shard, position));
-            Ok::<_, WireError>((*shard, position))
+            let positions = self.ask_part(id, *shard, &action, until).await?;
+            votes.lock().extend(&positions);
+            Ok::<_, WireError>(positions)
         });
-        try_join_all(vote).await
+        Ok(try_join_all(vote).await?.into_iter().flatten().collect())
     }
 
     /// Has the coordinator decide. An error leaves it unknown.
@@ -296,13 +327,19 @@ impl Transactions {
 /// Where branches have voted or finished, as it is heard.
 type Heard = Arc<Mutex<Vec<(ShardId, LogIndex)>>>;
 
-/// What a commit has reached on these shards, by what was heard of their ends and of their votes.
-fn reached(shards: &[ShardId], heard: &Heard, voted: &[(ShardId, LogIndex)]) -> Committed {
-    let applied = heard.lock().clone();
-    let is_in = |among: &[(ShardId, LogIndex)], shard: ShardId| among.iter().any(|(of, _)| *of == shard);
-    let prepared: Vec<_> = voted.iter().filter(|(shard, _)| !is_in(&applied, *shard)).copied().collect();
-    let unheard = shards.iter().filter(|shard| !is_in(&applied, **shard) && !is_in(&prepared, **shard));
-    Committed { unheard: unheard.copied().collect(), applied, prepared }
+impl Transactions {
+    /// What a commit has reached on these shards, by what was heard of their ends and of their votes.
+    fn reached(&self, shards: &[ShardId], heard: &Heard, voted: &[(ShardId, LogIndex)]) -> Committed {
+        let applied = heard.lock().clone();
+        let is_in = |among: &[(ShardId, LogIndex)], shard: ShardId| {
+            let is_one = |shard: ShardId| among.iter().any(|(of, _)| *of == shard);
+            let parts = self.parts(shard);
+            is_one(shard) || (!parts.is_empty() && parts.iter().all(|part| is_one(part.shard)))
+        };
+        let prepared: Vec<_> = voted.iter().filter(|(shard, _)| !is_in(&applied, *shard)).copied().collect();
+        let unheard = shards.iter().filter(|shard| !is_in(&applied, **shard) && !is_in(&prepared, **shard));
+        Committed { unheard: unheard.copied().collect(), applied, prepared }
+    }
 }
 
 fn unknown() -> WireError {

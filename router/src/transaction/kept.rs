@@ -2,7 +2,7 @@
 //!
 //! A shard that finishes a transaction which its votes alone have committed remembers that, for whoever asks
 //! after a router that is gone. Once all have finished there is nothing to ask. Nobody waits for it: what shards aren't told
-//! here the coordinator finds out. They are told of many at a time, a moment later, so it costs few entries of their logs.
+//! here the coordinator finds out. Who has taken a shard's place remembers in its name. They are told of many at a time, a moment later, so it costs few entries of their logs.
 
 use super::Transactions;
 use parking_lot::Mutex;
@@ -41,7 +41,7 @@ impl Transactions {
                     for some in transactions.chunks(AT_ONCE) {
                         let until = machine::now() + TELLING_TIMEOUT;
                         let forget = BranchAction::Forget(some.to_vec());
-                        if let Err(error) = all.ask(some[0], shard, forget, until).await {
+                        if let Err(error) = all.ask_part(some[0], shard, &forget, until).await {
                             tracing::debug!(%shard, %error, "a shard was not told what it may forget");
                         }
                     }

@@ -2,7 +2,8 @@
 //!
 //! A shard keeps what is open as long as the router that opened it lives, locks and all. So whoever gives a branch up
 //! because its shard doesn't answer leaves it here, and it is told again, with each of the router's signs of life, until the shard
-//! has heard it. It must never be given one that is prepared: that ends by its verdict.
+//! has heard it, or doesn't serve any more: then it has ended what wasn't prepared. It must never be given one that is
+//! prepared: that ends by its verdict.
 
 use super::Transactions;
 use super::alive::BEAT;
@@ -54,7 +55,7 @@ impl Transactions {
     /// Rolls back a branch that isn't prepared, now or later.
     pub(super) async fn roll_back(&self, transaction: TransactionId, shard: ShardId, until: Instant) {
         if let Err(error) = self.ask(transaction, shard, ROLLBACK, until).await
-            && error.retry != Retry::Never
+            && !matches!(error.retry, Retry::Never | Retry::StaleEpoch(_))
         {
             tracing::debug!(%transaction, %shard, %error, "a branch is rolled back later");
             self.leave(transaction, shard);

@@ -6,8 +6,10 @@
 //!    one makes the **branch** on that shard. Reads of a shard that has a branch go there, too.
 //! 3. A part of it is undone ([`Transaction::undo`]): ROLLBACK TO, or a statement that is planned anew.
 //!    Meanwhile the shards hear that this router lives ([`alive`]).
-//! 4. It is committed or rolled back ([`end`]). One that is dropped is rolled back in the background: whatever becomes
-//!    of its session, its locks are given up.
+//! 4. Where shards are replaced meanwhile, what it has there is lost, or nothing ([`Transaction::follow`]).
+//! 5. It is committed or rolled back ([`end`]). One that is dropped is rolled back in the background: whatever becomes
+//!    of its session, its locks are given up. Once it is prepared its participants may be replaced: then it is finished by their
+//!    heirs ([`part`]).
 //!
 //! It must never know SQL, nor what its session tells its client.
 
@@ -19,11 +21,12 @@ mod kept;
 mod keyed;
 mod left;
 mod metrics;
+mod part;
 
 #[cfg(test)]
 mod tests;
 
-use crate::asking::{Asked, no_answer, no_leader};
+use crate::asking::{Asked, no_answer, no_leader, replaced};
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::requests::Requests;
@@ -38,10 +41,12 @@ pub use keyed::Refused;
 use left::Left;
 use metrics::Metrics;
 use parking_lot::Mutex;
+use part::Part;
 use prometheus::proto::MetricFamily;
 use proto::machine;
 use proto::services::{Branch, BranchAction, BranchRequest, CoordinatorService};
-use proto::{LogIndex, Retry, SchemaVersion, ShardId, SqlState, TransactionId, WireError};
+use proto::topology::Topology;
+use proto::{LogIndex, Retry, ShardId, SqlState, TransactionId, WireError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
@@ -74,6 +79,8 @@ pub struct Transaction {
     all: Arc<Transactions>,
     id: TransactionId,
     begun: u64,
+    /// Whether it is one statement's own, which is run again if it is lost.
+    alone: bool,
     /// The idempotency key that its commit uses up.
     key: Option<String>,
     _opened: Opened,
@@ -117,8 +124,15 @@ impl Transactions {
     /// Begins one. `begun` is in microseconds since 1970.
     pub fn begin(self: &Arc<Self>, begun: u64) -> Transaction {
         let id = self.requests.begin_transaction();
-        let _opened = self.open.enter();
-        Transaction { all: self.clone(), id, begun, key: None, _opened, branches: Mutex::default() }
+        let (all, _opened, branches) = (self.clone(), self.open.enter(), Mutex::default());
+        Transaction { all, id, begun, alone: false, key: None, _opened, branches }
+    }
+
+    /// Begins one that is a statement's own, which is run again if it is lost.
+    pub fn begin_alone(self: &Arc<Self>, begun: u64) -> Transaction {
+        let mut transaction = self.begin(begun);
+        transaction.alone = true;
+        transaction
     }
 
     /// Asks the coordinator for something that can be repeated, until there is an answer.
@@ -142,7 +156,8 @@ impl Transactions {
     }
 
     /// Asks a shard to do something with a branch. Every action can be repeated, so it is, until there is an answer. An
-    /// error says [`Retry::Unknown`] if the shard may have done it all the same.
+    /// error says [`Retry::Unknown`] if the shard may have done it all the same, and [`Retry::StaleEpoch`] if others serve in
+    /// its place, or will perhaps.
     async fn ask(
         &self,
         transaction: TransactionId,
@@ -150,42 +165,61 @@ impl Transactions {
         action: BranchAction,
         until: Instant,
     ) -> Result<LogIndex, WireError> {
+        self.attempt(transaction, Part::own(shard), action, until).await.map_err(|(error, unknown)| {
+            // A refusal for good is what the shard says now, whatever became of the attempts before it.
+            match error.retry {
+                Retry::Never | Retry::StaleEpoch(_) => error,
+                _ if unknown => error.with_retry(Retry::Unknown),
+                _ => error,
+            }
+        })
+    }
+
+    /// Asks a shard, and says beside an error whether it may have done it all the same.
+    async fn attempt(
+        &self,
+        transaction: TransactionId,
+        Part { shard, on_behalf }: Part,
+        action: BranchAction,
+        until: Instant,
+    ) -> Result<LogIndex, (WireError, bool)> {
         let state = self.cluster.snapshot();
+        if !state.topology.serves(shard) {
+            return Err((replaced(shard, state.topology.epoch), false));
+        }
         let mut asked = Asked::new(&self.cluster, &state.topology, shard, until);
         let mut unknown = false;
-        let error = loop {
-            let error = match asked.service()? {
-                Some(service) => {
+        loop {
+            let error = match asked.service() {
+                Ok(Some(service)) => {
                     let timeout = until.saturating_duration_since(machine::now());
-                    let action = action.clone();
-                    let request = BranchRequest { shard, epoch: asked.epoch, transaction, action, timeout };
+                    let (epoch, action) = (asked.epoch, action.clone());
+                    let request = BranchRequest { shard, epoch, on_behalf, transaction, action, timeout };
                     let answer = tokio::select! {
                         biased;
                         answer = service.transact(request) => answer,
                         () = asked.superseded() => Err(no_answer()),
-                        () = tokio::time::sleep_until(until.into()) => return Err(no_answer()),
+                        () = tokio::time::sleep_until(until.into()) => return Err((no_answer(), true)),
                     };
                     match answer {
                         Ok(position) => return Ok(position),
                         Err(error) => error,
                     }
                 }
-                None => no_leader(),
+                Ok(None) => no_leader(),
+                Err(error) => error,
             };
             unknown |= error.retry == Retry::Unknown;
+            let newest = self.cluster.load().topology.epoch;
             if let Retry::StaleEpoch(epoch) = error.retry
-                && epoch > asked.epoch
-                && let Ok(state) = self.cluster.wait_for(SchemaVersion(0), epoch, until).await
+                && asked.epoch < epoch
+                && epoch <= newest
             {
-                asked.epoch = state.topology.epoch;
+                asked.epoch = newest;
                 continue;
             }
-            if let Err(error) = asked.again(error).await {
-                break error;
-            }
-        };
-        // A refusal for good is what the shard says now, whatever became of the attempts before it.
-        Err(if unknown && error.retry != Retry::Never { error.with_retry(Retry::Unknown) } else { error })
+            asked.again(error).await.map_err(|error| (error, unknown))?;
+        }
     }
 
     /// Until when something that is asked now is asked again.
@@ -213,7 +247,7 @@ impl Transaction {
     /// Numbers the next statement on a shard. `binds`: it may change or lock something.
     pub fn statement(&self, shard: ShardId, binds: bool, lock_timeout: Option<Duration>) -> Branch {
         let statement = self.branches.lock().number(shard, binds);
-        Branch { transaction: self.id, begun: self.begun, statement, lock_timeout }
+        Branch { transaction: self.id, begun: self.begun, statement, lock_timeout, alone: self.alone }
     }
 
     /// A statement has changed and locked nothing.
@@ -255,9 +289,31 @@ impl Transaction {
             Ok(_) => {}
             // Nothing of it is there, not even the branch.
             Err(error) if statement == 0 && error.retry == Retry::Never => {}
+            // It serves nobody, and has ended the branch.
+            Err(error) if matches!(error.retry, Retry::StaleEpoch(_)) => {
+                let mut branches = self.branches.lock();
+                branches.cut(shard, statement);
+                return if branches.is_bound(shard) { Err(lost(error)) } else { Ok(()) };
+            }
             Err(error) => return Err(lost(error)),
         }
         self.branches.lock().cut(shard, statement);
+        Ok(())
+    }
+
+    /// Leaves the branches to themselves whose shards don't serve in this topology: they have ended. 40001 if one of them has
+    /// changed or locked something, for that is lost.
+    pub fn follow(&self, topology: &Topology) -> Result<(), WireError> {
+        let mut branches = self.branches.lock();
+        for shard in branches.shards().into_iter().filter(|shard| !topology.serves(*shard)) {
+            if branches.is_bound(shard) {
+                let message = "a shard on which the transaction has written or locked rows was replaced";
+                return Err(WireError::new(SqlState::SERIALIZATION_FAILURE, message)
+                    .with_detail(format!("It was {}.", topology.shard_name(shard)))
+                    .with_hint("Run the transaction again."));
+            }
+            branches.forget(shard);
+        }
         Ok(())
     }
 

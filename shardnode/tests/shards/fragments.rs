@@ -1,7 +1,8 @@
 //! Fragments and schema steps on real replicas.
 
-use crate::common::{self, Node, PATIENCE, rows, text, values};
-use proto::services::ShardService;
+use crate::common::{self, Node, PATIENCE, SHARD, rows, text, values};
+use crate::session::Session;
+use proto::services::{Access, BranchAction, FragmentRequest, ShardService};
 use proto::{Epoch, Retry, SchemaVersion, ShardId, Value};
 use std::time::Duration;
 
@@ -46,6 +47,32 @@ async fn a_repeated_request_is_answered_and_not_run() {
     assert_eq!(again.affected, 1);
     assert_eq!(rows(first.rows).await.unwrap(), rows(again.rows).await.unwrap());
     assert_eq!(node.one("SELECT count(*) FROM t1").await, Value::Int(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_done_is_known_under_its_name() {
+    let node = Node::start().await;
+    node.schema(1, &[TABLE], None).await.unwrap();
+    let insert = node.write("INSERT INTO t1 (c2) VALUES ('x') RETURNING c1", 7);
+    let request = |insert: &FragmentRequest| match insert.access {
+        Access::Write { request, .. } => request,
+        _ => panic!("it writes"),
+    };
+    let request = request(&insert);
+    assert!(node.shards.outcome(SHARD, request).await.unwrap().is_none());
+    let first = node.shards.execute(insert).await.unwrap();
+    let told = node.shards.outcome(SHARD, request).await.unwrap().unwrap();
+    assert_eq!((told.affected, told.position), (1, first.position));
+    assert_eq!(rows(told.rows).await.unwrap(), values(&[[Value::Int(1)]]));
+
+    // A commit says nothing but that it is done.
+    let session = Session::new(&node, 9);
+    session.write("UPDATE t1 SET c2 = 'y'").await.unwrap();
+    let BranchAction::Commit { request, .. } = session.commitment() else { panic!("it commits") };
+    assert!(node.shards.outcome(SHARD, request).await.unwrap().is_none());
+    session.commit().await.unwrap();
+    assert_eq!(node.shards.outcome(SHARD, request).await.unwrap().unwrap().affected, 0);
+    assert_eq!(node.shards.outcome(ShardId(99), request).await.err().unwrap().retry, Retry::Later);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

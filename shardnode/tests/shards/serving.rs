@@ -87,7 +87,7 @@ async fn heard(node: &Node, shard: ShardId) -> Vec<(String, Result<(), WireError
         BranchAction::Forget(vec![session.id()]),
     ] {
         let (name, transaction) = (format!("{action:?}"), Session::new(node, 200).id());
-        let request = BranchRequest { shard, epoch, transaction, action, timeout: PATIENCE };
+        let request = BranchRequest { shard, epoch, on_behalf: None, transaction, action, timeout: PATIENCE };
         told.push((name, node.shards.transact(request).await.map(drop)));
     }
     let (schema_version, after) = (SchemaVersion(1), LogIndex(0));

@@ -47,7 +47,13 @@ impl<'a> Session<'a> {
     }
 
     fn branch(&self, statement: u32) -> Branch {
-        Branch { transaction: self.id(), begun: self.number, statement, lock_timeout: self.lock_timeout }
+        Branch {
+            transaction: self.id(),
+            begun: self.number,
+            statement,
+            lock_timeout: self.lock_timeout,
+            alone: false,
+        }
     }
 
     /// The request of its next statement.
@@ -90,7 +96,8 @@ impl<'a> Session<'a> {
 
     pub async fn act(&self, action: BranchAction) -> Result<LogIndex, WireError> {
         let (transaction, timeout) = (self.id(), self.timeout);
-        let request = BranchRequest { shard: SHARD, epoch: Epoch(1), transaction, action, timeout };
+        let request =
+            BranchRequest { shard: SHARD, epoch: Epoch(1), on_behalf: None, transaction, action, timeout };
         self.node.shards.transact(request).await
     }
 

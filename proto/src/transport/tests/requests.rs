@@ -193,12 +193,18 @@ async fn every_other_request_crosses() {
     let finish = BranchRequest {
         shard: ShardId(1),
         epoch: Epoch(1),
+        on_behalf: None,
         transaction: transaction(),
         action: BranchAction::Finish { commit: true, keep: false },
         timeout: HANG,
     };
     assert_eq!(soon(client.transact(finish)).await, Ok(LogIndex(7)));
     assert_eq!(soon(client.branches(ShardId(4))).await, Ok(vec![branch(ShardId(4))]));
+    let request = |sequence| RequestId { router: RouterIncarnation(1), sequence };
+    let told = soon(client.outcome(ShardId(4), request(6))).await.unwrap().unwrap();
+    assert_eq!((told.affected, told.position), (6, LogIndex(4)));
+    assert!(matches!(told.rows, RowSource::Whole(rows) if rows == batch(6, 2)));
+    assert!(soon(client.outcome(ShardId(4), request(0))).await.unwrap().is_none());
     let participants = vec![ShardId(3), ShardId(4)];
     let key = Some("k".to_owned());
     let positions = vec![];
