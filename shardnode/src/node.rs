@@ -504,7 +504,7 @@ impl ShardNode {
         let deadline = machine::now() + self.config.schema_timeout;
         let epoch = self.shards.load().epoch;
         let snapshot = self.renew(shard, desk.replica.snapshot(Consistency::Strong, deadline).await)?;
-        fence::check_served(&snapshot, fence::Address { shard, epoch })?;
+        fence::check_served(&snapshot, Address { shard, epoch })?;
         let told = snapshot.told(request)?;
         told.map(|output| write::told(&output, snapshot.position())).transpose()
     }

@@ -204,7 +204,7 @@ async fn every_other_request_crosses() {
     let told = soon(client.outcome(ShardId(4), request(6))).await.unwrap().unwrap();
     assert_eq!((told.affected, told.position), (6, LogIndex(4)));
     assert!(matches!(told.rows, RowSource::Whole(rows) if rows == batch(6, 2)));
-    assert!(soon(client.outcome(ShardId(4), request(0))).await.unwrap().is_none());
+    assert!(soon(client.outcome(ShardId(4), request(1))).await.unwrap().is_none());
     let participants = vec![ShardId(3), ShardId(4)];
     let key = Some("k".to_owned());
     let positions = vec![];
