@@ -111,6 +111,19 @@ impl Layouts {
         self.tables.iter().map(|(table, laid)| (*table, laid))
     }
 
+    /// The same, to keep.
+    pub fn into_tables(self) -> impl Iterator<Item = (TableId, Laid)> {
+        self.tables.into_iter()
+    }
+
+    /// Whether these are the same tables with the same layouts.
+    pub fn are(&self, other: &Layouts) -> bool {
+        let layouts = |layouts: &'_ Layouts| -> Vec<_> {
+            layouts.tables.iter().map(|(table, laid)| (*table, laid.layout.clone())).collect()
+        };
+        layouts(self) == layouts(other)
+    }
+
     /// A table's layout.
     pub fn table(&self, table: TableId) -> Result<&Laid, WireError> {
         self.tables.get(&table).ok_or_else(|| corrupt(table, &"it isn't there"))
@@ -202,4 +215,4 @@ fn corrupt(table: TableId, problem: &dyn std::fmt::Display) -> WireError {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -35,6 +35,8 @@
 mod agent;
 mod altering;
 mod branch;
+#[cfg(test)]
+mod build;
 mod changes;
 mod config;
 mod cut;
