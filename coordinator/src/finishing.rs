@@ -13,8 +13,9 @@ use crate::service::Core;
 use crate::store::Store;
 use proto::machine;
 use proto::services::{BranchAction, BranchRequest, Consistency, Decision, ShardService};
+use proto::topology::Topology;
 use proto::{ShardId, SqlState, TransactionId, WireError};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
@@ -115,7 +116,7 @@ impl Driver {
     async fn turn(&mut self, core: &Core) -> Result<bool, WireError> {
         // Before their records are looked for: those were there first.
         self.orphans.extend(core.orphans.lock().drain(..));
-        let (unfinished, shards) = core.unfinished().await?;
+        let (unfinished, topology) = core.unfinished().await?;
         let now = machine::now();
         let listed: HashSet<_> = unfinished.iter().map(|decision| decision.transaction).collect();
         self.seen.retain(|transaction, _| listed.contains(transaction));
@@ -133,9 +134,10 @@ impl Driver {
             if age < core.config.finish_after && !self.orphans.contains(&transaction) {
                 continue;
             }
-            // They were all there when it began: one that isn't any more took its branch with it.
-            let left = participants.into_iter().filter(|s| shards.contains(s) && !seen.done.contains_key(s));
-            let left: Vec<_> = left.collect();
+            // They were all there when it began. Who has replaced one has its branch; one that isn't there any more, and that
+            // nobody has replaced, took it with it.
+            let mut left = topology.heirs_of(&participants);
+            left.retain(|shard| !seen.done.contains_key(shard));
             if left.is_empty() {
                 finished.push(transaction);
             }
@@ -226,15 +228,15 @@ async fn tell(
 }
 
 impl Core {
-    /// The transactions that are decided and not finished, and the shards that there are.
-    async fn unfinished(&self) -> Result<(Vec<Decision>, BTreeSet<ShardId>), WireError> {
+    /// The transactions that are decided and not finished, and the topology as of then; without transactions nothing.
+    async fn unfinished(&self) -> Result<(Vec<Decision>, Topology), WireError> {
         let deadline = machine::now() + self.config.write_timeout;
         let snapshot = self.replica.snapshot(Consistency::Strong, deadline).await?;
         let store = Store(snapshot.connection());
         let unfinished = store.unfinished(MOST)?;
         if unfinished.is_empty() {
-            return Ok((unfinished, BTreeSet::new()));
+            return Ok((unfinished, Topology::default()));
         }
-        Ok((unfinished, store.shards()?.into_keys().collect()))
+        Ok((unfinished, store.topology()?))
     }
 }

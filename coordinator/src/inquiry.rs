@@ -17,7 +17,9 @@
 //! **Votes that commit.** A transaction whose votes alone commit it (`parallel`) may be committed already when nobody has decided it:
 //! its router needs nobody's word. So its other participants matter: if all have voted, or one has committed, it is committed;
 //! one that hasn't voted is asked never to, and once it has promised, the transaction is aborted, if the branch that
-//! waits is still prepared then: a shard forgets that it has committed only once all have.
+//! waits is still prepared then: a shard forgets that it has committed only once all have. A participant that was replaced
+//! is its heirs (`votes.rs`): each is asked whether it has that one's vote. One that hasn't needs no promise, for nobody votes in its
+//! name any more. Until it is decided who the heirs are, a sealed shard says nothing, and its votes wait.
 //! A shard doesn't tell of votes that a cut withholds; and they count only once they are older than any cut that may:
 //! this is no way round one.
 //!
@@ -30,8 +32,10 @@ use crate::deadlock::{Deadlock, Rounds, Wait};
 use crate::decisions::Prepared;
 use crate::reach::Reach;
 use crate::service::Core;
+use crate::votes::{self, Count};
 use proto::machine;
 use proto::services::{BranchAction, BranchRequest, BranchStatus, ShardService};
+use proto::topology::Topology;
 use proto::{ShardId, SqlState, TransactionId, WireError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -57,11 +61,14 @@ pub(crate) async fn inquire(core: Arc<Core>) {
     let mut rounds = Rounds::default();
     loop {
         let begun = machine::now();
-        let shards: Vec<_> = core.state.subscribe().borrow().topology.shards.keys().copied().collect();
+        let topology = core.state.subscribe().borrow().topology.clone();
+        // One that follows has nothing of its own, and one that was sealed says nothing.
+        let shards: Vec<_> =
+            topology.keyspaces.values().flat_map(|keyspace| &keyspace.shards).copied().collect();
         let every = core.config.ask_every.max(FOR_EACH * shards.len() as u32);
         let branches = core.branches(&shards).await;
         core.end_deadlocks(rounds.next(&branches)).await;
-        if let Err(error) = core.end_orphans(&branches).await {
+        if let Err(error) = core.end_orphans(&topology, &branches).await {
             tracing::debug!(%error, "transactions that nobody decides can't be aborted");
         }
         let next = begun + every;
@@ -141,7 +148,7 @@ impl Core {
     }
 
     /// Has an end put to what is prepared and whose router is gone, or has taken long.
-    async fn end_orphans(&self, branches: &[BranchStatus]) -> Result<(), WireError> {
+    async fn end_orphans(&self, topology: &Topology, branches: &[BranchStatus]) -> Result<(), WireError> {
         let mut prepared = Vec::new();
         let mut late = Vec::new();
         let mut voted = Vec::new();
@@ -157,7 +164,7 @@ impl Core {
         }
         self.lingering.lock().prepared(late);
         if !voted.is_empty() {
-            prepared.extend(self.count_votes(voted, branches).await?);
+            prepared.extend(self.count_votes(voted, topology, branches).await?);
         }
         if prepared.is_empty() {
             return Ok(());
@@ -172,32 +179,36 @@ impl Core {
     async fn count_votes(
         &self,
         orphans: Vec<Prepared>,
+        topology: &Topology,
         branches: &[BranchStatus],
     ) -> Result<Vec<Prepared>, WireError> {
         let ids = orphans.iter().map(|orphan| orphan.transaction).collect();
         let undecided = self.undecided(ids).await?;
-        // For each transaction: who has voted.
-        let mut votes: BTreeMap<TransactionId, BTreeMap<ShardId, &BranchStatus>> = BTreeMap::new();
+        // For each transaction: who has something prepared.
+        let mut rows: BTreeMap<TransactionId, BTreeMap<ShardId, &BranchStatus>> = BTreeMap::new();
         for status in branches.iter().filter(|status| status.prepared.is_some()) {
-            votes.entry(status.transaction).or_default().insert(status.shard, status);
+            rows.entry(status.transaction).or_default().insert(status.shard, status);
         }
         let mut known = Vec::new();
         let mut asked = JoinSet::new();
         for orphan in orphans {
-            let Some(votes) = votes.get(&orphan.transaction) else { continue };
-            let committed = votes.values().any(|vote| vote.committed);
-            let missing: Vec<_> =
-                orphan.participants.iter().copied().filter(|shard| !votes.contains_key(shard)).collect();
+            let Some(rows) = rows.get(&orphan.transaction) else { continue };
             let old = OLD_VOTE.min(self.config.abort_after);
-            let count = votes.values().all(|vote| vote.idle >= old);
-            if !undecided.contains(&orphan.transaction) || committed || (missing.is_empty() && count) {
-                known.push(Prepared { commit: true, ..orphan });
-            } else if !missing.is_empty() && asked.len() < PROMISES {
-                let reach = self.reach();
-                asked.spawn(async move {
-                    let renounced = is_renounced(&reach, &orphan, &missing).await?;
-                    Ok(renounced.then_some(orphan))
-                });
+            let count = match undecided.contains(&orphan.transaction) {
+                true => votes::count(&orphan.participants, topology, rows, old),
+                false => Count::Committed,
+            };
+            match count {
+                Count::Committed => known.push(Prepared { commit: true, ..orphan }),
+                Count::Open { ask, commits } if asked.len() < PROMISES => {
+                    let reach = self.reach();
+                    asked.spawn(async move {
+                        let voted = have_voted(&reach, &orphan, &ask).await?;
+                        let known = voted.filter(|voted| !voted || commits);
+                        Ok(known.map(|commit| Prepared { commit, ..orphan }))
+                    });
+                }
+                Count::Open { .. } | Count::Unknown => {}
             }
         }
         while let Some(answer) = asked.join_next().await {
@@ -213,15 +224,20 @@ impl Core {
     }
 }
 
-/// Whether one of these shards has promised never to vote, so that the transaction is aborted.
-async fn is_renounced(reach: &Reach, orphan: &Prepared, missing: &[ShardId]) -> Result<bool, WireError> {
+/// Whether all these votes were given, each asked for at one shard that must know; `None` if that isn't known. If one never will be,
+/// the transaction is aborted: who could still give it has promised not to.
+async fn have_voted(
+    reach: &Reach,
+    orphan: &Prepared,
+    ask: &[(ShardId, ShardId)],
+) -> Result<Option<bool>, WireError> {
     let transaction = orphan.transaction;
-    for shard in missing.iter().copied() {
+    for (participant, shard) in ask.iter().copied() {
+        let on_behalf = (participant != shard).then_some(participant);
         let call = |service: Arc<dyn ShardService>| {
             let epoch = reach.state.borrow().topology.epoch;
             let action = BranchAction::Renounce;
-            let request =
-                BranchRequest { shard, epoch, on_behalf: None, transaction, action, timeout: ENDING };
+            let request = BranchRequest { shard, epoch, on_behalf, transaction, action, timeout: ENDING };
             async move { service.transact(request).await }
         };
         match in_time(reach.leader(shard, call)).await {
@@ -230,16 +246,17 @@ async fn is_renounced(reach: &Reach, orphan: &Prepared, missing: &[ShardId]) -> 
                 let call =
                     |service: Arc<dyn ShardService>| async move { service.branches(orphan.shard).await };
                 let branches = in_time(reach.leader(orphan.shard, call)).await?;
-                return Ok(branches.iter().any(|status| {
+                let waits = branches.iter().any(|status| {
                     status.transaction == transaction && status.prepared.is_some() && !status.committed
-                }));
+                });
+                return Ok(waits.then_some(false));
             }
-            // It has voted meanwhile.
+            // It has voted.
             Err(error) if error.sqlstate == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(false)
+    Ok(Some(true))
 }
 
 async fn in_time<T>(asked: impl Future<Output = Result<T, WireError>>) -> Result<T, WireError> {

@@ -61,6 +61,7 @@ mod service;
 mod state;
 mod store;
 mod vitals;
+mod votes;
 mod watching;
 mod worker;
 
