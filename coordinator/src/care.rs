@@ -129,10 +129,10 @@ impl Core {
     /// Every change that is under way.
     pub(crate) async fn jobs_now(&self) -> Result<Vec<JobStatus>, WireError> {
         let deadline = machine::now() + self.config.write_timeout;
-        let (schema, replicas) = {
+        let (schema, replicas, courses, topology) = {
             let snapshot = self.replica.snapshot(Consistency::Strong, deadline).await?;
             let store = crate::store::Store(snapshot.connection());
-            (store.jobs()?, store.replica_jobs()?)
+            (store.jobs()?, store.replica_jobs()?, store.courses()?, store.topology()?)
         };
         let mut jobs = Vec::new();
         for job in schema {
@@ -161,6 +161,7 @@ impl Core {
             }
             jobs.push(JobStatus { id: job.id, what: job.what.clone(), progress });
         }
+        jobs.extend(courses.iter().map(|course| self.course_status(course, &topology)));
         jobs.sort_unstable_by_key(|job| job.id);
         Ok(jobs)
     }

@@ -57,7 +57,7 @@ pub(crate) fn check(store: Store<'_>, request: &CreateKeyspace) -> Result<(), Wi
     if request.shards > 1 && request.sharding != Sharding::Hash {
         return invalid(format!("a keyspace with {} sharding begins with one shard", request.sharding));
     }
-    let holders = store.nodes()?.values().filter(|node| node.roles.shardnode).count();
+    let holders = store.nodes()?.values().filter(|node| node.roles.shardnode && !node.draining).count();
     if let Some(replicas) = request.replicas
         && (replicas == 0 || replicas as usize > holders)
     {
@@ -167,7 +167,7 @@ struct Load(BTreeMap<NodeId, (usize, usize)>);
 
 impl Load {
     fn of(store: Store<'_>) -> Result<Self, WireError> {
-        let holders = store.nodes()?.into_values().filter(|node| node.roles.shardnode);
+        let holders = store.nodes()?.into_values().filter(|node| node.roles.shardnode && !node.draining);
         let mut load: BTreeMap<_, _> = holders.map(|node| (node.id, (0, 0))).collect();
         for shard in store.shards()?.into_values() {
             for (place, node) in shard.replicas.iter().enumerate() {

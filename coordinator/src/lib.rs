@@ -21,6 +21,9 @@
 //! 3. A worker asks the group's leader for each set of voters until the group has it (`replica_work`, `reach`).
 //! 4. The topology names the new replicas, and the nodes that lost theirs remove them.
 //!
+//! Many changes of replicas that come to one thing, a node that is drained for example, are a course: which of them are left
+//! follows from the topology (`course`). A shard that is split or merged is a reshard (`reshard`).
+//!
 //! The life of a distributed transaction, as far as it is told here:
 //!
 //! 1. All its participants have voted; its router asks for the verdict. The first one is recorded, and stands
@@ -37,6 +40,7 @@ mod alter;
 mod care;
 mod claims;
 mod config;
+mod course;
 mod deadlock;
 mod decisions;
 mod divergence;

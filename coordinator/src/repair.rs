@@ -110,9 +110,15 @@ impl<'a> Scene<'a> {
     }
 
     /// The node with the fewest replicas of those that could take one more of this group's.
-    fn free(&self, group: GroupId, members: &[NodeId], load: &BTreeMap<NodeId, usize>) -> Option<NodeId> {
+    pub(crate) fn free(
+        &self,
+        group: GroupId,
+        members: &[NodeId],
+        load: &BTreeMap<NodeId, usize>,
+    ) -> Option<NodeId> {
         let could = |node: &&Node| {
             may_hold(group, node)
+                && !node.draining
                 && !members.contains(&node.id)
                 && self.vitals.heard(node.id, self.now).is_some_and(|ago| ago < self.config.silent_after)
                 // What it still has of the group must go first.
@@ -122,7 +128,8 @@ impl<'a> Scene<'a> {
         free.map(|node| node.id).min_by_key(|node| (load.get(node).copied().unwrap_or(0), *node))
     }
 
-    fn load(&self) -> BTreeMap<NodeId, usize> {
+    /// How many replicas each node has, those that it is getting among them.
+    pub(crate) fn load(&self) -> BTreeMap<NodeId, usize> {
         let mut load = BTreeMap::new();
         let placed = self.topology.shards.values().flat_map(|shard| &shard.replicas);
         for node in placed.chain(self.topology.joining.iter().map(|(_, node)| node)) {

@@ -13,7 +13,7 @@ use crate::store::{Counter, Store};
 use crate::vitals::Vitals;
 use proto::services::{ReplicaAction, ReplicaChange, ReplicaTarget};
 use proto::topology::Topology;
-use proto::{GroupId, NodeId, RequestId, ReshardId, Retry, RouterIncarnation, SqlState, WireError};
+use proto::{GroupId, NodeId, RequestId, Retry, RouterIncarnation, SqlState, WireError};
 use std::time::Instant;
 
 /// More would only be slower.
@@ -65,15 +65,15 @@ pub(crate) fn repair(
     unasked(store, group, action, cause, true, known)
 }
 
-/// Takes a change in that a reshard needs; nothing if another one of the group is under way.
-pub(crate) fn for_reshard(
+/// Takes a change in that a reshard or a course needs; nothing if another one of the group is under way.
+pub(crate) fn needed(
     store: Store<'_>,
     group: GroupId,
     action: ReplicaAction,
-    reshard: ReshardId,
+    cause: &str,
     known: &Known,
 ) -> Result<()> {
-    unasked(store, group, action, &format!("reshard {reshard}"), false, known)
+    unasked(store, group, action, cause, false, known)
 }
 
 fn unasked(
@@ -332,6 +332,10 @@ impl<'a> Wish<'a> {
             let role = if self.group == GroupId::COORDINATOR { "coordinator" } else { "shardnode" };
             return Err(refused(format!("node {node} doesn't have the role {role}"))
                 .with_hint("Start it with --roles, or choose another node."));
+        }
+        if self.topology.nodes.get(&node).is_some_and(|node| node.draining) {
+            let hint = format!("\"shoal node undrain {node}\" has it hold replicas again.");
+            return Err(refused(format!("node {node} is being drained")).with_hint(hint));
         }
         self.check_alive(node)
     }

@@ -13,14 +13,14 @@ use crate::replica_work::{Obstacles, ReplicaWorker};
 use crate::state::State;
 use crate::store::{self, Store};
 use crate::worker::Worker;
-use crate::{care, decisions, finishing, inquiry, nodes, replicas, reshard, sequence, watching};
+use crate::{care, course, decisions, finishing, inquiry, nodes, replicas, reshard, sequence, watching};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use prometheus::proto::MetricFamily;
 use proto::machine;
 use proto::services::{
     Alarm, BoxFuture, BoxStream, Claim, ClusterState, ClusterStatus, Consistency, CoordinatorService,
-    CreateKeyspace, Decision, Joined, NodeJoin, Peers, ReplicaChange, ReplicaRole, ReplicaStatus,
+    CourseWish, CreateKeyspace, Decision, Joined, NodeJoin, Peers, ReplicaChange, ReplicaRole, ReplicaStatus,
     ReshardCommand, ReshardPhase, ReshardPlan, ReshardStatus, ReshardWish, SchemaChangeRequest,
     SequenceBlock, ServiceResult, Spent, TransactionStatus, Verdict,
 };
@@ -186,6 +186,7 @@ async fn follow(core: Arc<Core>) {
 enum Work {
     Schema(u64),
     Replicas(u64),
+    Course(u64),
     Reshard(ReshardId),
 }
 
@@ -219,6 +220,7 @@ async fn lead(core: Arc<Core>) {
                         let task = match work {
                             Work::Schema(job) => working.spawn(core.worker().run(job)),
                             Work::Replicas(job) => working.spawn(core.replica_worker().run(job)),
+                            Work::Course(id) => working.spawn(course::run(Arc::clone(&core), id)),
                             Work::Reshard(id) => working.spawn(reshard::run(Arc::clone(&core), id)),
                         };
                         jobs.insert(task.id(), work);
@@ -302,7 +304,12 @@ impl Core {
         let schema = store.jobs()?.into_iter().map(|job| Work::Schema(job.id));
         let replicas = store.replica_jobs()?.into_iter().map(|job| Work::Replicas(job.id));
         let going_on = store.reshards()?.into_iter().filter(|record| record.phase != ReshardPhase::Ended);
-        Ok(schema.chain(replicas).chain(going_on.map(|record| Work::Reshard(record.id))).collect())
+        let courses = store.courses()?.into_iter().map(|course| Work::Course(course.id));
+        Ok(schema
+            .chain(replicas)
+            .chain(courses)
+            .chain(going_on.map(|record| Work::Reshard(record.id)))
+            .collect())
     }
 
     /// Runs a write on the coordinator's leader, which must be here.
@@ -452,6 +459,10 @@ impl CoordinatorService for Coordinator {
             let begin = move |store: Store<'_>| replicas::change(store, &change, &core.known(machine::now()));
             self.core.admit(begin).await.map(drop)
         })
+    }
+
+    fn course(&self, wish: CourseWish) -> BoxFuture<'_, ServiceResult<u64>> {
+        Box::pin(self.core.course(wish))
     }
 
     fn reshard(&self, wish: ReshardWish) -> BoxFuture<'_, ServiceResult<ReshardPlan>> {

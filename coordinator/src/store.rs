@@ -50,6 +50,8 @@ pub(crate) fn init(config: &Config) -> Vec<String> {
         "CREATE TABLE shoal_coordinator (node INTEGER NOT NULL PRIMARY KEY) STRICT",
         "CREATE TABLE shoal_replica_job (id INTEGER NOT NULL PRIMARY KEY, router INTEGER NOT NULL,
             request INTEGER NOT NULL, raft_group INTEGER NOT NULL UNIQUE, body BLOB NOT NULL) STRICT",
+        "CREATE TABLE shoal_course (id INTEGER NOT NULL PRIMARY KEY, router INTEGER NOT NULL,
+            request INTEGER NOT NULL, body BLOB NOT NULL) STRICT",
     ]
     .map(String::from)
     .into();

@@ -125,7 +125,8 @@ impl Asker {
         }
         let (id, known) = (self.record.id, self.core.known(machine::now()));
         let begin = move |store: Store<'_>| {
-            replicas::for_reshard(store, group, action, id, &known).map(|()| Bytes::new())
+            let cause = format!("reshard {id}");
+            replicas::needed(store, group, action, &cause, &known).map(|()| Bytes::new())
         };
         self.core.write(begin).await?;
         self.core.state.refresh(&self.core.replica).await?;

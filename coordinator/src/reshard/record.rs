@@ -208,6 +208,11 @@ impl Record {
         }
     }
 
+    /// The groups of both sides.
+    pub(crate) fn all_groups(&self) -> impl Iterator<Item = GroupId> {
+        self.old.parts.iter().chain(&self.new.parts).map(|part| part.group)
+    }
+
     /// The shards that serve, whose entries are taken over.
     pub(crate) fn sources(&self) -> &[Part] {
         &self.side(self.serves).parts

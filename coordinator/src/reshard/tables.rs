@@ -168,7 +168,12 @@ impl Ledger for Store<'_> {
         use ReshardPhase::{Founding, Placing};
         let reshards = self.reshards()?;
         let building = reshards.iter().filter(|record| (Placing..=Founding).contains(&record.phase)).count();
-        Ok(building < BUILDERS && !self.has_replica_jobs(groups)?)
+        let topology = self.topology()?;
+        let courses = self.courses()?;
+        let mut taken = courses.iter().flat_map(|course| course.groups(&topology));
+        Ok(building < BUILDERS
+            && !self.has_replica_jobs(groups)?
+            && !taken.any(|group| groups.contains(&group)))
     }
 
     /// Schema changes of other keyspaces count, too: those of reference tables concern all of them.

@@ -3,6 +3,7 @@
 
 mod branches;
 mod common;
+mod courses;
 mod forming;
 mod layouts;
 mod members;

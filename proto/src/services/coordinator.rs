@@ -56,6 +56,9 @@ pub trait CoordinatorService: Send + Sync {
     /// Changes who holds a group's replicas, and answers once it has happened.
     fn change_replicas(&self, change: ReplicaChange) -> BoxFuture<'_, ServiceResult<()>>;
 
+    /// Begins a course, and answers with the number that it has among the jobs. It goes on by itself.
+    fn course(&self, wish: CourseWish) -> BoxFuture<'_, ServiceResult<u64>>;
+
     /// Begins a reshard, and answers with what it will do. It goes on by itself.
     fn reshard(&self, wish: ReshardWish) -> BoxFuture<'_, ServiceResult<ReshardPlan>>;
 
@@ -203,6 +206,42 @@ pub struct ReplicaChange {
     pub target: ReplicaTarget,
     /// The change.
     pub action: ReplicaAction,
+}
+
+/// Something that many changes of replicas come to, one after the other. Repeating it under the same id is safe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CourseWish {
+    /// Names the wish.
+    pub request: RequestId,
+    /// What is to come of it.
+    pub course: Course,
+}
+
+/// What many changes of replicas are to come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Course {
+    /// A shard is on these nodes and no others.
+    Move {
+        /// The shard's name: `main/-80`.
+        shard: String,
+        /// The nodes.
+        to: Vec<NodeId>,
+    },
+    /// Each shard of a keyspace has so many replicas, those that are made later among them.
+    Count {
+        /// The keyspace's name.
+        keyspace: String,
+        /// How many.
+        replicas: u32,
+    },
+    /// A node holds nothing any more, and gets nothing new.
+    Drain(NodeId),
+    /// A node may get something again. What has left it doesn't come back by itself.
+    Undrain(NodeId),
+    /// A node that holds nothing and is silent doesn't belong to the cluster any more.
+    Remove(NodeId),
+    /// A course ends where it stands.
+    Stop(u64),
 }
 
 /// A group, as an admin names it.

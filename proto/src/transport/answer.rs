@@ -100,7 +100,7 @@ fn writes(kind: &Kind) -> bool {
         Kind::Allocate(_) | Kind::SetSequence(_) | Kind::CreateKeyspace(_) => true,
         Kind::ChangeMembers(_) | Kind::TransferLeader(_) | Kind::Check(_) => true,
         Kind::ChangeReplicas(_) | Kind::Join(_) | Kind::HoldLog(_) => true,
-        Kind::Reshard(_) | Kind::Command(_) => true,
+        Kind::Reshard(_) | Kind::Command(_) | Kind::Course(_) => true,
         Kind::Reshards(_) => false,
         Kind::Transact(_) | Kind::Decide(_) | Kind::Finished(_) => true,
         Kind::Branches(_) | Kind::Transactions(_) | Kind::KeepAlive(_) | Kind::Claim(_) | Kind::Cut(_) => {
@@ -211,6 +211,9 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
             let change = ReplicaChange::from_message(change)?;
             coordinator(reply)?.change_replicas(change).await?;
             AnswerKind::ChangeReplicas(Nothing {})
+        }
+        Kind::Course(wish) => {
+            AnswerKind::Course(coordinator(reply)?.course(CourseWish::from_message(wish)?).await?)
         }
         Kind::Reshard(wish) => {
             let wish = ReshardWish::from_message(wish)?;

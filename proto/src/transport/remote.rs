@@ -394,6 +394,17 @@ impl CoordinatorService for NodeClient {
         })
     }
 
+    fn course(&self, wish: CourseWish) -> BoxFuture<'_, ServiceResult<u64>> {
+        Box::pin(async move {
+            let call = call::Kind::Course(wish.to_message());
+            let read = |answer| match answer {
+                answer::Kind::Course(number) => Some(Ok(number)),
+                _ => None,
+            };
+            self.simple(self.call_timeout(), Retry::Unknown, call, read).await
+        })
+    }
+
     fn reshard(&self, wish: ReshardWish) -> BoxFuture<'_, ServiceResult<ReshardPlan>> {
         Box::pin(async move {
             let call = call::Kind::Reshard(wish.to_message());

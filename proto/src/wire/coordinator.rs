@@ -4,14 +4,14 @@ use super::catalog::setting;
 use super::generated as pb;
 use super::replica::{wide, wide_bytes};
 use super::shard::{nanos, tables};
-use super::topology::{sharding, sharding_number};
+use super::topology::{node_numbers, nodes, sharding, sharding_number};
 use super::values::{list, unlist};
 use super::{Convert, DecodeError, each, id, messages, one, required};
 use crate::catalog::RoleChange;
 use crate::ids::{ClusterId, ColumnId, GroupId, NodeId, SchemaVersion, SequenceId, TableId};
 use crate::services::{
-    Alarm, ClusterState, ClusterStatus, CreateKeyspace, GroupLoad, JobStatus, Joined, NodeJoin,
-    ReplicaAction, ReplicaChange, ReplicaTarget, SchemaChange, SchemaChangeRequest, SequenceBlock,
+    Alarm, ClusterState, ClusterStatus, Course, CourseWish, CreateKeyspace, GroupLoad, JobStatus, Joined,
+    NodeJoin, ReplicaAction, ReplicaChange, ReplicaTarget, SchemaChange, SchemaChangeRequest, SequenceBlock,
 };
 use crate::topology::Roles;
 use std::sync::Arc;
@@ -154,6 +154,49 @@ impl Convert for Joined {
             cluster: ClusterId(wide("cluster", &cluster)?),
             node: NodeId(id("node", node)?),
             coordinators: each("coordinators", coordinators)?,
+        })
+    }
+}
+
+impl Convert for CourseWish {
+    type Message = pb::CourseWish;
+    const NAME: &'static str = "course_wish";
+
+    fn to_message(&self) -> pb::CourseWish {
+        use pb::course_wish as wish;
+        let course = match &self.course {
+            Course::Move { shard, to } => {
+                wish::Course::Move(wish::Move { shard: shard.clone(), to: node_numbers(to) })
+            }
+            Course::Count { keyspace, replicas } => {
+                wish::Course::Count(wish::Count { keyspace: keyspace.clone(), replicas: *replicas })
+            }
+            Course::Drain(node) => wish::Course::Drain(node.0),
+            Course::Undrain(node) => wish::Course::Undrain(node.0),
+            Course::Remove(node) => wish::Course::Remove(node.0),
+            Course::Stop(course) => wish::Course::Stop(*course),
+        };
+        pb::CourseWish { request: Some(self.request.to_message()), course: Some(course) }
+    }
+
+    fn from_message(message: pb::CourseWish) -> Result<Self, DecodeError> {
+        use pb::course_wish as wish;
+        let pb::CourseWish { request, course } = message;
+        let node = |field, node| Ok(NodeId(id(field, node)?));
+        Ok(CourseWish {
+            request: one("request", request)?,
+            course: match required("course", course)? {
+                wish::Course::Move(wish::Move { shard, to }) => {
+                    Course::Move { shard, to: nodes("move.to", to)? }
+                }
+                wish::Course::Count(wish::Count { keyspace, replicas }) => {
+                    Course::Count { keyspace, replicas }
+                }
+                wish::Course::Drain(on) => Course::Drain(node("drain", on)?),
+                wish::Course::Undrain(on) => Course::Undrain(node("undrain", on)?),
+                wish::Course::Remove(gone) => Course::Remove(node("remove", gone)?),
+                wish::Course::Stop(course) => Course::Stop(course),
+            },
         })
     }
 }

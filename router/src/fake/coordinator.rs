@@ -72,6 +72,10 @@ impl CoordinatorService for Fake {
         Box::pin(async { Err(WireError::unsupported("replicas of a fake cluster")) })
     }
 
+    fn course(&self, _: CourseWish) -> BoxFuture<'_, ServiceResult<u64>> {
+        Box::pin(async { Err(WireError::unsupported("replicas of a fake cluster")) })
+    }
+
     fn reshard(&self, _: ReshardWish) -> BoxFuture<'_, ServiceResult<ReshardPlan>> {
         Box::pin(async { Err(WireError::unsupported("resharding a fake cluster")) })
     }

@@ -318,6 +318,10 @@ impl CoordinatorService for Coordinator {
         Box::pin(async move { Err(WireError::internal(format!("{change:?}"))) })
     }
 
+    fn course(&self, wish: CourseWish) -> BoxFuture<'_, ServiceResult<u64>> {
+        Box::pin(async move { Err(WireError::internal(format!("{wish:?}"))) })
+    }
+
     fn reshard(&self, wish: ReshardWish) -> BoxFuture<'_, ServiceResult<ReshardPlan>> {
         Box::pin(async move { Err(WireError::internal(format!("{wish:?}"))) })
     }

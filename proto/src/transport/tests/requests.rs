@@ -258,6 +258,18 @@ async fn every_other_request_crosses() {
     let wish = ReshardWish { request: id, course, options: ReshardOptions::default(), dry_run: true };
     let told = soon(client.reshard(wish.clone())).await.unwrap_err().message;
     assert_eq!(told, format!("{wish:?}"));
+    for course in [
+        Course::Move { shard: "main/-80".into(), to: vec![NodeId(3), NodeId(1)] },
+        Course::Count { keyspace: "main".into(), replicas: 5 },
+        Course::Drain(NodeId(1)),
+        Course::Undrain(NodeId(2)),
+        Course::Remove(NodeId(3)),
+        Course::Stop(9),
+    ] {
+        let wish = CourseWish { request: id, course };
+        let told = soon(client.course(wish.clone())).await.unwrap_err().message;
+        assert_eq!(told, format!("{wish:?}"));
+    }
     let told = soon(client.command(ReshardId(7), ReshardCommand::Verify)).await.unwrap_err().message;
     assert_eq!(told, "7 Verify");
     assert_eq!(soon(client.reshards()).await, Ok(vec![reshard_status()]));

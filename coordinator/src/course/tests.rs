@@ -1,0 +1,270 @@
+use super::*;
+use crate::config::Config;
+use crate::keyspace;
+use crate::nodes::register;
+use crate::vitals::Vitals;
+use proto::Term;
+use proto::services::{CreateKeyspace, ReplicaStatus};
+use proto::topology::{Roles, Sharding};
+use rusqlite::Connection;
+use std::time::Instant;
+
+/// The coordinator's tables: `main` has `-80` and `80-`, and `single` has `-`, each on three nodes of five.
+struct Stage {
+    connection: Connection,
+    known: Known,
+    leaders: Leaders,
+}
+
+impl Stage {
+    fn new(nodes: u64) -> Stage {
+        let mut config = Config::new(NodeId(1), (1..=3).map(NodeId).collect());
+        config.expected_nodes = 3;
+        config.replicas = 3;
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(&crate::store::init(&config).join(";")).unwrap();
+        let now = Instant::now();
+        let mut vitals = Vitals::new(now);
+        vitals.begin(now);
+        let known = Known { vitals, config, now };
+        let mut stage = Stage { connection, known, leaders: Leaders::default() };
+        for id in (1..=nodes).map(NodeId) {
+            let (address, zone) = (format!("{id}"), String::new());
+            let node = Node { id, address, roles: Roles::ALL, zone, draining: false };
+            register(stage.store(), &node, None, &stage.known.config).unwrap();
+        }
+        for shard in stage.store().shards().unwrap().into_values() {
+            stage.store().put_shard(&Shard { formed: true, ..shard }).unwrap();
+        }
+        stage.report(nodes);
+        stage
+    }
+
+    /// All nodes say that they have what they are to have, and the first of each group that it leads.
+    fn report(&mut self, nodes: u64) {
+        let topology = self.topology();
+        for node in (1..=nodes).map(NodeId) {
+            let held = crate::repair::groups(&topology).filter(|(_, members)| members.contains(&node));
+            let statuses: Vec<_> = held.map(|(group, _)| ReplicaStatus::new(node, group)).collect();
+            self.known.vitals.report(node, &statuses, Vec::new(), self.known.now);
+        }
+        let term = Term(self.leaders.iter().map(|(_, term, _)| term.0).max().unwrap_or(0) + 1);
+        for (group, members) in crate::repair::groups(&topology) {
+            self.leaders.learn(group, term, members[0]);
+        }
+    }
+
+    fn store(&self) -> Store<'_> {
+        Store(&self.connection)
+    }
+
+    fn topology(&self) -> Topology {
+        self.store().topology().unwrap()
+    }
+
+    fn begin(&self, sequence: u64, course: Course) -> Result<u64> {
+        begin(self.store(), &wish(sequence, course), &self.known, &self.leaders)
+    }
+
+    fn left(&self, id: u64) -> Left {
+        let course = self.store().courses().unwrap().into_iter().find(|course| course.id == id).unwrap();
+        let topology = self.topology();
+        let Known { vitals, config, now } = &self.known;
+        left(&course.aim, &Scene { topology: &topology, vitals, config, now: *now }, &self.leaders)
+    }
+
+    /// Does what is left, one change after the other, as jobs would. Tells the changes.
+    fn work_off(&mut self, id: u64, nodes: u64) -> Vec<(u64, ReplicaAction)> {
+        let mut done = Vec::new();
+        while let Some((group, action)) = self.left(id).steps.first().copied() {
+            assert!(done.len() < 50, "{done:?}");
+            done.push((group.0, action));
+            let topology = self.topology();
+            let (_, members) = crate::repair::groups(&topology).find(|(of, _)| *of == group).unwrap();
+            let mut members = members.to_vec();
+            match action {
+                ReplicaAction::Add(to) => members.push(to),
+                ReplicaAction::Remove(from) => members.retain(|node| *node != from),
+                ReplicaAction::Move { from, to } => {
+                    let place = members.iter().position(|node| *node == from).unwrap();
+                    members[place] = to;
+                }
+                ReplicaAction::Rebuild(_) => {}
+                ReplicaAction::TransferLeader(to) => {
+                    let term = Term(self.leaders.term(group).0 + 1);
+                    self.leaders.learn(group, term, to);
+                }
+            }
+            if group == GroupId::COORDINATOR {
+                self.store().put_coordinators(&members).unwrap();
+            } else {
+                let shard = topology.shards.values().find(|shard| shard.group == group).unwrap();
+                self.store().put_shard(&Shard { replicas: members, ..shard.clone() }).unwrap();
+            }
+            for node in (1..=nodes).map(NodeId) {
+                let topology = self.topology();
+                let held = crate::repair::groups(&topology).filter(|(_, members)| members.contains(&node));
+                let statuses: Vec<_> = held.map(|(group, _)| ReplicaStatus::new(node, group)).collect();
+                self.known.vitals.report(node, &statuses, Vec::new(), self.known.now);
+            }
+        }
+        assert_eq!(self.left(id), Left::default());
+        done
+    }
+}
+
+fn wish(sequence: u64, course: Course) -> CourseWish {
+    CourseWish { request: RequestId { router: RouterIncarnation(7), sequence }, course }
+}
+
+fn ids(nodes: &[u64]) -> Vec<NodeId> {
+    nodes.iter().copied().map(NodeId).collect()
+}
+
+#[test]
+fn a_drained_node_gives_up_leading_then_holding_and_the_coordinator_last() {
+    let mut stage = Stage::new(5);
+    let id = stage.begin(1, Course::Drain(NodeId(1))).unwrap();
+    assert!(stage.topology().nodes[&NodeId(1)].draining);
+    assert_eq!(stage.begin(1, Course::Drain(NodeId(1))), Ok(id));
+    assert_eq!(stage.begin(2, Course::Drain(NodeId(1))), Ok(id), "it is under way already");
+    let done = stage.work_off(id, 5);
+    let first_move =
+        done.iter().position(|(_, action)| matches!(action, ReplicaAction::Move { .. })).unwrap();
+    assert!(first_move > 0, "{done:?}");
+    let (group, last) = done.last().unwrap();
+    assert_eq!(*group, GroupId::COORDINATOR.0);
+    assert!(matches!(last, ReplicaAction::Move { from: NodeId(1), .. }));
+    for (_, action) in &done {
+        assert!(!matches!(action, ReplicaAction::Add(_) | ReplicaAction::Remove(_)), "{action:?}");
+    }
+    let topology = stage.topology();
+    assert!(crate::repair::groups(&topology).all(|(_, members)| !members.contains(&NodeId(1))));
+    assert!(topology.shards.values().all(|shard| shard.replicas.len() == 3));
+    // New shards go elsewhere.
+    let made = CreateKeyspace {
+        request: wish(9, Course::Stop(1)).request,
+        name: "k".into(),
+        sharding: Sharding::Hash,
+        shards: 4,
+        replicas: None,
+    };
+    let made = keyspace::make(stage.store(), &made, None, true).unwrap();
+    let topology = stage.topology();
+    assert!(made.shards.iter().all(|shard| !topology.shards[shard].replicas.contains(&NodeId(1))));
+}
+
+#[test]
+fn what_has_nowhere_to_go_is_refused_or_waits() {
+    let stage = Stage::new(3);
+    let refused = stage.begin(1, Course::Drain(NodeId(1))).unwrap_err();
+    assert_eq!(refused.sqlstate, SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE);
+    assert!(refused.hint.unwrap().starts_with("Add a node"));
+    assert!(!stage.topology().nodes[&NodeId(1)].draining && stage.store().courses().unwrap().is_empty());
+    let stage = Stage::new(5);
+    let id = stage.begin(1, Course::Drain(NodeId(1))).unwrap();
+    for node in [NodeId(4), NodeId(5)] {
+        stage.store().put_node(&Node { draining: true, ..stage.topology().nodes[&node].clone() }).unwrap();
+    }
+    let left = stage.left(id);
+    let moves = |(_, action): &(GroupId, ReplicaAction)| matches!(action, ReplicaAction::Move { .. });
+    assert!(!left.steps.iter().any(moves) && !left.stuck.is_empty(), "{left:?}");
+    assert!(left.stuck[0].starts_with("no other node can hold a replica of "), "{left:?}");
+}
+
+#[test]
+fn a_shard_is_moved_to_the_nodes_that_are_named() {
+    let mut stage = Stage::new(5);
+    let shard = |stage: &Stage| {
+        let topology = stage.topology();
+        let id = topology.keyspace_named("main").unwrap().shards[0];
+        topology.shards[&id].clone()
+    };
+    let from = shard(&stage).replicas;
+    let to = ids(&[4, 5, 3]);
+    let wished = |shard: &str, to: &[NodeId]| Course::Move { shard: shard.into(), to: to.to_vec() };
+    assert_eq!(stage.begin(1, wished("main/-70", &to)).unwrap_err().sqlstate, SqlState::UNDEFINED_OBJECT);
+    for wrong in [ids(&[4, 5]), ids(&[4, 4, 5])] {
+        let refused = stage.begin(1, wished("main/-80", &wrong)).unwrap_err();
+        assert_eq!(refused.sqlstate, SqlState::INVALID_PARAMETER_VALUE);
+    }
+    assert_eq!(
+        stage.begin(1, wished("main/-80", &ids(&[4, 5, 9]))).unwrap_err().sqlstate,
+        SqlState::UNDEFINED_OBJECT
+    );
+    let id = stage.begin(1, wished("main/-80", &to)).unwrap();
+    let other = stage.begin(2, Course::Count { keyspace: "main".into(), replicas: 5 }).unwrap_err();
+    assert_eq!(other.sqlstate, SqlState::OBJECT_IN_USE);
+    let done = stage.work_off(id, 5);
+    let moves = done.iter().filter(|(_, action)| matches!(action, ReplicaAction::Move { .. })).count();
+    assert_eq!(moves, 2, "from {from:?}: {done:?}");
+    let mut now = shard(&stage).replicas;
+    now.sort_unstable();
+    assert_eq!(now, ids(&[3, 4, 5]));
+    assert_eq!(stage.begin(3, Course::Stop(id)), Ok(0));
+    assert_eq!(stage.begin(3, Course::Stop(id)), Ok(0), "it was stopped");
+    assert_eq!(stage.begin(4, Course::Stop(id)).unwrap_err().sqlstate, SqlState::UNDEFINED_OBJECT);
+    assert_eq!(stage.begin(1, wished("main/-80", &to)), Ok(id), "its wish was taken in");
+}
+
+#[test]
+fn shards_get_more_replicas_or_fewer() {
+    let mut stage = Stage::new(5);
+    let count = |replicas| Course::Count { keyspace: "main".into(), replicas };
+    for replicas in [0, 6] {
+        assert_eq!(stage.begin(1, count(replicas)).unwrap_err().sqlstate, SqlState::INVALID_PARAMETER_VALUE);
+    }
+    let id = stage.begin(1, count(5)).unwrap();
+    assert_eq!(stage.topology().keyspace_named("main").unwrap().replicas, 5);
+    assert_eq!(stage.work_off(id, 5).len(), 4);
+    stage.begin(2, Course::Stop(id)).unwrap();
+    let id = stage.begin(3, count(2)).unwrap();
+    let done = stage.work_off(id, 5);
+    assert_eq!(done.iter().filter(|(_, action)| matches!(action, ReplicaAction::Remove(_))).count(), 6);
+    let topology = stage.topology();
+    let main = topology.keyspace_named("main").unwrap();
+    assert!(main.shards.iter().all(|shard| topology.shards[shard].replicas.len() == 2));
+    // Who leads stays.
+    for shard in &main.shards {
+        let shard = &topology.shards[shard];
+        assert!(shard.replicas.contains(&stage.leaders.get(shard.group).unwrap()));
+    }
+}
+
+#[test]
+fn a_node_is_removed_that_holds_nothing_and_is_silent() {
+    let mut stage = Stage::new(6);
+    let remove = |stage: &Stage, sequence, node| stage.begin(sequence, Course::Remove(NodeId(node)));
+    let hint = |error: WireError| error.hint.unwrap();
+    assert!(hint(remove(&stage, 1, 1).unwrap_err()).contains("shoal node drain 1"));
+    assert!(hint(remove(&stage, 1, 6).unwrap_err()).contains("Stop it first"));
+    assert_eq!(remove(&stage, 1, 9).unwrap_err().sqlstate, SqlState::UNDEFINED_OBJECT);
+    stage.begin(2, Course::Drain(NodeId(6))).unwrap();
+    stage.known.now += stage.known.config.silent_after;
+    assert_eq!(remove(&stage, 3, 6), Ok(0));
+    assert_eq!(remove(&stage, 3, 6), Ok(0));
+    assert!(!stage.topology().nodes.contains_key(&NodeId(6)));
+    assert_eq!(stage.store().courses().unwrap(), [], "nothing is left to be drained");
+}
+
+#[test]
+fn a_mark_is_taken_away_and_with_it_what_was_left() {
+    let stage = Stage::new(5);
+    let id = stage.begin(1, Course::Drain(NodeId(2))).unwrap();
+    assert_eq!(stage.begin(2, Course::Undrain(NodeId(2))), Ok(0));
+    assert_eq!(stage.begin(2, Course::Undrain(NodeId(2))), Ok(0));
+    assert!(!stage.topology().nodes[&NodeId(2)].draining);
+    assert_eq!(stage.store().courses().unwrap(), []);
+    assert_eq!(stage.begin(1, Course::Drain(NodeId(2))), Ok(id), "that wish was taken in before");
+    assert!(!stage.topology().nodes[&NodeId(2)].draining);
+}
+
+#[test]
+fn a_course_is_kept_as_it_is() {
+    let request = wish(3, Course::Stop(1)).request;
+    for aim in [Aim::Drain(NodeId(4)), Aim::Count(KeyspaceNumber(2), 3), Aim::Move(GroupId(5), ids(&[1, 2]))]
+    {
+        let record = Record { id: 9, request, what: "a test".into(), aim };
+        assert_eq!(Record::read(&record.bytes()).unwrap(), record);
+    }
+}
