@@ -70,6 +70,11 @@ struct PackedPieces {
 }
 
 impl Piece {
+    /// What isn't an overlay's: changesets, as the row of this number. A replay makes them one after the other.
+    pub fn new(staging: Staging, n: u64, changesets: Vec<Bytes>) -> Self {
+        Piece { staging, n, chunks: changesets }
+    }
+
     /// Writes it down. For the closure of a write; a second time changes nothing.
     pub fn write(&self, connection: &Connection) -> Result<(), WireError> {
         let Staging { table, owner } = self.staging;
@@ -84,6 +89,11 @@ impl Piece {
 }
 
 impl Pieces {
+    /// The rows from 1 up to this one, whole.
+    pub fn up_to(last: u64) -> Self {
+        if last == 0 { Self::default() } else { Self(vec![entry::Pieces { first: 1, last, chunks: 0 }]) }
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -60,7 +60,12 @@ impl Agent {
             self.register().await;
             self.report().await;
         };
-        tokio::join!(known, self.follow(&settling), self.settle(&settling));
+        let flows = async {
+            if let Some(shards) = &self.shards {
+                shards.run_flows(Arc::clone(&self.peers)).await;
+            }
+        };
+        tokio::join!(known, self.follow(&settling), self.settle(&settling), flows);
     }
 
     async fn register(&self) {

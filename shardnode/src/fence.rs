@@ -7,7 +7,7 @@
 //! changes the tables, so a plan can never meet tables that it wasn't made for. On the writer, which runs all these entries
 //! itself, the row is read once after each. It must never know why it is as it is.
 
-use crate::{ended, layout, prepared, staged};
+use crate::{ended, flow, layout, prepared, staged};
 use dialect::sqlite::error;
 use parking_lot::Mutex;
 use proto::services::FragmentRequest;
@@ -69,6 +69,8 @@ pub(crate) fn init(shard: ShardId, state: State, least: SchemaVersion) -> Vec<St
         ended::init(),
         ended::init_renounced(),
         layout::init(),
+        flow::init(),
+        flow::init_arriving(),
         "CREATE TABLE shoal_shard (id INTEGER NOT NULL PRIMARY KEY, least_version INTEGER NOT NULL,
                                    shard INTEGER NOT NULL, state INTEGER NOT NULL, reshard INTEGER NOT NULL,
                                    attempt INTEGER NOT NULL, void INTEGER NOT NULL) STRICT"

@@ -23,14 +23,15 @@
 //! Reads of several shards have all of them show one state (`cut`); any statement sees what was prepared before it came
 //! (`pending`).
 //!
-//! What a shard's log says is read from any of its replicas (`changes`).
+//! What a shard's log says is read from any of its replicas (`changes`). While shards are replaced, what replaces them takes
+//! over from there (`flow`).
 //!
 //! A write outside of any transaction runs straight in the leader's batch if nobody has a lock in its table, else as a
 //! transaction of one statement. A schema entry has its tables for itself (`altering`).
 //!
 //! An [`Agent`] makes a node part of the cluster: it registers it, has it follow the topology, and reports.
 //!
-//! It must never know a name of the catalog, plan SQL, or talk to another shard.
+//! It must never know a name of the catalog, plan SQL, or talk to another shard but to take over what its log says.
 
 mod agent;
 mod altering;
@@ -42,6 +43,7 @@ mod config;
 mod cut;
 mod ended;
 mod fence;
+mod flow;
 #[cfg_attr(not(test), allow(dead_code, reason = "only steps write layouts so far, and nobody reads them"))]
 mod layout;
 mod locks;

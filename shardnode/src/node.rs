@@ -11,6 +11,7 @@ use crate::altering::Altering;
 use crate::branch::Transactions;
 use crate::config::Config;
 use crate::fence::Address;
+use crate::flow::{self, Flows};
 use crate::metrics::{Figures, ReplicaReads};
 use crate::phrase::{Phrase, Phrases};
 use crate::routers::Routers;
@@ -23,12 +24,12 @@ use parking_lot::Mutex;
 use proto::machine;
 use proto::services::{
     Access, BoxFuture, BoxStream, Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus, Changes,
-    ChangesRequest, ClusterState, Consistency, CutRequest, FragmentRequest, FragmentResponse, LockWait,
-    SchemaRequest, ServiceResult, ShardService, Unsettled, is_cut_lost,
+    ChangesRequest, ClusterState, Consistency, CutRequest, FlowStatus, FragmentRequest, FragmentResponse,
+    LockWait, Peers, SchemaRequest, ServiceResult, ShardService, Unsettled, is_cut_lost,
 };
 use proto::topology::{Shard, Topology};
 use proto::{
-    Epoch, GroupId, LogIndex, RequestId, Retry, RouterIncarnation, SchemaVersion, ShardId, SqlState,
+    Epoch, GroupId, LogIndex, NodeId, RequestId, Retry, RouterIncarnation, SchemaVersion, ShardId, SqlState,
     WireError,
 };
 use replica::{Host, Replica, SchemaEntry, Snapshot, Stage, Write};
@@ -36,6 +37,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// A statement that doesn't wait for locks waits so long for transactions that may have committed.
 const HASTE: Duration = Duration::from_millis(500);
@@ -55,6 +57,10 @@ pub struct ShardNode {
     phrases: Arc<Phrases>,
     reads: ReplicaReads,
     shards: ArcSwap<Shards>,
+    /// The epoch of the topology that was taken in last.
+    epoch: watch::Sender<Epoch>,
+    /// How far the flows are that end here.
+    pub(crate) flows: Flows,
     /// Held while a topology is taken in, so that an older one can't overtake a newer one.
     following: Mutex<()>,
 }
@@ -87,8 +93,66 @@ impl ShardNode {
     pub fn new(host: Arc<Host>, config: Config) -> Arc<ShardNode> {
         let readers = Readers::new(&config);
         let (shards, routers) = (ArcSwap::default(), Arc::new(Routers::new(config.router_silence)));
-        let (phrases, reads, following) = Default::default();
-        Arc::new(ShardNode { host, config, readers, routers, phrases, reads, shards, following })
+        let (phrases, reads, epoch, flows, following) = Default::default();
+        Arc::new(ShardNode {
+            host,
+            config,
+            readers,
+            routers,
+            phrases,
+            reads,
+            shards,
+            epoch,
+            flows,
+            following,
+        })
+    }
+
+    /// Runs the flows that the topology names for the groups that are led here, until it is dropped. `peers`: the way to
+    /// the nodes that have the sources.
+    pub async fn run_flows(self: &Arc<Self>, peers: Arc<dyn Peers>) {
+        flow::run(Arc::clone(self), peers).await;
+    }
+
+    /// How far the flows are that end in a shard's group, if it is led here.
+    pub fn flow_statuses(&self, target: ShardId) -> ServiceResult<Vec<FlowStatus>> {
+        self.flows.statuses(target).ok_or_else(|| {
+            let message = format!("node {} runs no flows to shard {target}", self.config.node);
+            WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(Retry::NotLeader(None))
+        })
+    }
+
+    /// This node.
+    pub(crate) fn id(&self) -> NodeId {
+        self.config.node
+    }
+
+    /// Tells of each topology that is taken in.
+    pub(crate) fn epochs(&self) -> watch::Receiver<Epoch> {
+        self.epoch.subscribe()
+    }
+
+    /// The topology as it was taken in last.
+    pub(crate) fn topology(&self) -> Arc<Topology> {
+        Arc::clone(&self.shards.load().topology)
+    }
+
+    /// The nodes that hold a shard.
+    pub(crate) fn holders(&self, shard: ShardId) -> Vec<NodeId> {
+        let shards = self.shards.load();
+        shards.by_id.get(&shard).map_or(Vec::new(), |known| known.shard.replicas.clone())
+    }
+
+    /// This node's replica of a shard as it is by now, whatever it serves as.
+    pub(crate) fn replica(&self, shard: ShardId) -> Option<Replica> {
+        self.host.replica(self.shards.load().by_id.get(&shard)?.shard.group)
+    }
+
+    /// A shard's tables have changed without its transactions' doing.
+    pub(crate) fn forget_looks(&self, shard: ShardId) {
+        if let Some(known) = self.shards.load().by_id.get(&shard) {
+            known.transactions.look().looks.forget();
+        }
     }
 
     /// Takes in the cluster's state, and serves what it names. An older state than the last changes nothing. Says
@@ -152,6 +216,7 @@ impl ShardNode {
         });
         let by_id = by_id.collect();
         self.shards.store(Arc::new(Shards { epoch: topology.epoch, topology: Arc::clone(topology), by_id }));
+        self.epoch.send_replace(topology.epoch);
     }
 
     fn is_settled(&self) -> bool {

@@ -107,7 +107,8 @@ impl Node {
         Node::bare_with(id, network, |_| {})
     }
 
-    fn bare_with(id: NodeId, network: &Arc<Network>, change: impl FnOnce(&mut replica::Config)) -> Node {
+    /// The same, with other settings.
+    pub fn bare_with(id: NodeId, network: &Arc<Network>, change: impl FnOnce(&mut replica::Config)) -> Node {
         Node::open_in(Arc::new(tempfile::tempdir().unwrap()), id, network, change)
     }
 
@@ -133,12 +134,22 @@ impl Node {
         network: &Arc<Network>,
         change: impl FnOnce(&mut replica::Config),
     ) -> Node {
+        self.restart_in(&state(nodes), network, change).await
+    }
+
+    /// The same, in a cluster that is like this.
+    pub async fn restart_in(
+        self,
+        state: &ClusterState,
+        network: &Arc<Network>,
+        change: impl FnOnce(&mut replica::Config),
+    ) -> Node {
         let (host, directory) = (Arc::clone(&self.host), Arc::clone(&self.directory));
         let id = self.host.statuses()[0].node;
         drop(self);
         tokio::task::spawn_blocking(move || host.shutdown()).await.unwrap();
         let node = Node::open_in(directory, id, network, change);
-        assert!(node.settle(&state(nodes)));
+        assert!(node.settle(state));
         node
     }
 

@@ -5,6 +5,7 @@ mod changes;
 mod common;
 mod cuts;
 mod failover;
+mod flows;
 mod followers;
 mod fragments;
 mod long_reads;

@@ -1,0 +1,183 @@
+//! Flows: this node's groups take over what other groups' logs say, entry by entry.
+//!
+//! 1. The topology names them, and whoever leads a target's group runs those that end there ([`run`]).
+//! 2. The sources' logs are read from any of their replicas (`source`), as far as there is room for it (`queue`).
+//! 3. What comes is filtered by the target's own layouts and written into its group: several entries as one write, a schema
+//!    step as an entry of its own, a big transaction as pieces and their replay (`take`). Each moves the source's row of
+//!    `shoal_source` in the same SQLite transaction. So nothing is taken over twice and nothing left out, whoever leads.
+//! 4. A target with several sources runs a schema step when all of them have come to it.
+//! 5. How far each flow is, and why it can't go on, is told to who asks ([`Flows::statuses`]; `progress`).
+//!
+//! What can't be taken over stops the flows of its target, never its group. It must never know why shards are replaced, nor
+//! who serves.
+
+mod progress;
+mod queue;
+mod source;
+mod take;
+
+use crate::node::ShardNode;
+use parking_lot::Mutex;
+use progress::Progress;
+use proto::machine;
+use proto::services::{FlowObstacle, FlowStatus, Peers};
+use proto::topology::{Flow, Topology};
+use proto::{ShardId, WireError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use take::Target;
+use tokio::task::{AbortHandle, JoinSet};
+
+/// How often it is looked whether the target's replica is here and leads, if nothing says so.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The pause after a failure; it doubles up to the second.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// What every replica of a shard runs before its first log entry: how far each source was taken over.
+pub(crate) fn init() -> String {
+    "CREATE TABLE shoal_source (shard INTEGER NOT NULL PRIMARY KEY, position INTEGER NOT NULL,
+                                attempt INTEGER NOT NULL) STRICT"
+        .into()
+}
+
+/// And the pieces of a big transaction that is being taken over.
+pub(crate) fn init_arriving() -> String {
+    format!(
+        "CREATE TABLE {} (router INTEGER NOT NULL, sequence INTEGER NOT NULL, n INTEGER NOT NULL,
+                          changes BLOB NOT NULL, PRIMARY KEY (router, sequence, n)) STRICT",
+        take::TABLE
+    )
+}
+
+/// How far the flows are that this node runs.
+#[derive(Default)]
+pub(crate) struct Flows(Mutex<BTreeMap<ShardId, Arc<Mutex<Vec<Progress>>>>>);
+
+impl Flows {
+    /// How far a target's flows are; nothing if they aren't run here.
+    pub fn statuses(&self, target: ShardId) -> Option<Vec<FlowStatus>> {
+        let now = machine::now();
+        let running = self.0.lock().get(&target).cloned()?;
+        let statuses = running.lock().iter().map(|progress| progress.status(now)).collect();
+        Some(statuses)
+    }
+}
+
+/// Why a target's flows don't go on.
+enum Stop {
+    /// They begin anew, here or wherever the group is led.
+    Again(WireError),
+    /// They can't.
+    Obstacle(usize, FlowObstacle),
+}
+
+impl From<WireError> for Stop {
+    fn from(error: WireError) -> Self {
+        Stop::Again(error)
+    }
+}
+
+/// Runs the flows that the topology names for this node's groups, until it is dropped.
+pub(crate) async fn run(node: Arc<ShardNode>, peers: Arc<dyn Peers>) {
+    let mut epochs = node.epochs();
+    let mut running: BTreeMap<ShardId, (Vec<Flow>, AbortHandle)> = BTreeMap::new();
+    let mut tasks = JoinSet::new();
+    loop {
+        epochs.mark_unchanged();
+        let wanted = wanted(&node.topology(), &node);
+        running.retain(|target, (flows, task)| {
+            let stays = wanted.get(target) == Some(flows) && !task.is_finished();
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        for (target, flows) in wanted {
+            running.entry(target).or_insert_with(|| {
+                let task = tasks.spawn(follow(Arc::clone(&node), Arc::clone(&peers), target, flows.clone()));
+                (flows, task)
+            });
+        }
+        while tasks.try_join_next().is_some() {}
+        if epochs.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The flows that end in groups that this node has a part in, by target.
+fn wanted(topology: &Topology, node: &ShardNode) -> BTreeMap<ShardId, Vec<Flow>> {
+    let mut wanted: BTreeMap<ShardId, Vec<Flow>> = BTreeMap::new();
+    for flow in topology.reshards.iter().flat_map(|reshard| &reshard.flows) {
+        if node.holders(flow.target).contains(&node.id()) {
+            wanted.entry(flow.target).or_default().push(*flow);
+        }
+    }
+    for flows in wanted.values_mut() {
+        flows.sort();
+    }
+    wanted
+}
+
+/// Tells of a target's flows for as long as they are run here.
+struct Told<'a>(&'a Flows, ShardId);
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        self.0.0.lock().remove(&self.1);
+    }
+}
+
+/// Runs a target's flows whenever its group is led here.
+async fn follow(node: Arc<ShardNode>, peers: Arc<dyn Peers>, target: ShardId, flows: Vec<Flow>) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let Some(replica) = node.replica(target) else {
+            tokio::time::sleep(LOOK).await;
+            continue;
+        };
+        if !replica.is_leader() {
+            let mut status = replica.watch();
+            if !replica.is_leader() {
+                // It may have been made anew, and then nothing comes of this one any more.
+                let _ = tokio::time::timeout(LOOK, status.changed()).await;
+            }
+            continue;
+        }
+        let (told, begun_at) = (Told(&node.flows, target), machine::now());
+        let ended = match Target::begin(&node, &peers, replica.clone(), target, &flows).await {
+            Ok(mut begun) => {
+                node.flows.0.lock().insert(target, begun.progress());
+                let ended = begun.run().await;
+                if let Err(Stop::Obstacle(place, obstacle)) = &ended {
+                    begun.stop(*place, obstacle.clone());
+                }
+                ended
+            }
+            Err(error) => Err(Stop::Again(error)),
+        };
+        match ended {
+            Ok(()) => {}
+            Err(Stop::Again(error)) => {
+                tracing::debug!(%target, %error, "flows begin anew");
+                if machine::now() - begun_at > LONGEST_PAUSE {
+                    pause = FIRST_PAUSE;
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+            Err(Stop::Obstacle(place, obstacle)) => {
+                tracing::error!(%target, source = %flows[place].source, ?obstacle, "a flow can't go on");
+                // Until it is led elsewhere: whoever leads finds out for himself.
+                while replica.is_leader() {
+                    let mut status = replica.watch();
+                    let _ = tokio::time::timeout(LOOK, status.changed()).await;
+                }
+            }
+        }
+        drop(told);
+    }
+}
