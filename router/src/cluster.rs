@@ -3,6 +3,7 @@
 //! A task follows any coordinator's watch stream and swaps the newest state in; statements load it without a lock.
 //! Who leads a group is a hint that a shard's answer can correct until the next state comes.
 
+use crate::gate::Gate;
 use crate::retry::Backoff;
 use arc_swap::{ArcSwap, Guard};
 use dashmap::DashMap;
@@ -24,6 +25,7 @@ pub struct Cluster {
     peers: Arc<dyn Peers>,
     state: ArcSwap<ClusterState>,
     changed: watch::Sender<u64>,
+    gate: Gate,
     corrected: AtomicBool,
     corrections: DashMap<GroupId, NodeId>,
     coordinator: AtomicU64,
@@ -38,6 +40,7 @@ impl Cluster {
             peers,
             state: ArcSwap::from_pointee(state),
             changed: watch::Sender::new(0),
+            gate: Gate::new(),
             corrected: AtomicBool::new(false),
             corrections: DashMap::new(),
             coordinator: AtomicU64::new(0),
@@ -52,6 +55,11 @@ impl Cluster {
     /// The newest state, to keep.
     pub fn snapshot(&self) -> Arc<ClusterState> {
         self.state.load_full()
+    }
+
+    /// Where transaction blocks wait while shards are being replaced.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     /// The nodes' services.
@@ -105,6 +113,7 @@ impl Cluster {
         });
         self.corrected.store(false, Ordering::Release);
         self.corrections.clear();
+        self.gate.hear(|| self.load().topology.clone());
         self.changed.send_modify(|n| *n += 1);
     }
 

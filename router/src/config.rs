@@ -1,6 +1,7 @@
 //! What a router is told when it is made.
 
 use proto::machine::Machine;
+use proto::services::GATE;
 use std::time::Duration;
 
 /// A router's bounds.
@@ -14,6 +15,9 @@ pub struct Config {
     pub startup_timeout: Duration,
     /// How long a statement asks again while a shard has no leader, or the coordinator none.
     pub retry_timeout: Duration,
+    /// How long transaction blocks are kept waiting for one attempt to replace shards. Longer than such an attempt takes, and
+    /// shorter than `retry_timeout`: who was refused by a shard that is being replaced waits as long as it takes.
+    pub gate: Duration,
     /// How long a statement may take where `statement_timeout` sets no bound.
     pub statement_timeout: Duration,
     /// Whether the votes of a transaction over several shards commit it; else the coordinator's verdict does, one round
@@ -40,6 +44,7 @@ impl Default for Config {
             max_message_bytes: 64 << 20,
             startup_timeout: Duration::from_secs(60),
             retry_timeout: Duration::from_secs(30),
+            gate: GATE,
             statement_timeout: Duration::from_secs(3600),
             parallel_commit: true,
             cached_plans: 4096,
@@ -49,5 +54,16 @@ impl Default for Config {
             zone: String::new(),
             machine: Machine::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_refused_waits_for_longer_than_the_gate_is_closed() {
+        let config = Config::default();
+        assert!(config.gate < config.retry_timeout);
     }
 }

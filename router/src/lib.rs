@@ -19,6 +19,7 @@ mod error;
 mod executor;
 #[cfg(test)]
 mod fake;
+mod gate;
 mod gtid;
 mod metrics;
 mod positions;

@@ -81,6 +81,7 @@ impl Router {
         let mut families = self.shared.metrics.gather(self.shared.sessions.count());
         families.extend(self.shared.executor.transactions.metrics());
         families.extend(self.shared.executor.replicas.reads.gather());
+        families.extend(self.shared.executor.cluster.gate().gather());
         families
     }
 

@@ -4,11 +4,11 @@
 //! is none. Everything that can be refused by what the coordinator knows is refused here, before anything begins. Whether the
 //! nodes have the room is asked of them, not known here.
 
+use super::CATCH_UP;
 use super::record::{Options, Part, Record};
 use super::step::Ledger;
-use super::{CATCH_UP, GATE};
 use crate::repair::{Scene, may_hold};
-use proto::services::{ReshardCourse, ReshardOptions, ReshardPhase, ReshardPlan, ReshardWish, SplitAt};
+use proto::services::{GATE, ReshardCourse, ReshardOptions, ReshardPhase, ReshardPlan, ReshardWish, SplitAt};
 use proto::topology::{Keyspace, Leaders, Shard, Sharding, Topology};
 use proto::{
     GroupId, Incarnation, KeyRange, KeyspaceNumber, LogIndex, NodeId, ReshardId, ShardId, SqlState, WireError,

@@ -32,5 +32,3 @@ use std::time::Duration;
 
 /// How long an attempt may take from its last seal to its last adoption.
 const CATCH_UP: Duration = Duration::from_secs(5);
-/// How long routers keep transactions waiting for an attempt. Longer than any attempt takes that isn't given up.
-const GATE: Duration = Duration::from_secs(10);

@@ -285,6 +285,10 @@ impl std::fmt::Display for ReshardPhase {
     }
 }
 
+/// How long routers keep transaction blocks waiting for one attempt at a switch, unless they are told otherwise. Longer than any
+/// attempt takes that isn't given up.
+pub const GATE: Duration = Duration::from_secs(10);
+
 /// What is known of a reshard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReshardStatus {

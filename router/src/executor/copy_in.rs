@@ -2,18 +2,22 @@
 //!
 //! Input comes in pieces and may end anywhere in a line. Rows that are complete go into batches; when these are big
 //! enough they are sent, and the client waits meanwhile. A COPY that fits one batch for one shard is written at its
-//! end; any other is a transaction, its session's or one of its own, which ends with it.
+//! end; any other is a transaction, its session's or one of its own, which ends with it. The input of what was sent is gone, so such
+//! a one is never run again: it waits like a block while shards are being replaced, and a batch that is refused since others
+//! serve is placed again.
 
 use super::Executor;
 use super::insert::Placed;
-use super::statement::Statement;
+use super::statement::{Statement, in_time};
+use super::writes::{Written, is_unseen};
 use crate::copy::read::{LineError, Reader, shown};
 use crate::error::Report;
-use crate::transaction::{Ending, Transaction};
+use crate::retry::Backoff;
+use crate::transaction::{Ending, Mark, Transaction};
 use dialect::io;
-use planner::plan::{Action, CopyIn, Plan};
+use planner::plan::{Action, CopyIn, Insert, Plan};
 use proto::services::ClusterState;
-use proto::{Retry, Value, WireError};
+use proto::{Retry, SchemaVersion, Value, WireError};
 use std::sync::Arc;
 
 /// A COPY that is under way.
@@ -141,14 +145,16 @@ impl Executor {
                 return Err(copying.report(error, Some(context), &run.state));
             }
             let made = self.make_row(run, &copy.row, &copying.scalars, input).await;
-            let placed = made.and_then(|row| copying.placed.push(run, &copy.insert, &row));
+            let (placed, topology) = (&mut copying.placed, &copying.state.topology);
+            let placed = made.and_then(|row| placed.push(run, topology, &copy.insert, &row));
             if let Err(error) = placed {
                 let context = copying.context("");
                 return Err(copying.report(error, Some(context), &run.state));
             }
             if copying.placed.is_full(self.config.batch_bytes) {
                 if run.transaction.is_none() && copying.own.is_none() {
-                    // Its input is gone, so it can't be run again.
+                    let passed = self.pass_gate(run.interrupt, run.deadline).await;
+                    passed.map_err(|error| copying.report(error, None, &run.state))?;
                     copying.own = Some(self.transactions.begin(run.facts.begun()));
                 }
                 self.copy_send(run, copying).await?;
@@ -161,8 +167,7 @@ impl Executor {
         let plan = copying.plan.clone();
         let insert = &Copying::copy(&plan)?.insert;
         let placed = std::mem::replace(&mut copying.placed, Placed::new(false));
-        let sent = self.send(&run.within(copying.own.as_ref()), insert, &copying.scalars, placed).await;
-        match sent {
+        match self.send_placed(run, copying, insert, placed).await {
             Ok(written) => {
                 copying.sent += written.affected;
                 Ok(())
@@ -173,5 +178,63 @@ impl Executor {
                 Err(copying.report(error, Some(context), &run.state))
             }
         }
+    }
+
+    /// Sends rows to the shards that serve, whichever these are by then.
+    async fn send_placed(
+        &self,
+        run: &Statement<'_>,
+        copying: &mut Copying,
+        insert: &Insert,
+        placed: Placed,
+    ) -> Result<Written, WireError> {
+        let mut backoff = Backoff::until(run.retry_until());
+        let mut batches = placed.finish();
+        loop {
+            let now = Statement { state: copying.state.clone(), ..run.within(copying.own.as_ref()) };
+            let mark = now.transaction.map(Transaction::mark);
+            let sent = self.send(&now, insert, &copying.scalars, batches.clone()).await;
+            let error = match sent {
+                Err(error) if matches!(error.retry, Retry::StaleEpoch(_)) => error,
+                // It had a transaction of its own, of which nothing is left.
+                Err(error) if now.transaction.is_none() && is_unseen(&error) => {
+                    run.interrupt.check()?;
+                    if backoff.pause().await {
+                        continue;
+                    }
+                    return Err(error);
+                }
+                sent => return sent,
+            };
+            let newest = run.attend(self.after(&now, mark.as_ref(), error, &mut backoff)).await?;
+            // Its plan is of the catalog that it had.
+            let (topology, leaders) = (newest.topology.clone(), newest.leaders.clone());
+            let catalog = copying.state.catalog.clone();
+            copying.state = ClusterState { topology, leaders, catalog }.into();
+            batches = batches.place_again(run, &copying.state.topology, insert)?.finish();
+        }
+    }
+
+    /// Undoes what was done of a batch that was refused, and waits for the topology that it's to be placed by.
+    async fn after(
+        &self,
+        run: &Statement<'_>,
+        mark: Option<&Mark>,
+        error: WireError,
+        backoff: &mut Backoff,
+    ) -> Result<Arc<ClusterState>, WireError> {
+        let Retry::StaleEpoch(epoch) = error.retry else { return Err(error) };
+        if let (Some(transaction), Some(mark)) = (run.transaction, mark) {
+            transaction.undo(mark, run.deadline).await?;
+        }
+        let newest = self.cluster.wait_for(SchemaVersion(0), epoch, backoff.deadline()).await;
+        let newest = newest.map_err(|late| in_time(run.deadline, late))?;
+        if newest.topology.epoch == run.state.topology.epoch && !backoff.pause().await {
+            return Err(error);
+        }
+        if let Some(transaction) = run.transaction {
+            transaction.follow(&newest.topology)?;
+        }
+        Ok(newest)
     }
 }

@@ -14,6 +14,7 @@ use super::writes::{Written, collect, first_of, sum_of};
 use crate::transaction::Transaction;
 use planner::plan::{Insert, InsertRows, InsertTarget, Route, RowValue, ScalarId};
 use proto::error::Violation;
+use proto::topology::Topology;
 use proto::{RowBatch, RowBatchBuilder, ShardId, SqlState, Value, WireError};
 use std::borrow::Cow;
 
@@ -35,8 +36,14 @@ impl Placed {
         Self { batches: Vec::new(), order: ordered.then(Vec::new), bytes: 0 }
     }
 
-    /// Adds a row, which has the statement's width.
-    pub fn push(&mut self, run: &Statement<'_>, insert: &Insert, row: &[Value]) -> Result<(), WireError> {
+    /// Adds a row, which has the statement's width, where it belongs by this topology.
+    pub fn push(
+        &mut self,
+        run: &Statement<'_>,
+        topology: &Topology,
+        insert: &Insert,
+        row: &[Value],
+    ) -> Result<(), WireError> {
         if let Some((_, column)) =
             insert.not_null.iter().find(|(place, _)| row.get(*place).is_none_or(Value::is_null))
         {
@@ -45,7 +52,7 @@ impl Placed {
             let error = WireError::new(SqlState::NOT_NULL_VIOLATION, message).with_violation(violation);
             return Err(described(error, run, row.iter().map(Value::as_ref)));
         }
-        let shard = match planner::route_row(&insert.target, row, &run.state.topology)? {
+        let shard = match planner::route_row(&insert.target, row, topology)? {
             Route::One(shard) => shard,
             Route::Some(shards) | Route::All(shards) if matches!(insert.target, InsertTarget::Everywhere) => {
                 *shards.first().ok_or_else(|| WireError::internal("the cluster has no shard"))?
@@ -71,10 +78,40 @@ impl Placed {
         Ok(())
     }
 
+    /// The rows, as they are sent.
+    pub fn finish(self) -> Batches {
+        let batches = self.batches.into_iter().map(|(shard, batch)| (shard, batch.finish())).collect();
+        Batches { batches, order: self.order }
+    }
+
     /// Whether there is enough to send: for the shards together, or for one that most of the rows belong to.
     pub fn is_full(&self, batch_bytes: usize) -> bool {
         self.bytes >= batch_bytes * self.batches.len().clamp(1, MOST_BATCHES)
             || self.batches.iter().any(|(_, batch)| batch.byte_len() >= batch_bytes * 4)
+    }
+}
+
+/// Rows that were placed, for their shards.
+#[derive(Clone)]
+pub struct Batches {
+    batches: Vec<(ShardId, RowBatch)>,
+    order: Option<Vec<u32>>,
+}
+
+impl Batches {
+    /// The same rows, placed anew. Nothing is to be returned of them.
+    pub fn place_again(
+        &self,
+        run: &Statement<'_>,
+        topology: &Topology,
+        insert: &Insert,
+    ) -> Result<Placed, WireError> {
+        let mut placed = Placed::new(false);
+        for row in self.batches.iter().flat_map(|(_, batch)| batch.rows()) {
+            let row: Vec<Value> = row.map(|value| value.to_owned()).collect();
+            placed.push(run, topology, insert, &row)?;
+        }
+        Ok(placed)
     }
 }
 
@@ -91,9 +128,9 @@ impl Executor {
                 let mut placed = Placed::new(insert.returning.is_some());
                 for row in rows {
                     let row = values_of(row, scalars)?;
-                    placed.push(run, insert, &row)?;
+                    placed.push(run, &run.state.topology, insert, &row)?;
                 }
-                self.send(run, insert, scalars, placed).await
+                self.send(run, insert, scalars, placed.finish()).await
             }
             InsertRows::Query { query, row } => {
                 let rows = self.query(run, query, scalars).await?;
@@ -133,7 +170,7 @@ impl Executor {
             for input in chunk.rows() {
                 let input: Vec<Value> = input.map(|value| value.to_owned()).collect();
                 let made = self.make_row(run, row, scalars, input).await?;
-                placed.push(run, insert, &made)?;
+                placed.push(run, &run.state.topology, insert, &made)?;
             }
             if placed.is_full(self.config.batch_bytes * 4) {
                 if insert.touch > 0 {
@@ -145,10 +182,10 @@ impl Executor {
                 if run.transaction.is_none() && own.is_none() {
                     *own = Some(self.begin(run));
                 }
-                parts.push(self.send(&run.within(own.as_ref()), insert, scalars, full).await?);
+                parts.push(self.send(&run.within(own.as_ref()), insert, scalars, full.finish()).await?);
             }
         }
-        parts.push(self.send(&run.within(own.as_ref()), insert, scalars, placed).await?);
+        parts.push(self.send(&run.within(own.as_ref()), insert, scalars, placed.finish()).await?);
         Ok(sum_of(parts))
     }
 
@@ -189,11 +226,8 @@ impl Executor {
         run: &Statement<'_>,
         insert: &Insert,
         scalars: &[Value],
-        placed: Placed,
+        Batches { batches, order }: Batches,
     ) -> Result<Written, WireError> {
-        let Placed { batches, order, bytes: _ } = placed;
-        let batches: Vec<(ShardId, RowBatch)> =
-            batches.into_iter().map(|(shard, batch)| (shard, batch.finish())).collect();
         // The row that there is but one of, unless it may be another that breaks a constraint: the one that it meets.
         let only = match &batches[..] {
             [(_, rows)] if rows.len() == 1 && insert.touch == 0 => Some(rows.clone()),

@@ -30,14 +30,17 @@ pub mod writes;
 #[cfg(test)]
 mod tests;
 
+use crate::cancel::Interrupt;
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::replicas::Replicas;
 use crate::requests::Requests;
 use crate::sequences::Sequences;
 use crate::transaction::Transactions;
-use proto::RouterIncarnation;
+use proto::{RouterIncarnation, WireError};
+use statement::attend;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::Semaphore;
 
 /// What runs plans, shared by all sessions.
@@ -71,6 +74,15 @@ impl Executor {
             gathers: Arc::new(sqlite::Pool::spilling()),
             gather_slots,
         }
+    }
+
+    /// A block is about to change or lock something, and has done neither before: it waits while shards are being replaced.
+    pub(crate) async fn pass_gate(&self, interrupt: &Interrupt, deadline: Instant) -> Result<(), WireError> {
+        let pass = async {
+            self.cluster.gate().pass(self.config.gate).await;
+            Ok(())
+        };
+        attend(interrupt, deadline, pass).await
     }
 
     /// This start of the router.

@@ -60,7 +60,7 @@ impl Executor {
             };
             let batch = gone.entry(shard).or_insert_with(|| RowBatchBuilder::new(width));
             batch.push_row(row[..moves.key.len()].iter().map(Value::as_ref));
-            placed.push(run, &moves.insert, &row[moves.before..])?;
+            placed.push(run, &run.state.topology, &moves.insert, &row[moves.before..])?;
         }
         let deletes = gone.into_iter().map(|(shard, batch)| ShardWrite {
             shard,
@@ -78,7 +78,7 @@ impl Executor {
         if deleted.iter().map(|part| part.affected).sum::<u64>() != found.len() as u64 {
             return Err(WireError::internal("rows that were locked are gone"));
         }
-        self.send(run, &moves.insert, scalars, placed).await
+        self.send(run, &moves.insert, scalars, placed.finish()).await
     }
 }
 

@@ -230,6 +230,12 @@ pub(super) fn unseen(error: WireError) -> WireError {
     }
 }
 
+/// Whether that is what was heard: nobody has seen anything of the transaction.
+pub(crate) fn is_unseen(error: &WireError) -> bool {
+    let codes = [SqlState::SERIALIZATION_FAILURE, SqlState::DEADLOCK_DETECTED];
+    error.retry == Retry::Later && codes.contains(&error.sqlstate)
+}
+
 /// What a write to every copy of a reference table did: the same to each.
 pub(super) fn first_of(parts: Vec<Written>) -> Written {
     parts.into_iter().next().unwrap_or_default()

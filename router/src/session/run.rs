@@ -6,7 +6,7 @@ use crate::error::Report;
 use crate::executor::copy_in::Copying;
 use crate::executor::rows::{Chunk, RowStream};
 use crate::executor::statement::{Statement, attend, in_time};
-use crate::executor::writes::Written;
+use crate::executor::writes::{Written, is_unseen};
 use crate::protocol::backend::format_of;
 use crate::protocol::frontend::Format;
 use crate::protocol::rows::{ColumnFormat, data_row};
@@ -225,6 +225,9 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 .with_hint("Schema changes are not part of transactions."));
         }
         let takes_part = matches!(effect, Effect::Locks | Effect::Writes | Effect::Truncates);
+        if takes_part && !self.alone && self.transaction.as_ref().is_none_or(|before| !before.is_bound()) {
+            Box::pin(self.shared.executor.pass_gate(&self.interrupt, deadline)).await?;
+        }
         let begins = (takes_part && !self.alone) || (self.key.is_some() && self.block.is_open());
         if self.transaction.is_some() || !begins {
             return Ok(());
@@ -257,12 +260,14 @@ impl<W: AsyncWrite + Unpin> Session<W> {
         self.shared.metrics.begun(&plan);
         text.read_hint()?;
         let deadline = self.deadline();
-        let mut backoff =
-            Backoff::until(deadline.min(machine::now() + self.shared.executor.config.retry_timeout));
+        let patience = self.shared.executor.config.retry_timeout;
+        let mut backoff = None;
         loop {
             let read_only = self.settings.read_only && !self.block.is_open();
             self.block.check(&plan, read_only, self.alone, self.transaction.is_some())?;
             self.join_transaction(&plan, deadline).await?;
+            let backoff =
+                backoff.get_or_insert_with(|| Backoff::until(deadline.min(machine::now() + patience)));
             if let Some(transaction) = &self.transaction
                 && !matches!(plan.action, Action::Session(_))
             {
@@ -277,12 +282,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
                 Retry::StaleSchema(version) => (version, Epoch(0)),
                 Retry::StaleEpoch(epoch) => (state.catalog.version(), epoch),
                 // Its own transaction met another one, and nothing of it is left.
-                Retry::Later
-                    if matches!(
-                        error.sqlstate,
-                        SqlState::SERIALIZATION_FAILURE | SqlState::DEADLOCK_DETECTED
-                    ) =>
-                {
+                Retry::Later if is_unseen(&error) => {
                     self.interrupt.check()?;
                     if self.transaction.is_none() && backoff.pause().await {
                         continue;

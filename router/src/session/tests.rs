@@ -1,5 +1,6 @@
 //! Sessions over real sockets: a driver's, and ones that send what no driver would.
 
+mod gate;
 mod gtid;
 mod keys;
 mod known;

@@ -244,6 +244,11 @@ impl Transaction {
         self.branches.lock().has_part()
     }
 
+    /// Whether it may have changed or locked something anywhere.
+    pub fn is_bound(&self) -> bool {
+        !self.branches.lock().parts().0.is_empty()
+    }
+
     /// Numbers the next statement on a shard. `binds`: it may change or lock something.
     pub fn statement(&self, shard: ShardId, binds: bool, lock_timeout: Option<Duration>) -> Branch {
         let statement = self.branches.lock().number(shard, binds);
