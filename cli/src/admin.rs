@@ -2,6 +2,7 @@
 
 use crate::arguments::{Admin, Keyspace, ShardingArgument};
 use crate::failure::Failure;
+use parking_lot::Mutex;
 use proto::services::{
     BootstrapService, BoxFuture, ClusterStatus, CoordinatorService, CreateKeyspace, ServiceResult,
 };
@@ -9,10 +10,12 @@ use proto::topology::{Node, Sharding};
 use proto::transport::NodeClient;
 use proto::{RequestId, Retry, RouterIncarnation, SqlState, WireError};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a command may take, the search for the leader included.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long one node may take to lead to an answer, where there are others.
+const ATTEMPT: Duration = Duration::from_secs(5);
 /// How long it waits until it asks again for a leader.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -59,6 +62,53 @@ pub async fn ask_leader_for<T>(
 /// What there is and how it does.
 pub async fn status(admin: &Admin) -> Result<ClusterStatus, Failure> {
     ask_leader(admin, |coordinator| Box::pin(async move { coordinator.status().await })).await
+}
+
+/// The way into a cluster of a command that goes on for long: whichever node it was told of may die meanwhile.
+pub struct Way {
+    /// Whoever answered last is the first.
+    hosts: Mutex<Vec<String>>,
+}
+
+impl Way {
+    /// By the node that the admin names, which must be there.
+    pub async fn find(admin: &Admin) -> Result<(Self, ClusterStatus), Failure> {
+        let (way, status) = (Way { hosts: Mutex::default() }, status(admin).await?);
+        way.learn(admin.host.clone(), &status);
+        Ok((way, status))
+    }
+
+    /// What there is and how it does, from whichever node leads to somebody who knows; in the time that a command may take.
+    pub async fn status(&self) -> Result<ClusterStatus, Failure> {
+        let begun = Instant::now();
+        loop {
+            let hosts = self.hosts.lock().clone();
+            let mut failure = None;
+            for host in hosts {
+                let admin = Admin { host: host.clone() };
+                let asked = ask_leader_for(&admin, Some(ATTEMPT), |coordinator| {
+                    Box::pin(async move { coordinator.status().await })
+                });
+                match asked.await {
+                    Ok(status) => {
+                        self.learn(host, &status);
+                        return Ok(status);
+                    }
+                    Err(error) => failure = Some(error),
+                }
+            }
+            if begun.elapsed() >= PATIENCE {
+                return Err(failure.expect("there is always a node to be asked"));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    fn learn(&self, host: String, status: &ClusterStatus) {
+        let nodes = status.state.topology.nodes.values().map(|node| node.address.clone());
+        let others = nodes.filter(|address| !address.is_empty() && *address != host);
+        *self.hosts.lock() = [host.clone()].into_iter().chain(others).collect();
+    }
 }
 
 async fn search<T>(

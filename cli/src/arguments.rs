@@ -3,6 +3,7 @@
 use crate::tuning::Tuning;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use proto::TransactionId;
+use proto::gtid::GtidSet;
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -36,6 +37,11 @@ pub enum Command {
     /// Makes keyspaces
     #[command(subcommand)]
     Keyspace(Keyspace),
+    /// Prints what is committed to a table from now on, as lines of JSON
+    #[command(after_help = "Examples:\n  \
+        shoal stream --table account\n  \
+        shoal stream --table account --from main/-80.1:4711,main/80-.1:99")]
+    Stream(Stream),
     /// Shows transactions, and ends those that nobody decides
     #[command(subcommand)]
     Txn(Txn),
@@ -165,6 +171,21 @@ pub struct Status {
     /// Prints JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `shoal stream`.
+#[derive(Debug, Args)]
+pub struct Stream {
+    /// The table
+    #[arg(long)]
+    pub table: String,
+    /// From what comes after this token on, for example the gtid of the last line that was read, of each shard the last one,
+    /// joined by commas [default: from now on]
+    #[arg(long, value_name = "GTID")]
+    pub from: Option<GtidSet>,
+    /// Where to ask.
+    #[command(flatten)]
+    pub admin: Admin,
 }
 
 /// Whose replicas.

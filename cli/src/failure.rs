@@ -58,7 +58,20 @@ pub enum Failure {
     /// The cluster didn't get ready.
     #[error("the cluster was not ready after {0} seconds: {1}")]
     NotReady(u64, String),
+    /// Somebody must decide: what, and how.
+    #[error("{0} (hint: {1})")]
+    Undecided(String, String),
     /// The answer couldn't be printed.
     #[error("cannot print: {0}")]
     Print(std::io::Error),
+}
+
+impl Failure {
+    /// What the process ends with. Wrong arguments end it with 2.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Failure::Undecided(..) => 3,
+            _ => 1,
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! The `shoal` binary: a node of a cluster, a whole cluster for development, and the admin's commands.
 //!
 //! In come arguments and files; out go nodes (see [`node`]) or answers on stdout. A failure is one line on stderr that names the
-//! thing, and exit code 1; wrong arguments are clap's message and exit code 2.
+//! thing, and exit code 1 ([`Failure::exit_code`] has the others); wrong arguments are clap's message and exit code 2.
 
 mod admin;
 mod arguments;
@@ -20,6 +20,7 @@ mod ready;
 mod replicas;
 mod serve;
 mod status;
+mod stream;
 mod transactions;
 mod tuning;
 mod units;
@@ -46,7 +47,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("shoal: {failure}");
-            ExitCode::FAILURE
+            ExitCode::from(failure.exit_code())
         }
     }
 }
@@ -67,6 +68,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Nodes(options) => runtime.block_on(listings::nodes(options)),
         Command::Replica(command) => runtime.block_on(replicas::run(command)),
         Command::Keyspace(command) => runtime.block_on(admin::keyspace(command)),
+        Command::Stream(options) => runtime.block_on(stream::run(options)),
         Command::Txn(command) => runtime.block_on(transactions::run(command)),
     }
 }

@@ -6,8 +6,10 @@
 //! nothing. It must never know what its reader makes of it, nor keep the log for anyone.
 
 use crate::fence::{Standing, State};
+use crate::layout::{Laid, Layouts};
 use bytes::Bytes;
 use futures::stream::try_unfold;
+use proto::layout::TableLayout;
 use proto::machine;
 use proto::services::{
     BoxStream, Change, ChangeKind, Changes, ChangesRequest, Consistency, Estate, NamedAnswer, ReplayRun,
@@ -39,9 +41,10 @@ const ATTEMPT: usize = 5;
 
 /// A shard's log as this replica has it. The stream ends with its first error.
 pub(crate) fn read(replica: Replica, request: ChangesRequest) -> BoxStream<ServiceResult<Changes>> {
-    let ChangesRequest { shard, after, beat } = request;
+    let ChangesRequest { shard, after, beat, layouts } = request;
     let beat = beat.clamp(*BEATS.start(), *BEATS.end());
-    let log = Log { replica, shard, beat, position: after, read: VecDeque::new(), begun: None };
+    let (read, begun) = (VecDeque::new(), None);
+    let log = Log { replica, shard, beat, untold: layouts, layouts, position: after, read, begun };
     Box::pin(try_unfold(log, |mut log| async move { Ok(Some((log.next().await?, log))) }))
 }
 
@@ -50,6 +53,9 @@ struct Log {
     replica: Replica,
     shard: ShardId,
     beat: Duration,
+    /// Whether it is told how rows lie, and whether it hasn't been yet.
+    layouts: bool,
+    untold: bool,
     /// All up to here was given.
     position: LogIndex,
     /// What comes next, as far as it was read.
@@ -112,8 +118,11 @@ impl Log {
         Ok(None)
     }
 
-    async fn begin(&self, Logged { index, content }: Logged) -> ServiceResult<Begun> {
+    async fn begin(&mut self, Logged { index, content }: Logged) -> ServiceResult<Begun> {
         let mut begun = Begun { index, kinds: VecDeque::new(), pieces: RangeInclusive::new(1, 0) };
+        if std::mem::take(&mut self.untold) {
+            begun.kinds.push_back(self.layouts_at(index, self.position).await?);
+        }
         match content {
             Content::Nothing => {}
             Content::Batch { changesets, answers } => {
@@ -133,8 +142,13 @@ impl Log {
                 // One that is repeated has run elsewhere.
                 if let Some((_, failure)) = outcome.filter(|(at, _)| *at == index) {
                     let step = SchemaStep { job: id.0, step: id.1 };
+                    let has_run = failure.is_none();
                     let run = SchemaRun { step, statements, require_empty, failure };
                     begun.kinds.push_back(ChangeKind::Schema(run));
+                    drop(snapshot);
+                    if self.layouts && has_run {
+                        begun.kinds.push_back(self.layouts_at(index, index).await?);
+                    }
                 }
             }
             Content::Replay { answer, owner } => {
@@ -151,6 +165,14 @@ impl Log {
             }
         }
         Ok(begun)
+    }
+
+    /// How rows lie after an entry, by a snapshot that has another one.
+    async fn layouts_at(&self, index: LogIndex, after: LogIndex) -> ServiceResult<ChangeKind> {
+        let snapshot = self.snapshot(index).await?;
+        let layouts = look(&snapshot, |connection| Layouts::read_at(connection, after))?;
+        let table = |(table, laid): (_, &Laid)| TableLayout { table, layout: Some(laid.layout.clone()) };
+        Ok(ChangeKind::Layouts(layouts.tables().map(table).collect()))
     }
 
     /// What the group serves as since an entry that has set this.
@@ -204,6 +226,7 @@ fn cost(kind: &ChangeKind) -> usize {
         ChangeKind::Answer(answer) => answer.output.len(),
         ChangeKind::Schema(run) => run.statements.iter().map(String::len).sum(),
         ChangeKind::Replay(run) => run.answer.as_ref().map_or(0, |answer| answer.output.len()),
+        ChangeKind::Layouts(tables) => tables.len() * CHANGE_COST,
         ChangeKind::Serving(_) => 0,
     };
     bytes + CHANGE_COST

@@ -5,6 +5,7 @@
 
 use crate::error::WireError;
 use crate::ids::{Attempt, LogIndex, RequestId, ReshardId, ShardId, TransactionId};
+use crate::layout::TableLayout;
 use crate::services::SchemaStep;
 use bytes::Bytes;
 use std::time::Duration;
@@ -18,6 +19,8 @@ pub struct ChangesRequest {
     pub after: LogIndex,
     /// Something is said at least so often, though nothing may have happened.
     pub beat: Duration,
+    /// Whether it is said how rows lie: before the first entry, and after each that changes it.
+    pub layouts: bool,
 }
 
 /// A part of what a log says. Parts follow each other without a gap.
@@ -56,6 +59,8 @@ pub enum ChangeKind {
     Piece(Bytes),
     /// From now on the shard's group serves as this.
     Serving(Serving),
+    /// So the rows of all tables lie in what follows.
+    Layouts(Vec<TableLayout>),
 }
 
 /// A request, and what it is told whenever it is repeated.

@@ -14,14 +14,14 @@ impl Convert for ChangesRequest {
     const NAME: &'static str = "changes_request";
 
     fn to_message(&self) -> pb::ChangesRequest {
-        let ChangesRequest { shard, after, beat } = self;
-        pb::ChangesRequest { shard: shard.0, after: after.0, beat: nanos(*beat) }
+        let ChangesRequest { shard, after, beat, layouts } = self;
+        pb::ChangesRequest { shard: shard.0, after: after.0, beat: nanos(*beat), layouts: *layouts }
     }
 
     fn from_message(message: pb::ChangesRequest) -> Result<Self, DecodeError> {
-        let pb::ChangesRequest { shard, after, beat } = message;
+        let pb::ChangesRequest { shard, after, beat, layouts } = message;
         let (shard, after) = (ShardId(id("shard", shard)?), LogIndex(after));
-        Ok(ChangesRequest { shard, after, beat: Duration::from_nanos(beat) })
+        Ok(ChangesRequest { shard, after, beat: Duration::from_nanos(beat), layouts })
     }
 }
 
@@ -54,6 +54,7 @@ impl Convert for Change {
             ChangeKind::Replay(run) => Kind::Replay(run.to_message()),
             ChangeKind::Piece(changeset) => Kind::Piece(changeset.clone()),
             ChangeKind::Serving(serving) => Kind::Serving(serving.to_message()),
+            ChangeKind::Layouts(tables) => Kind::Layouts(pb::Layouts { tables: messages(tables) }),
         };
         pb::Change { index: self.index.0, kind: Some(kind) }
     }
@@ -67,6 +68,7 @@ impl Convert for Change {
             Kind::Replay(run) => ChangeKind::Replay(inner("replay", run)?),
             Kind::Piece(changeset) => ChangeKind::Piece(changeset),
             Kind::Serving(serving) => ChangeKind::Serving(inner("serving", serving)?),
+            Kind::Layouts(layouts) => ChangeKind::Layouts(each("layouts", layouts.tables)?),
         };
         Ok(Change { index: LogIndex(id("index", message.index)?), kind })
     }
@@ -168,15 +170,20 @@ impl Convert for Estate {
 mod tests {
     use super::*;
     use crate::error::{Retry, SqlState, WireError};
-    use crate::ids::{RequestId, RouterIncarnation, TransactionId};
+    use crate::ids::{RequestId, RouterIncarnation, TableId, TransactionId};
+    use crate::layout::TableLayout;
     use crate::services::SchemaStep;
     use crate::wire::Wire;
     use bytes::Bytes;
 
     #[test]
     fn what_a_log_says_comes_back() {
-        let request =
-            ChangesRequest { shard: ShardId(3), after: LogIndex(0), beat: Duration::from_millis(250) };
+        let request = ChangesRequest {
+            shard: ShardId(3),
+            after: LogIndex(0),
+            beat: Duration::from_millis(250),
+            layouts: true,
+        };
         assert_eq!(ChangesRequest::decode(&request.encode()), Ok(request));
         let none = ChangesRequest { shard: ShardId(0), ..request };
         assert_eq!(ChangesRequest::decode(&none.encode()).unwrap_err().field(), "changes_request.shard");
@@ -191,6 +198,7 @@ mod tests {
         let estate = Estate { reshard: ReshardId(7), attempt: Attempt(2) };
         let kinds = [
             ChangeKind::Rows(Bytes::from_static(b"rows")),
+            ChangeKind::Layouts(vec![TableLayout { table: TableId(16384), layout: None }]),
             ChangeKind::Answer(answer.clone()),
             ChangeKind::Schema(run.clone()),
             ChangeKind::Schema(SchemaRun { failure: Some(failure), ..run }),

@@ -169,7 +169,8 @@ impl Queue {
                     return Next::Piece(piece);
                 }
                 ChangeKind::Schema(_) | ChangeKind::Replay(_) => break,
-                ChangeKind::Rows(_) | ChangeKind::Answer(_) | ChangeKind::Serving(_) => {}
+                ChangeKind::Rows(_) | ChangeKind::Answer(_) => {}
+                ChangeKind::Serving(_) | ChangeKind::Layouts(_) => {}
             }
             if index > self.read || bytes >= WRITE_BYTES {
                 break;

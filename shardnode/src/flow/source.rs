@@ -112,7 +112,7 @@ impl Listener {
         }
         let node = nodes[self.turn];
         let service = self.peers.shard_service(node);
-        let request = ChangesRequest { shard: self.source, after: self.after, beat: BEAT };
+        let request = ChangesRequest { shard: self.source, after: self.after, beat: BEAT, layouts: false };
         let unknown =
             || WireError::new(SqlState::CANNOT_CONNECT_NOW, "it is unknown").with_retry(Retry::Later);
         let begun = match service {

@@ -5,11 +5,14 @@ use crate::prepared::{hand_over, three};
 use crate::session::Session;
 use bytes::Bytes;
 use futures::StreamExt;
+use proto::layout::{Layout, LayoutColumn, Place, TableLayout};
 use proto::services::{
-    BoxStream, BranchAccess, Change, ChangeKind, Changes, ChangesRequest, Estate, ServiceResult, Serving,
-    ShardService,
+    BoxStream, BranchAccess, Change, ChangeKind, Changes, ChangesRequest, Estate, SchemaRequest,
+    ServiceResult, Serving, ShardService,
 };
-use proto::{Attempt, LogIndex, NodeId, RequestId, ReshardId, Retry, ShardId, SqlState, Value};
+use proto::{
+    Attempt, ColumnId, LogIndex, NodeId, RequestId, ReshardId, Retry, ShardId, SqlState, TableId, Value,
+};
 use replica::{RowOp, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +23,7 @@ const TABLE: &str = "CREATE TABLE t1 (c1 INTEGER NOT NULL PRIMARY KEY, c2 TEXT) 
 const BEAT: Duration = Duration::from_secs(30);
 
 async fn read(node: &Node, after: LogIndex) -> BoxStream<ServiceResult<Changes>> {
-    node.shards.changes(ChangesRequest { shard: SHARD, after, beat: BEAT }).await.unwrap()
+    node.shards.changes(ChangesRequest { shard: SHARD, after, beat: BEAT, layouts: false }).await.unwrap()
 }
 
 async fn next(parts: &mut BoxStream<ServiceResult<Changes>>) -> Changes {
@@ -110,6 +113,7 @@ fn lines(changes: &[Change]) -> Vec<String> {
             }
             ChangeKind::Piece(changeset) => lines.push(format!("piece of {}", rows(changeset).len())),
             ChangeKind::Serving(serving) => lines.push(format!("{serving:?}")),
+            ChangeKind::Layouts(tables) => lines.push(format!("layouts of {}", tables.len())),
         }
     }
     lines
@@ -352,7 +356,7 @@ async fn a_log_goes_on_after_a_restart() {
 async fn where_nothing_happens_it_is_said_how_far_it_is() {
     let node = Node::start().await;
     let end = applied(&node);
-    let request = ChangesRequest { shard: SHARD, after: end, beat: Duration::ZERO };
+    let request = ChangesRequest { shard: SHARD, after: end, beat: Duration::ZERO, layouts: false };
     let mut parts = node.shards.changes(request).await.unwrap();
     for _ in 0..2 {
         let nothing = Changes { changes: Vec::new(), position: end, committed: end };
@@ -390,4 +394,40 @@ async fn a_seal_is_told_of_as_long_as_it_holds() {
     // Who reads later hears that the first was undone, and of the second.
     let all = [Serving::Sealed(None), Serving::Open, Serving::Following, Serving::Sealed(estate(2))];
     assert_eq!(serving(up_to(&mut read(&node, begin).await, sealed).await), all);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_is_told_how_rows_lie_before_each_of_them() {
+    let node = Node::start().await;
+    let begin = applied(&node);
+    let column = |id, ty| LayoutColumn { id: ColumnId(id), ty };
+    let layout = |columns| Some(Layout { columns, primary_key: vec![0], place: Place::Single });
+    let (first, second) = (layout(vec![column(1, 23)]), layout(vec![column(1, 23), column(2, 25)]));
+    let step = |job, sql: &str, layout: &Option<Layout>| {
+        let layouts = vec![TableLayout { table: TableId(1), layout: layout.clone() }];
+        let request = SchemaRequest { layouts, ..node.step(job, &[sql], None) };
+        node.shards.apply_schema(request)
+    };
+    step(1, "CREATE TABLE t1 (c1 INTEGER NOT NULL PRIMARY KEY) STRICT", &first).await.unwrap();
+    node.shards.execute(node.write("INSERT INTO t1 VALUES (1)", 1)).await.unwrap();
+    let between = applied(&node);
+    step(2, "ALTER TABLE t1 ADD COLUMN c2 TEXT", &second).await.unwrap();
+    step(3, "CREATE TABLE t1 (c1 INTEGER)", &None).await.unwrap_err();
+    node.shards.execute(node.write("INSERT INTO t1 VALUES (2, 'b')", 2)).await.unwrap();
+    let told = async |after| {
+        let request = ChangesRequest { shard: SHARD, after, beat: BEAT, layouts: true };
+        let (all, _) = up_to(&mut node.shards.changes(request).await.unwrap(), applied(&node)).await;
+        let kinds = all.into_iter().filter_map(|change| match change.kind {
+            ChangeKind::Layouts(tables) => Some(tables.into_iter().map(|of| of.layout).collect::<Vec<_>>()),
+            ChangeKind::Rows(_) => Some(vec![None]),
+            _ => None,
+        });
+        kinds.collect::<Vec<_>>()
+    };
+    let rows = vec![None];
+    assert_eq!(
+        told(begin).await,
+        [vec![], vec![first.clone()], rows.clone(), vec![second.clone()], rows.clone()]
+    );
+    assert_eq!(told(between).await, [vec![first], vec![second], rows]);
 }

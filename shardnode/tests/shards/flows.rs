@@ -372,7 +372,8 @@ async fn a_log_that_no_replica_has_any_more_is_an_obstacle() {
     cluster.nodes[0].as_ref().unwrap().flows.abort();
     let (node, whole) = cluster.leader(WHOLE).await;
     let from = whole.status().applied;
-    let request = proto::services::ChangesRequest { shard: WHOLE, after: from, beat: Duration::ZERO };
+    let request =
+        proto::services::ChangesRequest { shard: WHOLE, after: from, beat: Duration::ZERO, layouts: false };
     loop {
         for _ in 0..20 {
             write(&whole, "UPDATE t1 SET c2 = hex(zeroblob(2000)) || total_changes()".into()).await;

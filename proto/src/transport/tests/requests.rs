@@ -429,7 +429,7 @@ async fn what_a_log_says_comes_as_it_is_taken() {
     let mut node = Node::start().await;
     let client = node.client();
     let beat = Duration::from_secs(60);
-    let request = ChangesRequest { shard: ShardId(1), after: LogIndex(4), beat };
+    let request = ChangesRequest { shard: ShardId(1), after: LogIndex(4), beat, layouts: false };
     let mut parts = client.changes(request).await.unwrap();
     for index in 5..405 {
         assert_eq!(parts.next().await.unwrap(), Ok(changes(LogIndex(index))));
@@ -461,7 +461,12 @@ async fn what_a_log_says_comes_as_it_is_taken() {
 async fn a_log_that_falls_silent_is_given_up() {
     let mut node = Node::start().await;
     let client = node.client();
-    let request = ChangesRequest { shard: ShardId(2), after: LogIndex(0), beat: Duration::from_millis(1) };
+    let request = ChangesRequest {
+        shard: ShardId(2),
+        after: LogIndex(0),
+        beat: Duration::from_millis(1),
+        layouts: false,
+    };
     let mut parts = client.changes(request).await.unwrap();
     assert_eq!(parts.next().await.unwrap(), Ok(changes(LogIndex(1))));
     let error = parts.next().await.unwrap().unwrap_err();
