@@ -91,6 +91,8 @@ pub struct Fake {
     pub cuts: Mutex<Vec<(&'static str, CutRequest)>>,
     /// What the next actions on cuts are answered with; nothing to settle otherwise.
     pub cut_answers: Mutex<VecDeque<ServiceResult<Vec<Unsettled>>>>,
+    /// What the coordinator says of reshards.
+    pub reshards: Mutex<Vec<ReshardStatus>>,
     /// What its nodes do by themselves.
     pub nodes: nodes::Nodes,
     next: AtomicI64,
@@ -210,6 +212,7 @@ impl Fake {
             finished: Mutex::default(),
             cuts: Mutex::default(),
             cut_answers: Mutex::default(),
+            reshards: Mutex::default(),
             nodes: nodes::Nodes::default(),
             next: AtomicI64::new(1),
         })

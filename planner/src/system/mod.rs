@@ -9,7 +9,8 @@
 //! `pg_get_constraintdef(oid)` answer (attnum 0 for the whole; `shoal_pretty` is the form of their pretty
 //! argument): the binder reads those as lookups. `pg_attrdef.adbin` and `pg_constraint.conbin` are the expressions' text
 //! already, which is what `pg_get_expr` makes of them. `shoal_keyspace` and `shoal_shard` show the topology,
-//! `shoal_transactions` what is under way, `shoal_replicas` what the shards' replicas are doing.
+//! `shoal_transactions` what is under way, `shoal_replicas` what the shards' replicas are doing, `shoal_reshards` how far
+//! the replacing of shards by others is.
 
 mod definitions;
 mod fixed;
@@ -21,6 +22,7 @@ mod relations;
 use dialect::Type;
 use dialect::types::Typed;
 use proto::catalog::{Catalog, Column};
+use proto::services::ReshardStatus;
 use proto::topology::Topology;
 use proto::{ColumnId, LogIndex, NodeId, ShardId, TableId, TransactionId, Value};
 use relations::RELATIONS;
@@ -55,6 +57,8 @@ pub struct SessionFacts {
     pub transactions: Vec<TransactionFact>,
     /// The replicas, if `shoal_replicas` is read.
     pub replicas: Vec<ReplicaFact>,
+    /// The reshards, if `shoal_reshards` is read.
+    pub reshards: Vec<ReshardStatus>,
 }
 
 /// A setting of the session's.
@@ -91,8 +95,11 @@ pub struct TransactionFact {
 /// The relation whose rows are [`SessionFacts::replicas`].
 pub const REPLICAS: &str = "shoal_replicas";
 
+/// The relation whose rows are [`SessionFacts::reshards`].
+pub const RESHARDS: &str = "shoal_reshards";
+
 /// The relations of Shoal's own that are found without a schema.
-pub(crate) const OWN: [&str; 2] = [TRANSACTIONS, REPLICAS];
+pub(crate) const OWN: [&str; 3] = [TRANSACTIONS, REPLICAS, RESHARDS];
 
 /// A replica: what its node says of it, and what this router has seen of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! The rows of `pg_catalog`.
 
-use super::{REPLICAS, ReplicaFact, SettingFact, TRANSACTIONS, TransactionFact};
+use super::{REPLICAS, RESHARDS, ReplicaFact, SettingFact, TRANSACTIONS, TransactionFact};
 use super::{
     Row, Sources, attnum, by_name, definitions, fixed, format_type, made, oid, relations, tables, typed,
 };
@@ -8,8 +8,10 @@ use dialect::Type;
 use dialect::datetime::TimeZone;
 use dialect::types::{Element, Typed};
 use proto::catalog::{ColumnDefault, IndexColumn, RoleSettings, Table};
+use proto::services::ReshardStatus;
 use proto::{ColumnId, Value};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The type of what a role's sessions begin with.
 const CONFIGURATION: Type = Type::Array(Element::Text);
@@ -41,6 +43,7 @@ pub(super) fn rows(name: &str, sources: &Sources<'_>) -> Vec<Vec<Value>> {
         "shoal_keyspace" => keyspaces(sources),
         "shoal_shard" => shards(sources),
         TRANSACTIONS => transactions(sources),
+        RESHARDS => reshards(sources),
         REPLICAS => replicas(sources),
         _ => Vec::new(),
     };
@@ -667,4 +670,26 @@ fn replicas(sources: &Sources<'_>) -> Vec<Row> {
             .set("avoided", fact.avoided)
     };
     sources.facts.replicas.iter().map(row).collect()
+}
+
+fn reshards(sources: &Sources<'_>) -> Vec<Row> {
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let row = |reshard: &ReshardStatus| {
+        let message = Some(&reshard.message).filter(|message| !message.is_empty());
+        Row::empty(by_name(RESHARDS))
+            .set("id", reshard.id.0)
+            .set("what", &reshard.what)
+            .set("keyspace", &reshard.keyspace)
+            .set("phase", reshard.phase.name())
+            .set("attempt", reshard.attempt.0)
+            .set("old", reshard.old.join(", "))
+            .set("new", reshard.new.join(", "))
+            .set("bytes_done", reshard.bytes.map(|bytes| bytes.done))
+            .set("bytes_total", reshard.bytes.map(|bytes| bytes.total))
+            .set("lag_ms", reshard.lag.map(millis))
+            .set("paused", reshard.paused.as_ref())
+            .set("since_ms", millis(reshard.since))
+            .set("message", message)
+    };
+    sources.facts.reshards.iter().map(row).collect()
 }

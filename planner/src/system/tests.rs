@@ -1,9 +1,14 @@
 use super::*;
 use proto::catalog::{Check, ColumnDefault, Index, IndexColumn, Placement, Sequence, Table};
+use proto::services::{Progress, ReshardPhase};
 use proto::topology::{Keyspace, Node, Roles, Shard, Sharding};
-use proto::{GroupId, Incarnation, IndexId, KeyRange, KeyspaceNumber, LogIndex, SchemaVersion, SequenceId};
+use proto::{
+    Attempt, GroupId, Incarnation, IndexId, KeyRange, KeyspaceNumber, LogIndex, ReshardId, SchemaVersion,
+    SequenceId,
+};
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// `t (id serial PRIMARY KEY, v text NOT NULL DEFAULT 'x'::text, n numeric(10,2) CHECK (n > 0), UNIQUE (v DESC))`.
 fn catalog() -> Catalog {
@@ -94,7 +99,43 @@ fn facts() -> SessionFacts {
             },
             ReplicaFact { node: NodeId(3), role: "unreachable", ..ReplicaFact::default() },
         ],
+        reshards: vec![reshard()],
     }
+}
+
+fn reshard() -> ReshardStatus {
+    ReshardStatus {
+        id: ReshardId(7),
+        what: "split main/-80 into main/-40, main/40-80".into(),
+        keyspace: "main".into(),
+        phase: ReshardPhase::CatchingUp,
+        attempt: Attempt(2),
+        old: vec!["main/-80".into()],
+        new: vec!["main/-40".into(), "main/40-80".into()],
+        wanted: false,
+        bytes: Some(Progress { done: 5, total: 9 }),
+        rows: Some(3),
+        lag: Some(Duration::from_millis(2100)),
+        paused: None,
+        failed: None,
+        message: String::new(),
+        switches: 0,
+        ended: 0,
+        pause: None,
+        completes_in: None,
+        since: Duration::from_secs(240),
+    }
+}
+
+#[test]
+fn a_reshard_shows_how_far_it_is() {
+    let names: Vec<_> = relation(None, RESHARDS).unwrap().columns.iter().map(|(name, _)| *name).collect();
+    assert_eq!(
+        select("pg_catalog", RESHARDS, &names),
+        [
+            "7|split main/-80 into main/-40, main/40-80|main|catching-up|2|main/-80|main/-40, main/40-80|5|9|2100|NULL|240000|NULL"
+        ]
+    );
 }
 
 /// One shard, and two nodes of which one has a zone.

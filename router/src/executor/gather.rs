@@ -119,6 +119,7 @@ impl Executor {
             settings: run.facts.settings.clone(),
             transactions: run.facts.transactions.clone(),
             replicas: run.facts.replicas.clone(),
+            reshards: run.facts.reshards.clone(),
         };
         let width = u16::try_from(source.columns.len());
         let width = width.map_err(|_| WireError::internal("a relation has too many columns"))?;

@@ -18,6 +18,7 @@ mod moves;
 mod near;
 mod positions;
 pub mod replicas;
+mod reshards;
 pub mod rows;
 pub mod scalars;
 pub mod schema;

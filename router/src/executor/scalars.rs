@@ -12,6 +12,7 @@ use planner::plan::{Environment, Plan, Scalar};
 use planner::system::{ReplicaFact, SettingFact, TransactionFact};
 use proto::catalog::USER;
 use proto::machine::Machine;
+use proto::services::ReshardStatus;
 use proto::{Value, ValueRef, WireError};
 use rand::Rng;
 use std::borrow::Cow;
@@ -36,6 +37,8 @@ pub struct Facts {
     pub transactions: Vec<TransactionFact>,
     /// The replicas; filled for queries of `shoal_replicas`.
     pub replicas: Vec<ReplicaFact>,
+    /// The reshards; filled for queries of `shoal_reshards`.
+    pub reshards: Vec<ReshardStatus>,
 }
 
 impl Facts {
@@ -158,6 +161,7 @@ mod tests {
             settings: vec![],
             transactions: vec![],
             replicas: vec![],
+            reshards: vec![],
         };
         assert_eq!(environment(Environment::TransactionTime, &facts, &Machine::default()), Value::Int(1));
         assert_eq!(

@@ -55,6 +55,7 @@ impl Bench {
             settings: vec![],
             transactions: vec![],
             replicas: vec![],
+            reshards: vec![],
         };
         Self {
             fake,

@@ -140,6 +140,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             settings: Vec::new(),
             transactions: Vec::new(),
             replicas: Vec::new(),
+            reshards: Vec::new(),
         };
         Self {
             shared,

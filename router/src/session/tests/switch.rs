@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::fake::sealed;
-use proto::{Epoch, KeyRange, KeyspaceId, Retry, ShardId, ValueRef};
+use proto::services::{ReshardPhase, ReshardStatus};
+use proto::{Attempt, Epoch, KeyRange, KeyspaceId, ReshardId, Retry, ShardId, ValueRef};
 
 /// The first shard's halves take its place.
 fn split(fake: &Fake) {
@@ -46,6 +47,45 @@ async fn contents(server: &Server) -> Vec<Vec<Option<String>>> {
 }
 
 const ROWS: &str = "INSERT INTO t VALUES ([A], 'a'), ([B], 'b'), ([C], 'c'); INSERT INTO r VALUES (1, 'r')";
+
+#[tokio::test]
+async fn the_view_shows_what_the_coordinator_says() {
+    let server = Server::start(Config::default()).await;
+    let client = server.client().await;
+    let sql = "SELECT id, phase, new, bytes_done, since_ms FROM shoal_reshards";
+    assert_eq!(run(&client, sql).await, Ok(vec![]));
+    let reshard = |id| ReshardStatus {
+        id: ReshardId(id),
+        what: String::new(),
+        keyspace: "main".into(),
+        phase: ReshardPhase::Ready,
+        attempt: Attempt(1),
+        old: vec![],
+        new: vec!["a".into(), "b".into()],
+        wanted: false,
+        bytes: None,
+        rows: None,
+        lag: None,
+        paused: None,
+        failed: None,
+        message: String::new(),
+        switches: 0,
+        ended: 0,
+        pause: None,
+        completes_in: None,
+        since: Duration::from_secs(1),
+    };
+    *server.fake.reshards.lock() = vec![reshard(8), reshard(7)];
+    let found = run(&client, sql).await.unwrap();
+    let found: Vec<Vec<&str>> = found
+        .iter()
+        .map(|row| row.iter().map(|value| value.as_deref().unwrap_or("NULL")).collect())
+        .collect();
+    assert_eq!(found, [["7", "ready", "a, b", "NULL", "1000"], ["8", "ready", "a, b", "NULL", "1000"]]);
+    let refused = WireError::new(SqlState::CANNOT_CONNECT_NOW, "nobody leads");
+    server.fake.action_faults.lock().push(("reshards", Fault::Before(refused)));
+    assert_eq!(run(&client, sql).await, Err("57P03".into()));
+}
 
 /// When shards are replaced.
 #[derive(Clone, Copy, Debug)]
