@@ -226,6 +226,11 @@ impl Host {
         Ok(found)
     }
 
+    /// A place for files of a caller's, on the disk that the groups' files are on. What is there is no matter of the host's.
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.config.data_dir.join(name)
+    }
+
     pub(crate) fn directory(&self, group: GroupId) -> PathBuf {
         self.config.data_dir.join("groups").join(group.to_string())
     }

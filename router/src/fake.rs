@@ -558,6 +558,10 @@ impl ShardService for Fake {
         Box::pin(async { Ok(vec![]) })
     }
 
+    fn build(&self, _: BuildRequest) -> BoxFuture<'_, ServiceResult<Built>> {
+        Box::pin(async { Err(WireError::unsupported("building on a fake")) })
+    }
+
     fn changes(&self, _: ChangesRequest) -> BoxFuture<'_, ServiceResult<BoxStream<ServiceResult<Changes>>>> {
         Box::pin(async { Err(WireError::unsupported("reading a fake's log")) })
     }

@@ -4,7 +4,7 @@
 //! In comes the coordinator's watch stream, out go registrations and reports, to whichever coordinators answer.
 //! Nothing here serves a request.
 
-use crate::node::{ShardNode, is_still};
+use crate::node::{Before, ShardNode, is_still};
 use futures_core::Stream;
 use proto::machine::{self, Machine};
 use proto::services::{
@@ -12,7 +12,7 @@ use proto::services::{
 };
 use proto::topology::Node;
 use proto::{Epoch, GroupId, NodeId, Retry, RouterIncarnation, SqlState, Term};
-use replica::{Host, Replica};
+use replica::Host;
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -136,7 +136,10 @@ impl Agent {
         let mut coordinators: VecDeque<_> = self.coordinators().into();
         let mut hinted = false;
         // What comes after the question may be of a change that the answer doesn't tell of, and stays.
-        let before = self.host.replicas();
+        let before = match &self.shards {
+            Some(shards) => shards.before(),
+            None => Before { replicas: self.host.replicas(), ..Before::default() },
+        };
         while let Some((node, coordinator)) = coordinators.pop_front() {
             match tokio::time::timeout(PATIENCE, coordinator.status()).await {
                 Ok(Ok(status)) => return self.settle_by(status.state, before).await,
@@ -155,8 +158,9 @@ impl Agent {
         false
     }
 
-    async fn settle_by(&self, state: ClusterState, before: Vec<Replica>) -> bool {
-        let left_over = self.is_left_over(&state) && is_still(&self.host, GroupId::COORDINATOR, &before);
+    async fn settle_by(&self, state: ClusterState, before: Before) -> bool {
+        let left_over =
+            self.is_left_over(&state) && is_still(&self.host, GroupId::COORDINATOR, &before.replicas);
         let missing = self.is_missing(&state);
         let (host, shards) = (Arc::clone(&self.host), self.shards.clone());
         let settled = self.machine.blocking(move || {

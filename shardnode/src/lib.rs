@@ -36,7 +36,6 @@
 mod agent;
 mod altering;
 mod branch;
-#[cfg(test)]
 mod build;
 mod changes;
 mod config;
@@ -65,4 +64,4 @@ mod write;
 
 pub use agent::Agent;
 pub use config::Config;
-pub use node::ShardNode;
+pub use node::{Before, ShardNode};

@@ -9,6 +9,7 @@
 
 use crate::altering::Altering;
 use crate::branch::Transactions;
+use crate::build::{self, Builds};
 use crate::config::Config;
 use crate::fence::Address;
 use crate::flow::{self, Flows};
@@ -23,9 +24,10 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use proto::machine;
 use proto::services::{
-    Access, BoxFuture, BoxStream, Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus, Changes,
-    ChangesRequest, ClusterState, Consistency, CutRequest, FlowStatus, FragmentRequest, FragmentResponse,
-    LockWait, Peers, SchemaRequest, ServiceResult, ShardService, Unsettled, is_cut_lost,
+    Access, BoxFuture, BoxStream, Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus,
+    BuildRequest, Built, Changes, ChangesRequest, ClusterState, Consistency, CutRequest, FlowStatus,
+    FragmentRequest, FragmentResponse, LockWait, Peers, SchemaRequest, ServiceResult, ShardService,
+    Unsettled, is_cut_lost,
 };
 use proto::topology::{Shard, Topology};
 use proto::{
@@ -56,6 +58,8 @@ pub struct ShardNode {
     routers: Arc<Routers>,
     phrases: Arc<Phrases>,
     reads: ReplicaReads,
+    /// New shards that are built here.
+    pub(crate) builds: Builds,
     shards: ArcSwap<Shards>,
     /// The epoch of the topology that was taken in last.
     epoch: watch::Sender<Epoch>,
@@ -63,6 +67,13 @@ pub struct ShardNode {
     pub(crate) flows: Flows,
     /// Held while a topology is taken in, so that an older one can't overtake a newer one.
     following: Mutex<()>,
+}
+
+/// What was on a node when the cluster was asked what is to be there.
+#[derive(Default)]
+pub struct Before {
+    pub(crate) replicas: Vec<Replica>,
+    pub(crate) builds: Vec<build::Name>,
 }
 
 /// The topology, as far as shards go.
@@ -94,6 +105,7 @@ impl ShardNode {
         let readers = Readers::new(&config);
         let (shards, routers) = (ArcSwap::default(), Arc::new(Routers::new(config.router_silence)));
         let (phrases, reads, epoch, flows, following) = Default::default();
+        let builds = Builds::open(Arc::clone(&host), config.machine.clone());
         Arc::new(ShardNode {
             host,
             config,
@@ -101,6 +113,7 @@ impl ShardNode {
             routers,
             phrases,
             reads,
+            builds,
             shards,
             epoch,
             flows,
@@ -169,7 +182,7 @@ impl ShardNode {
     /// removes those that it doesn't, as far as they were here before it was asked for: one that came meanwhile may be
     /// of a change that the state doesn't tell of. Says whether the node then holds what it should; what fails is
     /// logged. Writes to disk, so call it off the runtime's threads.
-    pub fn settle(&self, state: &ClusterState, before: &[Replica]) -> bool {
+    pub fn settle(&self, state: &ClusterState, before: &Before) -> bool {
         let _turn = self.following.lock();
         self.take_in(&state.topology);
         if state.topology.epoch < self.shards.load().epoch {
@@ -179,15 +192,21 @@ impl ShardNode {
             self.make(shard);
         }
         for group in self.left_over(&state.topology) {
-            if !is_still(&self.host, group, before) {
+            if !is_still(&self.host, group, &before.replicas) {
                 continue;
             }
             if let Err(error) = self.host.remove(group) {
                 tracing::error!(%group, %error, "a replica that was taken from this node can't be removed");
             }
         }
+        self.builds.keep(&state.topology, self.config.node, &before.builds);
         self.take_in(&state.topology);
         self.is_settled()
+    }
+
+    /// What is here now, for [`Self::settle`].
+    pub fn before(&self) -> Before {
+        Before { replicas: self.host.replicas(), builds: self.builds.names() }
     }
 
     fn take_in(&self, topology: &Arc<Topology>) {
@@ -223,7 +242,8 @@ impl ShardNode {
         let shards = self.shards.load();
         let topology = &shards.topology;
         let complete = topology.shards.values().all(|shard| !self.lacks(topology, shard));
-        complete && self.left_over(topology).is_empty()
+        let built = !self.builds.are_left_over(topology, self.config.node);
+        complete && built && self.left_over(topology).is_empty()
     }
 
     /// How reads went that weren't strong.
@@ -254,8 +274,11 @@ impl ShardNode {
 
     /// The groups of shards that this node has replicas of and isn't meant to.
     fn left_over(&self, topology: &Topology) -> Vec<GroupId> {
+        let builds = topology.reshards.iter().filter_map(|reshard| reshard.build.as_ref());
+        let own: Vec<_> = builds.filter(|build| build.node == self.config.node).collect();
         let placed = |group: GroupId| {
             topology.joining.contains(&(group, self.config.node))
+                || own.iter().any(|build| build.groups.contains(&group))
                 || topology.shards.values().any(|shard| shard.group == group && self.holds(shard))
         };
         let groups = self.host.replicas().into_iter().map(|replica| replica.group());
@@ -646,6 +669,10 @@ impl ShardService for ShardNode {
 
     fn apply_schema(&self, request: SchemaRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {
         Box::pin(self.step(request))
+    }
+
+    fn build(&self, request: BuildRequest) -> BoxFuture<'_, ServiceResult<Built>> {
+        Box::pin(self.build_for(request))
     }
 
     fn changes(

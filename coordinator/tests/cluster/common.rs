@@ -3,10 +3,10 @@
 use coordinator::{Config, Coordinator};
 use parking_lot::Mutex;
 use proto::services::{
-    Access, BoxFuture, BoxStream, BranchAction, BranchRequest, BranchStatus, Changes, ChangesRequest,
-    ClusterState, CoordinatorService, CutRequest, Floor, FragmentRequest, FragmentResponse, Members, Peers,
-    RaftMessage, RaftService, RaftTransport, ReplicaService, ReplicaStatus, RowSource, SchemaChange,
-    SchemaChangeRequest, SchemaRequest, ServiceResult, ShardService, Unsettled,
+    Access, BoxFuture, BoxStream, BranchAction, BranchRequest, BranchStatus, BuildRequest, Built, Changes,
+    ChangesRequest, ClusterState, CoordinatorService, CutRequest, Floor, FragmentRequest, FragmentResponse,
+    Members, Peers, RaftMessage, RaftService, RaftTransport, ReplicaService, ReplicaStatus, RowSource,
+    SchemaChange, SchemaChangeRequest, SchemaRequest, ServiceResult, ShardService, Unsettled,
 };
 use proto::topology::{Node, Roles};
 use proto::{
@@ -309,6 +309,10 @@ impl ShardService for Gate {
             return Box::pin(async move { Err(error) });
         }
         self.shards.apply_schema(request)
+    }
+
+    fn build(&self, request: BuildRequest) -> BoxFuture<'_, ServiceResult<Built>> {
+        self.shards.build(request)
     }
 
     fn changes(

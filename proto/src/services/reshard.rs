@@ -5,7 +5,9 @@
 //! replaces it has **reached** the seal ([`HandOver`]). Each of these may come late, or twice: all of them name the attempt
 //! that they are for.
 
-use crate::ids::{Attempt, LogIndex, NodeId, RequestId, ReshardId, ShardId, TransactionId};
+use super::replica::Progress;
+use crate::ids::{Attempt, GroupId, LogIndex, NodeId, RequestId, ReshardId, ShardId, TransactionId};
+use crate::key_range::KeyRange;
 use std::time::Duration;
 
 /// Something for one shard of a reshard. For the leader of its group; others answer [`crate::Retry::NotLeader`].
@@ -110,6 +112,96 @@ pub enum FlowObstacle {
     Forgotten,
     /// The rows aren't what an entry says that they were; or a schema step ended differently on two sources. Says which.
     Differs(String),
+}
+
+/// Something for the node that builds a reshard's new shards. All of it may come late, or twice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BuildRequest {
+    /// The reshard.
+    pub reshard: ReshardId,
+    /// Which try it is: what was built for another one is no part of it.
+    pub tries: u32,
+    /// What is to be done.
+    pub action: BuildAction,
+    /// How long it may take, waiting included. What goes on by itself isn't waited for.
+    pub timeout: Duration,
+}
+
+/// What is to be done for new shards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BuildAction {
+    /// Begins an image of the node's own replica of a shard, once that has the entry `after`. One that has it and was
+    /// begun before counts. It goes on by itself.
+    Image {
+        /// The shard.
+        shard: ShardId,
+        /// Its group.
+        group: GroupId,
+        /// What it must have.
+        after: LogIndex,
+    },
+    /// Copies the images' rows into files of the new shards, or rests. It goes on by itself. The shards must be the same
+    /// each time.
+    Copy {
+        /// The shards that there are images of, in the order of their ranges. Reference tables come from the first.
+        sources: Vec<ShardId>,
+        /// The shards that get files.
+        targets: Vec<BuildTarget>,
+        /// Whether it is to rest.
+        rests: bool,
+        /// How many bytes a second it may copy; 0 for as many as it can.
+        rate: u64,
+    },
+    /// Founds a new shard's group with its file.
+    Found {
+        /// The shard.
+        shard: ShardId,
+        /// Its group.
+        group: GroupId,
+    },
+    /// Deletes what was built for the reshard, in any try. Groups that were founded stay.
+    Discard,
+}
+
+/// A new shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BuildTarget {
+    /// The shard.
+    pub shard: ShardId,
+    /// Its group.
+    pub group: GroupId,
+    /// Its range, in its keyspace.
+    pub range: KeyRange,
+}
+
+/// What became of a [`BuildRequest`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Built {
+    /// The image has all up to there.
+    Begun(LogIndex),
+    /// It isn't complete yet.
+    Copying(BuildProgress),
+    /// All files are complete, and on the disk.
+    Copied,
+    /// The node's disk is full. Asked again, it goes on from where it is.
+    DiskFull,
+    /// An image that there must be is gone: all of them are to be begun anew, as another try. Says what was lost.
+    Lost(String),
+    /// The group has its leader, on this node.
+    Founded,
+    /// Nothing is left.
+    Discarded,
+}
+
+/// How far a build is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BuildProgress {
+    /// How much of the images there is, as far as it's known how big they are.
+    pub images: Progress,
+    /// How many rows were copied.
+    pub rows: u64,
+    /// How many bytes these have, of how many the images have.
+    pub bytes: Progress,
 }
 
 /// A reshard that an admin wishes for. Repeating it under the same id is safe.
@@ -309,7 +401,7 @@ pub struct ReshardStatus {
     /// Whether the other side is to serve as soon as it can. Otherwise somebody must say so.
     pub wanted: bool,
     /// What has been done of what the phase has to do, in bytes and of how many.
-    pub bytes: Option<super::Progress>,
+    pub bytes: Option<Progress>,
     /// How many rows have been copied.
     pub rows: Option<u64>,
     /// How far the flow is behind that is furthest behind.

@@ -2,6 +2,7 @@
 
 use super::changes::{Changes, ChangesRequest};
 use super::cut::{CutRequest, Unsettled};
+use super::reshard::{BuildRequest, Built};
 use super::transaction::{Branch, BranchAccess, BranchRequest, BranchStatus};
 use super::{BoxFuture, BoxStream, ServiceResult};
 use crate::ids::{CutId, Epoch, LogIndex, RequestId, RouterIncarnation, SchemaVersion, ShardId, TableId};
@@ -50,6 +51,9 @@ pub trait ShardService: Send + Sync {
         shard: ShardId,
         request: RequestId,
     ) -> BoxFuture<'_, ServiceResult<Option<FragmentResponse>>>;
+
+    /// Builds new shards of a reshard on this node, and says how far it is.
+    fn build(&self, request: BuildRequest) -> BoxFuture<'_, ServiceResult<Built>>;
 }
 
 /// One statement for one shard.

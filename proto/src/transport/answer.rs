@@ -106,7 +106,7 @@ fn writes(kind: &Kind) -> bool {
         Kind::Branches(_) | Kind::Transactions(_) | Kind::KeepAlive(_) | Kind::Claim(_) | Kind::Cut(_) => {
             false
         }
-        Kind::Outcome(_) => false,
+        Kind::Outcome(_) | Kind::Build(_) => false,
         Kind::Found(_) | Kind::Init(_) => true,
     }
 }
@@ -142,6 +142,10 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
         Kind::Changes(request) => {
             let parts = shard(reply)?.changes(ChangesRequest::from_message(request)?).await?;
             return changes(reply, parts).await;
+        }
+        Kind::Build(request) => {
+            let request = BuildRequest::from_message(request)?;
+            AnswerKind::Build(shard(reply)?.build(request).await?.to_message())
         }
         Kind::Outcome(ask) => {
             let AskOutcome(number, request) = AskOutcome::from_message(ask)?;

@@ -143,6 +143,17 @@ impl ShardService for NodeClient {
         })
     }
 
+    fn build(&self, request: BuildRequest) -> BoxFuture<'_, ServiceResult<Built>> {
+        Box::pin(async move {
+            let timeout = with_way(request.timeout);
+            let read = |answer| match answer {
+                answer::Kind::Build(message) => Some(Built::from_message(message)),
+                _ => None,
+            };
+            self.simple(timeout, Retry::Later, call::Kind::Build(request.to_message()), read).await
+        })
+    }
+
     fn outcome(
         &self,
         shard: ShardId,

@@ -4,13 +4,128 @@ use super::generated as pb;
 use super::shard::nanos;
 use super::topology::{node_numbers, nodes};
 use super::{Convert, DecodeError, each, id, known, maybe, messages, one, required};
-use crate::ids::{Attempt, LogIndex, NodeId, RequestId, ReshardId, ShardId, TransactionId};
+use crate::ids::{Attempt, GroupId, LogIndex, NodeId, RequestId, ReshardId, ShardId, TransactionId};
 use crate::services::{
-    FlowObstacle, FlowStatus, HandOver, HandOverAction, HandedOver, Hindrance, HindranceCause, Progress,
-    Reached, ReshardCommand, ReshardCourse, ReshardOptions, ReshardPhase, ReshardPlan, ReshardStatus,
-    ReshardWish, SplitAt,
+    BuildAction, BuildProgress, BuildRequest, BuildTarget, Built, FlowObstacle, FlowStatus, HandOver,
+    HandOverAction, HandedOver, Hindrance, HindranceCause, Progress, Reached, ReshardCommand, ReshardCourse,
+    ReshardOptions, ReshardPhase, ReshardPlan, ReshardStatus, ReshardWish, SplitAt,
 };
 use std::time::Duration;
+
+impl Convert for BuildRequest {
+    type Message = pb::BuildRequest;
+    const NAME: &'static str = "build";
+
+    fn to_message(&self) -> pb::BuildRequest {
+        use pb::build_request::{Action, Copy, Found, Image};
+        let BuildRequest { reshard, tries, action, timeout } = self;
+        let action = match action {
+            BuildAction::Image { shard, group, after } => {
+                Action::Image(Image { shard: shard.0, group: group.0, after: after.0 })
+            }
+            BuildAction::Copy { sources, targets, rests, rate } => Action::Copy(Copy {
+                sources: sources.iter().map(|shard| shard.0).collect(),
+                targets: messages(targets),
+                rests: *rests,
+                rate: *rate,
+            }),
+            BuildAction::Found { shard, group } => Action::Found(Found { shard: shard.0, group: group.0 }),
+            BuildAction::Discard => Action::Discard(pb::Nothing {}),
+        };
+        pb::BuildRequest { reshard: reshard.0, tries: *tries, action: Some(action), timeout: nanos(*timeout) }
+    }
+
+    fn from_message(message: pb::BuildRequest) -> Result<Self, DecodeError> {
+        use pb::build_request::{Action, Copy, Found, Image};
+        let pb::BuildRequest { reshard, tries, action, timeout } = message;
+        let action = match required("action", action)? {
+            Action::Image(Image { shard, group, after }) => BuildAction::Image {
+                shard: ShardId(id("image.shard", shard)?),
+                group: GroupId(id("image.group", group)?),
+                after: LogIndex(after),
+            },
+            Action::Copy(Copy { sources, targets, rests, rate }) => {
+                if sources.is_empty() || targets.is_empty() {
+                    return Err(DecodeError::new("copy", "it has no shards"));
+                }
+                let source = |shard| Ok(ShardId(id("copy.sources", shard)?));
+                let sources = sources.into_iter().map(source).collect::<Result<_, _>>()?;
+                BuildAction::Copy { sources, targets: each("copy.targets", targets)?, rests, rate }
+            }
+            Action::Found(Found { shard, group }) => BuildAction::Found {
+                shard: ShardId(id("found.shard", shard)?),
+                group: GroupId(id("found.group", group)?),
+            },
+            Action::Discard(pb::Nothing {}) => BuildAction::Discard,
+        };
+        let timeout = Duration::from_nanos(timeout);
+        Ok(BuildRequest { reshard: ReshardId(id("reshard", reshard)?), tries, action, timeout })
+    }
+}
+
+impl Convert for BuildTarget {
+    type Message = pb::BuildTarget;
+    const NAME: &'static str = "target";
+
+    fn to_message(&self) -> pb::BuildTarget {
+        let BuildTarget { shard, group, range } = self;
+        pb::BuildTarget { shard: shard.0, group: group.0, range: Some(range.to_message()) }
+    }
+
+    fn from_message(message: pb::BuildTarget) -> Result<Self, DecodeError> {
+        let pb::BuildTarget { shard, group, range } = message;
+        let (shard, group) = (ShardId(id("shard", shard)?), GroupId(id("group", group)?));
+        Ok(BuildTarget { shard, group, range: one("range", range)? })
+    }
+}
+
+impl Convert for Built {
+    type Message = pb::Built;
+    const NAME: &'static str = "built";
+
+    fn to_message(&self) -> pb::Built {
+        use pb::built::Outcome;
+        let outcome = match self {
+            Built::Begun(index) => Outcome::Begun(index.0),
+            Built::Copying(progress) => {
+                let BuildProgress { images, rows, bytes } = *progress;
+                Outcome::Copying(pb::BuildProgress {
+                    images: images.done,
+                    images_total: images.total,
+                    rows,
+                    bytes: bytes.done,
+                    bytes_total: bytes.total,
+                })
+            }
+            Built::Copied => Outcome::Copied(pb::Nothing {}),
+            Built::DiskFull => Outcome::DiskFull(pb::Nothing {}),
+            Built::Lost(what) => Outcome::Lost(what.clone()),
+            Built::Founded => Outcome::Founded(pb::Nothing {}),
+            Built::Discarded => Outcome::Discarded(pb::Nothing {}),
+        };
+        pb::Built { outcome: Some(outcome) }
+    }
+
+    fn from_message(message: pb::Built) -> Result<Self, DecodeError> {
+        use pb::built::Outcome;
+        Ok(match required("outcome", message.outcome)? {
+            Outcome::Begun(index) => Built::Begun(LogIndex(index)),
+            Outcome::Copying(pb::BuildProgress { images, images_total, rows, bytes, bytes_total }) => {
+                let images = Progress { done: images, total: images_total };
+                Built::Copying(BuildProgress {
+                    images,
+                    rows,
+                    bytes: Progress { done: bytes, total: bytes_total },
+                })
+            }
+            Outcome::Copied(pb::Nothing {}) => Built::Copied,
+            Outcome::DiskFull(pb::Nothing {}) => Built::DiskFull,
+            Outcome::Lost(what) => Built::Lost(what),
+            Outcome::Founded(pb::Nothing {}) => Built::Founded,
+            Outcome::Discarded(pb::Nothing {}) => Built::Discarded,
+        })
+    }
+}
 
 impl Convert for HandOver {
     type Message = pb::HandOver;

@@ -270,6 +270,32 @@ fn reshards_come_back() {
     let wrong = error::<HandOver>(&hand_over(0, HandOverAction::Unseal).to_message());
     assert_eq!(wrong.to_string(), "malformed hand_over.attempt: it is missing");
 
+    let build = |action| BuildRequest { reshard: ReshardId(7), tries: 2, action, timeout };
+    let (shard, group) = (ShardId(3), GroupId(4));
+    let copy = |sources| {
+        let targets = vec![BuildTarget { shard, group, range: KeyRange { start: vec![1], end: None } }];
+        build(BuildAction::Copy { sources, targets, rests: true, rate: 9 })
+    };
+    check_equal(build(BuildAction::Image { shard, group, after: LogIndex(5) }));
+    check_equal(copy(vec![ShardId(1), ShardId(2)]));
+    check_equal(build(BuildAction::Found { shard, group }));
+    check_equal(build(BuildAction::Discard));
+    let wrong = error::<BuildRequest>(&copy(vec![]).to_message());
+    assert_eq!(wrong.to_string(), "malformed build.copy: it has no shards");
+    let progress = |done| Progress { done, total: 2 * done };
+    let copying = BuildProgress { images: progress(1), rows: 3, bytes: progress(5) };
+    for built in [
+        Built::Begun(LogIndex(9)),
+        Built::Copying(copying),
+        Built::Copied,
+        Built::DiskFull,
+        Built::Lost("an image".into()),
+        Built::Founded,
+        Built::Discarded,
+    ] {
+        check_equal(built);
+    }
+
     let hindrance =
         |cause| Hindrance { transaction: transaction(), cause, since: Duration::from_millis(180_001) };
     let flow = |obstacle| FlowStatus {

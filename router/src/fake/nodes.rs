@@ -138,6 +138,10 @@ impl ShardService for FakeNode {
         self.fake.branches(shard)
     }
 
+    fn build(&self, request: BuildRequest) -> BoxFuture<'_, ServiceResult<Built>> {
+        self.fake.build(request)
+    }
+
     fn changes(
         &self,
         request: ChangesRequest,

@@ -8,7 +8,8 @@ use super::plan::Source;
 use crate::fence::{self, State as Serves};
 use dialect::sqlite::error;
 use proto::{SchemaVersion, ShardId, WireError};
-use rusqlite::{Connection, params_from_iter};
+use rusqlite::{Connection, OpenFlags, params_from_iter};
+use std::path::Path;
 
 /// How far a file is.
 pub(super) enum State {
@@ -27,6 +28,12 @@ pub(super) fn state(connection: &Connection) -> Result<State, WireError> {
         (false, true) => State::Complete,
         (false, false) => State::Empty,
     })
+}
+
+/// Whether the file at this place, which nobody has open, has everything.
+pub(super) fn is_complete(path: &Path) -> Result<bool, WireError> {
+    let connection = super::plan::open(path, OpenFlags::empty())?;
+    Ok(matches!(state(&connection)?, State::Complete))
 }
 
 /// What is copied row by row of the tables that replicas and shards have for themselves, of one old shard after the other: what is
@@ -70,8 +77,6 @@ pub(super) fn begin(connection: &Connection, shard: ShardId, sources: &[Source])
     // With the highest mark of a router, requests below it are forgotten.
     run("DELETE FROM replica_requests WHERE sequence <
            (SELECT settled FROM replica_marks AS m WHERE m.router = replica_requests.router);
-         CREATE TABLE IF NOT EXISTS shoal_source (shard INTEGER NOT NULL PRIMARY KEY, position INTEGER NOT NULL,
-                                                  attempt INTEGER NOT NULL) STRICT;
          CREATE TABLE shoal_building (one INTEGER NOT NULL PRIMARY KEY, tables INTEGER NOT NULL, key BLOB,
                                       indexes INTEGER NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL) STRICT;
          INSERT INTO shoal_building VALUES (1, 0, NULL, 0, 0, 0)")?;

@@ -1,10 +1,504 @@
-//! Databases of new shards, made of images of old ones.
+//! Databases of new shards, made on this node of images of its own replicas of old ones.
+//!
+//! Requests come in ([`BuildRequest`]), each of them as often as it takes; files come out, in a directory of the reshard's try, and in the
+//! end groups that are founded with them. Between requests a build goes on by itself, a slice at a time, until all is done that was asked for; after
+//! a crash it goes on from its files once it is asked again. Nothing here decides anything: what isn't named by the topology any
+//! more is deleted ([`Builds::keep`]).
 
 mod copy;
 mod finish;
 mod plan;
 
-use proto::{SqlState, WireError};
+use crate::node::ShardNode;
+use copy::Copying;
+use parking_lot::Mutex;
+use plan::{Plan, Target};
+use proto::machine::{self, Machine};
+use proto::services::{
+    BuildAction, BuildProgress, BuildRequest, BuildTarget, Built, Consistency, Progress, ReplicaRole,
+    ServiceResult,
+};
+use proto::topology::Topology;
+use proto::{GroupId, LogIndex, NodeId, ReshardId, Retry, ShardId, SqlState, WireError};
+use replica::{Host, Replica, ReplicaError};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+/// The longest that anything is waited for.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// What names a build: the reshard, and which try it is.
+pub(crate) type Name = (ReshardId, u32);
+
+/// The builds of a node.
+pub(crate) struct Builds {
+    host: Arc<Host>,
+    machine: Machine,
+    directory: PathBuf,
+    known: Mutex<BTreeMap<Name, Known>>,
+}
+
+/// A build that there are files of.
+#[derive(Default)]
+struct Known {
+    /// Once something was asked of it in this process.
+    build: Option<Arc<Build>>,
+    task: Option<AbortHandle>,
+    /// Its files are being deleted.
+    goes: bool,
+}
+
+struct Build {
+    directory: PathBuf,
+    work: Mutex<Work>,
+    /// There is something to do.
+    news: Notify,
+}
+
+/// What a build has to do.
+#[derive(Default)]
+struct Work {
+    /// Images that aren't whole.
+    images: BTreeMap<ShardId, replica::Copying>,
+    plan: Option<Plan>,
+    rests: bool,
+    rate: u64,
+    copying: Option<Copying>,
+    is_copied: bool,
+    /// Nothing is done until somebody has heard of it.
+    failure: Option<WireError>,
+    /// Its files are gone, or go.
+    ended: bool,
+}
+
+/// What is to follow on a slice.
+enum Next {
+    /// Another one, after so many bytes.
+    Slice(u64),
+    /// Nothing, before somebody asks.
+    Nothing,
+}
+
+impl ShardNode {
+    /// Builds for a reshard.
+    pub(crate) async fn build_for(&self, request: BuildRequest) -> ServiceResult<Built> {
+        let builds = &self.builds;
+        let name = (request.reshard, request.tries);
+        let until = machine::now() + request.timeout.min(LONGEST);
+        let answer = match request.action {
+            BuildAction::Image { shard, group, after } => {
+                builds.image(name, shard, group, after, until).await
+            }
+            BuildAction::Copy { sources, targets, rests, rate } => {
+                builds.copy(name, sources, targets, rests, rate).await
+            }
+            BuildAction::Found { shard, group } => builds.found(name, shard, group, until).await,
+            BuildAction::Discard => builds.discard(request.reshard).await,
+        };
+        answer.or_else(|error| match error.sqlstate {
+            SqlState::DISK_FULL => Ok(Built::DiskFull),
+            _ => Err(error),
+        })
+    }
+}
+
+impl Builds {
+    /// The builds whose files are there.
+    pub fn open(host: Arc<Host>, machine: Machine) -> Self {
+        let directory = host.beside("builds");
+        let mut known = BTreeMap::new();
+        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+            if let Some(name) = entry.file_name().to_str().and_then(name_of) {
+                known.insert(name, Known::default());
+            }
+        }
+        Self { host, machine, directory, known: Mutex::new(known) }
+    }
+
+    /// The builds that there are.
+    pub fn names(&self) -> Vec<Name> {
+        self.known.lock().keys().copied().collect()
+    }
+
+    /// Whether there is a build that the topology doesn't name.
+    pub fn are_left_over(&self, topology: &Topology, node: NodeId) -> bool {
+        self.known.lock().keys().any(|name| !is_named(topology, node, *name))
+    }
+
+    /// Deletes the builds that the topology doesn't name, as far as they were there before it was asked for: one that has begun
+    /// since may be of a try that it doesn't tell of. Writes to disk.
+    pub fn keep(&self, topology: &Topology, node: NodeId, before: &[Name]) {
+        for name in before.iter().filter(|name| !is_named(topology, node, **name)) {
+            if let Err(error) = self.delete(*name) {
+                tracing::error!(reshard = %name.0, %error, "what was built for a reshard can't be deleted");
+            }
+        }
+    }
+
+    fn path(&self, (reshard, tries): Name) -> PathBuf {
+        self.directory.join(format!("{}-{tries}", reshard.0))
+    }
+
+    /// The build, at work.
+    fn build(&self, name: Name) -> ServiceResult<Arc<Build>> {
+        let mut known = self.known.lock();
+        let known = known.entry(name).or_default();
+        if known.goes {
+            return Err(discarded());
+        }
+        if let Some(build) = &known.build {
+            return Ok(Arc::clone(build));
+        }
+        let build =
+            Arc::new(Build { directory: self.path(name), work: Mutex::default(), news: Notify::new() });
+        let task = tokio::spawn(Arc::clone(&build).go_on(self.machine.clone()));
+        (known.build, known.task) = (Some(Arc::clone(&build)), Some(task.abort_handle()));
+        Ok(build)
+    }
+
+    /// Runs something that takes long and needs the build.
+    async fn with<T: Send + 'static>(
+        &self,
+        build: &Arc<Build>,
+        run: impl FnOnce(&Build, &mut Work) -> ServiceResult<T> + Send + 'static,
+    ) -> ServiceResult<T> {
+        let held = Arc::clone(build);
+        let run = move || {
+            let mut work = held.work.lock();
+            if work.ended {
+                return Err(discarded());
+            }
+            run(&held, &mut work)
+        };
+        let ran = self.machine.blocking(run).await;
+        let ran = ran.unwrap_or_else(|_| Err(WireError::internal("building shards has failed")));
+        build.news.notify_one();
+        ran
+    }
+
+    async fn image(
+        &self,
+        name: Name,
+        shard: ShardId,
+        group: GroupId,
+        after: LogIndex,
+        until: Instant,
+    ) -> ServiceResult<Built> {
+        let replica = self.host.replica(group).ok_or_else(|| {
+            WireError::new(
+                SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
+                format!("no replica of {group} is here"),
+            )
+            .with_retry(Retry::Later)
+        })?;
+        if !replica.has_applied(after) {
+            drop(replica.snapshot_after(Consistency::Session, after, until).await?);
+        }
+        let build = self.build(name)?;
+        let begun = self.with(&build, move |build, work| build.image(work, shard, &replica, after));
+        begun.await.map(Built::Begun)
+    }
+
+    async fn copy(
+        &self,
+        name: Name,
+        sources: Vec<ShardId>,
+        targets: Vec<BuildTarget>,
+        rests: bool,
+        rate: u64,
+    ) -> ServiceResult<Built> {
+        if targets.iter().any(|target| self.host.replica(target.group).is_some()) {
+            // None was founded before all were complete.
+            return Ok(Built::Copied);
+        }
+        let targets = targets.into_iter().map(|BuildTarget { shard, range, .. }| Target { shard, range });
+        let targets = targets.collect();
+        self.with(&self.build(name)?, move |build, work| {
+            let plan = Plan { directory: build.directory.clone(), sources, targets };
+            (work.rests, work.rate) = (rests, rate);
+            build.copy(work, plan)
+        })
+        .await
+    }
+
+    async fn found(
+        &self,
+        name: Name,
+        shard: ShardId,
+        group: GroupId,
+        until: Instant,
+    ) -> ServiceResult<Built> {
+        let founded = match self.host.replica(group) {
+            Some(replica) => Ok(replica),
+            None => {
+                let host = Arc::clone(&self.host);
+                self.with(&self.build(name)?, move |build, work| build.found(work, &host, shard, group))
+                    .await?
+            }
+        };
+        let replica = match founded {
+            Ok(replica) => replica,
+            Err(lost) => return Ok(Built::Lost(lost)),
+        };
+        let mut status = replica.watch();
+        let leads = status.wait_for(|status| status.role == ReplicaRole::Leader);
+        match tokio::time::timeout_at(until.into(), leads).await {
+            Ok(Ok(_)) => Ok(Built::Founded),
+            _ => Err(WireError::new(SqlState::CANNOT_CONNECT_NOW, "the group has no leader yet")
+                .with_retry(Retry::Later)),
+        }
+    }
+
+    async fn discard(&self, reshard: ReshardId) -> ServiceResult<Built> {
+        for name in self.names().into_iter().filter(|name| name.0 == reshard) {
+            machine::in_place(|| self.delete(name))?;
+        }
+        Ok(Built::Discarded)
+    }
+
+    /// Deletes what there is of a build, after the slice that is under way.
+    fn delete(&self, name: Name) -> ServiceResult<()> {
+        let (build, task) = match self.known.lock().get_mut(&name) {
+            // Somebody else does, or has done, so.
+            None | Some(Known { goes: true, .. }) => return Ok(()),
+            Some(known) => {
+                known.goes = true;
+                (known.build.take(), known.task.take())
+            }
+        };
+        if let Some(task) = task {
+            task.abort();
+        }
+        if let Some(build) = build {
+            *build.work.lock() = Work { ended: true, ..Work::default() };
+        }
+        let removed = remove(&self.path(name));
+        let mut known = self.known.lock();
+        match &removed {
+            Ok(()) => drop(known.remove(&name)),
+            Err(_) => drop(known.insert(name, Known::default())),
+        }
+        removed
+    }
+}
+
+impl Drop for Builds {
+    fn drop(&mut self) {
+        for known in self.known.get_mut().values() {
+            if let Some(task) = &known.task {
+                task.abort();
+            }
+        }
+    }
+}
+
+impl Build {
+    /// Goes on whenever there is something to do.
+    async fn go_on(self: Arc<Self>, machine: Machine) {
+        loop {
+            let (build, begun) = (Arc::clone(&self), machine::now());
+            let next = machine.blocking(move || {
+                let mut work = build.work.lock();
+                (build.slice(&mut work), work.rate)
+            });
+            match next.await {
+                Ok((Next::Slice(bytes), rate)) => {
+                    tokio::time::sleep_until((begun + least(bytes, rate)).into()).await
+                }
+                Ok((Next::Nothing, _)) => self.news.notified().await,
+                Err(error) => {
+                    tracing::error!(%error, "building shards has failed");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn slice(&self, work: &mut Work) -> Next {
+        if work.ended || work.rests || work.failure.is_some() {
+            return Next::Nothing;
+        }
+        work.step().unwrap_or_else(|error| {
+            tracing::warn!(directory = %self.directory.display(), %error, "building shards is held up");
+            // What isn't whole is begun anew, or goes on from its last batch.
+            work.images.clear();
+            work.copying = None;
+            work.failure = Some(error);
+            Next::Nothing
+        })
+    }
+
+    /// Begins an image, or finds it begun.
+    fn image(
+        &self,
+        work: &mut Work,
+        shard: ShardId,
+        replica: &Replica,
+        after: LogIndex,
+    ) -> ServiceResult<LogIndex> {
+        if let Some(failure) = work.failure.take() {
+            return Err(failure);
+        }
+        work.rests = false;
+        let path = plan::image(&self.directory, shard);
+        let begun = match work.images.get(&shard) {
+            Some(copying) => Some(copying.position()),
+            None if path.exists() => Some(plan::Source::open(&self.directory, shard)?.position),
+            None => None,
+        };
+        if let Some(index) = begun.filter(|index| *index >= after) {
+            return Ok(index);
+        }
+        work.images.remove(&shard);
+        fs::create_dir_all(&self.directory).map_err(|source| io(&self.directory, source))?;
+        remove(&path)?;
+        let copying = replica.copy(&path).map_err(WireError::from)?;
+        let index = copying.position();
+        work.images.insert(shard, copying);
+        Ok(index)
+    }
+
+    /// Has it copy by this plan, and says how far it is.
+    fn copy(&self, work: &mut Work, plan: Plan) -> ServiceResult<Built> {
+        if work.is_copied {
+            return Ok(Built::Copied);
+        }
+        let gone = |shard: &&ShardId| {
+            !work.images.contains_key(shard) && !plan::image(&self.directory, **shard).exists()
+        };
+        if let Some(shard) = plan.sources.iter().find(gone) {
+            return Ok(Built::Lost(format!("the image of shard {shard}")));
+        }
+        match &work.plan {
+            Some(known) if *known != plan => return Err(WireError::internal("a build has another plan")),
+            _ => work.plan = Some(plan),
+        }
+        if !work.rests
+            && let Some(failure) = work.failure.take()
+        {
+            return Err(failure);
+        }
+        Ok(Built::Copying(work.progress()))
+    }
+
+    /// Founds a group; what is lost, if its file is.
+    fn found(
+        &self,
+        work: &mut Work,
+        host: &Host,
+        shard: ShardId,
+        group: GroupId,
+    ) -> ServiceResult<Result<Replica, String>> {
+        let path = plan::file(&self.directory, shard);
+        if work.copying.is_some() {
+            return Err(incomplete());
+        }
+        if !path.exists() && host.replica(group).is_none() {
+            return Ok(Err(format!("the file of shard {shard}")));
+        }
+        if path.exists() && !finish::is_complete(&path)? {
+            return Err(incomplete());
+        }
+        let replica = host.create_from(group, &path).map_err(WireError::from)?;
+        let entries = fs::read_dir(&self.directory).map_err(|source| io(&self.directory, source))?;
+        let names: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        let is = |path: &&PathBuf, kind: &str| {
+            path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(kind))
+        };
+        if !names.iter().any(|path| is(&path, "shard-")) {
+            for path in names.iter().filter(|path| is(path, "image-")) {
+                remove(path)?;
+            }
+        }
+        Ok(Ok(replica))
+    }
+}
+
+impl Work {
+    fn step(&mut self) -> ServiceResult<Next> {
+        if let Some((shard, mut image)) = self.images.pop_first() {
+            let before = image.progress().done;
+            let is_whole = image.step().map_err(WireError::from)?;
+            let bytes = image.progress().done.saturating_sub(before);
+            if !is_whole {
+                self.images.insert(shard, image);
+            }
+            return Ok(Next::Slice(bytes));
+        }
+        let Some(plan) = self.plan.as_ref().filter(|_| !self.is_copied) else { return Ok(Next::Nothing) };
+        let copying = match &mut self.copying {
+            Some(copying) => copying,
+            None => self.copying.insert(Copying::open(plan)?),
+        };
+        let before = copying.progress().1;
+        self.is_copied = copying.step()?;
+        let bytes = copying.progress().1.saturating_sub(before);
+        if self.is_copied {
+            self.copying = None;
+        }
+        Ok(Next::Slice(bytes))
+    }
+
+    fn progress(&self) -> BuildProgress {
+        let nothing = Progress { done: 0, total: 0 };
+        let images = self.images.values().map(replica::Copying::progress);
+        let images =
+            images.fold(nothing, |a, b| Progress { done: a.done + b.done, total: a.total + b.total });
+        let (rows, done, total) = self.copying.as_ref().map(Copying::progress).unwrap_or_default();
+        BuildProgress { images, rows, bytes: Progress { done, total } }
+    }
+}
+
+/// How long so many bytes take at a rate; no time, if there is none.
+fn least(bytes: u64, rate: u64) -> Duration {
+    if rate == 0 { Duration::ZERO } else { Duration::from_secs_f64(bytes as f64 / rate as f64) }
+}
+
+fn is_named(topology: &Topology, node: NodeId, (reshard, tries): Name) -> bool {
+    let mut builds =
+        topology.reshards.iter().filter(|found| found.id == reshard).filter_map(|found| found.build.as_ref());
+    builds.any(|build| build.node == node && build.tries == tries)
+}
+
+fn name_of(directory: &str) -> Option<Name> {
+    let (reshard, tries) = directory.split_once('-')?;
+    Some((ReshardId(reshard.parse().ok()?), tries.parse().ok()?))
+}
+
+/// Removes a file or a directory, with what SQLite put beside it.
+fn remove(path: &Path) -> ServiceResult<()> {
+    for suffix in ["", "-journal", "-wal", "-shm"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        let name = Path::new(&name);
+        let removed = if name.is_dir() { fs::remove_dir_all(name) } else { fs::remove_file(name) };
+        match removed {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(io(name, error)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn io(path: &Path, source: std::io::Error) -> WireError {
+    ReplicaError::Io { path: path.to_owned(), source }.into()
+}
+
+fn discarded() -> WireError {
+    WireError::new(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, "what was built is discarded")
+        .with_retry(Retry::Later)
+}
+
+fn incomplete() -> WireError {
+    WireError::new(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, "the file of a new shard isn't complete yet")
+        .with_retry(Retry::Later)
+}
 
 fn damaged(problem: &str) -> WireError {
     WireError::new(SqlState::DATA_CORRUPTED, format!("an image can't be built from: {problem}"))

@@ -2,10 +2,12 @@
 
 use super::copy::Copying;
 use super::plan::{Plan, Target, file, image};
+use super::{Build, Next, Work};
 use crate::fence::{self, Standing, State};
 use crate::layout::tests::{Chance, fill, make, tables};
 use crate::layout::{Layouts, Share};
 use proto::catalog::{Index, IndexColumn, Table};
+use proto::services::Built;
 use proto::topology::Sharding;
 use proto::{ColumnId, IndexId, KeyRange, SchemaVersion, ShardId, SqlState, Value};
 use rusqlite::Connection;
@@ -333,4 +335,41 @@ fn rows_are_read_in_the_order_of_an_index() {
         assert!(searches == sql.contains("WHERE") && (searches || step.starts_with("SCAN")), "{sql}: {step}");
     }
     assert_eq!(copying.scans().len(), 2 * all().len());
+}
+
+#[test]
+fn who_asks_hears_of_a_full_disk_and_by_asking_has_it_go_on() {
+    let directory = tempfile::tempdir().unwrap();
+    images(directory.path(), Sharding::Hash, &[(2, KeyRange::full())]);
+    let plan = plan(directory.path(), &[2], &cut(&[&[0x50]]));
+    let build =
+        Build { directory: directory.path().to_owned(), work: Default::default(), news: Default::default() };
+    let mut work = Work::default();
+    let ask = |work: &mut Work| build.copy(work, plan.clone());
+    // The slices until there is nothing more to do.
+    let go_on = |work: &mut Work, limit: Option<u32>| {
+        while let Next::Slice(_) = build.slice(work) {
+            if let (Some(copying), Some(pages)) = (&work.copying, limit) {
+                copying.limit(pages);
+            }
+        }
+    };
+    assert!(matches!(ask(&mut work).unwrap(), Built::Copying(_)));
+    go_on(&mut work, Some(60));
+    // One that is to rest isn't gone on with, and nothing is told that nobody can do anything about.
+    work.rests = true;
+    assert!(matches!(ask(&mut work).unwrap(), Built::Copying(_)));
+    work.rests = false;
+    assert_eq!(ask(&mut work).unwrap_err().sqlstate, SqlState::DISK_FULL);
+    assert!(matches!(ask(&mut work).unwrap(), Built::Copying(_)));
+    work.rests = true;
+    assert!(matches!(build.slice(&mut work), Next::Nothing));
+    work.rests = false;
+    go_on(&mut work, None);
+    assert_eq!(ask(&mut work).unwrap(), Built::Copied);
+    check(&plan);
+    let other = Plan { targets: Vec::new(), ..plan.clone() };
+    let (mut fresh, known) = (Work::default(), build.copy(&mut Work::default(), other.clone()));
+    assert!(known.is_ok() && build.copy(&mut fresh, plan.clone()).is_ok());
+    assert!(build.copy(&mut fresh, other).unwrap_err().to_string().contains("another plan"));
 }

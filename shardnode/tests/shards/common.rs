@@ -99,7 +99,7 @@ impl Node {
 
     /// Has the node hold what a state says that was just asked for.
     pub fn settle(&self, state: &ClusterState) -> bool {
-        self.shards.settle(state, &self.host.replicas())
+        self.shards.settle(state, &self.shards.before())
     }
 
     /// One that has heard of no cluster.

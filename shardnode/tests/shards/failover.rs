@@ -10,7 +10,7 @@ use std::time::Duration;
 const TABLE: &str = "CREATE TABLE t1 (c1 INTEGER NOT NULL PRIMARY KEY, c2 INTEGER NOT NULL) STRICT";
 
 /// Asks one node after the other until one answers as leader; says which.
-async fn ask<'a, T, F>(nodes: &'a [Node], call: impl Fn(&'a Node) -> F) -> (usize, Result<T, WireError>)
+pub async fn ask<'a, T, F>(nodes: &'a [Node], call: impl Fn(&'a Node) -> F) -> (usize, Result<T, WireError>)
 where
     F: Future<Output = Result<T, WireError>>,
 {

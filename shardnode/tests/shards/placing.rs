@@ -4,6 +4,7 @@ use crate::common::{GROUP, Node, SHARD, state};
 use proto::services::{ClusterState, ReplicaStatus, ShardService};
 use proto::topology::Topology;
 use proto::{Epoch, Incarnation, NodeId, Retry, Value};
+use shardnode::Before;
 use std::sync::Arc;
 
 const HERE: NodeId = NodeId(1);
@@ -76,7 +77,7 @@ async fn what_came_after_the_question_is_left_alone() {
     let elsewhere = changed(&state(vec![HERE]), |topology| {
         topology.shards.get_mut(&SHARD).unwrap().replicas = vec![NodeId(2)];
     });
-    assert!(!node.shards.settle(&elsewhere, &[]), "it is to be asked again");
+    assert!(!node.shards.settle(&elsewhere, &Before::default()), "it is to be asked again");
     assert!(node.host.replica(GROUP).is_some());
     assert!(node.settle(&elsewhere));
     assert!(node.host.replica(GROUP).is_none());

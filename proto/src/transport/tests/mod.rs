@@ -136,6 +136,10 @@ impl ShardService for Shard {
     }
 
     /// Shard 1 says something for ever, shard 2 once, shard 3 once before an error.
+    fn build(&self, request: BuildRequest) -> BoxFuture<'_, ServiceResult<Built>> {
+        Box::pin(async move { Ok(Built::Lost(format!("{:?}", request.action))) })
+    }
+
     fn changes(
         &self,
         request: ChangesRequest,

@@ -201,6 +201,9 @@ async fn every_other_request_crosses() {
     assert_eq!(soon(client.transact(finish)).await, Ok(LogIndex(7)));
     assert_eq!(soon(client.branches(ShardId(4))).await, Ok(vec![branch(ShardId(4))]));
     let request = |sequence| RequestId { router: RouterIncarnation(1), sequence };
+    let (reshard, action) = (ReshardId(7), BuildAction::Discard);
+    let build = BuildRequest { reshard, tries: 2, action, timeout: Duration::from_secs(9) };
+    assert_eq!(soon(client.build(build)).await.unwrap(), Built::Lost("Discard".into()));
     let told = soon(client.outcome(ShardId(4), request(6))).await.unwrap().unwrap();
     assert_eq!((told.affected, told.position), (6, LogIndex(4)));
     assert!(matches!(told.rows, RowSource::Whole(rows) if rows == batch(6, 2)));
