@@ -129,9 +129,13 @@ impl ShardNode {
 
     /// How far the flows are that end in a shard's group, if it is led here.
     pub fn flow_statuses(&self, target: ShardId) -> ServiceResult<Vec<FlowStatus>> {
+        let replica = self.find(target, None)?;
         self.flows.statuses(target).ok_or_else(|| {
+            let leader = replica.status().leader.filter(|leader| *leader != self.config.node);
+            // Who leads may not have begun.
+            let retry = if replica.is_leader() { Retry::Later } else { Retry::NotLeader(leader) };
             let message = format!("node {} runs no flows to shard {target}", self.config.node);
-            WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(Retry::NotLeader(None))
+            WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(retry)
         })
     }
 

@@ -16,7 +16,7 @@ use proto::{
 use replica::{Overlay, Piece, Pieces, Rehearsal, Replay, Replica, Staging, Write};
 use shardnode::ShardNode;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
@@ -207,7 +207,14 @@ impl Cluster {
     /// How far a target is with its sources, and what stops it.
     async fn positions(&self, target: ShardId) -> BTreeMap<ShardId, (LogIndex, Option<FlowObstacle>)> {
         let (node, _) = self.leader(target).await;
-        let statuses = node.shards.flow_statuses(target).unwrap_or_default();
+        let statuses = match node.shards.flow_statuses(target) {
+            Ok(statuses) => statuses,
+            // It has only begun to lead, or leads no more.
+            Err(error) => {
+                assert!(matches!(error.retry, Retry::Later | Retry::NotLeader(_)), "{error}");
+                Vec::new()
+            }
+        };
         statuses.into_iter().map(|status| (status.source, (status.position, status.obstacle))).collect()
     }
 
@@ -273,11 +280,18 @@ async fn halves_take_over_what_the_whole_does_whoever_leads() {
     cluster.write(WHOLE, &insert(0..40, "x"), 1).await.unwrap();
     cluster.is_split().await;
 
-    let (sequence, ends) = (AtomicU64::new(2), AtomicBool::new(false));
+    // Who doesn't lead says who does.
+    let (leader, _) = cluster.leader(HALVES[0]).await;
+    let leader = leader.host.statuses()[0].node;
+    for node in cluster.up().filter(|node| node.host.statuses()[0].node != leader) {
+        let error = node.shards.flow_statuses(HALVES[0]).unwrap_err();
+        assert_eq!(error.retry, Retry::NotLeader(Some(leader)));
+    }
+
+    let sequence = AtomicU64::new(2);
     for round in 0..6 {
         // A writer goes on while a leader is killed: of the source, and of each of the targets.
         let victim = [WHOLE, HALVES[0], HALVES[1]][round % 3];
-        ends.store(false, Ordering::Relaxed);
         let (directory, state) = (Arc::clone(&cluster.directory), cluster.state.clone());
         let first = sequence.load(Ordering::Relaxed);
         let writer = tokio::spawn(async move {
