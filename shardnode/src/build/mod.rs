@@ -67,6 +67,7 @@ struct Work {
     /// Images that aren't whole.
     images: BTreeMap<ShardId, replica::Copying>,
     plan: Option<Plan>,
+    /// Doesn't copy. Images go on: they keep their replicas' WALs from being emptied.
     rests: bool,
     rate: u64,
     copying: Option<Copying>,
@@ -321,7 +322,7 @@ impl Build {
     }
 
     fn slice(&self, work: &mut Work) -> Next {
-        if work.ended || work.rests || work.failure.is_some() {
+        if work.ended || work.failure.is_some() {
             return Next::Nothing;
         }
         work.step().unwrap_or_else(|error| {
@@ -345,7 +346,6 @@ impl Build {
         if let Some(failure) = work.failure.take() {
             return Err(failure);
         }
-        work.rests = false;
         let path = plan::image(&self.directory, shard);
         let begun = match work.images.get(&shard) {
             Some(copying) => Some(copying.position()),
@@ -431,7 +431,9 @@ impl Work {
             }
             return Ok(Next::Slice(bytes));
         }
-        let Some(plan) = self.plan.as_ref().filter(|_| !self.is_copied) else { return Ok(Next::Nothing) };
+        let Some(plan) = self.plan.as_ref().filter(|_| !self.is_copied && !self.rests) else {
+            return Ok(Next::Nothing);
+        };
         let copying = match &mut self.copying {
             Some(copying) => copying,
             None => self.copying.insert(Copying::open(plan)?),

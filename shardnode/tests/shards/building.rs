@@ -194,13 +194,25 @@ async fn a_build_goes_on_after_a_restart_as_far_as_it_can() {
     let node = start().await;
     assert!(node.settle(&building(10, Some(2))));
     image(&node, 2).await;
-    // It is begun, and rests as soon as it is heard of.
-    ask(&node, 2, copying(false)).await.unwrap();
+    // An image goes on while nothing is copied.
+    ask(&node, 2, copying(true)).await.unwrap();
     let mut pause = tokio::time::interval(Duration::from_millis(5));
     while !directory(&node, 2).join("image-1.sqlite").exists() {
         pause.tick().await;
     }
-    let Built::Copying(_) = ask(&node, 2, copying(true)).await.unwrap() else { panic!("it isn't complete") };
+    let Built::Copying(progress) = ask(&node, 2, copying(true)).await.unwrap() else { panic!("it rests") };
+    assert_eq!(progress.rows, 0);
+    // After a batch it waits for long.
+    let slowly =
+        || BuildAction::Copy { sources: vec![SHARD], targets: halves(), rests: false, rate: 1 << 16 };
+    let begun = loop {
+        let Built::Copying(progress) = ask(&node, 2, slowly()).await.unwrap() else { panic!("it is slow") };
+        if progress.rows > 0 {
+            break progress.rows.cast_signed();
+        }
+        pause.tick().await;
+    };
+    assert!(begun < ROWS, "{begun}");
     let node = again(node, 2).await;
     assert_eq!(copied(&node, 2).await, Built::Copied);
     let node = again(node, 2).await;
