@@ -558,6 +558,10 @@ impl ShardService for Fake {
         Box::pin(async { Ok(vec![]) })
     }
 
+    fn hand_over(&self, _: HandOver) -> BoxFuture<'_, ServiceResult<HandedOver>> {
+        Box::pin(async { Err(WireError::internal("no router asks for that")) })
+    }
+
     fn build(&self, _: BuildRequest) -> BoxFuture<'_, ServiceResult<Built>> {
         Box::pin(async { Err(WireError::unsupported("building on a fake")) })
     }

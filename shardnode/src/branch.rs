@@ -4,6 +4,7 @@
 //! those who wait for them, and what is heard of a transaction that isn't there any more. What asks for all this is
 //! [`Transactions`]. It must never know what a statement does.
 
+mod leaving;
 mod transactions;
 
 pub(crate) use transactions::{Begun, Claim, Transactions};
@@ -59,6 +60,10 @@ pub(crate) struct State {
     pub left_over: Vec<TransactionId>,
     /// Those of which it is being struck out.
     pub striking: HashSet<TransactionId>,
+    /// How often the shard was sealed here.
+    pub seals: u64,
+    /// How many transactions were ended for a seal since one was last undone.
+    pub ended_for_seal: u32,
     /// Those that have committed here and are remembered, with their participants, and since when.
     kept: HashMap<TransactionId, (Vec<ShardId>, Instant)>,
     /// How many statements were ended for a deadlock.
@@ -81,6 +86,8 @@ struct Branch {
     lengths: Vec<(u32, usize)>,
     /// What its next statement fails with.
     fault: Option<WireError>,
+    /// Whether it is one statement's, whose router runs that again if it is lost.
+    alone: bool,
     /// Whether its votes commit it, once it is prepared.
     parallel: bool,
     /// The entry that prepared it, if that is of this leader's.
@@ -95,8 +102,19 @@ pub(crate) struct Handle {
     pub overlay: Overlay,
     /// Whether changes of it may have been staged of which nothing but the overlay knows.
     pub has_staged: AtomicBool,
+    /// How many of its statements are under way, which may wait without the turn.
+    pub under_way: AtomicUsize,
     /// Held by whoever does something with it.
     pub turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// That a statement of a branch is under way, until it is dropped.
+pub(crate) struct UnderWay(Arc<Handle>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// How far a branch has come.
@@ -132,6 +150,7 @@ impl Branch {
             undone: false,
             lengths: Vec::new(),
             fault: None,
+            alone: false,
             parallel: false,
             prepared_at: LogIndex(0),
             since: machine::now(),
@@ -168,7 +187,7 @@ impl State {
         for prepared::Prepared { id, begun, since: _, participants, parallel, locks, hashes } in prepared {
             self.ended.remove(&id);
             let (overlay, has_staged, turn) = (Overlay::new(), AtomicBool::new(false), Arc::default());
-            let handle = Handle { id, begun, overlay, has_staged, turn };
+            let handle = Handle { id, begun, overlay, has_staged, under_way: AtomicUsize::new(0), turn };
             let mut branch = Branch::new(Arc::new(handle));
             (branch.term, branch.phase) = (Some(term), Phase::Prepared(participants));
             branch.parallel = parallel;
@@ -184,7 +203,7 @@ impl State {
             }
             self.pending.insert(id, self.tables(id));
         }
-        self.term = Some(term);
+        (self.term, self.ended_for_seal) = (Some(term), 0);
         self.mark();
         self.marks.term.store(term.0, Ordering::Release);
     }
@@ -200,6 +219,13 @@ impl State {
     /// The branch's handle and how far it has come, if there is one.
     pub fn find(&self, id: TransactionId) -> Option<(Arc<Handle>, Phase)> {
         self.branches.get(&id).map(|branch| (Arc::clone(&branch.handle), branch.phase.clone()))
+    }
+
+    /// A statement of a branch has come; nothing if it is its first.
+    pub fn statement_comes(&self, id: TransactionId) -> Option<UnderWay> {
+        let handle = &self.branches.get(&id)?.handle;
+        handle.under_way.fetch_add(1, Ordering::Relaxed);
+        Some(UnderWay(Arc::clone(handle)))
     }
 
     /// The term that all of it is of.
@@ -331,15 +357,20 @@ impl State {
             return;
         }
         self.deadlocks += u64::from(error.sqlstate == SqlState::DEADLOCK_DETECTED);
-        match self.waiters.remove(&id) {
-            Some(waiter) => {
-                let granted = self.locks.cancel(id);
-                // If nobody waits any more, its statement has failed by itself.
-                let _ = waiter.send(Err(error));
-                self.tell(Settled { granted, victims: Vec::new() });
-            }
-            None => branch.fault = Some(error),
+        if self.waiters.contains_key(&id) {
+            self.wake(id, error);
+        } else {
+            branch.fault = Some(error);
         }
+    }
+
+    /// Has a statement that waits fail.
+    fn wake(&mut self, id: TransactionId, error: WireError) {
+        let Some(waiter) = self.waiters.remove(&id) else { return };
+        let granted = self.locks.cancel(id);
+        // If nobody waits any more, its statement has failed by itself.
+        let _ = waiter.send(Err(error));
+        self.tell(Settled { granted, victims: Vec::new() });
     }
 
     /// Takes back the locks of the statements after this one.
@@ -446,6 +477,11 @@ impl State {
                 let _ = waiter.send(Err(error.with_detail(deadlock.detail)));
             }
         }
+    }
+
+    /// Why a transaction has ended here, if it hasn't by its own.
+    pub fn why(&self, id: TransactionId) -> Option<WireError> {
+        self.ended.get(&id).cloned().flatten()
     }
 
     /// What is heard for a transaction that isn't here.

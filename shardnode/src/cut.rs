@@ -569,6 +569,14 @@ impl Cuts {
         Ok(())
     }
 
+    /// Those that withhold are lost: nothing of what they have yet to open may be told elsewhere meanwhile, and that isn't
+    /// this shard's to see to any more. What waited for them is told. Those that are released have all that they need.
+    pub fn lose_withholding(&self) {
+        let mut holds = self.look();
+        holds.retain(|_, hold| !hold.withholds());
+        self.count(&holds);
+    }
+
     fn forget(&self, cut: CutId) {
         let mut holds = self.look();
         holds.remove(&cut);

@@ -14,6 +14,7 @@ use proto::services::FragmentRequest;
 use proto::{Attempt, Epoch, LogIndex, ReshardId, Retry, SchemaVersion, ShardId, SqlState, Term, WireError};
 use replica::{Snapshot, Stage};
 use rusqlite::Connection;
+use std::sync::Arc;
 
 /// What a shard's group serves as. Of one group the shards' ids only grow: who comes back comes under a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +109,8 @@ pub(crate) fn check_served(snapshot: &Snapshot, to: Address) -> Result<(), WireE
 impl State {
     const ALL: [State; 3] = [State::Open, State::Sealed, State::Following];
 
-    fn number(self) -> i64 {
+    /// Its number in the row.
+    pub fn number(self) -> i64 {
         State::ALL.iter().position(|state| *state == self).expect("they are all there") as i64
     }
 
@@ -143,8 +145,26 @@ impl Standing {
         })
     }
 
+    /// Writes it into the row. Only a closure on the writer may that has the fence's word for it ([`Fence::change`]).
+    pub fn write(&self, connection: &Connection) -> Result<(), WireError> {
+        let sql =
+            "UPDATE shoal_shard SET least_version = ?1, shard = ?2, state = ?3, reshard = ?4, attempt = ?5,
+                   void = ?6 WHERE id = 1";
+        let number = u64::cast_signed;
+        let values = (
+            number(self.least.0),
+            number(self.shard.0),
+            self.state.number(),
+            number(self.reshard.0),
+            self.attempt.0,
+            self.void.0,
+        );
+        connection.prepare_cached(sql).map_err(error)?.execute(values).map_err(error)?;
+        Ok(())
+    }
+
     /// Refuses a request that isn't for what this serves as. `at`: a replica that follows answers, from here.
-    fn admit(&self, to: Address, at: Option<LogIndex>) -> Result<(), WireError> {
+    pub fn admit(&self, to: Address, at: Option<LogIndex>) -> Result<(), WireError> {
         if to.shard == self.shard && self.state == State::Open {
             return Ok(());
         }
@@ -171,11 +191,37 @@ impl Standing {
     }
 }
 
-/// The row as it was last read on the writer, in this term and of this age of the schema: its entries raise the version.
+/// The row as the writer has it.
 #[derive(Debug, Default)]
-pub(crate) struct Fence(Mutex<Option<(Term, u64, Standing)>>);
+pub(crate) struct Fence(Mutex<Known>);
+
+/// What is remembered of the row, so that it needn't be read each time.
+#[derive(Debug, Default)]
+struct Known {
+    /// As it was last read, in this term and of this age of the schema: its entries raise the version.
+    row: Option<(Term, u64, Standing)>,
+    /// How many writes may be under way that change it otherwise. Then nothing is remembered: they may yet come to nothing.
+    changing: u32,
+}
+
+/// That a write may change the row, until it is dropped.
+pub(crate) struct Changing(Arc<Fence>);
+
+impl Drop for Changing {
+    fn drop(&mut self) {
+        self.0.0.lock().changing -= 1;
+    }
+}
 
 impl Fence {
+    /// To be had before a write begins that changes the row, and until it has been answered for good.
+    pub fn change(self: &Arc<Self>) -> Changing {
+        let mut known = self.0.lock();
+        known.changing += 1;
+        known.row = None;
+        Changing(Arc::clone(self))
+    }
+
     /// As [`check`], on the writer.
     pub fn check(&self, stage: &Stage<'_>, to: Address, version: SchemaVersion) -> Result<(), WireError> {
         let standing = self.look(stage)?;
@@ -190,11 +236,13 @@ impl Fence {
 
     fn look(&self, stage: &Stage<'_>) -> Result<Standing, WireError> {
         let mut known = self.0.lock();
-        match *known {
+        match known.row {
             Some((term, age, standing)) if (term, age) == (stage.term(), stage.schema_age()) => Ok(standing),
             _ => {
                 let standing = Standing::read(stage)?;
-                *known = Some((stage.term(), stage.schema_age(), standing));
+                if known.changing == 0 {
+                    known.row = Some((stage.term(), stage.schema_age(), standing));
+                }
                 Ok(standing)
             }
         }

@@ -29,6 +29,8 @@
 //! A write outside of any transaction runs straight in the leader's batch if nobody has a lock in its table, else as a
 //! transaction of one statement. A schema entry has its tables for itself (`altering`).
 //!
+//! A shard may be replaced by others: then it is sealed, and answers nobody any more (`seal`).
+//!
 //! An [`Agent`] makes a node part of the cluster: it registers it, has it follow the topology, and reports.
 //!
 //! It must never know a name of the catalog, plan SQL, or talk to another shard but to take over what its log says.
@@ -53,6 +55,7 @@ mod phrase;
 mod prepared;
 mod read;
 mod routers;
+mod seal;
 mod sought;
 mod staged;
 mod statement;

@@ -26,8 +26,8 @@ use proto::machine;
 use proto::services::{
     Access, BoxFuture, BoxStream, Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus,
     BuildRequest, Built, Changes, ChangesRequest, ClusterState, Consistency, CutRequest, FlowStatus,
-    FragmentRequest, FragmentResponse, LockWait, Peers, SchemaRequest, ServiceResult, ShardService,
-    Unsettled, is_cut_lost,
+    FragmentRequest, FragmentResponse, HandOver, HandedOver, LockWait, Peers, SchemaRequest, ServiceResult,
+    ShardService, Unsettled, is_cut_lost,
 };
 use proto::topology::{Shard, Topology};
 use proto::{
@@ -473,6 +473,7 @@ impl ShardNode {
     ) -> ServiceResult<FragmentResponse> {
         let shard = request.shard;
         let desk = self.desk(shard, Some(request.epoch))?;
+        let _under_way = desk.transactions.look().statement_comes(branch.transaction);
         let limit = self.config.returning_bytes;
         let phrase = self.phrases.of(&request.sql);
         let cut = request.cut;
@@ -590,13 +591,19 @@ impl ShardNode {
         self.renew(shard, listed)
     }
 
+    async fn hand(&self, request: HandOver) -> ServiceResult<HandedOver> {
+        let shard = request.shard;
+        let desk = self.desk(shard, None)?;
+        let deadline = machine::now() + request.timeout.min(LONGEST);
+        self.renew(shard, desk.hand_over(request, deadline).await)
+    }
+
     /// As its leader knows it, which has all that the shards were told from which this one has taken over.
     async fn told(&self, shard: ShardId, request: RequestId) -> ServiceResult<Option<FragmentResponse>> {
         let desk = self.desk(shard, None)?;
         let deadline = machine::now() + self.config.schema_timeout;
-        let epoch = self.shards.load().epoch;
         let snapshot = self.renew(shard, desk.replica.snapshot(Consistency::Strong, deadline).await)?;
-        fence::check_served(&snapshot, Address { shard, epoch })?;
+        fence::check_served(&snapshot, desk.to)?;
         let told = snapshot.told(request)?;
         told.map(|output| write::told(&output, snapshot.position())).transpose()
     }
@@ -661,6 +668,10 @@ impl ShardService for ShardNode {
 
     fn branches(&self, shard: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>> {
         Box::pin(self.list(shard))
+    }
+
+    fn hand_over(&self, request: HandOver) -> BoxFuture<'_, ServiceResult<HandedOver>> {
+        Box::pin(self.hand(request))
     }
 
     fn outcome(

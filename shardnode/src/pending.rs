@@ -70,7 +70,8 @@ impl Desk {
     async fn ended(&self, these: &[TransactionId], term: Term, end: Instant) -> Result<bool, WireError> {
         loop {
             let look = machine::now() + statement::LOOK_EVERY;
-            if self.transactions.ended(these, look.min(end)).await {
+            let seals = self.transactions.look().seals;
+            if self.transactions.ended(these, seals, look.min(end)).await {
                 return Ok(true);
             }
             if machine::now() >= end {

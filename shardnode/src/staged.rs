@@ -52,7 +52,22 @@ pub(crate) fn left_over(connection: &Connection) -> Result<Vec<TransactionId>, W
         prepared::LOCKS,
         prepared::TABLE
     );
-    let mut statement = connection.prepare_cached(&sql).map_err(error)?;
+    transactions(connection, &sql)
+}
+
+/// Transactions of which something is written beside what fits into one row: changes, or locks.
+pub(crate) fn owners(connection: &Connection) -> Result<Vec<TransactionId>, WireError> {
+    let sql = format!(
+        "SELECT router, sequence FROM {TABLE} UNION SELECT router, sequence FROM {}
+         UNION SELECT router, sequence FROM {} WHERE staged IS NOT NULL",
+        prepared::LOCKS,
+        prepared::TABLE
+    );
+    transactions(connection, &sql)
+}
+
+fn transactions(connection: &Connection, sql: &str) -> Result<Vec<TransactionId>, WireError> {
+    let mut statement = connection.prepare_cached(sql).map_err(error)?;
     let id = |row: &rusqlite::Row<'_>| -> rusqlite::Result<TransactionId> {
         let (router, sequence): (i64, i64) = (row.get(0)?, row.get(1)?);
         let router = RouterIncarnation(router.cast_unsigned());

@@ -259,7 +259,7 @@ impl Desk {
         let changes = handle.as_ref().map(|handle| handle.overlay.changeset()).transpose();
         let (transactions, to) = (Arc::clone(&self.transactions), self.to);
         let run = move |stage: &Stage<'_>| {
-            transactions.fence.check_served(stage, to)?;
+            transactions.check_served(stage, to, id)?;
             let handle = handle.ok_or_else(|| transactions.look().unknown(id))?;
             transactions.enter(stage)?.bind_to_end(&handle)?;
             stage.apply(&changes?.unwrap_or_default())?;
@@ -324,7 +324,7 @@ impl Desk {
         let (shards, tables) = (participants.clone(), self.transactions.look().tables(id));
         let (all, to) = (participants.clone(), self.to);
         let run = move |stage: &Stage<'_>| {
-            transactions.fence.check_served(stage, to)?;
+            transactions.check_served(stage, to, id)?;
             let mut state = transactions.enter(stage)?;
             // What is open in this term has never been prepared.
             let is_new = state.is_bound(id);
@@ -391,8 +391,8 @@ impl Desk {
         keep: bool,
         deadline: Instant,
     ) -> Result<LogIndex, WireError> {
-        // Who has it open and leads in the same term knows that nothing of it is written down.
-        if !commit && self.is_open_here(id) {
+        // Who has it open and leads in the same term knows that nothing of it is written down. So does who has ended it.
+        if !commit && self.is_open_or_over_here(id) {
             self.transactions.look().end(id, None);
             return Ok(self.applied());
         }
@@ -526,10 +526,11 @@ impl Desk {
         Ok(written.index)
     }
 
-    fn is_open_here(&self, id: TransactionId) -> bool {
+    fn is_open_or_over_here(&self, id: TransactionId) -> bool {
         let term = self.replica.watch().borrow().term;
-        let is_open = self.transactions.look().is_open_in(id, term);
-        is_open && self.replica.is_leader()
+        let state = self.transactions.look();
+        let is_over = state.term() == Some(term) && state.why(id).is_some();
+        (is_over || state.is_open_in(id, term)) && self.replica.is_leader()
     }
 
     /// The last entry that is in effect here.

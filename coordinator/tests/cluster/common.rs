@@ -5,8 +5,9 @@ use parking_lot::Mutex;
 use proto::services::{
     Access, BoxFuture, BoxStream, BranchAction, BranchRequest, BranchStatus, BuildRequest, Built, Changes,
     ChangesRequest, ClusterState, CoordinatorService, CutRequest, Floor, FragmentRequest, FragmentResponse,
-    Members, Peers, RaftMessage, RaftService, RaftTransport, ReplicaService, ReplicaStatus, RowSource,
-    SchemaChange, SchemaChangeRequest, SchemaRequest, ServiceResult, ShardService, Unsettled,
+    HandOver, HandedOver, Members, Peers, RaftMessage, RaftService, RaftTransport, ReplicaService,
+    ReplicaStatus, RowSource, SchemaChange, SchemaChangeRequest, SchemaRequest, ServiceResult, ShardService,
+    Unsettled,
 };
 use proto::topology::{Node, Roles};
 use proto::{
@@ -298,6 +299,10 @@ impl ShardService for Gate {
         request: RequestId,
     ) -> BoxFuture<'_, ServiceResult<Option<FragmentResponse>>> {
         self.shards.outcome(shard, request)
+    }
+
+    fn hand_over(&self, request: HandOver) -> BoxFuture<'_, ServiceResult<HandedOver>> {
+        self.shards.hand_over(request)
     }
 
     fn apply_schema(&self, request: SchemaRequest) -> BoxFuture<'_, ServiceResult<LogIndex>> {

@@ -2,7 +2,7 @@
 
 use super::changes::{Changes, ChangesRequest};
 use super::cut::{CutRequest, Unsettled};
-use super::reshard::{BuildRequest, Built};
+use super::reshard::{BuildRequest, Built, HandOver, HandedOver};
 use super::transaction::{Branch, BranchAccess, BranchRequest, BranchStatus};
 use super::{BoxFuture, BoxStream, ServiceResult};
 use crate::ids::{CutId, Epoch, LogIndex, RequestId, RouterIncarnation, SchemaVersion, ShardId, TableId};
@@ -34,6 +34,9 @@ pub trait ShardService: Send + Sync {
 
     /// The transactions that have a branch on this shard.
     fn branches(&self, shard: ShardId) -> BoxFuture<'_, ServiceResult<Vec<BranchStatus>>>;
+
+    /// Does something with a shard of a reshard. Repeating it is safe.
+    fn hand_over(&self, request: HandOver) -> BoxFuture<'_, ServiceResult<HandedOver>>;
 
     /// What a shard's log says after a position, from this node's replica, whatever its part in the group: up to what it has
     /// applied, and then as it applies more. It never ends by itself but with an error, after which another replica may be

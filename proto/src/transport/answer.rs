@@ -107,7 +107,7 @@ fn writes(kind: &Kind) -> bool {
             false
         }
         Kind::Outcome(_) | Kind::Build(_) => false,
-        Kind::Found(_) | Kind::Init(_) => true,
+        Kind::Found(_) | Kind::Init(_) | Kind::HandOver(_) => true,
     }
 }
 
@@ -138,6 +138,10 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
         Kind::Branches(number) => {
             let branches = shard(reply)?.branches(ShardId(number)).await?;
             AnswerKind::Branches(BranchStatuses(branches).to_message())
+        }
+        Kind::HandOver(request) => {
+            let outcome = shard(reply)?.hand_over(HandOver::from_message(request)?).await?;
+            AnswerKind::HandOver(outcome.to_message())
         }
         Kind::Changes(request) => {
             let parts = shard(reply)?.changes(ChangesRequest::from_message(request)?).await?;

@@ -119,6 +119,18 @@ impl ShardService for NodeClient {
         })
     }
 
+    fn hand_over(&self, request: HandOver) -> BoxFuture<'_, ServiceResult<HandedOver>> {
+        Box::pin(async move {
+            let timeout = with_way(request.timeout);
+            let call = call::Kind::HandOver(request.to_message());
+            let read = |answer| match answer {
+                answer::Kind::HandOver(message) => Some(HandedOver::from_message(message)),
+                _ => None,
+            };
+            self.simple(timeout, Retry::Unknown, call, read).await
+        })
+    }
+
     fn changes(
         &self,
         request: ChangesRequest,

@@ -138,6 +138,10 @@ impl ShardService for FakeNode {
         self.fake.branches(shard)
     }
 
+    fn hand_over(&self, request: HandOver) -> BoxFuture<'_, ServiceResult<HandedOver>> {
+        self.fake.hand_over(request)
+    }
+
     fn build(&self, request: BuildRequest) -> BoxFuture<'_, ServiceResult<Built>> {
         self.fake.build(request)
     }

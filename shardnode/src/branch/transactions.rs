@@ -8,7 +8,7 @@
 use super::{Answer, Branch, Handle, Marks, Phase, State, leader_changed};
 use crate::config::Config;
 use crate::cut::Cuts;
-use crate::fence::Fence;
+use crate::fence::{Address, Fence};
 use crate::locks::{Mode, Part, Party, Resource};
 use crate::metrics::Figures;
 use crate::phrase::Phrases;
@@ -23,7 +23,7 @@ use proto::{Retry, ShardId, SqlState, Term, TransactionId, WireError};
 use replica::Stage;
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 
@@ -40,7 +40,7 @@ pub(crate) struct Transactions {
     marks: Arc<Marks>,
     /// Who reads the shard together with others.
     pub cuts: Arc<Cuts>,
-    pub fence: Fence,
+    pub fence: Arc<Fence>,
     pub trail: Trail,
     pub phrases: Arc<Phrases>,
 }
@@ -86,7 +86,7 @@ impl Transactions {
         let (marks, news) = (Arc::<Marks>::default(), Arc::<Notify>::default());
         let cuts = Arc::new(Cuts::new(config, Arc::clone(&news)));
         let state = Mutex::new(State { marks: Arc::clone(&marks), news, ..State::default() });
-        let (counter, fence, trail) = (AtomicU64::new(1), Fence::default(), Trail::default());
+        let (counter, fence, trail) = (AtomicU64::new(1), Arc::default(), Trail::default());
         Self { state, routers, bounds, counter, machine, marks, cuts, fence, trail, phrases }
     }
 
@@ -105,8 +105,8 @@ impl Transactions {
         self.marks.pending.load(Ordering::Acquire) > 0
     }
 
-    /// Waits until none of these transactions is pending, or until then.
-    pub async fn ended(&self, these: &[TransactionId], end: Instant) -> bool {
+    /// Waits until none of these transactions is pending, or until then, or until the shard was sealed once more than so often.
+    pub async fn ended(&self, these: &[TransactionId], seals: u64, end: Instant) -> bool {
         loop {
             let news = Arc::clone(&self.look().news);
             let mut news = std::pin::pin!(news.notified());
@@ -115,6 +115,9 @@ impl Transactions {
                 let state = self.look();
                 if !these.iter().any(|id| state.is_pending(*id)) {
                     return true;
+                }
+                if state.seals != seals {
+                    return false;
                 }
             }
             if tokio::time::timeout_at(end.into(), news).await.is_err() {
@@ -138,6 +141,12 @@ impl Transactions {
             (state.left_over, state.striking) = (left_over, HashSet::new());
         }
         Ok(state)
+    }
+
+    /// Refuses what would end a transaction on a shard that isn't served here: with why it has ended, if it has.
+    pub fn check_served(&self, stage: &Stage<'_>, to: Address, id: TransactionId) -> Result<(), WireError> {
+        let served = self.fence.check_served(stage, to);
+        served.map_err(|refused| self.look().why(id).unwrap_or(refused))
     }
 
     /// All there is, as of whatever term.
@@ -165,6 +174,7 @@ impl Transactions {
         let mut state = self.state.lock();
         if let Some(branch) = state.branches.get_mut(&name.transaction) {
             branch.since = machine::now();
+            branch.alone &= name.alone;
             return Ok(Arc::clone(&branch.handle));
         }
         if name.statement != 1 || state.ended.contains_key(&name.transaction) {
@@ -183,9 +193,11 @@ impl Transactions {
             begun: name.begun,
             overlay: staged::overlay(name.transaction),
             has_staged: AtomicBool::new(false),
+            under_way: AtomicUsize::new(0),
             turn: Arc::default(),
         });
-        state.branches.insert(name.transaction, Branch::new(Arc::clone(&handle)));
+        let branch = Branch { alone: name.alone, ..Branch::new(Arc::clone(&handle)) };
+        state.branches.insert(name.transaction, branch);
         Ok(handle)
     }
 

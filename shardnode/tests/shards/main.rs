@@ -13,6 +13,7 @@ mod long_reads;
 mod many;
 mod placing;
 mod prepared;
+mod seal;
 mod serving;
 mod session;
 mod staged;

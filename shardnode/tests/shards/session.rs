@@ -20,11 +20,20 @@ pub struct Session<'a> {
     statement: AtomicU32,
     pub lock_timeout: Option<Duration>,
     pub timeout: Duration,
+    /// Whether it is one statement's, which can be run again.
+    pub alone: bool,
 }
 
 impl<'a> Session<'a> {
     pub fn new(node: &'a Node, number: u64) -> Self {
-        Session { node, number, statement: AtomicU32::new(0), lock_timeout: None, timeout: PATIENCE }
+        Session {
+            node,
+            number,
+            statement: AtomicU32::new(0),
+            lock_timeout: None,
+            timeout: PATIENCE,
+            alone: false,
+        }
     }
 
     /// The same transaction, at another node.
@@ -46,13 +55,18 @@ impl<'a> Session<'a> {
         self.statement.load(Ordering::Relaxed)
     }
 
+    /// Its last statement wasn't executed: the next one has its number.
+    pub fn take_back(&self) {
+        self.statement.fetch_sub(1, Ordering::Relaxed);
+    }
+
     fn branch(&self, statement: u32) -> Branch {
         Branch {
             transaction: self.id(),
             begun: self.number,
             statement,
             lock_timeout: self.lock_timeout,
-            alone: false,
+            alone: self.alone,
         }
     }
 

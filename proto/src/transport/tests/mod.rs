@@ -135,6 +135,16 @@ impl ShardService for Shard {
         Box::pin(async move { Ok(vec![branch(shard)]) })
     }
 
+    fn hand_over(&self, request: HandOver) -> BoxFuture<'_, ServiceResult<HandedOver>> {
+        Box::pin(async move {
+            match request.action {
+                HandOverAction::Seal { drain } => Ok(HandedOver::Sealed { ended: drain.as_secs() as u32 }),
+                HandOverAction::Unseal => Ok(HandedOver::Unsealed),
+                HandOverAction::Reached | HandOverAction::Flows => Err(WireError::internal("not asked for")),
+            }
+        })
+    }
+
     /// Shard 1 says something for ever, shard 2 once, shard 3 once before an error.
     fn build(&self, request: BuildRequest) -> BoxFuture<'_, ServiceResult<Built>> {
         Box::pin(async move { Ok(Built::Lost(format!("{:?}", request.action))) })

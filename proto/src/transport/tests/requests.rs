@@ -200,6 +200,15 @@ async fn every_other_request_crosses() {
     };
     assert_eq!(soon(client.transact(finish)).await, Ok(LogIndex(7)));
     assert_eq!(soon(client.branches(ShardId(4))).await, Ok(vec![branch(ShardId(4))]));
+    let drain = Duration::from_secs(2);
+    for (action, outcome) in [
+        (HandOverAction::Seal { drain }, HandedOver::Sealed { ended: 2 }),
+        (HandOverAction::Unseal, HandedOver::Unsealed),
+    ] {
+        let (shard, reshard, attempt) = (ShardId(4), ReshardId(7), Attempt(1));
+        let request = HandOver { shard, reshard, attempt, action, timeout: HANG };
+        assert_eq!(soon(client.hand_over(request)).await, Ok(outcome));
+    }
     let request = |sequence| RequestId { router: RouterIncarnation(1), sequence };
     let (reshard, action) = (ReshardId(7), BuildAction::Discard);
     let build = BuildRequest { reshard, tries: 2, action, timeout: Duration::from_secs(9) };
