@@ -88,6 +88,8 @@ struct Branch {
     fault: Option<WireError>,
     /// Whether it is one statement's, whose router runs that again if it is lost.
     alone: bool,
+    /// The first statement that stands and may have changed or locked something, as far as the router knows.
+    bound: Option<u32>,
     /// Whether its votes commit it, once it is prepared.
     parallel: bool,
     /// The entry that prepared it, if that is of this leader's.
@@ -151,6 +153,7 @@ impl Branch {
             lengths: Vec::new(),
             fault: None,
             alone: false,
+            bound: None,
             parallel: false,
             prepared_at: LogIndex(0),
             since: machine::now(),
@@ -281,6 +284,12 @@ impl State {
         if is_old { Err(leader_changed()) } else { self.bind(handle) }
     }
 
+    /// A statement of the branch has changed or locked what there was for it: perhaps nothing, which its router can't tell.
+    pub fn stands(&mut self, handle: &Arc<Handle>, statement: u32) -> Result<(), WireError> {
+        self.branch(handle)?.bound.get_or_insert(statement);
+        Ok(())
+    }
+
     /// Notes how far the branch has come.
     pub fn advance(&mut self, handle: &Arc<Handle>, phase: Phase) -> Result<(), WireError> {
         let branch = self.branch(handle)?;
@@ -388,6 +397,9 @@ impl State {
             return;
         }
         self.undo(handle.id, statement - 1);
+        if let Some(branch) = self.branches.get_mut(&handle.id) {
+            branch.bound = branch.bound.filter(|first| *first < statement);
+        }
         let has_nothing = handle.overlay.is_empty() && self.locks.held(handle.id).next().is_none();
         if let Some(branch) = self.branches.get_mut(&handle.id)
             && has_nothing

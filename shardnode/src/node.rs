@@ -31,8 +31,8 @@ use proto::services::{
 };
 use proto::topology::{Shard, Topology};
 use proto::{
-    Epoch, GroupId, LogIndex, NodeId, RequestId, Retry, RouterIncarnation, SchemaVersion, ShardId, SqlState,
-    WireError,
+    CutId, Epoch, GroupId, LogIndex, NodeId, RequestId, Retry, RouterIncarnation, SchemaVersion, ShardId,
+    SqlState, WireError,
 };
 use replica::{Host, Replica, SchemaEntry, Snapshot, Stage, Write};
 use std::collections::HashMap;
@@ -82,6 +82,8 @@ struct Shards {
     epoch: Epoch,
     topology: Arc<Topology>,
     by_id: HashMap<ShardId, Known>,
+    /// What groups of shards that there are were called before.
+    former: HashMap<ShardId, GroupId>,
 }
 
 struct Known {
@@ -237,9 +239,19 @@ impl ShardNode {
             let transactions = Arc::clone(transactions);
             (shard.id, Known { shard: shard.clone(), since, replica, transactions })
         });
-        let by_id = by_id.collect();
-        self.shards.store(Arc::new(Shards { epoch: topology.epoch, topology: Arc::clone(topology), by_id }));
-        self.epoch.send_replace(topology.epoch);
+        let by_id: HashMap<ShardId, Known> = by_id.collect();
+        let mut former = known.former.clone();
+        former.extend(known.by_id.values().map(|known| (known.shard.id, known.shard.group)));
+        former.retain(|id, group| {
+            !by_id.contains_key(id) && by_id.values().any(|known| known.shard.group == *group)
+        });
+        for (_, group) in former.iter().filter(|(id, _)| known.by_id.contains_key(id)) {
+            // Under the name that it has now it has never served.
+            by_group[group].look().let_go();
+        }
+        let (epoch, topology) = (topology.epoch, Arc::clone(topology));
+        self.shards.store(Arc::new(Shards { epoch, topology, by_id, former }));
+        self.epoch.send_replace(epoch);
     }
 
     fn is_settled(&self) -> bool {
@@ -330,6 +342,20 @@ impl ShardNode {
         Err(WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(Retry::NotLeader(None)))
     }
 
+    /// As [`Self::desk`], for what may name a cut. That may have been opened when the group was another shard, which its
+    /// snapshot is to this day.
+    fn desk_of(&self, id: ShardId, epoch: Epoch, cut: Option<CutId>) -> ServiceResult<Desk> {
+        let shards = self.shards.load();
+        let group = cut.and_then(|_| shards.former.get(&id));
+        let Some(now) =
+            group.and_then(|group| shards.by_id.values().find(|known| known.shard.group == *group))
+        else {
+            return self.desk(id, Some(epoch));
+        };
+        let desk = self.desk(now.shard.id, None)?;
+        Ok(Desk { to: Address { shard: id, epoch }, ..desk })
+    }
+
     /// As [`Self::find`], with the shard's transactions.
     fn desk(&self, id: ShardId, epoch: Option<Epoch>) -> ServiceResult<Desk> {
         let replica = self.find(id, epoch)?;
@@ -355,7 +381,7 @@ impl ShardNode {
 
     /// The fast path: a future of its own, which is smaller than [`Self::run`]'s.
     async fn lookup(&self, request: FragmentRequest) -> ServiceResult<FragmentResponse> {
-        let desk = self.desk(request.shard, Some(request.epoch))?;
+        let desk = self.desk_of(request.shard, request.epoch, request.cut)?;
         let deadline = machine::now() + request.timeout.min(LONGEST);
         let until = transact::patience(&request, deadline);
         let opened = self.renew(request.shard, desk.snapshot(&request, None, until).await);
@@ -373,8 +399,7 @@ impl ShardNode {
     }
 
     async fn read(&self, request: FragmentRequest, deadline: Instant) -> ServiceResult<FragmentResponse> {
-        let shard = request.shard;
-        let desk = self.desk(shard, Some(request.epoch))?;
+        let desk = self.desk_of(request.shard, request.epoch, request.cut)?;
         let is_strong = request.is_strong();
         let answer = async {
             let (opened, place) = self.place(&desk, &request, deadline).await?;
@@ -579,7 +604,7 @@ impl ShardNode {
 
     async fn cut_through(&self, request: CutRequest) -> ServiceResult<Vec<Unsettled>> {
         let CutRequest { shard, epoch, cut, action, timeout } = request;
-        let desk = self.desk(shard, Some(epoch))?;
+        let desk = self.desk_of(shard, epoch, Some(cut))?;
         let deadline = machine::now() + timeout.min(LONGEST);
         let cuts = Arc::clone(&desk.transactions.cuts);
         self.renew(shard, cuts.act(&desk, cut, action, deadline).await)

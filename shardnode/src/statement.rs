@@ -368,7 +368,7 @@ impl Step {
                 return Err(moved());
             }
         }
-        match &*self.work {
+        let ran = match &*self.work {
             Work::Write(job) => self.write(stage, job),
             Work::Read { request, limit, .. } => self.read(stage, request, *limit).map(Ok),
             Work::Lock { request, limit, rows, most, anew, .. } => {
@@ -377,7 +377,11 @@ impl Step {
                 }
                 self.lock(stage, request, (*limit, *most), rows)
             }
+        };
+        if matches!(ran, Ok(Ok(_))) && !matches!(&*self.work, Work::Read { .. }) {
+            self.enter(stage)?.stands(&self.handle, self.party.statement)?;
         }
+        ran
     }
 
     fn enter<'a>(&'a self, stage: &Stage<'_>) -> Result<parking_lot::MutexGuard<'a, State>, WireError> {

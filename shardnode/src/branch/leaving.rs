@@ -1,8 +1,8 @@
 //! What a leader's transactions mean to a seal: which of them are in its way, and what becomes of the others.
 //!
-//! In the way is what has changed or locked something, can't be run again by its router, and isn't prepared. What a statement
-//! that waits has locked for itself alone isn't counted: nobody was told of it. What has only read stays, for it has lost
-//! nothing: its next statement is refused, or, if the seal is undone, runs. It must never know who seals, nor why.
+//! In the way is what may have changed or locked something as its router knows it, can't be run again by that, and isn't
+//! prepared. What a statement that waits has locked for itself alone isn't counted: nobody was told of it. What has only read
+//! stays, for it has lost nothing: its next statement is refused, or, if the seal is undone, runs. It must never know who seals, nor why.
 
 use super::{Branch, Phase, State};
 use crate::prepared;
@@ -42,10 +42,10 @@ impl State {
         }
     }
 
-    /// Whether a branch has changed or locked something that its router may know of.
+    /// Whether a branch may have changed or locked something, as its router knows it or is about to.
     fn has_something(&self, id: TransactionId, branch: &Branch) -> bool {
-        let has_locked = |first| first <= branch.last || !self.locks.is_waiting(id);
-        !branch.handle.overlay.is_empty() || self.locks.first(id).is_some_and(has_locked)
+        let has_locked = || self.locks.held(id).next().is_some() && !self.locks.is_waiting(id);
+        branch.bound.is_some() || !branch.handle.overlay.is_empty() || has_locked()
     }
 
     /// Whether memory knows of nothing that is in the way of a seal.
@@ -112,5 +112,13 @@ impl State {
             self.wake(id, gone(epoch));
         }
         self.mark();
+    }
+
+    /// The group is to serve as another shard than it has: of what has only read in it, nobody will ask it for more.
+    pub fn let_go(&mut self) {
+        let found =
+            self.branches.iter().filter(|(_, branch)| branch.phase == Phase::Open && branch.term.is_none());
+        let found: Vec<TransactionId> = found.map(|(id, _)| *id).collect();
+        found.iter().for_each(|id| drop(self.branches.remove(id)));
     }
 }

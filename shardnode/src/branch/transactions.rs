@@ -287,6 +287,7 @@ impl Transactions {
         branch.since = machine::now();
         branch.lengths.retain(|(after, _)| *after <= statement);
         branch.handle.overlay.truncate(branch.lengths.last().map_or(0, |(_, length)| *length));
+        branch.bound = branch.bound.filter(|first| *first <= statement);
         branch.undone = true;
         branch.answer = None;
         state.undo(id, statement);

@@ -397,11 +397,6 @@ impl Locks {
         settled
     }
 
-    /// The first statement of the transaction that has locked something.
-    pub fn first(&self, id: TransactionId) -> Option<u32> {
-        self.owners.get(&id)?.log.first().map(|taken| taken.statement)
-    }
-
     /// Whether the transaction waits.
     pub fn is_waiting(&self, id: TransactionId) -> bool {
         self.owners.get(&id).is_some_and(|owner| owner.wait.is_some())

@@ -1,13 +1,16 @@
 //! A shard that is sealed: what is in the way, what is lost, what stays, and how it comes back.
 
-use crate::common::{GROUP, Node, PATIENCE, SHARD, rows, text, values};
+use crate::common::{GROUP, Node, PATIENCE, SHARD, rows, state, text, values};
 use crate::followers::is_waiting;
 use crate::prepared::{hand_over, three};
+use crate::serving::set;
 use crate::session::{Session, told};
 use proto::services::{
-    BranchAction, Consistency, CutAction, CutRequest, FragmentRequest, HandOver, HandOverAction, HandedOver,
-    Hindrance, HindranceCause, LockWait, RowLock, ShardService, Unsettled, cut_lost,
+    BranchAccess, BranchAction, ClusterState, Consistency, CutAction, CutRequest, FragmentRequest, HandOver,
+    HandOverAction, HandedOver, Hindrance, HindranceCause, LockWait, RowLock, ShardService, Unsettled,
+    cut_lost,
 };
+use proto::topology::{Shard, Topology};
 use proto::{
     Attempt, CutId, Epoch, LogIndex, NodeId, ReshardId, Retry, RouterIncarnation, SchemaVersion, ShardId,
     TableId, TransactionId, Value, WireError,
@@ -164,6 +167,28 @@ async fn what_is_idle_ends_when_the_time_is_over() {
     assert_eq!(seal(&node, 2, Duration::ZERO).await, sealed());
 }
 
+/// Its router can't tell that it has locked nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_block_that_may_have_locked_something_is_waited_for() {
+    let node = start().await;
+    let none = "DELETE FROM t1 WHERE c1 = 9";
+    let (block, other) = (Session::new(&node, 1), Session::new(&node, 2));
+    for session in [&block, &other] {
+        assert_eq!(session.read(ALL).await.unwrap(), values(&[[text("abc")]]));
+        assert_eq!(session.write(none).await.unwrap(), 0);
+    }
+    let mut sealing = Box::pin(seal(&node, 1, PATIENCE));
+    is_waiting(&mut sealing).await;
+    // What was undone, or has failed, is neither changed nor locked.
+    other.roll_back_to(1).await.unwrap();
+    assert!(told(other.write("INSERT INTO t1 VALUES (1, 'x')").await).starts_with("23505"));
+    is_waiting(&mut sealing).await;
+    block.commit().await.unwrap();
+    assert_eq!(sealing.await, sealed());
+    unseal(&node, 1).await;
+    assert_eq!(other.read(ALL).await.unwrap(), values(&[[text("abc")]]));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_busy_goes_on() {
     let node = start().await;
@@ -177,8 +202,8 @@ async fn what_is_busy_goes_on() {
     assert_eq!(in_the_way(seal(&node, 1, SHORT).await), [(busy.id(), HindranceCause::Busy)]);
     prepared.finish(true).await.unwrap();
     waits.await.unwrap();
-    // Nor is one idle that is heard of.
-    let mut sealing = Box::pin(seal(&node, 1, 10 * SHORT));
+    // Nor is one idle that is heard of, though not at the very end.
+    let mut sealing = Box::pin(seal(&node, 1, 10 * SHORT + SHORT / 8));
     let mut pause = tokio::time::interval(SHORT / 4);
     let outcome = loop {
         tokio::select! {
@@ -441,10 +466,13 @@ async fn what_is_acknowledged_is_before_the_seal() {
         }
         assert_eq!(seal(&node, attempt, PATIENCE).await, sealed());
         let before = count(&node, "t1").await;
-        while let Some(refused) = tasks.join_next().await {
-            let error = refused.unwrap();
-            assert_eq!(error.retry, STALE, "{error}");
-        }
+        let refused = async {
+            while let Some(refused) = tasks.join_next().await {
+                let error = refused.unwrap();
+                assert_eq!(error.retry, STALE, "{error}");
+            }
+        };
+        tokio::time::timeout(PATIENCE, refused).await.expect("nobody is answered any more");
         assert_eq!(count(&node, "t1").await, before, "nothing comes after the seal");
         unseal(&node, attempt).await;
         // What had voted goes on.
@@ -489,4 +517,39 @@ async fn another_leader_finds_what_one_has_sealed_or_opened() {
     one.finish(true).await.unwrap();
     assert_eq!(read(&nodes[0]).await.unwrap(), values(&[[text("AB")]]));
     assert_eq!(seal(&nodes[0], 1, PATIENCE).await, HandedOver::Unsealed);
+}
+
+/// The topology in which the only group is another shard.
+fn renamed(epoch: u64, id: ShardId) -> ClusterState {
+    let before = state(vec![NodeId(1)]);
+    let mut topology = Topology::clone(&before.topology);
+    topology.epoch = Epoch(epoch);
+    let was = topology.shards.remove(&SHARD).unwrap();
+    topology.shards.insert(id, Shard { id, ..was });
+    ClusterState { topology: Arc::new(topology), ..before }
+}
+
+/// As soon as an attempt begins that is to have the group serve once more, it has another name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_kept_is_read_on_under_the_name_of_then() {
+    let node = start().await;
+    let (kept, reader) = (Cut::new(&node, 1), Session::new(&node, 1));
+    assert_eq!(kept.open(None).await.unwrap(), []);
+    kept.act(CutAction::Release).await.unwrap();
+    for _ in 0..2 {
+        reader.read(ALL).await.unwrap();
+    }
+    assert_eq!(seal(&node, 1, PATIENCE).await, sealed());
+    for (epoch, id) in [(2, 2), (3, 3)] {
+        assert!(node.settle(&renamed(epoch, ShardId(id))));
+        assert_eq!(kept.read().await.unwrap(), values(&[[text("abc")]]));
+        let stale = Retry::StaleEpoch(Epoch(epoch));
+        assert_eq!(retry(read(&node).await), stale);
+        assert_eq!(retry(Cut::new(&node, 2).open(None).await), STALE);
+    }
+    // Under a name that it hasn't had whoever has read there begins anew.
+    set(&node, "shard = 3, state = 0").await;
+    let anew = Session::new(&node, 1).next(SECOND, BranchAccess::Write { touch: 0 });
+    let anew = FragmentRequest { shard: ShardId(3), epoch: Epoch(3), ..anew };
+    assert_eq!(node.shards.execute(anew).await.unwrap().affected, 1);
 }

@@ -24,7 +24,7 @@ const ROW: &str = "SELECT c2 FROM t1 WHERE c1 = 1";
 const NEXT: ShardId = ShardId(2);
 
 /// Writes into the row of the shard, as nobody does but in a test.
-async fn set(node: &Node, columns: &str) -> LogIndex {
+pub async fn set(node: &Node, columns: &str) -> LogIndex {
     let sql = format!("UPDATE shoal_shard SET {columns}");
     let run = move |stage: &Stage<'_>| {
         stage.execute(&sql, []).unwrap();
