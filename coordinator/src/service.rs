@@ -161,6 +161,7 @@ async fn follow(core: Arc<Core>) {
     let mut status = core.replica.watch();
     let mut pause = Pause::default();
     let mut looked: Option<Instant> = None;
+    let mut closely = None;
     loop {
         if let Some(looked) = looked {
             tokio::time::sleep_until((looked + LOOK_EVERY).into()).await;
@@ -175,6 +176,10 @@ async fn follow(core: Arc<Core>) {
                 continue;
             }
         }
+        // While transactions wait for a switch, what is decided is told without waiting for a tick.
+        let is_gated =
+            core.state.subscribe().borrow().topology.reshards.iter().any(|shown| shown.gate.is_some());
+        closely = is_gated.then(|| closely.take().unwrap_or_else(|| core.replica.follow_closely()));
         if status.changed().await.is_err() {
             return;
         }

@@ -26,8 +26,8 @@ use proto::machine;
 use proto::services::{
     Access, BoxFuture, BoxStream, Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus,
     BuildRequest, Built, Changes, ChangesRequest, ClusterState, Consistency, CutRequest, FlowStatus,
-    FragmentRequest, FragmentResponse, HandOver, HandedOver, LockWait, Peers, SchemaRequest, ServiceResult,
-    ShardService, Unsettled, is_cut_lost,
+    FragmentRequest, FragmentResponse, HandOver, HandOverAction, HandedOver, LockWait, Peers, SchemaRequest,
+    ServiceResult, ShardService, Unsettled, is_cut_lost,
 };
 use proto::topology::{Shard, Topology};
 use proto::{
@@ -618,6 +618,9 @@ impl ShardNode {
 
     async fn hand(&self, request: HandOver) -> ServiceResult<HandedOver> {
         let shard = request.shard;
+        if request.action == HandOverAction::Flows {
+            return self.flow_statuses(shard).map(HandedOver::Flows);
+        }
         let desk = self.desk(shard, None)?;
         let deadline = machine::now() + request.timeout.min(LONGEST);
         self.renew(shard, desk.hand_over(request, deadline).await)

@@ -12,15 +12,18 @@ use crate::store::Store;
 use bytes::Bytes;
 use proto::machine;
 use proto::services::{
-    Consistency, LogHold, ReplicaAction, ReplicaRole, ReplicaService, ReplicaStatus, ReshardPhase,
+    BuildAction, BuildRequest, BuildTarget, Built, Consistency, HandOver, HandOverAction, HandedOver,
+    LogHold, ReplicaAction, ReplicaRole, ReplicaService, ReplicaStatus, ReshardPhase, ShardService,
 };
 use proto::topology::{Shard, Topology};
-use proto::{GroupId, LogIndex, NodeId, ReshardId, Retry, SqlState, WireError};
+use proto::{Attempt, GroupId, LogIndex, NodeId, ReshardId, Retry, ShardId, SqlState, WireError};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How long one question may take.
 const LIMIT: Duration = Duration::from_secs(5);
+/// How long a shard's leader may take to answer.
+const ANSWERING: Duration = Duration::from_secs(2);
 
 type Result<T> = std::result::Result<T, WireError>;
 
@@ -48,7 +51,12 @@ pub(crate) fn pause(ask: &Ask) -> Duration {
 impl Asker {
     /// Asks once.
     pub(crate) async fn ask(&self, ask: &Ask) -> Result<Option<Event>> {
-        match tokio::time::timeout(LIMIT, self.answer(ask)).await {
+        let limit = match ask {
+            // It waits for transactions.
+            Ask::Seal { .. } => self.record.options.drain + LIMIT,
+            _ => LIMIT,
+        };
+        match tokio::time::timeout(limit, self.answer(ask)).await {
             Ok(answer) => answer,
             Err(_) => Err(WireError::new(SqlState::CANNOT_CONNECT_NOW, "nobody has answered in time")),
         }
@@ -63,11 +71,29 @@ impl Asker {
             Ask::Spread { group, replicas } => self.spread(group, &replicas).await,
             Ask::Whole => Ok(Some(Event::Whole(self.is_whole()))),
             Ask::TakeBack { group, node } => self.take_back(group, node).await,
-            Ask::Image { .. } | Ask::Copy { .. } | Ask::Found { .. } | Ask::Discard { .. } => {
-                Err(WireError::unsupported("building shards"))
+            Ask::Image { shard, tries } => self.image(shard, tries).await,
+            Ask::Copy { tries, rests } => self.copy(tries, rests).await,
+            Ask::Found { shard, group, tries } => {
+                match self.build(tries, BuildAction::Found { shard, group }).await? {
+                    Built::Founded => Ok(Some(Event::Founded { group, tries })),
+                    other => told(tries, other),
+                }
             }
-            Ask::Flows { .. } | Ask::Seal { .. } | Ask::Unseal { .. } | Ask::Reached { .. } => {
-                Err(WireError::unsupported("handing a shard over"))
+            Ask::Discard { node } => self.discard(node).await,
+            Ask::Flows { shard } => {
+                match self.hand_over(shard, self.record.attempt, HandOverAction::Flows).await? {
+                    HandedOver::Flows(flows) => Ok(Some(Event::Flows { shard, flows })),
+                    other => Err(strange(shard, &other)),
+                }
+            }
+            Ask::Seal { shard, attempt } => {
+                let drain = self.record.options.drain;
+                self.attempt(shard, attempt, HandOverAction::Seal { drain }).await
+            }
+            Ask::Reached { shard, attempt } => self.attempt(shard, attempt, HandOverAction::Reached).await,
+            Ask::Unseal { shard, attempt } => {
+                let outcome = self.hand_over(shard, attempt, HandOverAction::Unseal).await?;
+                Ok(Some(Event::HandedOver { shard, attempt, outcome }))
             }
             Ask::Compare { .. } => Err(WireError::unsupported("comparing the rows of old and new shards")),
         }
@@ -148,6 +174,62 @@ impl Asker {
         })
     }
 
+    async fn image(&self, shard: ShardId, tries: u32) -> Result<Option<Event>> {
+        let part = self.record.old.parts.iter().find(|part| part.shard == shard);
+        let part =
+            part.ok_or_else(|| WireError::internal(format!("shard {shard} is none of the old ones")))?;
+        let group = part.group;
+        // What it lacks must be in the log.
+        let after = self.record.held.get(&group).map_or(LogIndex(0), |(_, from)| LogIndex(from.0 - 1));
+        match self.build(tries, BuildAction::Image { shard, group, after }).await? {
+            Built::Begun(index) => Ok(Some(Event::Begun { shard, tries, index })),
+            other => told(tries, other),
+        }
+    }
+
+    async fn copy(&self, tries: u32, rests: bool) -> Result<Option<Event>> {
+        let sources = self.record.old.parts.iter().map(|part| part.shard).collect();
+        let targets = self.record.new.parts.iter().map(|part| {
+            let (shard, group, range) = (part.shard, part.group, part.range.clone());
+            BuildTarget { shard, group, range }
+        });
+        let (targets, rate) = (targets.collect(), self.record.options.rate);
+        match self.build(tries, BuildAction::Copy { sources, targets, rests, rate }).await? {
+            Built::Copying(progress) => {
+                let mut seen = self.core.reshards.lock();
+                let seen = seen.entry(self.record.id).or_default();
+                // First the images, then their rows.
+                let is_copying = progress.rows > 0;
+                seen.built = Some(if is_copying { progress.bytes } else { progress.images });
+                seen.rows = Some(progress.rows);
+                Ok(None)
+            }
+            other => told(tries, other),
+        }
+    }
+
+    async fn discard(&self, node: NodeId) -> Result<Option<Event>> {
+        let silence = self.core.state.silence(node);
+        if !self.topology().nodes.contains_key(&node) || silence >= self.core.config.replace_after {
+            // It deletes what nobody names when it comes back.
+            return Ok(Some(Event::Discarded { node }));
+        }
+        match self.build(self.record.tries, BuildAction::Discard).await? {
+            Built::Discarded => Ok(Some(Event::Discarded { node })),
+            other => told(self.record.tries, other),
+        }
+    }
+
+    /// Asks the builder.
+    async fn build(&self, tries: u32, action: BuildAction) -> Result<Built> {
+        let node = self.record.builder;
+        let service = self.core.reach().peers.shard_service(node).ok_or_else(|| {
+            let message = format!("node {node}, which builds, isn't known");
+            WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(Retry::Later)
+        })?;
+        service.build(BuildRequest { reshard: self.record.id, tries, action, timeout: ANSWERING }).await
+    }
+
     async fn hold(&self, group: GroupId, hold: Hold) -> Result<Option<Event>> {
         let first = if self.record.phase == ReshardPhase::Imaging {
             // What the image lacks is what the replica lacks that it is made of.
@@ -192,6 +274,38 @@ impl Asker {
         Ok(Some(Event::LetGo { group, before }))
     }
 
+    /// What an attempt wants of a shard. What that refuses for good ends the attempt.
+    async fn attempt(
+        &self,
+        shard: ShardId,
+        attempt: Attempt,
+        action: HandOverAction,
+    ) -> Result<Option<Event>> {
+        Ok(Some(match self.hand_over(shard, attempt, action).await {
+            Ok(outcome) => Event::HandedOver { shard, attempt, outcome },
+            Err(error) => Event::Refused { shard, attempt, why: error.message },
+        }))
+    }
+
+    /// Asks a shard's leader, and whoever leads after it, until there is an answer. An error is one that asking again can't mend.
+    async fn hand_over(
+        &self,
+        shard: ShardId,
+        attempt: Attempt,
+        action: HandOverAction,
+    ) -> Result<HandedOver> {
+        let timeout = match action {
+            HandOverAction::Seal { drain } => drain + ANSWERING,
+            HandOverAction::Unseal | HandOverAction::Reached | HandOverAction::Flows => ANSWERING,
+        };
+        let request = HandOver { shard, reshard: self.record.id, attempt, action, timeout };
+        let call = |service: Arc<dyn ShardService>| {
+            let request = request.clone();
+            async move { service.hand_over(request).await }
+        };
+        self.core.reach().leader(shard, call).await
+    }
+
     /// What a group's leader is doing.
     async fn leading(&self, group: GroupId) -> Result<ReplicaStatus> {
         let nodes = self.shard(group).ok_or_else(|| gone(group))?.replicas;
@@ -217,6 +331,20 @@ impl Asker {
         let found = statuses.into_iter().find(|status| status.group == group && status.stopped.is_none());
         found.ok_or_else(missing)
     }
+}
+
+/// What a builder says that may say it whatever it is asked for.
+fn told(tries: u32, answer: Built) -> Result<Option<Event>> {
+    Ok(match answer {
+        Built::Copied => Some(Event::Copied { tries }),
+        Built::DiskFull => Some(Event::DiskFull { tries }),
+        Built::Lost(what) => Some(Event::Lost { tries, what }),
+        Built::Begun(_) | Built::Copying(_) | Built::Founded | Built::Discarded => None,
+    })
+}
+
+fn strange(shard: ShardId, answer: &HandedOver) -> WireError {
+    WireError::internal(format!("shard {shard} answers what it wasn't asked: {answer:?}"))
 }
 
 /// The name under which a reshard holds logs.

@@ -67,7 +67,7 @@ pub(crate) enum Ask {
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(not(test), expect(dead_code, reason = "not all can be asked for yet"))]
+#[cfg_attr(not(test), expect(dead_code, reason = "nobody compares yet"))]
 pub(crate) enum Event {
     /// So much time has passed.
     Passed(Duration),
@@ -81,6 +81,8 @@ pub(crate) enum Event {
     Begun { shard: ShardId, tries: u32, index: LogIndex },
     /// All files are complete.
     Copied { tries: u32 },
+    /// Something is gone of what was to be copied.
+    Lost { tries: u32, what: String },
     /// The builder's disk is full.
     DiskFull { tries: u32 },
     /// The group has its leader.
@@ -202,6 +204,9 @@ impl Machine {
                 }
             }
             Event::Copied { tries: of } if of == tries => heard.copied = true,
+            Event::Lost { tries: of, what } if of == tries && builds && phase > ReshardPhase::Placing => {
+                heard.trouble = Some(Step::Anew(what));
+            }
             Event::DiskFull { tries: of } if of == tries && builds && record.paused.is_none() => {
                 let why = format!("the disk of node {}, which builds, is full", record.builder);
                 heard.trouble = Some(Step::Pause(PauseCause::Disk, why));

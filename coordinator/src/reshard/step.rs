@@ -199,7 +199,7 @@ impl Next {
                 self.anew(ledger)
             }
             Step::Anew(why) => {
-                record.at_copy()?;
+                record.at(&[Imaging, Copying, Founding]).or_else(|_| record.at_copy())?;
                 record.message = why.clone();
                 self.anew(ledger)
             }

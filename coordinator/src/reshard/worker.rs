@@ -308,6 +308,7 @@ impl Worker {
         let seen = seen.entry(self.id).or_default();
         if seen.since.is_none_or(|(phase, _)| phase != record.phase) {
             seen.since = Some((record.phase, now));
+            (seen.built, seen.rows) = (None, None);
         }
         let targets: Vec<_> = record.targets().iter().map(|part| part.shard).collect();
         seen.lag.retain(|shard, _| record.flows() && targets.contains(shard));

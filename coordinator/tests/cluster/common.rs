@@ -19,7 +19,7 @@ use shardnode::{Agent, ShardNode};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -36,6 +36,8 @@ pub struct Directory {
     coordinators: Mutex<BTreeMap<NodeId, Arc<Coordinator>>>,
     /// Shards that take no schema step.
     closed: watch::Sender<HashSet<ShardId>>,
+    /// Whether nobody builds.
+    pub idle: AtomicBool,
     /// Schema steps that were refused for that.
     refused: watch::Sender<u64>,
     /// The node that no Raft message reaches, and that none leaves.
@@ -175,6 +177,7 @@ impl Directory {
             shards: Mutex::default(),
             coordinators: Mutex::default(),
             closed: watch::Sender::default(),
+            idle: AtomicBool::default(),
             refused: watch::Sender::default(),
             cut: Mutex::default(),
             script: Mutex::default(),
@@ -317,6 +320,10 @@ impl ShardService for Gate {
     }
 
     fn build(&self, request: BuildRequest) -> BoxFuture<'_, ServiceResult<Built>> {
+        if self.directory.upgrade().is_some_and(|directory| directory.idle.load(Ordering::Relaxed)) {
+            let idle = WireError::new(SqlState::CANNOT_CONNECT_NOW, "idle").with_retry(Retry::Later);
+            return Box::pin(async move { Err(idle) });
+        }
         self.shards.build(request)
     }
 

@@ -3,13 +3,18 @@
 use crate::common::{Cluster, PATIENCE, Shape};
 use crate::tables::{MAIN, create, hashed, table};
 use proto::services::{
-    ClusterState, CoordinatorService, Peers, ReplicaAction, ReplicaTarget, ReshardCommand, ReshardCourse,
-    ReshardOptions, ReshardPhase, ReshardPlan, ReshardStatus, ReshardWish, ServiceResult, SplitAt,
+    ClusterState, Consistency, CoordinatorService, Peers, ReplicaAction, ReplicaTarget, ReshardCommand,
+    ReshardCourse, ReshardOptions, ReshardPhase, ReshardPlan, ReshardStatus, ReshardWish, ServiceResult,
+    SplitAt,
 };
-use proto::topology::Shard;
-use proto::{GroupId, LogIndex, NodeId, RequestId, ReshardId, Retry, SqlState, WireError};
+use proto::topology::{Shard, Topology};
+use proto::{
+    GroupId, KeyspaceId, LogIndex, NodeId, RequestId, ReshardId, Retry, ShardId, SqlState, TableId, ValueRef,
+    WireError,
+};
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 /// A wish to split a shard in two.
 pub fn split(request: RequestId, shard: &str) -> ReshardWish {
@@ -122,7 +127,10 @@ async fn status_where(
             pause.tick().await;
         }
     };
-    tokio::time::timeout(PATIENCE, found).await.expect("the reshard gets there")
+    match tokio::time::timeout(PATIENCE, found).await {
+        Ok(status) => status,
+        Err(_) => panic!("it doesn't get there: {:?}", statuses(cluster).await),
+    }
 }
 
 /// The names under which any replica keeps its log.
@@ -228,18 +236,16 @@ async fn a_builder_gets_what_it_lacks_logs_are_held_and_cancelling_leaves_nothin
     let topology = cluster.state_where(begun).await.topology;
     assert_eq!(topology.reshards[0].build.as_ref().unwrap().node, builder);
     assert!(topology.shards[&before.id].replicas.contains(&builder), "it has a replica to make an image of");
-    let waits = |status: &ReshardStatus| status.phase == ReshardPhase::Imaging && !status.message.is_empty();
-    let status = status_where(&cluster, id, waits).await;
+    let status = status_where(&cluster, id, |status| status.phase == ReshardPhase::Ready).await;
     assert_eq!((status.wanted, status.attempt.0), (false, 0));
-    assert_eq!(told_phase(&cluster).await, ["imaging"]);
+    assert_eq!(told_phase(&cluster).await, ["ready"]);
     let held = holds(&cluster).await;
-    assert!(
-        held.iter().any(|(group, name)| *group == before.group && name.starts_with("reshard/1/")),
-        "{held:?}"
-    );
+    let is_held =
+        |(group, name): &(GroupId, String)| *group == before.group && name.starts_with("reshard/1/");
+    assert!(held.iter().any(is_held), "{held:?}");
 
     command(&cluster, id, ReshardCommand::Cancel).await.unwrap();
-    let cancelled = status_where(&cluster, id, |status| status.phase >= ReshardPhase::Cancelling).await;
+    let cancelled = status_where(&cluster, id, |status| status.phase == ReshardPhase::Ended).await;
     assert_eq!(cancelled.failed.as_deref(), Some("it was cancelled"));
     as_before(&cluster, &before).await;
 }
@@ -248,6 +254,7 @@ async fn a_builder_gets_what_it_lacks_logs_are_held_and_cancelling_leaves_nothin
 async fn the_next_leader_goes_on_with_it() {
     let (mut cluster, wish, builder) = lent().await;
     let before = crate::replicas::shard(&cluster).await;
+    cluster.directory.idle.store(true, Ordering::Relaxed);
     // Nobody gets a replica.
     let refused = || WireError::new(SqlState::CANNOT_CONNECT_NOW, "a test").with_retry(Retry::Later);
     cluster.directory.script(Some(Box::new(move |_, _| Err(refused()))));
@@ -267,12 +274,15 @@ async fn the_next_leader_goes_on_with_it() {
     cluster.open(leader);
     status_where(&cluster, id, |status| !status.message.is_empty()).await;
     command(&cluster, id, ReshardCommand::Cancel).await.unwrap();
+    cluster.directory.idle.store(false, Ordering::Relaxed);
+    status_where(&cluster, id, |status| status.phase == ReshardPhase::Ended).await;
     as_before(&cluster, &before).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn schema_changes_wait_for_images_for_a_while_and_no_longer() {
     let cluster = Cluster::start(1, 2).await;
+    cluster.directory.idle.store(true, Ordering::Relaxed);
     begin(&cluster, &split(cluster.name(), "main/-80")).await.unwrap();
     let tries = |state: &ClusterState| {
         state.topology.reshards.first().and_then(|shown| shown.build.as_ref()).map(|build| build.tries)
@@ -290,4 +300,135 @@ async fn schema_changes_wait_for_images_for_a_while_and_no_longer() {
     let state = cluster.state_where(|state| tries(state) == Some(2)).await;
     let t = state.catalog.table_named("t").map(|table| table.id);
     assert_eq!(cluster.count(shard, t.unwrap()).await, 0);
+}
+
+/// Rows of a table `(a, b)` by their keys, each on the shard whose it is.
+struct Rows<'a> {
+    cluster: &'a Cluster,
+    table: TableId,
+    written: BTreeSet<i64>,
+}
+
+impl<'a> Rows<'a> {
+    async fn new(cluster: &'a Cluster) -> Rows<'a> {
+        cluster.change(create(table("t", hashed()))).await.unwrap();
+        let table = cluster.state().await.catalog.table_named("t").unwrap().id;
+        Rows { cluster, table, written: BTreeSet::new() }
+    }
+
+    /// Writes so many more.
+    async fn write(&mut self, count: i64) {
+        let first = self.written.last().map_or(1, |last| last + 1);
+        let topology = self.cluster.state().await.topology;
+        for key in first..first + count {
+            let id = KeyspaceId::hash([ValueRef::Int(key)]).0;
+            let shard = topology.shard_for(MAIN, &id).unwrap();
+            let insert = format!("INSERT INTO t{} VALUES ({key}, 1)", self.table);
+            self.cluster.run(shard, &insert).await.unwrap();
+            self.written.insert(key);
+        }
+    }
+
+    /// Waits until these shards' groups have the rows that are theirs and no others, on each replica.
+    async fn are_on(&self, topology: &Topology, shards: &[ShardId]) {
+        let mut pause = tokio::time::interval(Duration::from_millis(20));
+        for shard in shards.iter().map(|shard| &topology.shards[shard]) {
+            let own = |key: &i64| shard.range.contains(&KeyspaceId::hash([ValueRef::Int(*key)]).0);
+            let wanted: BTreeSet<_> = self.written.iter().copied().filter(own).collect();
+            for node in &shard.replicas {
+                let there = async {
+                    loop {
+                        let replica = self.cluster.host_of(*node).and_then(|host| host.replica(shard.group));
+                        if let Some(replica) = replica
+                            && self.keys(&replica).await == wanted
+                        {
+                            return;
+                        }
+                        pause.tick().await;
+                    }
+                };
+                tokio::time::timeout(PATIENCE, there).await.expect("a replica gets its rows");
+            }
+        }
+    }
+
+    async fn keys(&self, replica: &replica::Replica) -> BTreeSet<i64> {
+        let deadline = Instant::now() + PATIENCE;
+        let snapshot = replica.snapshot(Consistency::Eventual, deadline).await.unwrap();
+        let sql = format!("SELECT c1 FROM t{}", self.table);
+        let mut statement = snapshot.connection().prepare(&sql).unwrap();
+        statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+    }
+}
+
+/// The new shards of the only reshard.
+fn new_shards(topology: &Topology) -> Vec<ShardId> {
+    let main = &topology.keyspaces[&MAIN];
+    let own = topology.shards.values().filter(|shard| shard.keyspace == MAIN);
+    own.map(|shard| shard.id).filter(|id| !main.shards.contains(id)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_split_comes_to_ready_while_rows_are_written_and_cancelling_leaves_nothing() {
+    let cluster = Cluster::start_as(Shape { shards: 1, ..Shape::default() }).await;
+    let mut rows = Rows::new(&cluster).await;
+    rows.write(100).await;
+    let before = crate::replicas::shard(&cluster).await;
+    let id = begin(&cluster, &split(cluster.name(), "main/-")).await.unwrap().reshard.unwrap();
+    let at = |phase| move |status: &ReshardStatus| status.phase >= phase;
+    status_where(&cluster, id, at(ReshardPhase::Spreading)).await;
+    rows.write(50).await;
+    let status = status_where(&cluster, id, at(ReshardPhase::Ready)).await;
+    assert_eq!((status.phase, status.attempt.0, status.wanted), (ReshardPhase::Ready, 0, false));
+    rows.write(50).await;
+    let topology = cluster.state().await.topology;
+    let new = new_shards(&topology);
+    assert_eq!(new.len(), 2);
+    assert!(new.iter().all(|shard| topology.shards[shard].replicas.len() == 3));
+    rows.are_on(&topology, &new).await;
+    assert_eq!(cluster.count(before.id, rows.table).await, 200, "the old one serves");
+    let lag = status_where(&cluster, id, |status| status.lag.is_some()).await.lag.unwrap();
+    assert!(lag < PATIENCE);
+
+    command(&cluster, id, ReshardCommand::Cancel).await.unwrap();
+    status_where(&cluster, id, at(ReshardPhase::Ended)).await;
+    as_before(&cluster, &before).await;
+    let groups: Vec<_> = new.iter().map(|shard| topology.shards[shard].group).collect();
+    let mut pause = tokio::time::interval(Duration::from_millis(20));
+    let gone = async {
+        for node in (1..=cluster.shape.nodes).map(NodeId) {
+            let host = cluster.host_of(node).unwrap();
+            while groups.iter().any(|group| host.replica(*group).is_some()) {
+                pause.tick().await;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.expect("the new groups go");
+    rows.write(10).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_merge_comes_to_ready_though_each_phase_has_another_leader() {
+    let mut cluster = Cluster::start_as(Shape { shards: 2, ..Shape::default() }).await;
+    let written = {
+        let mut rows = Rows::new(&cluster).await;
+        rows.write(100).await;
+        rows.written
+    };
+    let mut wish = split(cluster.name(), "");
+    wish.course = ReshardCourse::Merge { shards: vec!["main/80-".into(), "main/-80".into()] };
+    let id = begin(&cluster, &wish).await.unwrap().reshard.unwrap();
+    let mut phase = ReshardPhase::Planned;
+    while phase != ReshardPhase::Ready {
+        let last = phase;
+        phase = status_where(&cluster, id, |status| status.phase != last).await.phase;
+        let leader = cluster.leader().await;
+        cluster.stop(leader).await;
+        cluster.open(leader);
+    }
+    let topology = cluster.state().await.topology;
+    let new = new_shards(&topology);
+    let table = cluster.state().await.catalog.table_named("t").unwrap().id;
+    let rows = Rows { cluster: &cluster, table, written };
+    rows.are_on(&topology, &new).await;
 }

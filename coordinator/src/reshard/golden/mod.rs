@@ -318,6 +318,7 @@ impl Runner {
         let (tries, attempt, node) = (record.tries, record.attempt, record.builder);
         Ok(match name {
             "disk-full" => Event::DiskFull { tries },
+            "lost" => Event::Lost { tries, what: "an image is gone".to_owned() },
             "builder-lost" => Event::BuilderLost { node, another: Some(NodeId(node.0 + 1)) },
             "no-builder" => Event::BuilderLost { node, another: None },
             "group-lost" => Event::GroupLost { group: record.targets()[0].group },
@@ -407,4 +408,4 @@ macro_rules! scripts {
     };
 }
 
-scripts! { split merge leaders late bounds reverse cancel pauses again }
+scripts! { split merge leaders late bounds reverse cancel pauses again lost }
