@@ -17,6 +17,16 @@ pub struct FakeBranch {
     pub(super) votes: BTreeSet<ShardId>,
 }
 
+impl FakeBranch {
+    /// Whether it has changed or locked something.
+    pub(super) fn has_something(&self) -> bool {
+        self.statements.iter().any(|(_, request, (_, affected))| {
+            let reads = matches!(request.access, Access::Branch { access: BranchAccess::Read, .. });
+            !reads && *affected > 0
+        })
+    }
+}
+
 impl Fake {
     pub(super) fn run_in_branch(
         &self,
@@ -46,7 +56,10 @@ impl Fake {
     }
 
     pub(super) fn act(&self, request: &BranchRequest) -> ServiceResult<LogIndex> {
-        self.admit(request.shard, request.epoch)?;
+        // What has only read stays where it is, and can be undone.
+        if !matches!(request.action, BranchAction::RollbackTo(_)) {
+            self.admit(request.shard, request.epoch)?;
+        }
         let mut branches = self.branches.lock();
         let key = (request.shard, request.transaction);
         let found = branches.get_mut(&key);

@@ -23,10 +23,11 @@ pub fn sealed(epoch: Epoch) -> WireError {
 }
 
 impl Fake {
-    /// Shards serve nobody from now on but who has kept a state of them. What isn't prepared there ends.
+    /// Shards serve nobody from now on but who has kept a state of them. What isn't prepared there and hasn't only read ends.
     pub fn seal(&self, shards: &[u64]) {
         self.sealed.lock().extend(shards.iter().copied().map(ShardId));
-        self.branches.lock().retain(|(shard, _), branch| branch.prepared || !shards.contains(&shard.0));
+        let stays = |branch: &FakeBranch| branch.prepared || !branch.has_something();
+        self.branches.lock().retain(|(shard, _), branch| stays(branch) || !shards.contains(&shard.0));
     }
 
     /// They serve again: the attempt was given up.
@@ -109,9 +110,10 @@ impl Fake {
         });
     }
 
-    /// Every new shard gets all that is prepared, with whose votes it is.
+    /// Every new shard gets all that is prepared, with whose votes it is. What has only read is over.
     fn hand_over(&self, old: &[u64], new: &[(u64, &str)]) {
         let mut branches = self.branches.lock();
+        branches.retain(|(shard, _), branch| branch.prepared || !old.contains(&shard.0));
         let prepared: Vec<_> = branches.keys().filter(|(shard, _)| old.contains(&shard.0)).copied().collect();
         for key in prepared {
             let branch = branches.remove(&key).unwrap();

@@ -294,8 +294,12 @@ impl Transaction {
             Ok(_) => {}
             // Nothing of it is there, not even the branch.
             Err(error) if statement == 0 && error.retry == Retry::Never => {}
-            // It serves nobody, and has ended the branch.
-            Err(error) if matches!(error.retry, Retry::StaleEpoch(_)) => {
+            // It serves nobody any more, and nobody will ask it for the branch again. Where it may serve on, the branch may live, and
+            // mustn't be taken for one of which something is undone.
+            Err(error)
+                if matches!(error.retry, Retry::StaleEpoch(_))
+                    && !self.all.cluster.load().topology.serves(shard) =>
+            {
                 let mut branches = self.branches.lock();
                 branches.cut(shard, statement);
                 return if branches.is_bound(shard) { Err(lost(error)) } else { Ok(()) };

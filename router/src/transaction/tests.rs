@@ -4,7 +4,7 @@ use super::{Transaction, Transactions};
 use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::fake::Fault::{self, After, Before, Hang};
-use crate::fake::{Fake, FakePeers};
+use crate::fake::{Fake, FakePeers, sealed};
 use crate::positions::Committed;
 use crate::requests::Requests;
 use futures::StreamExt;
@@ -410,4 +410,16 @@ async fn a_commit_says_what_it_has_reached() {
         assert_eq!(committed, Committed { applied, prepared, unheard: vec![A] });
         bench.fake.run_on_each("DELETE FROM t16384");
     }
+}
+
+#[tokio::test]
+async fn what_a_shard_refuses_to_undo_is_not_taken_for_undone() {
+    let bench = Bench::new().await;
+    let transaction = bench.begin();
+    let mark = transaction.mark();
+    bench.write(&transaction, A, 1).await.unwrap();
+    // It is sealed, and may serve on.
+    bench.fake.action_faults.lock().push(("rollback to", Before(sealed(Epoch(1)))));
+    let refused = transaction.undo(&mark, later()).await.unwrap_err();
+    assert_eq!((refused.sqlstate, refused.retry), (SqlState::SERIALIZATION_FAILURE, Retry::Never));
 }
