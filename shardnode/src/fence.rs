@@ -27,7 +27,7 @@ pub(crate) struct Standing {
     pub state: State,
     /// The last reshard that has asked for a seal, or to open what one had sealed.
     pub reshard: ReshardId,
-    /// The attempt of it that has sealed the shard; 0 for none.
+    /// The attempt of it that has sealed the shard; 0 unless it is sealed, so that the entry of each seal names its own.
     pub attempt: Attempt,
     /// Up to here its attempts can't seal the shard any more.
     pub void: Attempt,

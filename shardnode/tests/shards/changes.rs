@@ -22,7 +22,7 @@ const TABLE: &str = "CREATE TABLE t1 (c1 INTEGER NOT NULL PRIMARY KEY, c2 TEXT) 
 /// Nothing in these tests waits for a beat but the one about beats.
 const BEAT: Duration = Duration::from_secs(30);
 
-async fn read(node: &Node, after: LogIndex) -> BoxStream<ServiceResult<Changes>> {
+pub async fn read(node: &Node, after: LogIndex) -> BoxStream<ServiceResult<Changes>> {
     node.shards.changes(ChangesRequest { shard: SHARD, after, beat: BEAT, layouts: false }).await.unwrap()
 }
 
@@ -32,7 +32,10 @@ async fn next(parts: &mut BoxStream<ServiceResult<Changes>>) -> Changes {
 }
 
 /// All up to a position, and the parts that it came in.
-async fn up_to(parts: &mut BoxStream<ServiceResult<Changes>>, end: LogIndex) -> (Vec<Change>, Vec<Changes>) {
+pub async fn up_to(
+    parts: &mut BoxStream<ServiceResult<Changes>>,
+    end: LogIndex,
+) -> (Vec<Change>, Vec<Changes>) {
     let (mut all, mut seen) = (Vec::new(), Vec::new());
     let mut position = LogIndex(0);
     while position < end {
@@ -49,7 +52,7 @@ async fn up_to(parts: &mut BoxStream<ServiceResult<Changes>>, end: LogIndex) -> 
     (all, seen)
 }
 
-fn applied(node: &Node) -> LogIndex {
+pub fn applied(node: &Node) -> LogIndex {
     node.host.replica(GROUP).unwrap().status().applied
 }
 

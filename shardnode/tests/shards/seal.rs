@@ -1,14 +1,15 @@
 //! A shard that is sealed: what is in the way, what is lost, what stays, and how it comes back.
 
+use crate::changes;
 use crate::common::{GROUP, Node, PATIENCE, SHARD, rows, state, text, values};
 use crate::followers::is_waiting;
 use crate::prepared::{hand_over, three};
 use crate::serving::set;
 use crate::session::{Session, told};
 use proto::services::{
-    BranchAccess, BranchAction, ClusterState, Consistency, CutAction, CutRequest, FragmentRequest, HandOver,
-    HandOverAction, HandedOver, Hindrance, HindranceCause, LockWait, RowLock, ShardService, Unsettled,
-    cut_lost,
+    BranchAccess, BranchAction, ChangeKind, ClusterState, Consistency, CutAction, CutRequest, Estate,
+    FragmentRequest, HandOver, HandOverAction, HandedOver, Hindrance, HindranceCause, LockWait, RowLock,
+    Serving, ShardService, Unsettled, cut_lost,
 };
 use proto::topology::{Shard, Topology};
 use proto::{
@@ -552,4 +553,27 @@ async fn what_is_kept_is_read_on_under_the_name_of_then() {
     let anew = Session::new(&node, 1).next(SECOND, BranchAccess::Write { touch: 0 });
     let anew = FragmentRequest { shard: ShardId(3), epoch: Epoch(3), ..anew };
     assert_eq!(node.shards.execute(anew).await.unwrap().affected, 1);
+}
+
+/// Each entry says of which attempt it is, though no two of them change the same of the row.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_log_tells_of_seals() {
+    let node = start().await;
+    let begin = changes::applied(&node);
+    for attempt in [1, 2, 3] {
+        assert_eq!(seal(&node, attempt, PATIENCE).await, sealed());
+        unseal(&node, attempt).await;
+    }
+    assert_eq!(ask(&node, (8, 3), HandOverAction::Seal { drain: PATIENCE }).await.unwrap(), sealed());
+    let mut parts = changes::read(&node, begin).await;
+    let (all, _) = changes::up_to(&mut parts, changes::applied(&node)).await;
+    let served = all.into_iter().filter_map(|change| match change.kind {
+        ChangeKind::Serving(serving) => Some(serving),
+        _ => None,
+    });
+    let served: Vec<_> = served.collect();
+    let estate = Estate { reshard: ReshardId(8), attempt: Attempt(3) };
+    let undone = [Serving::Sealed(None), Serving::Open];
+    assert_eq!(served[..4], [undone.clone(), undone].concat());
+    assert_eq!(served.last(), Some(&Serving::Sealed(Some(estate))));
 }
