@@ -130,7 +130,7 @@ impl ShardNode {
     }
 
     /// How far the flows are that end in a shard's group, if it is led here.
-    pub fn flow_statuses(&self, target: ShardId) -> ServiceResult<Vec<FlowStatus>> {
+    fn flow_statuses(&self, target: ShardId) -> ServiceResult<Vec<FlowStatus>> {
         let replica = self.find(target, None)?;
         self.flows.statuses(target).ok_or_else(|| {
             let leader = replica.status().leader.filter(|leader| *leader != self.config.node);

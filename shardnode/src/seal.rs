@@ -116,9 +116,8 @@ impl Desk {
         match action {
             HandOverAction::Seal { drain } => self.seal(wanted, drain, deadline).await,
             HandOverAction::Unseal => self.unseal(wanted, deadline).await,
-            HandOverAction::Reached | HandOverAction::Flows => {
-                Err(WireError::unsupported("taking over from another shard"))
-            }
+            HandOverAction::Reached => Err(WireError::unsupported("adopting what another shard has sealed")),
+            HandOverAction::Flows => Err(WireError::internal("flows aren't the desk's")),
         }
     }
 

@@ -5,13 +5,13 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use proto::layout::{Layout, LayoutColumn, Place, TableLayout};
 use proto::services::{
-    ClusterState, Consistency, CoordinatorService, FlowObstacle, FragmentRequest, Peers, ReplicaService,
-    SchemaRequest, SchemaStep, ShardService,
+    ClusterState, Consistency, CoordinatorService, FlowObstacle, FragmentRequest, HandOver, HandOverAction,
+    HandedOver, Peers, ReplicaService, SchemaRequest, SchemaStep, ShardService,
 };
 use proto::topology::{Flow, Reshard, Sharding};
 use proto::{
-    ColumnId, GroupId, KeyRange, LogIndex, NodeId, RequestId, ReshardId, Retry, RouterIncarnation, ShardId,
-    TableId, TransactionId, WireError,
+    Attempt, ColumnId, GroupId, KeyRange, LogIndex, NodeId, RequestId, ReshardId, Retry, RouterIncarnation,
+    ShardId, TableId, TransactionId, WireError,
 };
 use replica::{Overlay, Piece, Pieces, Rehearsal, Replay, Replica, Staging, Write};
 use shardnode::ShardNode;
@@ -207,8 +207,9 @@ impl Cluster {
     /// How far a target is with its sources, and what stops it.
     async fn positions(&self, target: ShardId) -> BTreeMap<ShardId, (LogIndex, Option<FlowObstacle>)> {
         let (node, _) = self.leader(target).await;
-        let statuses = match node.shards.flow_statuses(target) {
-            Ok(statuses) => statuses,
+        let statuses = match node.shards.hand_over(asking(target)).await {
+            Ok(HandedOver::Flows(statuses)) => statuses,
+            Ok(other) => panic!("{other:?}"),
             // It has only begun to lead, or leads no more.
             Err(error) => {
                 assert!(matches!(error.retry, Retry::Later | Retry::NotLeader(_)), "{error}");
@@ -268,6 +269,12 @@ impl Cluster {
     }
 }
 
+/// Asks how far a target's flows are.
+fn asking(shard: ShardId) -> HandOver {
+    let (reshard, attempt, action) = (ReshardId(7), Attempt(0), HandOverAction::Flows);
+    HandOver { shard, reshard, attempt, action, timeout: PATIENCE }
+}
+
 fn insert(keys: std::ops::Range<i64>, value: &str) -> String {
     let rows: Vec<_> = keys.map(|key| format!("({key}, '{value}')")).collect();
     format!("INSERT INTO t1 VALUES {}", rows.join(", "))
@@ -284,7 +291,7 @@ async fn halves_take_over_what_the_whole_does_whoever_leads() {
     let (leader, _) = cluster.leader(HALVES[0]).await;
     let leader = leader.host.statuses()[0].node;
     for node in cluster.up().filter(|node| node.host.statuses()[0].node != leader) {
-        let error = node.shards.flow_statuses(HALVES[0]).unwrap_err();
+        let error = node.shards.hand_over(asking(HALVES[0])).await.unwrap_err();
         assert_eq!(error.retry, Retry::NotLeader(Some(leader)));
     }
 
@@ -372,6 +379,44 @@ async fn rows_that_are_not_as_they_should_be_stop_the_flow_and_not_the_group() {
     assert_eq!(cluster.rows(HALVES[0]).await.iter().filter(|row| row.ends_with("=y")).count(), 0);
     write(&half, "UPDATE t1 SET c2 = 'still there'".into()).await;
     cluster.reaches(HALVES[1], WHOLE, other).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_seal_stays_in_front_of_its_flow_until_it_is_undone() {
+    let mut cluster = Cluster::start(3, true, |_| {}).await;
+    cluster.schema(WHOLE, 1, TABLE).await.unwrap();
+    let last = cluster.write(WHOLE, &insert(0..20, "x"), 1).await.unwrap();
+    let ask = async |cluster: &Cluster, action| {
+        let (node, _) = cluster.leader(WHOLE).await;
+        let request = HandOver { attempt: Attempt(1), action, ..asking(WHOLE) };
+        node.shards.hand_over(request).await.unwrap()
+    };
+    let sealed = ask(&cluster, HandOverAction::Seal { drain: Duration::from_secs(1) }).await;
+    assert!(matches!(sealed, HandedOver::Sealed { .. }), "{sealed:?}");
+    let (_, whole) = cluster.leader(WHOLE).await;
+    let end = whole.status().applied;
+    for killed in [None, Some(HALVES[0])] {
+        if let Some(half) = killed {
+            cluster.kill_leader(half).await;
+        }
+        // Whoever leads has heard of the seal, and not passed it.
+        let heard = async {
+            loop {
+                let (node, _) = cluster.leader(HALVES[0]).await;
+                let Ok(statuses) = node.shards.hand_over(asking(HALVES[0])).await else { continue };
+                let HandedOver::Flows(statuses) = statuses else { panic!("{statuses:?}") };
+                if statuses[0].committed >= end && statuses[0].position >= last {
+                    return statuses[0].position;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let position = tokio::time::timeout(PATIENCE, heard).await.unwrap();
+        assert!(position < end, "{position}, and the seal is at {end} at most");
+    }
+    assert_eq!(ask(&cluster, HandOverAction::Unseal).await, HandedOver::Unsealed);
+    cluster.write(WHOLE, "UPDATE t1 SET c2 = 'y'", 2).await.unwrap();
+    cluster.is_split().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
