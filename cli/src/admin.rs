@@ -1,6 +1,7 @@
 //! The admin's way into a running cluster: any node's address leads to the coordinator's leader.
 
 use crate::arguments::{Admin, Keyspace, ShardingArgument};
+use crate::drain;
 use crate::failure::Failure;
 use parking_lot::Mutex;
 use proto::services::{
@@ -21,7 +22,12 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Runs `shoal keyspace ..`.
 pub async fn keyspace(command: Keyspace) -> Result<(), Failure> {
-    let Keyspace::Create { name, sharding, shards, replicas, admin } = command;
+    let (name, sharding, shards, replicas, admin) = match command {
+        Keyspace::Create { name, sharding, shards, replicas, admin } => {
+            (name, sharding, shards, replicas, admin)
+        }
+        Keyspace::Alter { name, replicas, admin } => return drain::alter(name, replicas, admin).await,
+    };
     let sharding = match sharding {
         ShardingArgument::Hash => Sharding::Hash,
         ShardingArgument::Range => Sharding::Range,

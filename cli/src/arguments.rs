@@ -21,8 +21,8 @@ pub struct Arguments {
 pub enum Command {
     /// Runs a whole cluster in one process, for development
     Dev(Box<Dev>),
-    /// Runs one node of a cluster
-    Node(Box<NodeOptions>),
+    /// Runs one node of a cluster; or has one give away what it holds
+    Node(Box<Node>),
     /// Makes a cluster of the nodes that run, once
     Init(Init),
     /// Shows nodes, keyspaces, and shards with their leaders and replicas
@@ -34,7 +34,7 @@ pub enum Command {
     /// Changes who holds a group's replicas, or compares them
     #[command(subcommand)]
     Replica(Replica),
-    /// Makes keyspaces
+    /// Makes keyspaces, and changes how many replicas they have
     #[command(subcommand)]
     Keyspace(Keyspace),
     /// Prints what is committed to a table from now on, as lines of JSON
@@ -76,7 +76,51 @@ pub struct Dev {
     pub tuning: Tuning,
 }
 
-/// `shoal node`, and the TOML file that says the same.
+/// `shoal node`, and `shoal node ..`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Node {
+    /// What is to become of a node.
+    #[command(subcommand)]
+    pub admin: Option<NodeAdmin>,
+    /// How one runs.
+    #[command(flatten)]
+    pub options: NodeOptions,
+}
+
+/// `shoal node ..`.
+#[derive(Debug, Subcommand)]
+pub enum NodeAdmin {
+    /// Has a node give away all that it holds, and get nothing new
+    Drain {
+        /// The node
+        #[arg(value_name = "N")]
+        node: u64,
+        /// Where to ask.
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Has a node hold replicas again that is drained, or being drained
+    Undrain {
+        /// The node
+        #[arg(value_name = "N")]
+        node: u64,
+        /// Where to ask.
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Takes a node out of the cluster that holds nothing and is stopped
+    Remove {
+        /// The node
+        #[arg(value_name = "N")]
+        node: u64,
+        /// Where to ask.
+        #[command(flatten)]
+        admin: Admin,
+    },
+}
+
+/// How a node runs, and the TOML file that says the same.
 #[derive(Debug, Default, Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct NodeOptions {
@@ -274,6 +318,17 @@ pub enum Keyspace {
         /// How many replicas each shard has [default: as many as in keyspace main]
         #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16))]
         replicas: Option<u32>,
+        /// Where to ask.
+        #[command(flatten)]
+        admin: Admin,
+    },
+    /// Changes how many replicas each of a keyspace's shards has
+    Alter {
+        /// Its name
+        name: String,
+        /// How many
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16))]
+        replicas: u32,
         /// Where to ask.
         #[command(flatten)]
         admin: Admin,

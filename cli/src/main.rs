@@ -7,6 +7,7 @@ mod admin;
 mod arguments;
 mod data_dir;
 mod dev;
+mod drain;
 mod failure;
 mod identity;
 mod init;
@@ -61,7 +62,10 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     let runtime = runtime.enable_all().build().map_err(Failure::Runtime)?;
     match arguments.command {
         Command::Dev(options) => runtime.block_on(dev::run(*options)),
-        Command::Node(options) => runtime.block_on(serve::run(*options)),
+        Command::Node(node) => match node.admin {
+            None => runtime.block_on(serve::run(node.options)),
+            Some(command) => runtime.block_on(drain::run(command)),
+        },
         Command::Init(options) => runtime.block_on(init::run(options)),
         Command::Status(options) => runtime.block_on(status::run(options)),
         Command::Shards(options) => runtime.block_on(listings::shards(options)),

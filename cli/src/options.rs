@@ -104,7 +104,7 @@ mod tests {
         let mut line = vec!["shoal", "node", "--config", path.to_str().unwrap()];
         line.extend(arguments);
         match Arguments::try_parse_from(line).unwrap().command {
-            Command::Node(options) => resolve(*options),
+            Command::Node(node) => resolve(node.options),
             other => panic!("{other:?}"),
         }
     }

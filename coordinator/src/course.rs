@@ -24,6 +24,8 @@ use std::time::Duration;
 
 /// How many changes nobody has asked for are under way at a time.
 const AT_ONCE: usize = 2;
+/// So many replicas the coordinator keeps.
+const COORDINATORS: usize = 3;
 /// How often it is looked what is left.
 const EVERY: Duration = Duration::from_millis(200);
 
@@ -203,10 +205,13 @@ impl Planning<'_> {
         true
     }
 
-    /// Moves a replica to the best node.
+    /// Moves a replica to the best node. The coordinator does without one that has nowhere to go, as long as it has enough.
     fn replace(&mut self, group: GroupId, members: &[NodeId], from: NodeId) {
         match self.scene.free(group, members, &self.load) {
             Some(to) => self.step(group, ReplicaAction::Move { from, to }),
+            None if group == GroupId::COORDINATOR && members.len() > COORDINATORS => {
+                self.step(group, ReplicaAction::Remove(from));
+            }
             None => self.stuck(group),
         }
     }

@@ -173,6 +173,17 @@ fn what_has_nowhere_to_go_is_refused_or_waits() {
 }
 
 #[test]
+fn the_coordinator_does_without_a_replica_that_has_nowhere_to_go() {
+    let mut stage = Stage::new(5);
+    stage.store().put_coordinators(&ids(&[1, 2, 3, 4, 5])).unwrap();
+    stage.report(5);
+    let id = stage.begin(1, Course::Drain(NodeId(2))).unwrap();
+    let done = stage.work_off(id, 5);
+    assert_eq!(done.last(), Some(&(GroupId::COORDINATOR.0, ReplicaAction::Remove(NodeId(2)))));
+    assert_eq!(stage.topology().coordinators, ids(&[1, 3, 4, 5]));
+}
+
+#[test]
 fn a_shard_is_moved_to_the_nodes_that_are_named() {
     let mut stage = Stage::new(5);
     let shard = |stage: &Stage| {
