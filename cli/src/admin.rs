@@ -84,23 +84,32 @@ impl Way {
         Ok((way, status))
     }
 
-    /// What there is and how it does, from whichever node leads to somebody who knows; in the time that a command may take.
+    /// What there is and how it does.
     pub async fn status(&self) -> Result<ClusterStatus, Failure> {
+        let status = self.ask(|coordinator| Box::pin(async move { coordinator.status().await })).await?;
+        let first = self.hosts.lock()[0].clone();
+        self.learn(first, &status);
+        Ok(status)
+    }
+
+    /// Asks the coordinator's leader, by whichever node leads to it; in the time that a command may take.
+    pub async fn ask<T>(
+        &self,
+        ask: impl Fn(Arc<dyn CoordinatorService>) -> BoxFuture<'static, ServiceResult<T>>,
+    ) -> Result<T, Failure> {
         let begun = Instant::now();
         loop {
             let hosts = self.hosts.lock().clone();
             let mut failure = None;
             for host in hosts {
                 let admin = Admin { host: host.clone() };
-                let asked = ask_leader_for(&admin, Some(ATTEMPT), |coordinator| {
-                    Box::pin(async move { coordinator.status().await })
-                });
-                match asked.await {
-                    Ok(status) => {
-                        self.learn(host, &status);
-                        return Ok(status);
+                match ask_leader_for(&admin, Some(ATTEMPT), &ask).await {
+                    Ok(answer) => {
+                        self.hosts.lock().sort_by_key(|other| *other != host);
+                        return Ok(answer);
                     }
-                    Err(error) => failure = Some(error),
+                    Err(Failure::Cluster(error)) if is_far(&error) => failure = Some(Failure::Cluster(error)),
+                    Err(refused) => return Err(refused),
                 }
             }
             if begun.elapsed() >= PATIENCE {
@@ -115,6 +124,12 @@ impl Way {
         let others = nodes.filter(|address| !address.is_empty() && *address != host);
         *self.hosts.lock() = [host.clone()].into_iter().chain(others).collect();
     }
+}
+
+/// Whether another node may lead to an answer.
+pub fn is_far(error: &WireError) -> bool {
+    error.retry != Retry::Never
+        || [SqlState::CONNECTION_FAILURE, SqlState::CANNOT_CONNECT_NOW].contains(&error.sqlstate)
 }
 
 async fn search<T>(

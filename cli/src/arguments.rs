@@ -1,5 +1,9 @@
 //! The command line.
 
+mod reshard;
+
+pub use reshard::{One, Options as ReshardOptions, Reshard, Show, Wait};
+
 use crate::tuning::Tuning;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use proto::TransactionId;
@@ -42,9 +46,19 @@ pub enum Command {
         shoal stream --table account\n  \
         shoal stream --table account --from main/-80.1:4711,main/80-.1:99")]
     Stream(Stream),
+    /// Splits and merges shards while clients go on
+    // Nobody is to begin what can't be ended by a switch yet.
+    #[command(subcommand, hide = true)]
+    Reshard(Reshard),
     /// Shows transactions, and ends those that nobody decides
     #[command(subcommand)]
     Txn(Txn),
+    /// Prints what makes a shell complete these commands
+    #[command(after_help = "Example, in ~/.bashrc:\n  source <(shoal completions bash)")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
 }
 
 /// `shoal dev`.

@@ -61,6 +61,9 @@ pub enum Failure {
     /// Somebody must decide: what, and how.
     #[error("{0} (hint: {1})")]
     Undecided(String, String),
+    /// A reshard goes on without the command.
+    #[error("{0} (hint: \"shoal reshard status {1}\" shows how far it is)")]
+    GoesOn(String, proto::ReshardId),
     /// The answer couldn't be printed.
     #[error("cannot print: {0}")]
     Print(std::io::Error),
@@ -71,6 +74,7 @@ impl Failure {
     pub fn exit_code(&self) -> u8 {
         match self {
             Failure::Undecided(..) => 3,
+            Failure::GoesOn(..) => 4,
             _ => 1,
         }
     }

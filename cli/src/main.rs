@@ -19,6 +19,7 @@ mod options;
 mod peers;
 mod ready;
 mod replicas;
+mod reshard;
 mod serve;
 mod status;
 mod stream;
@@ -27,9 +28,9 @@ mod tuning;
 mod units;
 
 use arguments::{Arguments, Command};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use failure::Failure;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::thread::available_parallelism;
 use tracing_subscriber::EnvFilter;
@@ -73,6 +74,14 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Replica(command) => runtime.block_on(replicas::run(command)),
         Command::Keyspace(command) => runtime.block_on(admin::keyspace(command)),
         Command::Stream(options) => runtime.block_on(stream::run(options)),
+        Command::Reshard(command) => runtime.block_on(reshard::run(command)),
         Command::Txn(command) => runtime.block_on(transactions::run(command)),
+        Command::Completions { shell } => completions(shell),
     }
+}
+
+fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "shoal", &mut script);
+    std::io::stdout().write_all(&script).map_err(Failure::Print)
 }

@@ -36,6 +36,9 @@ pub trait Scenario: Sized {
     /// Has some clients read from any replica.
     fn demand_sessions(&mut self) {}
 
+    /// Has an admin reshard.
+    fn demand_reshards(&mut self) {}
+
     /// Has nodes die and return, and nothing else go wrong; what their routers had prepared must be free in time.
     fn demand_deaths(&mut self) {}
 }
@@ -53,6 +56,8 @@ pub struct Variant {
     pub cuts: bool,
     /// Whether some clients read from any replica.
     pub sessions: bool,
+    /// Whether an admin reshards.
+    pub reshards: bool,
     /// Whether nodes die, and nothing else goes wrong.
     pub deaths: bool,
 }
@@ -60,7 +65,7 @@ pub struct Variant {
 impl Variant {
     /// All of a seed's plan.
     pub fn whole(seed: u64) -> Self {
-        Self { seed, keep: None, clients: None, cuts: false, sessions: false, deaths: false }
+        Self { seed, keep: None, clients: None, cuts: false, sessions: false, reshards: false, deaths: false }
     }
 
     /// The plan.
@@ -72,6 +77,9 @@ impl Variant {
         }
         if self.sessions {
             plan.demand_sessions();
+        }
+        if self.reshards {
+            plan.demand_reshards();
         }
         if let Some(keep) = &self.keep {
             let mut place = 0..;
@@ -101,6 +109,9 @@ impl Variant {
         }
         if self.sessions {
             arguments.push("--sessions".to_owned());
+        }
+        if self.reshards {
+            arguments.push("--reshards".to_owned());
         }
         if self.deaths {
             arguments.push("--deaths".to_owned());

@@ -41,6 +41,9 @@ struct Arguments {
     /// Have some of a cluster's clients read from any replica, as of what they have seen, over routers that they change.
     #[arg(long)]
     sessions: bool,
+    /// Have an admin split and merge a cluster's shards meanwhile.
+    #[arg(long)]
+    reshards: bool,
     /// Have a cluster's nodes die one after the other, and nothing else go wrong: what their routers had prepared must be
     /// free in time.
     #[arg(long)]
@@ -172,8 +175,8 @@ fn work<S: Scenario>(arguments: &Arguments, first: u64, next: &AtomicU64, sums: 
 
 impl Arguments {
     fn variant(&self, seed: u64) -> Variant {
-        let Arguments { clients, cuts, sessions, deaths, .. } = *self;
-        Variant { seed, keep: self.keep.clone(), clients, cuts, sessions, deaths }
+        let Arguments { clients, cuts, sessions, reshards, deaths, .. } = *self;
+        Variant { seed, keep: self.keep.clone(), clients, cuts, sessions, reshards, deaths }
     }
 
     fn run<S: Scenario>(&self, variant: &Variant) -> Report {

@@ -12,6 +12,7 @@ use super::super::random::Random;
 use super::super::trace::Time;
 use super::history::{Asked, Element, History, Key, Level, Number, Outcome};
 use connection::{Connection, Trouble};
+use coordinator::Coordinator;
 use router::Router;
 use session::{Handed, Session};
 use std::collections::BTreeMap;
@@ -37,7 +38,9 @@ const ELEMENTS: i64 = 100_000;
 pub struct Door {
     /// The router.
     pub router: Arc<Router>,
-    /// Where its sessions run.
+    /// Its node's part of the coordinator.
+    pub coordinator: Arc<Coordinator>,
+    /// Where they run.
     pub tasks: Handle,
 }
 
@@ -81,11 +84,13 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    fn count(&self, what: &str) {
+    /// Something has happened once more.
+    pub fn count(&self, what: &str) {
         *lock(&self.counts).entry(what.to_owned()).or_default() += 1;
     }
 
-    fn note(&self, what: String) {
+    /// Something is to be told of.
+    pub fn note(&self, what: String) {
         lock(&self.log).push(what);
     }
 

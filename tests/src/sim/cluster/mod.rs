@@ -27,6 +27,7 @@
 //! 3. Clients (`clients`) move money between accounts and append to lists, a transaction at a time, on one shard and on
 //!    several, and read them, while faults strike. Some, if asked for, carry a token from router to router, and hand it on, and
 //!    read from any replica; others read at bounded staleness, or whatever there is.
+//!    In some, if asked for, an admin has shards split and merged meanwhile (`admin`).
 //!    Of one kind of run nodes die and nothing else goes wrong, and what their routers had prepared must soon be free (`world/deaths.rs`).
 //! 4. All is healed. Everybody must get somewhere again; then nothing may be left of any transaction.
 //! 5. What clients did, saw and were told is judged from outside (`history`).
@@ -34,6 +35,7 @@
 //! Nothing here may read a real clock, draw real randomness or depend on the order of a hash map. What is simulated may
 //! not either: where two runs of a seed differ, look for a `HashMap` that is walked through, or a `select!` by lot.
 
+mod admin;
 mod clients;
 mod history;
 mod node;
@@ -85,6 +87,10 @@ impl Scenario for Plan {
 
     fn demand_sessions(&mut self) {
         Plan::demand_sessions(self);
+    }
+
+    fn demand_reshards(&mut self) {
+        self.reshards = true;
     }
 
     fn demand_deaths(&mut self) {

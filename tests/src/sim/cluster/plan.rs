@@ -29,6 +29,8 @@ pub struct Plan {
     pub sessions: bool,
     /// Whether nodes die and nothing else goes wrong, and what their routers had prepared must be free in time.
     pub deaths: bool,
+    /// Whether an admin reshards meanwhile.
+    pub reshards: bool,
     /// What happens when.
     pub faults: Vec<(Time, Fault)>,
 }
@@ -285,7 +287,17 @@ impl Plan {
         }));
         faults.sort_by_key(|(time, _)| *time);
         let clients = usize::try_from(random.within(2..7)).unwrap_or(2);
-        Self { seed, clients, length, setup, cuts: false, sessions: false, deaths: false, faults }
+        Self {
+            seed,
+            clients,
+            length,
+            setup,
+            cuts: false,
+            sessions: false,
+            deaths: false,
+            reshards: false,
+            faults,
+        }
     }
 
     /// Has nodes die, one after the other, with much under way, and nothing else go wrong. Each is back soon or after long.

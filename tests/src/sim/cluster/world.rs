@@ -12,6 +12,7 @@ use super::super::network::{CutId, Network, Quality};
 use super::super::random::Random;
 use super::super::scenario::Report;
 use super::super::trace::{MICROSECOND, MILLISECOND, SECOND, Time, Trace};
+use super::admin::Admin;
 use super::clients::{Client, Door, Shared, found, lock};
 use super::history::{History, Outcome as Ended};
 use super::node::Node;
@@ -214,6 +215,9 @@ impl World {
         for number in 0..self.plan.clients {
             self.clients.handle().spawn(Client::new(self.shared.clone(), number).work());
         }
+        if self.plan.reshards {
+            self.clients.handle().spawn(Admin::new(self.shared.clone()).work());
+        }
         self.run_until(begun + self.plan.length, |_| false)?;
         self.end()
     }
@@ -361,7 +365,11 @@ impl World {
         node.start(&all).map_err(|why| format!("node {id} can't start: {why}"))?;
         let life = node.life;
         if let Some(process) = &node.process {
-            let door = Door { router: process.router.clone(), tasks: process.tasks.handle() };
+            let door = Door {
+                router: process.router.clone(),
+                coordinator: process.coordinator.clone(),
+                tasks: process.tasks.handle(),
+            };
             lock(&self.shared.doors).insert(id, door);
         }
         self.note(format_args!("node {id} starts"));

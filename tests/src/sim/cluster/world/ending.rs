@@ -70,7 +70,7 @@ impl World {
         Ok(())
     }
 
-    /// Waits until no shard has a branch, and the coordinator has nothing left to finish.
+    /// Waits until no shard has a branch, the coordinator has nothing left to finish, and nothing is left of reshards.
     fn settle(&mut self) -> Outcome {
         let until = self.now() + SETTLING;
         loop {
@@ -90,12 +90,17 @@ impl World {
         }
     }
 
-    /// Has the leaders say what is left of transactions.
+    /// Has the leaders say what is left of transactions and reshards.
     fn ask_what_is_left(&mut self, left: &Arc<Mutex<Option<String>>>) {
         let mut shards = BTreeMap::new();
         let mut coordinator = None;
+        let mut found = Vec::new();
         for node in self.nodes.values() {
             let Some(process) = &node.process else { continue };
+            let statuses = process.host.statuses();
+            let holds =
+                statuses.iter().flat_map(|status| status.holds.iter().map(|hold| (status.group, hold)));
+            found.extend(holds.map(|(group, hold)| format!("group {group}'s log is held: {hold:?}")));
             for replica in process.host.replicas().into_iter().filter(replica::Replica::is_leader) {
                 let tasks = process.tasks.handle();
                 if replica.group() == GroupId::COORDINATOR {
@@ -107,7 +112,6 @@ impl World {
         }
         let left = left.clone();
         self.clients.handle().spawn(async move {
-            let mut found = Vec::new();
             match coordinator {
                 None => found.push("the coordinator has no leader".to_owned()),
                 Some((service, tasks)) => {
@@ -119,7 +123,12 @@ impl World {
                         Ok(Ok((state, transactions))) => {
                             let unfinished = transactions.iter().filter(|transaction| !transaction.finished);
                             found.extend(unfinished.map(|transaction| format!("{transaction:?}")));
-                            for shard in state.topology.shards.values() {
+                            let topology = &state.topology;
+                            found.extend(topology.reshards.iter().map(|reshard| format!("{reshard:?}")));
+                            let placed = |group| topology.shards.values().any(|shard| shard.group == group);
+                            let others = shards.keys().filter(|group| !placed(**group));
+                            found.extend(others.map(|group| format!("group {group} is no shard's")));
+                            for shard in topology.shards.values() {
                                 let Some((service, tasks)) = shards.get(&shard.group).cloned() else {
                                     found.push(format!("shard {} has no leader", shard.id));
                                     continue;

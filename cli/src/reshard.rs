@@ -1,0 +1,444 @@
+//! `shoal reshard ..`: wishes for reshards, and what is told of them while they go on.
+//!
+//! In come the admin's wishes, out go requests to the coordinator, each under one name however often it is sent. The reshard
+//! is the coordinator's: it goes on when the command ends, and everything here can be asked for again.
+
+mod meter;
+mod show;
+
+use crate::admin::{Way, is_far};
+use crate::arguments::{One, Reshard, ReshardOptions, Show, Wait};
+use crate::failure::Failure;
+use indicatif::{ProgressBar, ProgressStyle};
+use meter::{Meter, Speed};
+use proto::services::{
+    self, ReshardCommand, ReshardCourse, ReshardPhase, ReshardPlan, ReshardStatus, ReshardWish, SplitAt,
+};
+use proto::{NodeId, RequestId, ReshardId, RouterIncarnation, SqlState, WireError};
+use std::io::{BufRead, IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+/// How often it is looked how far a reshard is.
+const LOOK: Duration = Duration::from_millis(250);
+/// How often that is a line of its own.
+const LINE: Duration = Duration::from_secs(10);
+
+/// Runs the command.
+pub async fn run(command: Reshard) -> Result<(), Failure> {
+    match command {
+        Reshard::Split { shard, into, at, options } => {
+            let at = match into {
+                Some(parts) => SplitAt::Evenly(parts),
+                None => SplitAt::Bounds(at.into_iter().map(|id| id.0).collect()),
+            };
+            begin(ReshardCourse::Split { shard, at }, options).await
+        }
+        Reshard::Merge { shards, options } => begin(ReshardCourse::Merge { shards }, options).await,
+        Reshard::Status { id, show } => status(id.map(ReshardId), &show).await,
+        Reshard::Switch(one) => act(one, ReshardCommand::Switch).await,
+        Reshard::Reverse(one) => act(one, ReshardCommand::Reverse).await,
+        Reshard::Complete(one) => act(one, ReshardCommand::Complete).await,
+        Reshard::Cancel(one) => act(one, ReshardCommand::Cancel).await,
+        Reshard::Pause(one) => act(one, ReshardCommand::Pause).await,
+        Reshard::Resume(one) => act(one, ReshardCommand::Resume).await,
+        Reshard::Verify(one) => act(one, ReshardCommand::Verify).await,
+    }
+}
+
+/// Has a reshard begin, and follows it.
+async fn begin(course: ReshardCourse, options: ReshardOptions) -> Result<(), Failure> {
+    let ReshardOptions { yes, dry_run, rate, drain, keep, no_verify, builder, on, wait, show } = options;
+    let wish = ReshardWish {
+        request: RequestId { router: RouterIncarnation(rand::random()), sequence: 1 },
+        course,
+        options: services::ReshardOptions {
+            auto: yes,
+            verify: !no_verify,
+            rate: rate.map_or(0, |rate| rate.0),
+            drain: drain.0,
+            keep: keep.0.map(|keep| keep.0),
+            builder: builder.map(NodeId),
+            nodes: on.into_iter().map(NodeId).collect(),
+        },
+        dry_run,
+    };
+    let (way, _) = Way::find(&show.admin).await?;
+    let plan = way
+        .ask(|coordinator| {
+            let wish = wish.clone();
+            Box::pin(async move { coordinator.reshard(wish).await })
+        })
+        .await?;
+    print(&if show.json { show::json(&show::PlanLine::new(&plan)) } else { show::plan(&plan) })?;
+    match plan {
+        ReshardPlan { reshard: Some(id), .. } if wait == Wait::Yes => {
+            let status = follow(id, &way, &show).await?;
+            ask_to_switch(status, &way, &show).await
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Tells a reshard something, and follows it if that takes time.
+async fn act(one: One, command: ReshardCommand) -> Result<(), Failure> {
+    let (id, show) = (ReshardId(one.id), one.show);
+    let (way, _) = Way::find(&show.admin).await?;
+    tell(id, command, &way).await?;
+    if matches!(command, ReshardCommand::Pause | ReshardCommand::Resume) {
+        return status(Some(id), &show).await;
+    }
+    let status = follow(id, &way, &show).await?;
+    ended(command, &status, &show)
+}
+
+async fn tell(id: ReshardId, command: ReshardCommand, way: &Way) -> Result<(), Failure> {
+    way.ask(|coordinator| Box::pin(async move { coordinator.command(id, command).await })).await
+}
+
+/// Shows reshards as they are now.
+async fn status(id: Option<ReshardId>, show: &Show) -> Result<(), Failure> {
+    let (way, _) = Way::find(&show.admin).await?;
+    let all = match id {
+        Some(id) => vec![look(id, &way).await?],
+        None => reshards(&way).await?,
+    };
+    if !show.json {
+        return print(&show::table(&all));
+    }
+    all.iter().try_for_each(|status| print(&show::json(&show::Line::new(status, &Speed::default()))))
+}
+
+async fn reshards(way: &Way) -> Result<Vec<ReshardStatus>, Failure> {
+    way.ask(|coordinator| Box::pin(async move { coordinator.reshards().await })).await
+}
+
+async fn look(id: ReshardId, way: &Way) -> Result<ReshardStatus, Failure> {
+    let all = reshards(way).await?;
+    all.into_iter().find(|status| status.id == id).ok_or_else(|| {
+        let message = format!("there is no reshard {id}");
+        let error = WireError::new(SqlState::UNDEFINED_OBJECT, message);
+        Failure::Cluster(error.with_hint("\"shoal reshard status\" lists those of late."))
+    })
+}
+
+/// Whether it goes no further unless somebody does something.
+fn rests(status: &ReshardStatus) -> bool {
+    use ReshardPhase::*;
+    match status.phase {
+        Ended => true,
+        Switching | Undoing => false,
+        _ if status.paused.is_some() => true,
+        Ready | Switched => !status.wanted,
+        _ => false,
+    }
+}
+
+/// Shows how far a reshard is, until it rests.
+async fn follow(id: ReshardId, way: &Way, show: &Show) -> Result<ReshardStatus, Failure> {
+    let mut display = Display::new(show.json);
+    let end = tokio::select! {
+        end = watch(id, way, &mut display) => end,
+        _ = tokio::signal::ctrl_c() => Err(Failure::GoesOn(format!("reshard {id} goes on"), id)),
+    };
+    display.clear();
+    end
+}
+
+async fn watch(id: ReshardId, way: &Way, display: &mut Display) -> Result<ReshardStatus, Failure> {
+    let (begun, mut meter) = (Instant::now(), Meter::default());
+    loop {
+        let status = match look(id, way).await {
+            Err(Failure::Cluster(error)) if is_far(&error) => {
+                return Err(Failure::GoesOn(
+                    format!("nobody can be asked how far it is: {}", error.message),
+                    id,
+                ));
+            }
+            status => status?,
+        };
+        let speed = meter.hear(begun.elapsed(), &status);
+        let rests = rests(&status);
+        display.show(&status, &speed, begun.elapsed(), rests)?;
+        if rests {
+            return Ok(status);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Where progress is shown: on a terminal one line that is drawn anew, elsewhere and as JSON a line for each phase and every
+/// ten seconds.
+struct Display {
+    json: bool,
+    bar: Option<ProgressBar>,
+    /// The phase of the last line, when that was, and what it would be now.
+    last: Option<(ReshardPhase, Duration, String)>,
+}
+
+impl Display {
+    fn new(json: bool) -> Self {
+        let bar = (!json && std::io::stdout().is_terminal()).then(|| {
+            let bar = ProgressBar::new_spinner();
+            bar.set_style(ProgressStyle::with_template("{spinner} {wide_msg}").expect("it is a template"));
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar
+        });
+        Display { json, bar, last: None }
+    }
+
+    fn show(
+        &mut self,
+        status: &ReshardStatus,
+        speed: &Speed,
+        at: Duration,
+        rests: bool,
+    ) -> Result<(), Failure> {
+        let text =
+            if self.json { show::json(&show::Line::new(status, speed)) } else { show::line(status, speed) };
+        let is_new = self.last.as_ref().is_none_or(|(phase, ..)| *phase != status.phase);
+        match (&self.bar, &self.last) {
+            (Some(bar), last) => {
+                if let Some((.., ended)) = last.as_ref().filter(|_| is_new) {
+                    bar.println(ended);
+                }
+                bar.set_message(text.clone());
+                if rests {
+                    bar.println(&text);
+                }
+            }
+            (None, Some((_, before, _))) if !is_new && !rests && at.saturating_sub(*before) < LINE => {
+                return Ok(());
+            }
+            _ => print(&text)?,
+        }
+        self.last = Some((status.phase, at, text));
+        Ok(())
+    }
+
+    fn clear(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// What is to become of a reshard that rests, if it is ready and somebody is there to say so.
+async fn ask_to_switch(status: ReshardStatus, way: &Way, show: &Show) -> Result<(), Failure> {
+    let id = status.id;
+    if status.phase != ReshardPhase::Ready || status.switches > 0 || status.paused.is_some() {
+        return ended(ReshardCommand::Switch, &status, show);
+    }
+    let asks = !show.json && std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    if !asks || !says_yes().await? {
+        let message = format!("reshard {id} is ready, and waits to be told to switch");
+        let hint = format!("\"shoal reshard switch {id}\" does, \"shoal reshard cancel {id}\" ends it");
+        return Err(Failure::Undecided(message, hint));
+    }
+    tell(id, ReshardCommand::Switch, way).await?;
+    let status = follow(id, way, show).await?;
+    ended(ReshardCommand::Switch, &status, show)
+}
+
+async fn says_yes() -> Result<bool, Failure> {
+    let mut out = std::io::stdout();
+    write!(out, "ready. Switch now? [y/N] ").and_then(|()| out.flush()).map_err(Failure::Print)?;
+    let answer = tokio::task::spawn_blocking(|| {
+        let mut line = String::new();
+        std::io::stdin().lock().read_line(&mut line).map(|_| line)
+    });
+    let line = match answer.await {
+        Ok(line) => line.map_err(Failure::Print)?,
+        Err(_) => String::new(),
+    };
+    Ok(matches!(line.trim().to_lowercase().as_str(), "y" | "yes"))
+}
+
+/// Whether a reshard that rests has done what it was told, and what to do if it hasn't.
+fn ended(command: ReshardCommand, status: &ReshardStatus, show: &Show) -> Result<(), Failure> {
+    let id = status.id;
+    if let Some(why) = &status.paused {
+        let message = format!("reshard {id} rests: {why}");
+        let hint =
+            format!("\"shoal reshard resume {id}\" has it go on, \"shoal reshard status {id}\" shows it");
+        return Err(Failure::Undecided(message, hint));
+    }
+    let told = match (command, status.phase) {
+        (ReshardCommand::Switch, ReshardPhase::Switched) => {
+            let old = status.old.join(", ");
+            let (are, them) = if status.old.len() == 1 { ("is", "it") } else { ("are", "them") };
+            let end = match status.completes_in {
+                Some(left) => format!(
+                    "it is completed in {} (\"shoal reshard complete {id}\" does it now)",
+                    show::rounded(left)
+                ),
+                None => format!("\"shoal reshard complete {id}\" drops {them}"),
+            };
+            let way = format!("{old} {are} still fed: \"shoal reshard reverse {id}\" goes back; {end}");
+            Some(format!("{}\n{way}", show::switch(status)))
+        }
+        (ReshardCommand::Reverse, ReshardPhase::Ready) => {
+            let way = format!(
+                "\"shoal reshard switch {id}\" switches again, \"shoal reshard cancel {id}\" ends it"
+            );
+            Some(format!("{}\n{way}", show::switch(status)))
+        }
+        (ReshardCommand::Complete, ReshardPhase::Ended) if status.failed.is_none() => {
+            Some(format!("{} gone for good", status.old.join(", ")))
+        }
+        (ReshardCommand::Switch, ReshardPhase::Ended) if status.failed.is_none() => {
+            Some(show::switch(status))
+        }
+        (ReshardCommand::Cancel, ReshardPhase::Ended) => Some("nothing is left of it".to_owned()),
+        (ReshardCommand::Verify, ReshardPhase::Ready | ReshardPhase::Switched) => {
+            Some("old and new have the same rows".to_owned())
+        }
+        _ => None,
+    };
+    match told {
+        Some(_) if show.json => Ok(()),
+        Some(text) => print(&text),
+        None => {
+            let why = status.failed.as_deref().unwrap_or(&status.message);
+            let message = format!("reshard {id} is {}: {why}", status.phase);
+            let error = WireError::new(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, message);
+            Err(Failure::Cluster(error.with_hint(format!("\"shoal reshard status {id}\" shows it."))))
+        }
+    }
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    writeln!(std::io::stdout(), "{text}").map_err(Failure::Print)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arguments::{Arguments, Command};
+    use clap::Parser;
+    use proto::Attempt;
+    use proto::services::Progress;
+
+    pub(super) fn status(phase: ReshardPhase) -> ReshardStatus {
+        ReshardStatus {
+            id: ReshardId(7),
+            what: "split main/-80 into main/-40, main/40-80".into(),
+            keyspace: "main".into(),
+            phase,
+            attempt: Attempt(0),
+            old: vec!["main/-80".into()],
+            new: vec!["main/-40".into(), "main/40-80".into()],
+            wanted: false,
+            bytes: None,
+            rows: None,
+            lag: None,
+            paused: None,
+            failed: None,
+            message: String::new(),
+            switches: 0,
+            ended: 0,
+            pause: None,
+            completes_in: None,
+            since: Duration::from_secs(240),
+        }
+    }
+
+    fn parse(line: &str) -> Result<Reshard, String> {
+        let words = ["shoal", "reshard"].into_iter().chain(line.split(' ')).chain(["--host", "a:1"]);
+        match Arguments::try_parse_from(words).map_err(|error| error.to_string())?.command {
+            Command::Reshard(command) => Ok(command),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_split_says_where() {
+        let Reshard::Split { shard, into, at, options } = parse("split main/-80 --into 2").unwrap() else {
+            panic!()
+        };
+        assert_eq!((shard.as_str(), into, at.len(), options.yes), ("main/-80", Some(2), 0, false));
+        assert_eq!((options.drain.0.as_secs(), options.keep.0.unwrap().0.as_secs()), (2, 3600));
+        let Reshard::Split { at, options, .. } =
+            parse("split main/- --at 40 --at c0ff --yes --keep always --on 1,2").unwrap()
+        else {
+            panic!()
+        };
+        assert_eq!(at.iter().map(|id| id.0.as_slice()).collect::<Vec<_>>(), [&[0x40][..], &[0xc0, 0xff]]);
+        assert_eq!((options.yes, options.keep.0, options.on), (true, None, vec![1, 2]));
+        for wrong in [
+            "split main/-80",
+            "split main/-80 --into 1",
+            "split main/-80 --into 17",
+            "split main/-80 --into 2 --at 40",
+            "split main/-80 --at 4",
+            "split main/-80 --at x0",
+            "split main/-80 --into 2 --keep never",
+            "split main/-80 --into 2 --rate 5",
+            "split main/-80 --into 2 --on 0",
+            "merge main/-80",
+            "switch",
+            "switch x",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_line_says_how_far_it_is() {
+        let none = Speed::default();
+        let copying = ReshardStatus {
+            bytes: Some(Progress { done: 55_574_528, total: 111_149_056 }),
+            rows: Some(500_000),
+            ..status(ReshardPhase::Copying)
+        };
+        let speed =
+            Speed { rate: Some(42_991_616), remaining: Some(Duration::from_millis(1_300)), gains: None };
+        let expected = "copying       50 %  500,000 rows  53.00 MiB  41.00 MiB/s  about 2 seconds left";
+        assert_eq!(show::line(&copying, &speed), expected);
+        let behind =
+            ReshardStatus { lag: Some(Duration::from_millis(2_100)), ..status(ReshardPhase::CatchingUp) };
+        let speed = Speed { gains: Some(false), ..none };
+        assert_eq!(show::line(&behind, &speed), "catching-up  lag 2.1 s  not faster than the writers");
+        let paused = ReshardStatus { paused: Some("the disk of node 2 is full".into()), ..copying };
+        assert!(show::line(&paused, &none).starts_with("copying      rests: the disk of node 2 is full  "));
+        let ended = ReshardStatus { failed: Some("it was cancelled".into()), ..status(ReshardPhase::Ended) };
+        assert_eq!(show::line(&ended, &none), "ended        it was cancelled");
+        assert_eq!(show::line(&status(ReshardPhase::Ended), &none), "ended        completed");
+        assert_eq!(show::table(&[]), "no reshards");
+        assert!(show::table(&[ended]).contains(" 4 minutes "));
+    }
+
+    #[test]
+    fn it_is_followed_until_somebody_must_decide() {
+        use ReshardPhase::*;
+        let wanted = |phase| ReshardStatus { wanted: true, ..status(phase) };
+        let paused = |phase| ReshardStatus { paused: Some("so".into()), ..status(phase) };
+        for goes_on in [Planned, Copying, CatchingUp, Verifying, Switching, Undoing, Completing, Cancelling] {
+            assert!(!rests(&status(goes_on)), "{goes_on}");
+        }
+        assert!(rests(&status(Ready)) && rests(&status(Switched)) && rests(&status(Ended)));
+        assert!(!rests(&wanted(Ready)) && !rests(&wanted(Switched)));
+        assert!(rests(&paused(Copying)) && rests(&paused(Ready)));
+        assert!(!rests(&paused(Switching)), "an attempt comes to its end first");
+    }
+
+    #[test]
+    fn what_was_told_is_done_or_it_says_what_to_do() {
+        use ReshardPhase::*;
+        let Reshard::Switch(One { show, .. }) = parse("switch 7").unwrap() else { panic!() };
+        let end = |command, status: &ReshardStatus| ended(command, status, &show);
+        assert!(end(ReshardCommand::Switch, &status(Switched)).is_ok());
+        assert!(end(ReshardCommand::Reverse, &status(Ready)).is_ok());
+        assert!(end(ReshardCommand::Cancel, &status(Ended)).is_ok());
+        let given_up = ReshardStatus { message: "attempt 5 was given up".into(), ..status(Ready) };
+        let failure = end(ReshardCommand::Switch, &given_up).unwrap_err();
+        assert_eq!(
+            failure.to_string().split(" (hint").next(),
+            Some("reshard 7 is ready: attempt 5 was given up")
+        );
+        assert_eq!(failure.exit_code(), 1);
+        let paused = ReshardStatus { paused: Some("rows differ".into()), ..status(Verifying) };
+        assert_eq!(end(ReshardCommand::Verify, &paused).unwrap_err().exit_code(), 3);
+        let cancelled = ReshardStatus { failed: Some("it was cancelled".into()), ..status(Ended) };
+        assert_eq!(end(ReshardCommand::Complete, &cancelled).unwrap_err().exit_code(), 1);
+    }
+}
