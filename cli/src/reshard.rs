@@ -171,8 +171,17 @@ async fn watch(id: ReshardId, way: &Way, display: &mut Display) -> Result<Reshar
 struct Display {
     json: bool,
     bar: Option<ProgressBar>,
-    /// The phase of the last line, when that was, and what it would be now.
-    last: Option<(ReshardPhase, Duration, String)>,
+    /// What was shown last.
+    last: Option<Shown>,
+}
+
+struct Shown {
+    phase: ReshardPhase,
+    /// The line as it would be now, and whether it was printed so.
+    text: String,
+    printed: bool,
+    /// When one was printed.
+    at: Duration,
 }
 
 impl Display {
@@ -195,23 +204,32 @@ impl Display {
     ) -> Result<(), Failure> {
         let text =
             if self.json { show::json(&show::Line::new(status, speed)) } else { show::line(status, speed) };
-        let is_new = self.last.as_ref().is_none_or(|(phase, ..)| *phase != status.phase);
-        match (&self.bar, &self.last) {
-            (Some(bar), last) => {
-                if let Some((.., ended)) = last.as_ref().filter(|_| is_new) {
-                    bar.println(ended);
-                }
-                bar.set_message(text.clone());
-                if rests {
-                    bar.println(&text);
-                }
+        let before = self.last.take();
+        let ended = before.as_ref().filter(|before| before.phase != status.phase);
+        // The last that was heard of a phase is how it ended.
+        let unsaid = ended.filter(|before| !before.printed).map(|before| &before.text);
+        let mut last = Shown { phase: status.phase, text, printed: true, at };
+        if let Some(bar) = &self.bar {
+            if let Some(ended) = ended {
+                bar.println(&ended.text);
             }
-            (None, Some((_, before, _))) if !is_new && !rests && at.saturating_sub(*before) < LINE => {
-                return Ok(());
+            bar.set_message(last.text.clone());
+            if rests {
+                bar.println(&last.text);
             }
-            _ => print(&text)?,
+        } else {
+            if let Some(text) = unsaid {
+                print(text)?;
+            }
+            match &before {
+                Some(before) if ended.is_none() && !rests && at.saturating_sub(before.at) < LINE => {
+                    last.printed = before.printed && before.text == last.text;
+                    last.at = before.at;
+                }
+                _ => print(&last.text)?,
+            }
         }
-        self.last = Some((status.phase, at, text));
+        self.last = Some(last);
         Ok(())
     }
 
