@@ -83,7 +83,7 @@ pub(crate) fn change(store: Store<'_>, request: &SchemaChangeRequest) -> Result<
         version: store.version()?,
     };
     let (_, alone) = store.busy()?;
-    if alone || concerns_shards(&request.change) && reshard::has_schema_wait(store)? {
+    if alone || request.change.reaches_shards() && reshard::has_schema_wait(store)? {
         return Ok(Admission::Wait);
     }
     match &request.change {
@@ -117,19 +117,6 @@ pub(crate) fn keyspace(store: Store<'_>, wish: &CreateKeyspace) -> Result<Admiss
     let made = keyspace::make(store, wish, None, false)?;
     let stages = admitting.furnish(&references, &before, &made, Doing::default())?;
     admitting.begin(None, stages, !references.is_empty(), Some(made.number), &[REFERENCES], &[])
-}
-
-fn concerns_shards(change: &SchemaChange) -> bool {
-    match change {
-        SchemaChange::CreateTable { .. }
-        | SchemaChange::ReplaceTable { .. }
-        | SchemaChange::DropTables(_)
-        | SchemaChange::Truncate { .. } => true,
-        SchemaChange::CreateSequence(_)
-        | SchemaChange::ReplaceSequence { .. }
-        | SchemaChange::DropSequences(_)
-        | SchemaChange::AlterRole { .. } => false,
-    }
 }
 
 /// What is known of a request that was taken in before.

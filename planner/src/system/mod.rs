@@ -25,7 +25,6 @@ use proto::catalog::{Catalog, Column};
 use proto::services::ReshardStatus;
 use proto::topology::Topology;
 use proto::{ColumnId, LogIndex, NodeId, ShardId, TableId, TransactionId, Value};
-use relations::RELATIONS;
 
 /// A system relation.
 #[derive(Debug)]
@@ -131,12 +130,12 @@ pub struct ReplicaFact {
 /// The relation of this name; without a schema one of `pg_catalog`.
 pub fn relation(schema: Option<&str>, name: &str) -> Option<&'static Relation> {
     let schema = schema.unwrap_or("pg_catalog");
-    RELATIONS.iter().find(|relation| relation.schema == schema && relation.name == name)
+    relations::all().find(|relation| relation.schema == schema && relation.name == name)
 }
 
 /// Every relation.
 pub fn relations() -> impl Iterator<Item = &'static Relation> {
-    RELATIONS.iter()
+    relations::all()
 }
 
 /// The rows of the relation of this [`Relation::key`], in storage form, each with a value for every column. None for a

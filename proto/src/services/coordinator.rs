@@ -162,6 +162,22 @@ pub enum SchemaChange {
     },
 }
 
+impl SchemaChange {
+    /// Whether shards hear of it.
+    pub fn reaches_shards(&self) -> bool {
+        match self {
+            SchemaChange::CreateTable { .. }
+            | SchemaChange::ReplaceTable { .. }
+            | SchemaChange::DropTables(_)
+            | SchemaChange::Truncate { .. } => true,
+            SchemaChange::CreateSequence(_)
+            | SchemaChange::ReplaceSequence { .. }
+            | SchemaChange::DropSequences(_)
+            | SchemaChange::AlterRole { .. } => false,
+        }
+    }
+}
+
 /// Values of a sequence that one router may give out: `first`, `first + increment`, .. (`count` of them).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SequenceBlock {

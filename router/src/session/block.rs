@@ -40,16 +40,7 @@ pub fn effect(plan: &Plan) -> Effect {
 /// Whether shards hear of a schema change.
 pub fn reaches_shards(plan: &Plan) -> bool {
     let Action::Schema(schema) = &plan.action else { return false };
-    schema.changes.iter().any(|change| match change {
-        SchemaChange::CreateTable { .. }
-        | SchemaChange::ReplaceTable { .. }
-        | SchemaChange::DropTables(_)
-        | SchemaChange::Truncate { .. } => true,
-        SchemaChange::CreateSequence(_)
-        | SchemaChange::ReplaceSequence { .. }
-        | SchemaChange::DropSequences(_)
-        | SchemaChange::AlterRole { .. } => false,
-    })
+    schema.changes.iter().any(SchemaChange::reaches_shards)
 }
 
 /// The lock that a query's rows get, or those of a query within it.
