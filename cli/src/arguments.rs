@@ -2,7 +2,7 @@
 
 mod reshard;
 
-pub use reshard::{One, Options as ReshardOptions, Reshard, Show, Wait};
+pub use reshard::{Move, One, Options as ReshardOptions, Reshard, Show, Wait};
 
 use crate::tuning::Tuning;
 use clap::{Args, Parser, Subcommand, ValueEnum};

@@ -3,16 +3,13 @@
 //! In come the admin's wishes, out goes one request to the coordinator, under one name however often it is sent, and then how far
 //! it is, until it is done. It goes on when the command ends.
 
-use crate::admin;
+use crate::admin::{self, Way};
 use crate::arguments::{Admin, NodeAdmin};
+use crate::course;
 use crate::failure::Failure;
-use proto::services::{Course, CourseWish, JobStatus};
-use proto::{NodeId, RequestId, RouterIncarnation};
-use std::io::Write;
-use std::time::Duration;
-
-/// How often it's looked how far it is.
-const LOOK: Duration = Duration::from_millis(500);
+use crate::progress::print;
+use proto::NodeId;
+use proto::services::{ClusterStatus, Course, JobStatus};
 
 /// Runs `shoal node drain|undrain|remove`.
 pub async fn run(command: NodeAdmin) -> Result<(), Failure> {
@@ -38,35 +35,21 @@ pub async fn alter(keyspace: String, replicas: u32, admin: Admin) -> Result<(), 
 }
 
 /// Begins a course, and prints how far it is until it's done: a line whenever that has changed.
-async fn follow(admin: &Admin, course: Course, done: &str) -> Result<(), Failure> {
-    let request = RequestId { router: RouterIncarnation(rand::random()), sequence: 1 };
-    let wish = CourseWish { request, course };
-    let number = admin::ask_leader(admin, |coordinator| {
-        let wish = wish.clone();
-        Box::pin(async move { coordinator.course(wish).await })
-    })
-    .await?;
-    let mut told = String::new();
-    while let Some(job) = under_way(admin, number).await? {
-        if job.progress != told {
-            told = job.progress;
-            print(&format!("{}: {told}", job.what))?;
-        }
-        tokio::time::sleep(LOOK).await;
+async fn follow(admin: &Admin, wish: Course, done: &str) -> Result<(), Failure> {
+    let (way, _) = Way::find(admin).await?;
+    // What is done at once has no number.
+    if let Some(number) = course::begin(&way, wish, false).await?.course {
+        let mut told = String::new();
+        let tell = |_: &ClusterStatus, job: &JobStatus| {
+            if job.progress == told {
+                return Ok(());
+            }
+            told.clone_from(&job.progress);
+            print(&format!("{}: {told}", job.what))
+        };
+        course::follow(number, &way, tell).await?;
     }
     print(done)
-}
-
-/// The course, if it is still under way. What is done at once has no number.
-async fn under_way(admin: &Admin, number: u64) -> Result<Option<JobStatus>, Failure> {
-    if number == 0 {
-        return Ok(None);
-    }
-    Ok(admin::status(admin).await?.jobs.into_iter().find(|job| job.id == number))
-}
-
-fn print(line: &str) -> Result<(), Failure> {
-    writeln!(std::io::stdout(), "{line}").map_err(Failure::Print)
 }
 
 #[cfg(test)]

@@ -61,9 +61,9 @@ pub enum Failure {
     /// Somebody must decide: what, and how.
     #[error("{0} (hint: {1})")]
     Undecided(String, String),
-    /// A reshard goes on without the command.
-    #[error("{0} (hint: \"shoal reshard status {1}\" shows how far it is)")]
-    GoesOn(String, proto::ReshardId),
+    /// What was begun goes on without the command: what does, and what shows it.
+    #[error("{0} (hint: {1})")]
+    GoesOn(String, String),
     /// The answer couldn't be printed.
     #[error("cannot print: {0}")]
     Print(std::io::Error),

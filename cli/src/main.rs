@@ -5,6 +5,7 @@
 
 mod admin;
 mod arguments;
+mod course;
 mod data_dir;
 mod dev;
 mod drain;
@@ -17,6 +18,7 @@ mod metrics;
 mod node;
 mod options;
 mod peers;
+mod progress;
 mod ready;
 mod replicas;
 mod reshard;

@@ -4,12 +4,13 @@
 //! is the coordinator's: it goes on when the command ends, and everything here can be asked for again.
 
 mod meter;
+mod relocate;
 mod show;
 
 use crate::admin::{Way, is_far};
 use crate::arguments::{One, Reshard, ReshardOptions, Show, Wait};
 use crate::failure::Failure;
-use indicatif::{ProgressBar, ProgressStyle};
+use crate::progress::{Display, print};
 use meter::{Meter, Speed};
 use proto::services::{
     self, ReshardCommand, ReshardCourse, ReshardPhase, ReshardPlan, ReshardStatus, ReshardWish, SplitAt,
@@ -20,8 +21,6 @@ use std::time::{Duration, Instant};
 
 /// How often it is looked how far a reshard is.
 const LOOK: Duration = Duration::from_millis(250);
-/// How often that is a line of its own.
-const LINE: Duration = Duration::from_secs(10);
 
 /// Runs the command.
 pub async fn run(command: Reshard) -> Result<(), Failure> {
@@ -34,6 +33,7 @@ pub async fn run(command: Reshard) -> Result<(), Failure> {
             begin(ReshardCourse::Split { shard, at }, options).await
         }
         Reshard::Merge { shards, options } => begin(ReshardCourse::Merge { shards }, options).await,
+        Reshard::Move(options) => relocate::run(options).await,
         Reshard::Status { id, show } => status(id.map(ReshardId), &show).await,
         Reshard::Switch(one) => act(one, ReshardCommand::Switch).await,
         Reshard::Reverse(one) => act(one, ReshardCommand::Reverse).await,
@@ -137,106 +137,43 @@ fn rests(status: &ReshardStatus) -> bool {
 async fn follow(id: ReshardId, way: &Way, show: &Show) -> Result<ReshardStatus, Failure> {
     let mut display = Display::new(show.json);
     let end = tokio::select! {
-        end = watch(id, way, &mut display) => end,
-        _ = tokio::signal::ctrl_c() => Err(Failure::GoesOn(format!("reshard {id} goes on"), id)),
+        end = watch(id, way, show, &mut display) => end,
+        _ = tokio::signal::ctrl_c() => Err(goes_on(format!("reshard {id} goes on"), id)),
     };
     display.clear();
     end
 }
 
-async fn watch(id: ReshardId, way: &Way, display: &mut Display) -> Result<ReshardStatus, Failure> {
+fn goes_on(message: String, id: ReshardId) -> Failure {
+    Failure::GoesOn(message, format!("\"shoal reshard status {id}\" shows how far it is"))
+}
+
+async fn watch(
+    id: ReshardId,
+    way: &Way,
+    show: &Show,
+    display: &mut Display,
+) -> Result<ReshardStatus, Failure> {
     let (begun, mut meter) = (Instant::now(), Meter::default());
     loop {
         let status = match look(id, way).await {
             Err(Failure::Cluster(error)) if is_far(&error) => {
-                return Err(Failure::GoesOn(
-                    format!("nobody can be asked how far it is: {}", error.message),
-                    id,
-                ));
+                return Err(goes_on(format!("nobody can be asked how far it is: {}", error.message), id));
             }
             status => status?,
         };
         let speed = meter.hear(begun.elapsed(), &status);
         let rests = rests(&status);
-        display.show(&status, &speed, begun.elapsed(), rests)?;
+        let text = if show.json {
+            show::json(&show::Line::new(&status, &speed))
+        } else {
+            show::line(&status, &speed)
+        };
+        display.show(status.phase.name(), text, begun.elapsed(), rests)?;
         if rests {
             return Ok(status);
         }
         tokio::time::sleep(LOOK).await;
-    }
-}
-
-/// Where progress is shown: on a terminal one line that is drawn anew, elsewhere and as JSON a line for each phase and every
-/// ten seconds.
-struct Display {
-    json: bool,
-    bar: Option<ProgressBar>,
-    /// What was shown last.
-    last: Option<Shown>,
-}
-
-struct Shown {
-    phase: ReshardPhase,
-    /// The line as it would be now, and whether it was printed so.
-    text: String,
-    printed: bool,
-    /// When one was printed.
-    at: Duration,
-}
-
-impl Display {
-    fn new(json: bool) -> Self {
-        let bar = (!json && std::io::stdout().is_terminal()).then(|| {
-            let bar = ProgressBar::new_spinner();
-            bar.set_style(ProgressStyle::with_template("{spinner} {wide_msg}").expect("it is a template"));
-            bar.enable_steady_tick(Duration::from_millis(120));
-            bar
-        });
-        Display { json, bar, last: None }
-    }
-
-    fn show(
-        &mut self,
-        status: &ReshardStatus,
-        speed: &Speed,
-        at: Duration,
-        rests: bool,
-    ) -> Result<(), Failure> {
-        let text =
-            if self.json { show::json(&show::Line::new(status, speed)) } else { show::line(status, speed) };
-        let before = self.last.take();
-        let ended = before.as_ref().filter(|before| before.phase != status.phase);
-        // The last that was heard of a phase is how it ended.
-        let unsaid = ended.filter(|before| !before.printed).map(|before| &before.text);
-        let mut last = Shown { phase: status.phase, text, printed: true, at };
-        if let Some(bar) = &self.bar {
-            if let Some(ended) = ended {
-                bar.println(&ended.text);
-            }
-            bar.set_message(last.text.clone());
-            if rests {
-                bar.println(&last.text);
-            }
-        } else {
-            if let Some(text) = unsaid {
-                print(text)?;
-            }
-            match &before {
-                Some(before) if ended.is_none() && !rests && at.saturating_sub(before.at) < LINE => {
-                    last.printed = before.printed && before.text == last.text;
-                    last.at = before.at;
-                }
-                _ => print(&last.text)?,
-            }
-        }
-        self.last = Some(last);
-        Ok(())
-    }
-
-    fn clear(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
-        }
     }
 }
 
@@ -322,10 +259,6 @@ fn ended(command: ReshardCommand, status: &ReshardStatus, show: &Show) -> Result
             Err(Failure::Cluster(error.with_hint(format!("\"shoal reshard status {id}\" shows it."))))
         }
     }
-}
-
-fn print(text: &str) -> Result<(), Failure> {
-    writeln!(std::io::stdout(), "{text}").map_err(Failure::Print)
 }
 
 #[cfg(test)]

@@ -13,9 +13,11 @@ use crate::store::{Counter, KeyspaceRow, Store};
 use bytes::Bytes;
 use dialect::sqlite::error;
 use proto::services::{
-    Consistency, Course, CourseWish, JobStatus, ReplicaAction, ReshardPhase, ServiceResult,
+    Consistency, Course, CoursePlan, CourseWish, JobStatus, PlannedMove, ReplicaAction, ReshardPhase,
+    ServiceResult,
 };
 use proto::topology::{Leaders, Node, Shard, Topology};
+use proto::wire::Wire;
 use proto::{GroupId, KeyspaceNumber, NodeId, RequestId, RouterIncarnation, SqlState, WireError, machine};
 use rusqlite::params;
 use std::collections::{BTreeMap, BTreeSet};
@@ -116,6 +118,19 @@ impl Record {
         };
         let request = RequestId { router: RouterIncarnation(stored.router), sequence: stored.sequence };
         Ok(Record { id: stored.id, request, what: stored.what, aim })
+    }
+
+    /// What it does, as whoever wishes for it is told.
+    fn plan(&self, topology: &Topology) -> CoursePlan {
+        let moves = match &self.aim {
+            Aim::Move(group, to) => {
+                let shard = topology.shards.values().find(|shard| shard.group == *group);
+                let from = shard.map_or_else(Vec::new, |shard| shard.replicas.clone());
+                Some(PlannedMove { group: *group, from, to: to.clone() })
+            }
+            Aim::Count(..) | Aim::Drain(_) => None,
+        };
+        CoursePlan { course: Some(self.id), what: self.what.clone(), moves }
     }
 
     /// The groups that it changes.
@@ -266,40 +281,38 @@ impl Planning<'_> {
     }
 }
 
-/// Takes a wish in, and tells the number of its course; 0 for what is done at once. One that was taken in before is answered
-/// alike.
-fn begin(store: Store<'_>, wish: &CourseWish, known: &Known, leaders: &Leaders) -> Result<u64> {
+/// Takes a wish in, and tells what will be done. One that was taken in before is answered with its course's number, which is 0
+/// for what is done at once. A dry run is refused if the wish would be, and changes nothing.
+fn begin(store: Store<'_>, wish: &CourseWish, known: &Known, leaders: &Leaders) -> Result<CoursePlan> {
     let courses = store.courses()?;
+    let mut topology = store.topology()?;
     if let Some(course) = courses.iter().find(|course| course.request == wish.request) {
-        return Ok(course.id);
+        return Ok(course.plan(&topology));
     }
     if let Some(answer) = store.answer(wish.request)? {
-        return answer;
+        return Ok(CoursePlan {
+            course: Some(answer?).filter(|number| *number > 0),
+            ..CoursePlan::default()
+        });
     }
-    let mut topology = store.topology()?;
     let (mut marked, mut counted) = (None, None);
     let (aim, what) = match &wish.course {
         Course::Drain(id) => {
             if let Some(course) = courses.iter().find(|course| course.aim == Aim::Drain(*id)) {
-                return Ok(course.id);
+                return Ok(course.plan(&topology));
             }
             let node = Node { draining: true, ..found(&topology, *id)?.clone() };
             topology.nodes.insert(*id, node.clone());
             marked = Some(node);
             (Aim::Drain(*id), format!("drain node {id}"))
         }
-        Course::Move { shard, to } => {
+        Course::Move { shard, from, to } => {
             let (shard, replicas) = named(&topology, shard)?;
             check_nodes(&topology, known, to)?;
-            let distinct: BTreeSet<_> = to.iter().collect();
-            if distinct.len() != replicas as usize || to.len() != distinct.len() {
-                let name = topology.shard_name(shard.id);
-                let message = format!("{name} has {replicas} replicas, so it is moved to as many nodes");
-                return Err(WireError::new(SqlState::INVALID_PARAMETER_VALUE, message));
-            }
+            let to = destination(shard, &topology.shard_name(shard.id), replicas as usize, *from, to)?;
             let nodes: Vec<_> = to.iter().map(ToString::to_string).collect();
             let what = format!("move {} to nodes {}", topology.shard_name(shard.id), nodes.join(", "));
-            (Aim::Move(shard.group, to.clone()), what)
+            (Aim::Move(shard.group, to), what)
         }
         Course::Count { keyspace, replicas } => {
             let mut row = check_count(store, keyspace, *replicas)?;
@@ -310,6 +323,9 @@ fn begin(store: Store<'_>, wish: &CourseWish, known: &Known, leaders: &Leaders) 
         }
         Course::Undrain(id) => {
             let node = found(&topology, *id)?;
+            if wish.dry_run {
+                return Ok(CoursePlan::default());
+            }
             if node.draining {
                 store.put_node(&Node { draining: false, ..node.clone() })?;
                 store.next_epoch()?;
@@ -317,16 +333,19 @@ fn begin(store: Store<'_>, wish: &CourseWish, known: &Known, leaders: &Leaders) 
             if let Some(course) = courses.iter().find(|course| course.aim == Aim::Drain(*id)) {
                 store.end_course(course)?;
             }
-            return store.put_answer(wish.request, &Ok(0)).map(|()| 0);
+            return done_at_once(store, wish);
         }
         Course::Remove(id) => {
             check_removal(&topology, *id, known)?;
+            if wish.dry_run {
+                return Ok(CoursePlan::default());
+            }
             store.run("DELETE FROM shoal_node WHERE id = ?1", [id.0 as i64])?;
             store.next_epoch()?;
             for course in courses.iter().filter(|course| course.aim == Aim::Drain(*id)) {
                 store.end_course(course)?;
             }
-            return store.put_answer(wish.request, &Ok(0)).map(|()| 0);
+            return done_at_once(store, wish);
         }
         Course::Stop(id) => {
             let course = courses.iter().find(|course| course.id == *id);
@@ -334,11 +353,15 @@ fn begin(store: Store<'_>, wish: &CourseWish, known: &Known, leaders: &Leaders) 
                 WireError::new(SqlState::UNDEFINED_OBJECT, format!("course {id} isn't under way"))
                     .with_hint("\"shoal status\" lists those that are.")
             };
-            store.end_course(course.ok_or_else(unknown)?)?;
-            return store.put_answer(wish.request, &Ok(0)).map(|()| 0);
+            let course = course.ok_or_else(unknown)?;
+            if wish.dry_run {
+                return Ok(CoursePlan::default());
+            }
+            store.end_course(course)?;
+            return done_at_once(store, wish);
         }
     };
-    let record = Record { id: store.take(Counter::Job)?, request: wish.request, what, aim };
+    let mut record = Record { id: 0, request: wish.request, what, aim };
     check_free(&record, &courses, &topology)?;
     let scene = Scene { topology: &topology, vitals: &known.vitals, config: &known.config, now: known.now };
     if let Some(why) = left(&record.aim, &scene, leaders).stuck.into_iter().next() {
@@ -346,6 +369,11 @@ fn begin(store: Store<'_>, wish: &CourseWish, known: &Known, leaders: &Leaders) 
             refused(why).with_hint("Add a node, or see to it that those that there are can be reached.")
         );
     }
+    if wish.dry_run {
+        return Ok(CoursePlan { course: None, ..record.plan(&topology) });
+    }
+    record.id = store.take(Counter::Job)?;
+    let plan = record.plan(&topology);
     // What is made meanwhile is made accordingly.
     if let Some(node) = &marked {
         store.put_node(node)?;
@@ -357,7 +385,46 @@ fn begin(store: Store<'_>, wish: &CourseWish, known: &Known, leaders: &Leaders) 
         store.next_epoch()?;
     }
     store.put_course(&record)?;
-    Ok(record.id)
+    Ok(plan)
+}
+
+fn done_at_once(store: Store<'_>, wish: &CourseWish) -> Result<CoursePlan> {
+    store.put_answer(wish.request, &Ok(0)).map(|()| CoursePlan::default())
+}
+
+/// The nodes that a shard is to be on.
+fn destination(
+    shard: &Shard,
+    name: &str,
+    replicas: usize,
+    from: Option<NodeId>,
+    to: &[NodeId],
+) -> Result<Vec<NodeId>> {
+    let wrong = |message| WireError::new(SqlState::INVALID_PARAMETER_VALUE, message);
+    let Some(from) = from else {
+        let distinct: BTreeSet<_> = to.iter().collect();
+        if distinct.len() != replicas || to.len() != distinct.len() {
+            let replicas =
+                if replicas == 1 { "1 replica".to_owned() } else { format!("{replicas} replicas") };
+            return Err(wrong(format!("{name} has {replicas}, so it is moved to as many nodes")));
+        }
+        return Ok(to.to_vec());
+    };
+    let [to] = to else {
+        return Err(wrong(format!(
+            "what node {from} has of {name} is moved to one node, not to {}",
+            to.len()
+        )));
+    };
+    if !shard.replicas.contains(&from) {
+        return Err(
+            wrong(format!("node {from} has no replica of {name}")).with_hint("\"shoal shards\" lists them.")
+        );
+    }
+    if shard.replicas.contains(to) {
+        return Err(wrong(format!("node {to} has a replica of {name} already")));
+    }
+    Ok(shard.replicas.iter().map(|node| if *node == from { *to } else { *node }).collect())
 }
 
 fn found(topology: &Topology, id: NodeId) -> Result<&Node> {
@@ -493,18 +560,20 @@ pub(crate) async fn run(core: Arc<Core>, id: u64) {
 }
 
 impl Core {
-    /// Begins a course.
-    pub(crate) async fn course(&self, wish: CourseWish) -> ServiceResult<u64> {
+    /// Begins a course, or says what it would do.
+    pub(crate) async fn course(&self, wish: CourseWish) -> ServiceResult<CoursePlan> {
         self.check_leader()?;
         let (known, leaders) = (self.known(machine::now()), self.state.subscribe().borrow().leaders.clone());
-        let begin = move |store: Store<'_>| {
-            Ok(Bytes::copy_from_slice(&begin(store, &wish, &known, &leaders)?.to_le_bytes()))
-        };
+        if wish.dry_run {
+            let deadline = machine::now() + self.config.write_timeout;
+            let snapshot = self.replica.snapshot(Consistency::Strong, deadline).await?;
+            return begin(Store(snapshot.connection()), &wish, &known, &leaders);
+        }
+        let begin = move |store: Store<'_>| Ok(begin(store, &wish, &known, &leaders)?.encode().into());
         let output = self.write(begin).await?;
         self.state.refresh(&self.replica).await?;
         self.begun.notify_one();
-        let number = output.as_ref().try_into().map_err(|_| WireError::internal("a course has no number"))?;
-        Ok(u64::from_le_bytes(number))
+        CoursePlan::decode(&output).map_err(|e| WireError::internal(e.to_string()))
     }
 
     /// How far a course is.

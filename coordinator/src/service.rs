@@ -20,9 +20,9 @@ use prometheus::proto::MetricFamily;
 use proto::machine;
 use proto::services::{
     Alarm, BoxFuture, BoxStream, Claim, ClusterState, ClusterStatus, Consistency, CoordinatorService,
-    CourseWish, CreateKeyspace, Decision, Joined, NodeJoin, Peers, ReplicaChange, ReplicaRole, ReplicaStatus,
-    ReshardCommand, ReshardPhase, ReshardPlan, ReshardStatus, ReshardWish, SchemaChangeRequest,
-    SequenceBlock, ServiceResult, Spent, TransactionStatus, Verdict,
+    CoursePlan, CourseWish, CreateKeyspace, Decision, Joined, NodeJoin, Peers, ReplicaChange, ReplicaRole,
+    ReplicaStatus, ReshardCommand, ReshardPhase, ReshardPlan, ReshardStatus, ReshardWish,
+    SchemaChangeRequest, SequenceBlock, ServiceResult, Spent, TransactionStatus, Verdict,
 };
 use proto::topology::Node;
 use proto::wire::Wire;
@@ -466,7 +466,7 @@ impl CoordinatorService for Coordinator {
         })
     }
 
-    fn course(&self, wish: CourseWish) -> BoxFuture<'_, ServiceResult<u64>> {
+    fn course(&self, wish: CourseWish) -> BoxFuture<'_, ServiceResult<CoursePlan>> {
         Box::pin(self.core.course(wish))
     }
 

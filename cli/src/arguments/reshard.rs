@@ -38,6 +38,11 @@ pub enum Reshard {
         #[command(flatten)]
         options: Options,
     },
+    /// Has other nodes hold a shard's replicas
+    #[command(after_help = "Examples:\n  \
+        shoal reshard move main/-80 --to 4,5,6        on these nodes, and no others\n  \
+        shoal reshard move main/-80 --from 2 --to 4   one replica; the others stay where they are")]
+    Move(Move),
     /// Shows how far reshards are: one, or those of late
     Status {
         /// Which
@@ -60,6 +65,28 @@ pub enum Reshard {
     Resume(One),
     /// Compares the rows of old and new once more
     Verify(One),
+}
+
+/// Where a shard goes.
+#[derive(Debug, Args)]
+pub struct Move {
+    /// The shard, by its name (main/-80)
+    pub shard: String,
+    /// The nodes that are to hold it, as many as it has replicas; or the one that gets what --from has
+    #[arg(long, required = true, value_name = "N,..", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..))]
+    pub to: Vec<u64>,
+    /// The node that loses its replica
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub from: Option<u64>,
+    /// Shows what would be done, and begins nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Whether to wait until it is done
+    #[arg(long, value_enum, value_name = "yes|no", default_value = "yes")]
+    pub wait: Wait,
+    /// How.
+    #[command(flatten)]
+    pub show: Show,
 }
 
 /// Which reshard.

@@ -3,6 +3,7 @@
 use super::meter::Speed;
 use comfy_table::{Table, presets};
 use indicatif::{HumanBytes, HumanCount, HumanDuration};
+use proto::NodeId;
 use proto::services::{ReshardPhase, ReshardPlan, ReshardStatus};
 use serde::Serialize;
 use std::time::Duration;
@@ -91,7 +92,7 @@ impl<'a> PlanLine<'a> {
     }
 }
 
-fn numbers(nodes: &[proto::NodeId]) -> Vec<u64> {
+fn numbers(nodes: &[NodeId]) -> Vec<u64> {
     nodes.iter().map(|node| node.0).collect()
 }
 
@@ -108,11 +109,15 @@ pub fn plan(plan: &ReshardPlan) -> String {
     };
     text += &format!("\n  built on node {}", plan.builder);
     for (shard, nodes) in &plan.shards {
-        let nodes: Vec<_> = nodes.iter().map(|node| node.0.to_string()).collect();
-        let nodes = format!("node{} {}", if nodes.len() == 1 { "" } else { "s" }, nodes.join(", "));
-        text += &format!("\n  {shard} on {nodes}");
+        text += &format!("\n  {shard} on {}", self::nodes(nodes));
     }
     text
+}
+
+/// Nodes, for people.
+pub fn nodes(nodes: &[NodeId]) -> String {
+    let numbers: Vec<_> = nodes.iter().map(ToString::to_string).collect();
+    format!("node{} {}", if numbers.len() == 1 { "" } else { "s" }, numbers.join(", "))
 }
 
 /// How far a reshard is in its phase, for people.

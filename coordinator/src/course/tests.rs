@@ -62,8 +62,13 @@ impl Stage {
         self.store().topology().unwrap()
     }
 
+    /// The number of a course that begins.
     fn begin(&self, sequence: u64, course: Course) -> Result<u64> {
-        begin(self.store(), &wish(sequence, course), &self.known, &self.leaders)
+        self.wish(&wish(sequence, course)).map(|plan| plan.course.unwrap_or(0))
+    }
+
+    fn wish(&self, wish: &CourseWish) -> Result<CoursePlan> {
+        begin(self.store(), wish, &self.known, &self.leaders)
     }
 
     fn left(&self, id: u64) -> Left {
@@ -114,7 +119,7 @@ impl Stage {
 }
 
 fn wish(sequence: u64, course: Course) -> CourseWish {
-    CourseWish { request: RequestId { router: RouterIncarnation(7), sequence }, course }
+    CourseWish { request: RequestId { router: RouterIncarnation(7), sequence }, course, dry_run: false }
 }
 
 fn ids(nodes: &[u64]) -> Vec<NodeId> {
@@ -193,7 +198,8 @@ fn a_shard_is_moved_to_the_nodes_that_are_named() {
     };
     let from = shard(&stage).replicas;
     let to = ids(&[4, 5, 3]);
-    let wished = |shard: &str, to: &[NodeId]| Course::Move { shard: shard.into(), to: to.to_vec() };
+    let wished =
+        |shard: &str, to: &[NodeId]| Course::Move { shard: shard.into(), from: None, to: to.to_vec() };
     assert_eq!(stage.begin(1, wished("main/-70", &to)).unwrap_err().sqlstate, SqlState::UNDEFINED_OBJECT);
     for wrong in [ids(&[4, 5]), ids(&[4, 4, 5])] {
         let refused = stage.begin(1, wished("main/-80", &wrong)).unwrap_err();
@@ -216,6 +222,64 @@ fn a_shard_is_moved_to_the_nodes_that_are_named() {
     assert_eq!(stage.begin(3, Course::Stop(id)), Ok(0), "it was stopped");
     assert_eq!(stage.begin(4, Course::Stop(id)).unwrap_err().sqlstate, SqlState::UNDEFINED_OBJECT);
     assert_eq!(stage.begin(1, wished("main/-80", &to)), Ok(id), "its wish was taken in");
+}
+
+#[test]
+fn one_replica_is_moved_and_the_others_stay() {
+    let mut stage = Stage::new(5);
+    stage.store().put_node(&Node { draining: true, ..stage.topology().nodes[&NodeId(5)].clone() }).unwrap();
+    let wished =
+        |from, to: &[u64]| Course::Move { shard: "main/-80".into(), from: Some(NodeId(from)), to: ids(to) };
+    for (from, to, message) in [
+        (2, &[4, 5][..], "node 5 is being drained"),
+        (2, &[4, 4], "what node 2 has of main/-80 is moved to one node, not to 2"),
+        (4, &[4], "node 4 has no replica of main/-80"),
+        (2, &[3], "node 3 has a replica of main/-80 already"),
+    ] {
+        assert_eq!(stage.begin(1, wished(from, to)).unwrap_err().message, message);
+    }
+    let shard = |stage: &Stage| {
+        let topology = stage.topology();
+        topology.shards[&topology.keyspace_named("main").unwrap().shards[0]].clone()
+    };
+    let before = shard(&stage).replicas;
+    assert_eq!(before.len(), 3);
+    let wish = wish(1, wished(2, &[4]));
+    let plan = stage.wish(&CourseWish { dry_run: true, ..wish.clone() }).unwrap();
+    let to: Vec<_> = before.iter().map(|node| if *node == NodeId(2) { NodeId(4) } else { *node }).collect();
+    let moves = PlannedMove { group: shard(&stage).group, from: before.clone(), to: to.clone() };
+    let nodes: Vec<_> = to.iter().map(ToString::to_string).collect();
+    let what = format!("move main/-80 to nodes {}", nodes.join(", "));
+    assert_eq!(plan, CoursePlan { course: None, what, moves: Some(moves) });
+    assert_eq!(stage.store().courses().unwrap(), [], "a dry run begins nothing");
+    let begun = stage.wish(&wish).unwrap();
+    let id = begun.course.unwrap();
+    assert_eq!(begun, CoursePlan { course: Some(id), ..plan });
+    assert_eq!(stage.wish(&wish), Ok(begun), "it is under way");
+    let done = stage.work_off(id, 5);
+    let moves = done.iter().filter(|(_, action)| matches!(action, ReplicaAction::Move { .. }));
+    assert_eq!(moves.count(), 1, "{done:?}");
+    let (mut now, mut to) = (shard(&stage).replicas, to);
+    now.sort_unstable();
+    to.sort_unstable();
+    assert_eq!(now, to);
+}
+
+#[test]
+fn a_dry_run_changes_nothing() {
+    let stage = Stage::new(6);
+    let courses = [
+        Course::Drain(NodeId(1)),
+        Course::Count { keyspace: "main".into(), replicas: 5 },
+        Course::Undrain(NodeId(1)),
+    ];
+    let before = stage.topology();
+    for course in courses {
+        let wish = CourseWish { dry_run: true, ..wish(1, course) };
+        assert_eq!(stage.wish(&wish).unwrap().course, None);
+        assert_eq!((stage.topology(), stage.store().courses().unwrap()), (before.clone(), Vec::new()));
+        assert_eq!(stage.store().answer(wish.request).unwrap(), None);
+    }
 }
 
 #[test]

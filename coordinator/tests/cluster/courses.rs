@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 async fn begin(cluster: &Cluster, course: Course) -> ServiceResult<u64> {
-    let wish = CourseWish { request: cluster.name(), course };
+    let wish = CourseWish { request: cluster.name(), course, dry_run: false };
     let begin = |coordinator: Arc<dyn CoordinatorService>| {
         let wish = wish.clone();
         async move { coordinator.course(wish).await }
     };
-    cluster.ask(begin).await
+    cluster.ask(begin).await.map(|plan| plan.course.unwrap_or(0))
 }
 
 /// Waits until a course is no more under way.
@@ -81,7 +81,7 @@ async fn a_shard_is_moved_and_counted_by_whoever_leads() {
     let before = crate::replicas::shard(&cluster).await;
     let mut to = crate::replicas::others(&before.replicas);
     to.push(before.replicas[1]);
-    let course = Course::Move { shard: "main/-".into(), to: to.clone() };
+    let course = Course::Move { shard: "main/-".into(), from: None, to: to.clone() };
     let number = begin(&cluster, course).await.unwrap();
     let leader = cluster.leader().await;
     let moved = |state: &ClusterState| {

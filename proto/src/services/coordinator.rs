@@ -56,8 +56,8 @@ pub trait CoordinatorService: Send + Sync {
     /// Changes who holds a group's replicas, and answers once it has happened.
     fn change_replicas(&self, change: ReplicaChange) -> BoxFuture<'_, ServiceResult<()>>;
 
-    /// Begins a course, and answers with the number that it has among the jobs. It goes on by itself.
-    fn course(&self, wish: CourseWish) -> BoxFuture<'_, ServiceResult<u64>>;
+    /// Begins a course, and answers with what it will do. It goes on by itself.
+    fn course(&self, wish: CourseWish) -> BoxFuture<'_, ServiceResult<CoursePlan>>;
 
     /// Begins a reshard, and answers with what it will do. It goes on by itself.
     fn reshard(&self, wish: ReshardWish) -> BoxFuture<'_, ServiceResult<ReshardPlan>>;
@@ -231,6 +231,30 @@ pub struct CourseWish {
     pub request: RequestId,
     /// What is to come of it.
     pub course: Course,
+    /// Nothing begins: the answer says what would.
+    pub dry_run: bool,
+}
+
+/// What a course will do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CoursePlan {
+    /// The number that it has among the jobs. None of what has been done at once, and for a dry run.
+    pub course: Option<u64>,
+    /// What it does, for people. Empty if the wish was taken in before, and its course isn't under way any more.
+    pub what: String,
+    /// The shard that it moves, and which nodes hold that now.
+    pub moves: Option<PlannedMove>,
+}
+
+/// From where to where a shard is moved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedMove {
+    /// Its group.
+    pub group: GroupId,
+    /// The nodes that hold it.
+    pub from: Vec<NodeId>,
+    /// Those that are to.
+    pub to: Vec<NodeId>,
 }
 
 /// What many changes of replicas are to come to.
@@ -240,6 +264,8 @@ pub enum Course {
     Move {
         /// The shard's name: `main/-80`.
         shard: String,
+        /// The one that `to` has instead, the others staying where they are; `None` if none do but those of `to`.
+        from: Option<NodeId>,
         /// The nodes.
         to: Vec<NodeId>,
     },

@@ -221,7 +221,8 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
             AnswerKind::ChangeReplicas(Nothing {})
         }
         Kind::Course(wish) => {
-            AnswerKind::Course(coordinator(reply)?.course(CourseWish::from_message(wish)?).await?)
+            let wish = CourseWish::from_message(wish)?;
+            AnswerKind::Course(coordinator(reply)?.course(wish).await?.to_message())
         }
         Kind::Reshard(wish) => {
             let wish = ReshardWish::from_message(wish)?;

@@ -417,11 +417,11 @@ impl CoordinatorService for NodeClient {
         })
     }
 
-    fn course(&self, wish: CourseWish) -> BoxFuture<'_, ServiceResult<u64>> {
+    fn course(&self, wish: CourseWish) -> BoxFuture<'_, ServiceResult<CoursePlan>> {
         Box::pin(async move {
             let call = call::Kind::Course(wish.to_message());
             let read = |answer| match answer {
-                answer::Kind::Course(number) => Some(Ok(number)),
+                answer::Kind::Course(plan) => Some(CoursePlan::from_message(plan)),
                 _ => None,
             };
             self.simple(self.call_timeout(), Retry::Unknown, call, read).await

@@ -6,12 +6,13 @@ use super::replica::{wide, wide_bytes};
 use super::shard::{nanos, tables};
 use super::topology::{node_numbers, nodes, sharding, sharding_number};
 use super::values::{list, unlist};
-use super::{Convert, DecodeError, each, id, messages, one, required};
+use super::{Convert, DecodeError, each, id, maybe, messages, one, required};
 use crate::catalog::RoleChange;
 use crate::ids::{ClusterId, ColumnId, GroupId, NodeId, SchemaVersion, SequenceId, TableId};
 use crate::services::{
-    Alarm, ClusterState, ClusterStatus, Course, CourseWish, CreateKeyspace, GroupLoad, JobStatus, Joined,
-    NodeJoin, ReplicaAction, ReplicaChange, ReplicaTarget, SchemaChange, SchemaChangeRequest, SequenceBlock,
+    Alarm, ClusterState, ClusterStatus, Course, CoursePlan, CourseWish, CreateKeyspace, GroupLoad, JobStatus,
+    Joined, NodeJoin, PlannedMove, ReplicaAction, ReplicaChange, ReplicaTarget, SchemaChange,
+    SchemaChangeRequest, SequenceBlock,
 };
 use crate::topology::Roles;
 use std::sync::Arc;
@@ -165,9 +166,11 @@ impl Convert for CourseWish {
     fn to_message(&self) -> pb::CourseWish {
         use pb::course_wish as wish;
         let course = match &self.course {
-            Course::Move { shard, to } => {
-                wish::Course::Move(wish::Move { shard: shard.clone(), to: node_numbers(to) })
-            }
+            Course::Move { shard, from, to } => wish::Course::Move(wish::Move {
+                shard: shard.clone(),
+                to: node_numbers(to),
+                from: from.map(|node| node.0),
+            }),
             Course::Count { keyspace, replicas } => {
                 wish::Course::Count(wish::Count { keyspace: keyspace.clone(), replicas: *replicas })
             }
@@ -176,18 +179,20 @@ impl Convert for CourseWish {
             Course::Remove(node) => wish::Course::Remove(node.0),
             Course::Stop(course) => wish::Course::Stop(*course),
         };
-        pb::CourseWish { request: Some(self.request.to_message()), course: Some(course) }
+        let request = Some(self.request.to_message());
+        pb::CourseWish { request, course: Some(course), dry_run: self.dry_run }
     }
 
     fn from_message(message: pb::CourseWish) -> Result<Self, DecodeError> {
         use pb::course_wish as wish;
-        let pb::CourseWish { request, course } = message;
+        let pb::CourseWish { request, course, dry_run } = message;
         let node = |field, node| Ok(NodeId(id(field, node)?));
         Ok(CourseWish {
             request: one("request", request)?,
             course: match required("course", course)? {
-                wish::Course::Move(wish::Move { shard, to }) => {
-                    Course::Move { shard, to: nodes("move.to", to)? }
+                wish::Course::Move(wish::Move { shard, to, from }) => {
+                    let from = from.map(|from| node("move.from", from)).transpose()?;
+                    Course::Move { shard, from, to: nodes("move.to", to)? }
                 }
                 wish::Course::Count(wish::Count { keyspace, replicas }) => {
                     Course::Count { keyspace, replicas }
@@ -197,7 +202,40 @@ impl Convert for CourseWish {
                 wish::Course::Remove(gone) => Course::Remove(node("remove", gone)?),
                 wish::Course::Stop(course) => Course::Stop(course),
             },
+            dry_run,
         })
+    }
+}
+
+impl Convert for CoursePlan {
+    type Message = pb::CoursePlan;
+    const NAME: &'static str = "course_plan";
+
+    fn to_message(&self) -> pb::CoursePlan {
+        let CoursePlan { course, what, moves } = self;
+        let moves = moves.as_ref().map(Convert::to_message);
+        pb::CoursePlan { course: *course, what: what.clone(), moves }
+    }
+
+    fn from_message(message: pb::CoursePlan) -> Result<Self, DecodeError> {
+        let pb::CoursePlan { course, what, moves } = message;
+        Ok(CoursePlan { course, what, moves: maybe("moves", moves)? })
+    }
+}
+
+impl Convert for PlannedMove {
+    type Message = pb::course_plan::Move;
+    const NAME: &'static str = "planned_move";
+
+    fn to_message(&self) -> pb::course_plan::Move {
+        let PlannedMove { group, from, to } = self;
+        pb::course_plan::Move { group: group.0, from: node_numbers(from), to: node_numbers(to) }
+    }
+
+    fn from_message(message: pb::course_plan::Move) -> Result<Self, DecodeError> {
+        let pb::course_plan::Move { group, from, to } = message;
+        let group = GroupId(id("group", group)?);
+        Ok(PlannedMove { group, from: nodes("from", from)?, to: nodes("to", to)? })
     }
 }
 

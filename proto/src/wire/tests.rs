@@ -346,6 +346,11 @@ fn reshards_come_back() {
     ] {
         check_equal(ReshardWish { request, course, options, dry_run: true });
     }
+    for course in [None, Some(7)] {
+        let (from, to) = (vec![NodeId(1), NodeId(2)], vec![NodeId(1), NodeId(3)]);
+        let moves = course.map(|_| PlannedMove { group: GroupId(4), from, to });
+        check_equal(CoursePlan { course, what: "move".into(), moves });
+    }
     for reshard in [None, Some(ReshardId(7))] {
         let shards = vec![("main/-40".into(), vec![NodeId(1), NodeId(2)]), ("main/40-80".into(), vec![])];
         check_equal(ReshardPlan { reshard, what: "split".into(), builder: NodeId(2), shards });

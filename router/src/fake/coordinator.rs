@@ -72,7 +72,7 @@ impl CoordinatorService for Fake {
         Box::pin(async { Err(WireError::unsupported("replicas of a fake cluster")) })
     }
 
-    fn course(&self, _: CourseWish) -> BoxFuture<'_, ServiceResult<u64>> {
+    fn course(&self, _: CourseWish) -> BoxFuture<'_, ServiceResult<CoursePlan>> {
         Box::pin(async { Err(WireError::unsupported("replicas of a fake cluster")) })
     }
 

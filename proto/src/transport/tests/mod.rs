@@ -332,7 +332,7 @@ impl CoordinatorService for Coordinator {
         Box::pin(async move { Err(WireError::internal(format!("{change:?}"))) })
     }
 
-    fn course(&self, wish: CourseWish) -> BoxFuture<'_, ServiceResult<u64>> {
+    fn course(&self, wish: CourseWish) -> BoxFuture<'_, ServiceResult<CoursePlan>> {
         Box::pin(async move { Err(WireError::internal(format!("{wish:?}"))) })
     }
 

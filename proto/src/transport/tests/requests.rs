@@ -271,14 +271,15 @@ async fn every_other_request_crosses() {
     let told = soon(client.reshard(wish.clone())).await.unwrap_err().message;
     assert_eq!(told, format!("{wish:?}"));
     for course in [
-        Course::Move { shard: "main/-80".into(), to: vec![NodeId(3), NodeId(1)] },
+        Course::Move { shard: "main/-80".into(), from: None, to: vec![NodeId(3), NodeId(1)] },
+        Course::Move { shard: "main/-80".into(), from: Some(NodeId(3)), to: vec![NodeId(1)] },
         Course::Count { keyspace: "main".into(), replicas: 5 },
         Course::Drain(NodeId(1)),
         Course::Undrain(NodeId(2)),
         Course::Remove(NodeId(3)),
         Course::Stop(9),
     ] {
-        let wish = CourseWish { request: id, course };
+        let wish = CourseWish { request: id, course, dry_run: true };
         let told = soon(client.course(wish.clone())).await.unwrap_err().message;
         assert_eq!(told, format!("{wish:?}"));
     }

@@ -1,0 +1,102 @@
+//! `shoal reshard`, as an admin types it, against a cluster.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use serde_json::Value;
+use std::process::Output;
+use tests::load::{self, Load};
+use tests::nodes::{self, Nodes};
+use tests::wait::PATIENCE;
+
+/// What a command printed, line by line, each of which is an object.
+fn lines(output: &Output) -> Vec<Value> {
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn numbers(value: &Value) -> Vec<u64> {
+    value.as_array().unwrap().iter().map(|number| number.as_u64().unwrap()).collect()
+}
+
+/// A shard's name, and the nodes that hold it.
+fn first_shard(nodes: &Nodes) -> (String, Vec<u64>) {
+    let status = nodes.status(0).unwrap();
+    let shard = nodes::groups(&status).find(|group| group["keyspace"] == "main").unwrap();
+    let mut voters = numbers(&shard["voters"]);
+    voters.sort_unstable();
+    (shard["shard"].as_str().unwrap().to_owned(), voters)
+}
+
+#[test]
+fn a_shard_is_moved_while_clients_write() {
+    let nodes = Nodes::start(4, &["--shards", "1", "--replicas", "2"]);
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async { nodes.connect(0).await.batch_execute(load::TABLE).await.unwrap() });
+    let load = Load::start(runtime.handle(), &[nodes.config(0), nodes.config(3)], 2, 0);
+    let (shard, held) = first_shard(&nodes);
+    let ([a, b], free) = (held[..].try_into().unwrap(), (1..=4).filter(|node| !held.contains(node)));
+    let [c, d] = free.collect::<Vec<u64>>()[..].try_into().unwrap();
+    let shoal = |arguments: &str| {
+        let arguments: Vec<&str> = arguments.split(' ').collect();
+        nodes.shoal(1, &[&["reshard", "move", &shard], &arguments[..]].concat())
+    };
+    for (arguments, code, reason) in [
+        (format!("--to {c}"), 1, format!("{shard} has 2 replicas, so it is moved to as many nodes")),
+        (format!("--to {c},9"), 1, "node 9 does not exist".into()),
+        (format!("--from {c} --to {d}"), 1, format!("node {c} has no replica of {shard}")),
+        (format!("--from {a} --to {b}"), 1, format!("node {b} has a replica of {shard} already")),
+        (format!("--from {a} --to {c},{d}"), 1, format!("what node {a} has of {shard} is moved to one node")),
+        (format!("--from {a}"), 2, "--to <N,..>".into()),
+    ] {
+        let refused = shoal(&arguments);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(
+            (refused.status.code(), said.contains(&reason)),
+            (Some(code), true),
+            "{arguments}: {said}"
+        );
+    }
+    // A dry run says what it would do, and it is not begun.
+    let planned = lines(&shoal(&format!("--to {c},{b} --dry-run --json")));
+    let mut to = vec![b, c];
+    to.sort_unstable();
+    assert_eq!(planned.len(), 1, "{planned:?}");
+    assert_eq!((&planned[0]["course"], numbers(&planned[0]["from"])), (&Value::Null, held.clone()));
+    assert_eq!(numbers(&planned[0]["to"]), to);
+    assert_eq!(planned[0]["what"], format!("move {shard} to nodes {c}, {b}"));
+    assert_eq!(
+        (first_shard(&nodes).1, &nodes.status(0).unwrap()["jobs"]),
+        (held.clone(), &Value::Array(vec![]))
+    );
+
+    let moved = lines(&shoal(&format!("--from {a} --to {c} --json")));
+    let (begun, done) = (moved.first().unwrap(), moved.last().unwrap());
+    assert!(begun["course"].is_u64() && begun["course"] == done["course"], "{moved:?}");
+    assert_eq!((numbers(&begun["from"]), numbers(&begun["to"])), (held, to.clone()));
+    assert_eq!((&done["done"], numbers(&done["nodes"])), (&Value::Bool(true), to));
+    assert!(load.wait_for_each(3, PATIENCE), "the writers stand still");
+
+    // And all of it, whoever leads; for people.
+    let moved = shoal(&format!("--to {a},{d}"));
+    let said = String::from_utf8_lossy(&moved.stdout);
+    let mut to = vec![a, d];
+    to.sort_unstable();
+    let end = format!("{shard} is on nodes {}, {}", to[0], to[1]);
+    assert!(moved.status.success() && said.lines().last() == Some(&end), "{moved:?}");
+    nodes.wait_for(0, "the status tells of the move", |_| first_shard(&nodes).1 == to);
+    // Who doesn't wait is told what will happen.
+    let begun = shoal(&format!("--to {a},{d} --wait no"));
+    let said = String::from_utf8_lossy(&begun.stdout);
+    assert!(begun.status.success() && said.ends_with("no replica needs to be made\n"), "{begun:?}");
+
+    assert!(load.wait_for_each(3, PATIENCE), "the writers stand still");
+    runtime.block_on(async {
+        let logs = load.stop().await;
+        for log in &logs {
+            assert_eq!((log.errors.as_slice(), log.reconnects), (&[][..], 0), "writer {}", log.writer);
+        }
+        load::check(&nodes.connect(0).await, &logs).await.unwrap();
+    });
+}
