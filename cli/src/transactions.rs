@@ -274,6 +274,7 @@ mod tests {
             transaction: id(sequence),
             begun: 0,
             prepared: prepared.then(|| vec![ShardId(1), ShardId(2)]),
+            votes: prepared.then_some(ShardId(shard)).into_iter().collect(),
             parallel: false,
             committed: false,
             forsaken: false,

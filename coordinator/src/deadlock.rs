@@ -205,6 +205,7 @@ mod tests {
             transaction: wait.waiter,
             begun: wait.waiter.sequence,
             prepared: None,
+            votes: Vec::new(),
             parallel: false,
             committed: false,
             forsaken: false,

@@ -2,7 +2,7 @@
 //!
 //! In come its participants, the topology, and what shards say that they have of it; out goes whether it is committed, or who is to be
 //! asked. A participant that others have replaced is its heirs: it has voted if each of them has its vote, and it never will if one
-//! hasn't. What an heir has of the transaction may be another one's vote, so it is asked. It must never know how shards are asked.
+//! hasn't. What an heir has of the transaction may be another one's vote: it says whose. It must never know how shards are asked.
 
 use proto::ShardId;
 use proto::services::BranchStatus;
@@ -45,9 +45,9 @@ pub(crate) fn count(
             return Count::Unknown;
         }
         for heir in heirs {
-            let has_row = rows.contains_key(&heir);
-            is_whole &= has_row;
-            if heir != participant || !has_row {
+            let row = rows.get(&heir);
+            is_whole &= row.is_some();
+            if !row.is_some_and(|row| row.votes.contains(&participant)) {
                 ask.push((participant, heir));
             }
         }
@@ -107,6 +107,7 @@ mod tests {
             transaction: TransactionId { router: RouterIncarnation(1), sequence: 1 },
             begun: 1,
             prepared: Some(Vec::new()),
+            votes: vec![ShardId(shard)],
             parallel: true,
             committed: false,
             forsaken: true,
@@ -141,14 +142,22 @@ mod tests {
 
     #[test]
     fn a_participant_that_was_replaced_is_all_its_heirs() {
-        let whole = [row(3, OLD), row(5, OLD), row(6, OLD)];
-        // Shard 5 may have the row for shard 2's sake.
-        assert_eq!(counted(&[1, 6], &whole), open(&[(1, 3), (1, 5)], true));
-        assert_eq!(counted(&[1, 2], &whole[..2]), open(&[(1, 3), (1, 5), (2, 5)], true));
-        assert_eq!(counted(&[1, 6], &whole[1..]), open(&[(1, 3), (1, 5)], false));
-        assert_eq!(counted(&[1, 6], &whole[..2]), open(&[(1, 3), (1, 5), (6, 6)], false));
-        let fresh = [row(3, OLD), row(5, OLD / 2), row(6, OLD)];
-        assert_eq!(counted(&[1, 6], &fresh), open(&[(1, 3), (1, 5)], false));
+        let of = |shard, votes: &[u64]| {
+            let votes = votes.iter().copied().map(ShardId).collect();
+            BranchStatus { votes, ..row(shard, OLD) }
+        };
+        let whole = [of(3, &[1]), of(5, &[1]), row(6, OLD)];
+        assert_eq!(counted(&[1, 6], &whole), Count::Committed);
+        assert_eq!(counted(&[1, 6], &whole[1..]), open(&[(1, 3)], false));
+        assert_eq!(counted(&[1, 6], &whole[..2]), open(&[(6, 6)], false));
+        let fresh = [of(3, &[1]), BranchStatus { idle: OLD / 2, ..of(5, &[1]) }, row(6, OLD)];
+        assert_eq!(counted(&[1, 6], &fresh), Count::Unknown);
+        // What shard 5 has is two shards' votes, or one's alone.
+        assert_eq!(counted(&[1, 2], &[of(3, &[1]), of(5, &[1, 2])]), Count::Committed);
+        assert_eq!(counted(&[1, 2], &[of(3, &[1]), of(5, &[2])]), open(&[(1, 5)], true));
+        assert_eq!(counted(&[1, 2], &[of(3, &[1]), of(5, &[1])]), open(&[(2, 5)], true));
+        // Nor is it its own.
+        assert_eq!(counted(&[2, 5], &[of(5, &[2])]), open(&[(5, 5)], true));
     }
 
     #[test]

@@ -92,6 +92,8 @@ struct Branch {
     bound: Option<u32>,
     /// Whether its votes commit it, once it is prepared.
     parallel: bool,
+    /// The shards whose votes its row is.
+    votes: Vec<ShardId>,
     /// The entry that prepared it, if that is of this leader's.
     prepared_at: LogIndex,
     since: Instant,
@@ -155,6 +157,7 @@ impl Branch {
             alone: false,
             bound: None,
             parallel: false,
+            votes: Vec::new(),
             prepared_at: LogIndex(0),
             since: machine::now(),
         }
@@ -187,13 +190,15 @@ impl State {
         for id in lost {
             self.end(id, Some(leader_changed()));
         }
-        for prepared::Prepared { id, begun, since: _, participants, parallel, locks, hashes } in prepared {
+        for prepared in prepared {
+            let prepared::Prepared { id, begun, since: _, participants, votes, parallel, locks, hashes } =
+                prepared;
             self.ended.remove(&id);
             let (overlay, has_staged, turn) = (Overlay::new(), AtomicBool::new(false), Arc::default());
             let handle = Handle { id, begun, overlay, has_staged, under_way: AtomicUsize::new(0), turn };
             let mut branch = Branch::new(Arc::new(handle));
             (branch.term, branch.phase) = (Some(term), Phase::Prepared(participants));
-            branch.parallel = parallel;
+            (branch.parallel, branch.votes) = (parallel, votes);
             self.branches.insert(id, branch);
             let party = Party { id, begun, statement: 1 };
             for (resource, mode) in locks {
@@ -209,6 +214,14 @@ impl State {
         (self.term, self.ended_for_seal) = (Some(term), 0);
         self.mark();
         self.marks.term.store(term.0, Ordering::Release);
+    }
+
+    /// What is prepared, or remembered, is another by the closure that calls this, or was to be and is not: whatever is done next
+    /// reads it anew, as if a term began.
+    #[allow(dead_code)] // Until an adoption calls it.
+    pub fn forget_term(&mut self) {
+        self.term = None;
+        self.marks.term.store(0, Ordering::Release);
     }
 
     /// The branch, if it is still the one that was admitted.
@@ -319,10 +332,21 @@ impl State {
         self.branches.get(&id).map_or(LogIndex(0), |branch| branch.prepared_at)
     }
 
-    /// The branch's votes commit it.
-    pub fn set_parallel(&mut self, handle: &Arc<Handle>) -> Result<(), WireError> {
-        self.branch(handle)?.parallel = true;
+    /// The branch has the vote of this shard. `parallel`: votes commit it.
+    pub fn set_vote(
+        &mut self,
+        handle: &Arc<Handle>,
+        shard: ShardId,
+        parallel: bool,
+    ) -> Result<(), WireError> {
+        let branch = self.branch(handle)?;
+        (branch.votes, branch.parallel) = (vec![shard], branch.parallel || parallel);
         Ok(())
+    }
+
+    /// Whether it has committed here, or where others were that have gone on here, and that is remembered.
+    pub fn is_kept(&self, id: TransactionId) -> bool {
+        self.kept.contains_key(&id)
     }
 
     /// It has committed here, and that is remembered.

@@ -74,7 +74,20 @@ pub(crate) fn forget(connection: &Connection, ids: &[TransactionId]) -> Result<(
     Ok(())
 }
 
-/// Those that have committed here, with their participants.
+/// Strikes all out that have committed here: others are to be taken over ([`load`] where they were, [`commit`] here, each as
+/// often as it comes).
+#[allow(dead_code)] // Until an adoption calls it.
+pub(crate) fn clear(connection: &Connection) -> Result<(), WireError> {
+    // Each row by itself, so that it is captured.
+    connection
+        .prepare_cached("DELETE FROM shoal_ended WHERE true")
+        .map_err(error)?
+        .execute([])
+        .map_err(error)?;
+    Ok(())
+}
+
+/// Those that have committed here, with their participants. This, too, goes along to those that take the shard's place.
 pub(crate) fn load(connection: &Connection) -> Result<Vec<(TransactionId, Vec<ShardId>)>, WireError> {
     let sql = "SELECT router, sequence, participants FROM shoal_ended";
     let mut statement = connection.prepare_cached(sql).map_err(error)?;
@@ -126,5 +139,8 @@ mod tests {
             renounce(&connection, id(n)).unwrap();
         }
         assert_eq!([2, 3].map(renounced), [false, true]);
+        commit(&connection, id(5), &[]).unwrap();
+        clear(&connection).unwrap();
+        assert_eq!((load(&connection).unwrap(), renounced(3)), (Vec::new(), true));
     }
 }

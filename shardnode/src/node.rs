@@ -589,7 +589,7 @@ impl ShardNode {
     }
 
     async fn act(&self, request: BranchRequest) -> ServiceResult<LogIndex> {
-        let BranchRequest { shard, epoch, on_behalf: _, transaction, action, timeout } = request;
+        let BranchRequest { shard, epoch, on_behalf, transaction, action, timeout } = request;
         // What ends a transaction is never refused for an old epoch.
         let ends = match action {
             BranchAction::Finish { .. } | BranchAction::Fail(_) => true,
@@ -599,7 +599,11 @@ impl ShardNode {
         let mut desk = self.desk(shard, (!ends).then_some(epoch))?;
         desk.to.epoch = epoch;
         let deadline = machine::now() + timeout.min(LONGEST);
-        self.dated(shard, self.renew(shard, desk.act(transaction, action, deadline).await))
+        let acted = match on_behalf.filter(|of| *of != shard) {
+            Some(of) => desk.act_for(of, transaction, action, deadline).await,
+            None => desk.act(transaction, action, deadline).await,
+        };
+        self.dated(shard, self.renew(shard, acted))
     }
 
     async fn cut_through(&self, request: CutRequest) -> ServiceResult<Vec<Unsettled>> {

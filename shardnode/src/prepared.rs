@@ -1,8 +1,9 @@
 //! Prepared transactions, as rows of the shard's own database.
 //!
 //! In comes a transaction with all that it has changed and locked; it lies in a table that is captured and replicated as
-//! every other, until the transaction ends. So the votes of a shard survive its leader, a restart, and an image. It must
-//! never know what the changes are, nor who decides.
+//! every other, until the transaction ends. So the votes of a shard survive its leader, a restart, and an image. Where
+//! others take a shard's place, its rows go along to each of them ([`all`], [`adopt`]), and say whose votes they are: what
+//! several shards have prepared of a transaction becomes one row. It must never know what the changes are, nor who decides.
 
 use crate::locks::{Mode, Part, Resource};
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use proto::{
 };
 use replica::Pieces;
 use rusqlite::{Connection, OptionalExtension, Row};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 /// The table.
 pub(crate) const TABLE: &str = "shoal_prepared";
@@ -23,8 +24,8 @@ pub(crate) const TABLE: &str = "shoal_prepared";
 pub(crate) fn init() -> String {
     // What is looked at often comes before what may be long, which isn't read then.
     "CREATE TABLE shoal_prepared (router INTEGER NOT NULL, sequence INTEGER NOT NULL, begun INTEGER NOT NULL,
-                                  since INTEGER NOT NULL, participants BLOB NOT NULL, locks BLOB NOT NULL, changes BLOB NOT NULL, staged BLOB,
-                                  parallel INTEGER NOT NULL,
+                                  since INTEGER NOT NULL, participants BLOB NOT NULL, votes BLOB NOT NULL,
+                                  parallel INTEGER NOT NULL, locks BLOB NOT NULL, changes BLOB NOT NULL, staged BLOB,
                                   PRIMARY KEY (router, sequence)) STRICT, WITHOUT ROWID"
         .into()
 }
@@ -90,6 +91,8 @@ pub(crate) struct Prepared {
     /// What its leader had applied when it was prepared: the entry that prepares it is later than that.
     pub since: LogIndex,
     pub participants: Vec<ShardId>,
+    /// The shards whose votes this is: of those that have gone on in this one, or this one itself.
+    pub votes: Vec<ShardId>,
     /// Whether the votes commit it.
     pub parallel: bool,
     pub locks: Vec<(Resource, Mode)>,
@@ -112,47 +115,141 @@ pub(crate) fn insert(
     prepared: &Prepared,
     changes: &Changes,
 ) -> Result<(), WireError> {
-    let mut participants = RowBatchBuilder::new(1);
-    prepared.participants.iter().for_each(|shard| participants.push(ValueRef::Int(shard.0.cast_signed())));
-    let mut locks = RowBatchBuilder::new(LOCK_COLUMNS);
-    for (resource, mode) in &prepared.locks {
-        let (kind, number, key) = match &resource.part {
-            Part::Table => (WHOLE, 0, ValueRef::Null),
-            Part::Row(key) => (ROW, 0, ValueRef::Blob(key)),
-            Part::Unique(number, key) => (UNIQUE, i64::from(*number), ValueRef::Blob(key)),
-            Part::Keys(key) => (KEYS, 0, ValueRef::Blob(key)),
-            Part::Moved(key) => (MOVED, 0, ValueRef::Blob(key)),
-        };
-        let int = |number| ValueRef::Int(number);
-        locks.push_row([int(resource.table.0.into()), int(kind), int(number), key, int(mode_number(*mode))]);
-    }
-    for (table, mode, hashes) in &prepared.hashes {
-        let int = |number| ValueRef::Int(number);
-        let bytes = packed(hashes);
-        let mode = mode_number(Mode::Row(*mode));
-        locks.push_row([int(table.0.into()), int(HASHES), int(0), ValueRef::Blob(&bytes), int(mode)]);
-    }
-    let mut statement = connection
-        .prepare_cached("INSERT INTO shoal_prepared VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")
-        .map_err(error)?;
-    let (router, sequence) = key(prepared.id);
     let (whole, staged) = match changes {
         Changes::Whole(changes) => (&changes[..], None),
         Changes::Staged(pieces) => (&[][..], Some(pieces.encode())),
     };
+    let Prepared { id, begun, since, participants, votes, parallel, locks, hashes } = prepared;
+    let locks = pack_locks(locks, hashes);
+    let (router, sequence) = key(*id);
     let values = (
         router,
         sequence,
-        prepared.begun.cast_signed(),
-        prepared.since.0.cast_signed(),
-        pack(&participants.finish()),
-        pack(&locks.finish()),
+        begun.cast_signed(),
+        since.0.cast_signed(),
+        pack_shards(participants),
+        pack_shards(votes),
+        parallel,
+        locks,
         whole,
         staged.as_deref(),
-        prepared.parallel,
     );
-    statement.execute(values).map_err(error)?;
+    let sql = "INSERT INTO shoal_prepared VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
+    connection.prepare_cached(sql).map_err(error)?.execute(values).map_err(error)?;
     Ok(())
+}
+
+/// A prepared transaction as it goes along to those that take its shard's place. Each of them gets all of it but the
+/// changes, of which it gets its own.
+#[allow(dead_code)] // Until an adoption calls it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Left {
+    pub transaction: TransactionId,
+    pub begun: u64,
+    pub participants: Vec<ShardId>,
+    pub votes: Vec<ShardId>,
+    pub parallel: bool,
+    /// As they lie in its row.
+    pub locks: Bytes,
+    /// One changeset.
+    pub changes: Bytes,
+}
+
+/// All that a sealed shard leaves prepared, in the order of the ids. Nothing of it is staged, else it weren't sealed.
+#[allow(dead_code)] // Until an adoption calls it.
+pub(crate) fn all(connection: &Connection) -> Result<Vec<Left>, WireError> {
+    let sql = format!(
+        "SELECT EXISTS (SELECT 1 FROM {TABLE} WHERE staged IS NOT NULL UNION ALL SELECT 1 FROM {LOCKS})"
+    );
+    if connection.query_row(&sql, [], |row| row.get(0)).map_err(error)? {
+        return Err(WireError::internal("what is staged can't go along with a shard's other transactions"));
+    }
+    let sql = "SELECT router, sequence, begun, participants, votes, parallel, locks, changes
+               FROM shoal_prepared ORDER BY router, sequence";
+    let mut statement = connection.prepare_cached(sql).map_err(error)?;
+    let mut rows = statement.query([]).map_err(error)?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next().map_err(error)? {
+        found.push(Left {
+            transaction: name(row)?,
+            begun: number(row, 2)?,
+            participants: shards(row, 3)?,
+            votes: shards(row, 4)?,
+            parallel: number(row, 5)? != 0,
+            locks: row.get::<_, Vec<u8>>(6).map_err(error)?.into(),
+            changes: row.get::<_, Vec<u8>>(7).map_err(error)?.into(),
+        });
+    }
+    Ok(found)
+}
+
+/// Takes over what another shard has left. What an adoption before this one has taken over is to be gone ([`clear`]). If another source
+/// has left its part of the same transaction, both become one: its changes, its locks and its votes are those of both.
+/// `since`: what this replica has applied. For closures on the writer.
+#[allow(dead_code)] // Until an adoption calls it.
+pub(crate) fn adopt(connection: &Connection, since: LogIndex, left: &Left) -> Result<(), WireError> {
+    let (router, sequence) = key(left.transaction);
+    let sql = "SELECT votes, locks, changes FROM shoal_prepared WHERE router = ?1 AND sequence = ?2";
+    let (mut votes, mut changes) = (Vec::new(), Vec::new());
+    let (mut known, mut plain, mut hashed) = (HashSet::new(), Vec::new(), Vec::new());
+    let mut unite = |packed: &[u8]| {
+        for values in unpack(packed, LOCK_COLUMNS)?.rows() {
+            match lock(values)? {
+                Lock::Plain(resource, mode) if known.insert((resource.clone(), mode)) => {
+                    plain.push((resource, mode));
+                }
+                Lock::Plain(..) => {}
+                Lock::Hashes(table, mode, hashes) => {
+                    let hashes = (table, mode, hashes);
+                    if !hashed.contains(&hashes) {
+                        hashed.push(hashes);
+                    }
+                }
+            }
+        }
+        Ok::<_, WireError>(())
+    };
+    {
+        let mut statement = connection.prepare_cached(sql).map_err(error)?;
+        let mut rows = statement.query((router, sequence)).map_err(error)?;
+        if let Some(row) = rows.next().map_err(error)? {
+            votes = shards(row, 0)?;
+            unite(&row.get::<_, Vec<u8>>(1).map_err(error)?)?;
+            changes = row.get(2).map_err(error)?;
+        }
+    }
+    unite(&left.locks)?;
+    votes.extend(&left.votes);
+    votes.sort_unstable();
+    votes.dedup();
+    // They are of different rows, so their order is no matter.
+    changes.extend_from_slice(&left.changes);
+    delete(connection, left.transaction)?;
+    let Left { transaction: id, begun, parallel, .. } = *left;
+    let participants = left.participants.clone();
+    let prepared = Prepared { id, begun, since, participants, votes, parallel, locks: plain, hashes: hashed };
+    insert(connection, &prepared, &Changes::Whole(changes.into()))
+}
+
+/// Strikes all of them out: what was taken over before is taken over anew, and what the group had prepared under another name
+/// has ended elsewhere, or comes back.
+#[allow(dead_code)] // Until an adoption calls it.
+pub(crate) fn clear(connection: &Connection) -> Result<(), WireError> {
+    // Each row by itself, so that it is captured.
+    connection
+        .prepare_cached("DELETE FROM shoal_prepared WHERE true")
+        .map_err(error)?
+        .execute([])
+        .map_err(error)?;
+    Ok(())
+}
+
+/// Whose votes a transaction's row is; nothing if it isn't prepared.
+pub(crate) fn votes(connection: &Connection, id: TransactionId) -> Result<Option<Vec<ShardId>>, WireError> {
+    let sql = "SELECT votes FROM shoal_prepared WHERE router = ?1 AND sequence = ?2";
+    let mut statement = connection.prepare_cached(sql).map_err(error)?;
+    let mut rows = statement.query(key(id)).map_err(error)?;
+    rows.next().map_err(error)?.map(|row| shards(row, 0)).transpose()
 }
 
 /// Whether a transaction is prepared.
@@ -241,7 +338,7 @@ pub(crate) fn locked(connection: &Connection, id: TransactionId) -> Result<Optio
 
 /// All of them.
 pub(crate) fn load(connection: &Connection) -> Result<Vec<Prepared>, WireError> {
-    let sql = "SELECT router, sequence, begun, since, participants, locks, parallel
+    let sql = "SELECT router, sequence, begun, since, participants, votes, parallel, locks
                FROM shoal_prepared ORDER BY router, sequence";
     let mut statement = connection.prepare_cached(sql).map_err(error)?;
     let mut rows = statement.query([]).map_err(error)?;
@@ -288,7 +385,10 @@ fn number(row: &Row<'_>, column: usize) -> Result<u64, WireError> {
 }
 
 fn batch(row: &Row<'_>, column: usize, width: u16) -> Result<RowBatch, WireError> {
-    let bytes: Vec<u8> = row.get(column).map_err(error)?;
+    unpack(&row.get::<_, Vec<u8>>(column).map_err(error)?, width)
+}
+
+fn unpack(bytes: &[u8], width: u16) -> Result<RowBatch, WireError> {
     let (count, data) = bytes.split_first_chunk::<4>().ok_or_else(damaged)?;
     let data = Bytes::copy_from_slice(data);
     RowBatch::decode(width, u32::from_le_bytes(*count), data).map_err(|_| damaged())
@@ -338,7 +438,7 @@ fn lock<'a>(values: impl Iterator<Item = ValueRef<'a>>) -> Result<Lock, WireErro
 
 fn read(row: &Row<'_>) -> Result<Prepared, WireError> {
     let (mut locks, mut hashes) = (Vec::new(), Vec::new());
-    for values in batch(row, 5, LOCK_COLUMNS)?.rows() {
+    for values in batch(row, 7, LOCK_COLUMNS)?.rows() {
         match lock(values)? {
             Lock::Plain(resource, mode) => locks.push((resource, mode)),
             Lock::Hashes(table, mode, of) => hashes.push((table, mode, of)),
@@ -350,9 +450,37 @@ fn read(row: &Row<'_>) -> Result<Prepared, WireError> {
         since: LogIndex(number(row, 3)?),
         parallel: number(row, 6)? != 0,
         participants: shards(row, 4)?,
+        votes: shards(row, 5)?,
         locks,
         hashes,
     })
+}
+
+fn pack_shards(shards: &[ShardId]) -> Vec<u8> {
+    let mut rows = RowBatchBuilder::new(1);
+    shards.iter().for_each(|shard| rows.push(ValueRef::Int(shard.0.cast_signed())));
+    pack(&rows.finish())
+}
+
+fn pack_locks(plain: &[(Resource, Mode)], hashed: &[(TableId, RowLock, Vec<u64>)]) -> Vec<u8> {
+    let mut rows = RowBatchBuilder::new(LOCK_COLUMNS);
+    let int = |number| ValueRef::Int(number);
+    for (resource, mode) in plain {
+        let (kind, number, key) = match &resource.part {
+            Part::Table => (WHOLE, 0, ValueRef::Null),
+            Part::Row(key) => (ROW, 0, ValueRef::Blob(key)),
+            Part::Unique(number, key) => (UNIQUE, i64::from(*number), ValueRef::Blob(key)),
+            Part::Keys(key) => (KEYS, 0, ValueRef::Blob(key)),
+            Part::Moved(key) => (MOVED, 0, ValueRef::Blob(key)),
+        };
+        rows.push_row([int(resource.table.0.into()), int(kind), int(number), key, int(mode_number(*mode))]);
+    }
+    for (table, mode, hashes) in hashed {
+        let bytes = packed(hashes);
+        let mode = mode_number(Mode::Row(*mode));
+        rows.push_row([int(table.0.into()), int(HASHES), int(0), ValueRef::Blob(&bytes), int(mode)]);
+    }
+    pack(&rows.finish())
 }
 
 fn pack(rows: &RowBatch) -> Vec<u8> {
@@ -389,6 +517,7 @@ mod tests {
             begun: u64::MAX,
             since: LogIndex(7),
             participants: vec![ShardId(3), ShardId(u64::MAX)],
+            votes: vec![ShardId(u64::MAX)],
             parallel: true,
             locks: locks.collect(),
             hashes: vec![
@@ -401,6 +530,7 @@ mod tests {
             begun: 0,
             since: LogIndex(0),
             participants: Vec::new(),
+            votes: Vec::new(),
             parallel: false,
             locks: Vec::new(),
             hashes: Vec::new(),
@@ -414,6 +544,8 @@ mod tests {
         for hashes in [&[2][..], &[2, 3]] {
             insert_locks(&connection, id(1), 0, (more.0, more.1, hashes)).unwrap();
         }
+        assert_eq!(votes(&connection, id(1)).unwrap(), Some(vec![ShardId(u64::MAX)]));
+        assert_eq!(votes(&connection, id(3)).unwrap(), None);
         assert_eq!(since(&connection).unwrap(), [(id(1), LogIndex(7)), (id(2), LogIndex(0))]);
         let locks = one.locks.iter().map(|(resource, _)| resource.clone()).collect();
         let hashed = vec![TableId(7), TableId(8), TableId(9)];
@@ -430,5 +562,94 @@ mod tests {
         assert_eq!(load(&connection).unwrap(), [other]);
         connection.execute("UPDATE shoal_prepared SET locks = x'01000000'", []).unwrap();
         assert_eq!(load(&connection).unwrap_err().sqlstate, SqlState::DATA_CORRUPTED);
+    }
+
+    fn database() -> Connection {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(&init()).unwrap();
+        connection.execute_batch(&init_locks()).unwrap();
+        connection
+    }
+
+    /// A transaction as a shard has prepared it, with a table and one row of it locked.
+    fn of(shard: u64, sequence: u64) -> Prepared {
+        let resource = |part| Resource { table: TableId(16384), part };
+        let row = resource(Part::Row(vec![shard as u8].into()));
+        Prepared {
+            id: TransactionId { router: RouterIncarnation(9), sequence },
+            begun: 5,
+            since: LogIndex(100 * shard),
+            participants: vec![ShardId(1), ShardId(2)],
+            votes: vec![ShardId(shard)],
+            parallel: true,
+            locks: vec![(resource(Part::Table), Mode::Shared), (row, Mode::Row(RowLock::Update))],
+            hashes: vec![(TableId(7), RowLock::Share, vec![shard])],
+        }
+    }
+
+    /// What this shard leaves that has prepared these, whose changes are the shard's number.
+    fn left(shard: u64, sequences: &[u64]) -> Vec<Left> {
+        let source = database();
+        for sequence in sequences {
+            let changes = Changes::Whole(Bytes::from(shard.to_string()));
+            insert(&source, &of(shard, *sequence), &changes).unwrap();
+        }
+        all(&source).unwrap()
+    }
+
+    #[test]
+    fn what_one_shard_leaves_is_taken_over_as_it_is() {
+        let heir = database();
+        for left in left(1, &[1, 2]) {
+            adopt(&heir, LogIndex(7), &left).unwrap();
+        }
+        let taken = |sequence| Prepared { since: LogIndex(7), ..of(1, sequence) };
+        assert_eq!(load(&heir).unwrap(), [taken(1), taken(2)]);
+        let changes = changes(&heir, taken(1).id).unwrap();
+        assert_eq!(changes, Some(Changes::Whole(Bytes::from_static(b"1"))));
+        // And so it is left once more.
+        assert_eq!(all(&heir).unwrap(), left(1, &[1, 2]));
+        clear(&heir).unwrap();
+        assert_eq!(all(&heir).unwrap(), []);
+    }
+
+    #[test]
+    fn two_halves_of_a_transaction_become_one() {
+        let heir = database();
+        for left in left(1, &[1, 2]).iter().chain(&left(2, &[2, 3])) {
+            adopt(&heir, LogIndex(7), left).unwrap();
+        }
+        let (one, other) = (of(1, 2), of(2, 2));
+        let both = Prepared {
+            since: LogIndex(7),
+            votes: vec![ShardId(1), ShardId(2)],
+            // Both have the table locked.
+            locks: one.locks.iter().chain(&other.locks[1..]).cloned().collect(),
+            hashes: one.hashes.iter().chain(&other.hashes).cloned().collect(),
+            ..of(1, 2)
+        };
+        let alone = |shard, sequence| Prepared { since: LogIndex(7), ..of(shard, sequence) };
+        assert_eq!(load(&heir).unwrap(), [alone(1, 1), both.clone(), alone(2, 3)]);
+        let all_of = |prepared: &Prepared| changes(&heir, prepared.id).unwrap().unwrap();
+        assert_eq!(all_of(&both), Changes::Whole(Bytes::from_static(b"12")));
+        assert_eq!(votes(&heir, alone(2, 3).id).unwrap(), Some(vec![ShardId(2)]));
+        // What is split after a merge comes together again, with all that it was.
+        let (half, again) = (all(&heir).unwrap(), database());
+        for left in half.iter().chain(&half) {
+            adopt(&again, LogIndex(9), left).unwrap();
+        }
+        let of_again = Prepared { since: LogIndex(9), ..both };
+        assert_eq!(load(&again).unwrap()[1], of_again);
+    }
+
+    #[test]
+    fn what_is_staged_does_not_go_along() {
+        let source = database();
+        insert(&source, &of(1, 1), &Changes::Staged(Pieces::default())).unwrap();
+        assert_eq!(all(&source).unwrap_err().sqlstate, SqlState::INTERNAL_ERROR);
+        clear(&source).unwrap();
+        assert_eq!(all(&source).unwrap(), []);
+        insert_locks(&source, of(1, 1).id, 0, (TableId(7), RowLock::Update, &[1])).unwrap();
+        assert_eq!(all(&source).unwrap_err().sqlstate, SqlState::INTERNAL_ERROR);
     }
 }

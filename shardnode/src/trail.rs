@@ -41,7 +41,7 @@ struct Seen {
     at: LogIndex,
     rows: Arc<[(TransactionId, LogIndex)]>,
     /// What some of them have locked.
-    briefs: BTreeMap<TransactionId, Arc<Brief>>,
+    briefs: BTreeMap<(TransactionId, LogIndex), Arc<Brief>>,
 }
 
 /// What a prepared transaction may change.
@@ -112,14 +112,20 @@ impl Trail {
         let mut seen = self.0.lock();
         if seen.at < at {
             (seen.at, seen.rows) = (at, Arc::clone(&rows));
-            seen.briefs.retain(|id, _| rows.iter().any(|(prepared, _)| prepared == id));
+            seen.briefs.retain(|row, _| rows.contains(row));
         }
         Ok(rows)
     }
 
     /// What a transaction may change that is prepared in a snapshot.
-    fn brief(&self, snapshot: &Snapshot, id: TransactionId) -> Result<Arc<Brief>, WireError> {
-        let known = self.0.lock().briefs.get(&id).cloned();
+    fn brief(
+        &self,
+        snapshot: &Snapshot,
+        id: TransactionId,
+        since: LogIndex,
+    ) -> Result<Arc<Brief>, WireError> {
+        // What comes back from where it has gone along to isn't what it was.
+        let known = self.0.lock().briefs.get(&(id, since)).cloned();
         if let Some(brief) = known {
             return Ok(brief);
         }
@@ -128,8 +134,8 @@ impl Trail {
         let brief = Arc::new(Brief::new(locked.ok_or_else(missing)?));
         let mut seen = self.0.lock();
         // What has ended since is never asked for again.
-        if seen.rows.iter().any(|(prepared, _)| *prepared == id) {
-            seen.briefs.insert(id, Arc::clone(&brief));
+        if seen.rows.contains(&(id, since)) {
+            seen.briefs.insert((id, since), Arc::clone(&brief));
         }
         Ok(brief)
     }
@@ -144,8 +150,8 @@ impl Trail {
     ) -> Result<Vec<TransactionId>, WireError> {
         let rows = self.rows(snapshot)?;
         let mut concerned = Vec::new();
-        for (id, _) in rows.iter().filter(|(_, since)| *since < settled) {
-            let brief = self.brief(snapshot, *id)?;
+        for (id, since) in rows.iter().filter(|(_, since)| *since < settled) {
+            let brief = self.brief(snapshot, *id, *since)?;
             if brief.is_about_any(&phrase.tables) {
                 concerned.push((*id, brief));
             }

@@ -9,6 +9,8 @@
 //! A transaction of one statement that finds its table unlocked needs none of this: it runs in the leader's next batch
 //! ([`is_in_the_way`]). It must never know what a statement does, or what other shards do.
 
+mod votes;
+
 use crate::branch::{Answer, Begun, Handle, Phase, Transactions};
 use crate::ended;
 use crate::fence::{self, Address};
@@ -29,6 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::OwnedMutexGuard;
+use votes::{never_voted, renounced};
 
 /// How long a write may take that is seen through: until its outcome is known.
 pub(crate) const AS_LONG_AS_IT_TAKES: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -328,8 +331,14 @@ impl Desk {
             let mut state = transactions.enter(stage)?;
             // What is open in this term has never been prepared.
             let is_new = state.is_bound(id);
-            if !is_new && (prepared::is_there(stage, id)? || parallel && ended::has_committed(stage, id)?) {
-                return Ok(Bytes::new());
+            if !is_new {
+                match prepared::votes(stage, id)? {
+                    Some(votes) if votes.contains(&to.shard) => return Ok(Bytes::new()),
+                    // Another shard's part of it has come here.
+                    Some(_) => return Err(never_voted()),
+                    None if parallel && ended::has_committed(stage, id)? => return Ok(Bytes::new()),
+                    None => {}
+                }
             }
             if parallel && ended::is_renounced(stage, id)? {
                 return Err(renounced());
@@ -351,7 +360,8 @@ impl Desk {
                 staged::check(stage, id, pieces)?;
             }
             let (begun, since) = (handle.begun, stage.applied());
-            let prepared = Prepared { id, begun, since, participants: shards, parallel, locks, hashes };
+            let (participants, votes) = (shards, vec![to.shard]);
+            let prepared = Prepared { id, begun, since, participants, votes, parallel, locks, hashes };
             prepared::insert(stage, &prepared, &changes)?;
             Ok(Bytes::new())
         };
@@ -364,9 +374,7 @@ impl Desk {
                     drop(state.set_prepared_at(&handle, written.index));
                     // What is staged is the row's now.
                     handle.has_staged.store(false, Ordering::Relaxed);
-                    if parallel {
-                        drop(state.set_parallel(&handle));
-                    }
+                    drop(state.set_vote(&handle, to.shard, parallel));
                     drop(state.advance(&handle, Phase::Prepared(participants)));
                 }
                 // It was prepared before: its row is there, and its locks stay.
@@ -413,7 +421,10 @@ impl Desk {
         let to = self.to;
         let run = move |stage: &Stage<'_>| {
             transactions.fence.check_served(stage, to)?;
-            let known = transactions.enter(stage)?.find(id);
+            let (known, is_kept) = {
+                let state = transactions.enter(stage)?;
+                (state.find(id), state.is_kept(id))
+            };
             let changes = match (&known, at_hand) {
                 (Some((handle, Phase::Prepared(_))), Some((changes, own))) if Arc::ptr_eq(handle, &own) => {
                     Some(Changes::Whole(changes?))
@@ -438,6 +449,9 @@ impl Desk {
                 };
                 ended::commit(stage, id, &participants)?;
                 *kept.lock() = Some(participants);
+            } else if is_kept {
+                // Another shard's part of it had committed there, and both have come here.
+                ended::forget(stage, &[id])?;
             }
             match changes {
                 Changes::Whole(changes) if commit => stage.apply(&changes)?,
@@ -473,46 +487,6 @@ impl Desk {
         see_through(turn, deadline, ending).await.map(|written| written.index)
     }
 
-    /// Writes down that this shard never votes for the transaction. 55000 if it has.
-    async fn renounce(&self, id: TransactionId, deadline: Instant) -> Result<LogIndex, WireError> {
-        // Its vote may be under way already.
-        let turn = self.turn_of(id, deadline).await.map_err(|_| unknown())?;
-        let (transactions, to) = (Arc::clone(&self.transactions), self.to);
-        let run = move |stage: &Stage<'_>| {
-            transactions.fence.check_served(stage, to)?;
-            drop(transactions.enter(stage)?);
-            if prepared::is_there(stage, id)? || ended::has_committed(stage, id)? {
-                return Err(WireError::new(
-                    SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE,
-                    format!("the shard has voted for transaction {id}"),
-                ));
-            }
-            ended::renounce(stage, id)?;
-            Ok(Bytes::new())
-        };
-        let transactions = Arc::clone(&self.transactions);
-        let ended = move |written: Result<Written, WireError>| {
-            if written.is_ok() {
-                transactions.look().end(id, Some(renounced()));
-            }
-            written
-        };
-        let renounced = self.see_through(None, turn, deadline, run, ended).await;
-        if renounced.is_err() {
-            // That it has voted is as good as the vote.
-            let (tables, found) = {
-                let state = self.transactions.look();
-                (state.tables(id), state.find(id))
-            };
-            let participants = match found {
-                Some((_, Phase::Prepared(participants))) => participants,
-                _ => Vec::new(),
-            };
-            self.transactions.cuts.vote(id, &participants, &tables, self.applied()).await;
-        }
-        renounced.map(|written| written.index)
-    }
-
     /// These have committed everywhere.
     async fn forget(&self, ids: Vec<TransactionId>, deadline: Instant) -> Result<LogIndex, WireError> {
         let (forgotten, transactions, to) = (ids.clone(), Arc::clone(&self.transactions), self.to);
@@ -529,8 +503,8 @@ impl Desk {
     fn is_open_or_over_here(&self, id: TransactionId) -> bool {
         let term = self.replica.watch().borrow().term;
         let state = self.transactions.look();
-        let is_over = state.term() == Some(term) && state.why(id).is_some();
-        (is_over || state.is_open_in(id, term)) && self.replica.is_leader()
+        let is_open_or_over = state.why(id).is_some() || state.is_open_in(id, term);
+        state.term() == Some(term) && is_open_or_over && self.replica.is_leader()
     }
 
     /// The last entry that is in effect here.
@@ -654,6 +628,7 @@ impl Desk {
                 let withheld = |status: &&mut BranchStatus| state.prepared_at(status.transaction) > seen;
                 for status in statuses.iter_mut().filter(withheld) {
                     (status.prepared, status.parallel, status.forsaken) = (None, false, false);
+                    status.votes.clear();
                 }
             }
             // Of votes only a leader tells that is sure to lead: under another one they may be over.
@@ -717,12 +692,6 @@ fn unknown() -> WireError {
     WireError::new(SqlState::TRANSACTION_RESOLUTION_UNKNOWN, message)
         .with_retry(Retry::Unknown)
         .with_hint("It may have been committed, or may still be.")
-}
-
-/// What a prepare hears that comes too late.
-fn renounced() -> WireError {
-    let message = "the transaction was aborted: its vote was missing for too long";
-    WireError::new(SqlState::SERIALIZATION_FAILURE, message).with_hint("Run the transaction again.")
 }
 
 /// What a transaction hears whose commit was undone with its batch.

@@ -68,6 +68,7 @@ fn branch(sequence: u64, shard: ShardId) -> BranchStatus {
         transaction: id(sequence),
         begun: sequence,
         prepared: None,
+        votes: Vec::new(),
         parallel: false,
         committed: false,
         forsaken: false,

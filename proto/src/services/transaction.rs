@@ -160,8 +160,10 @@ pub struct BranchStatus {
     pub transaction: TransactionId,
     /// See [`Branch::begun`].
     pub begun: u64,
-    /// If the shard has voted: the transaction's participants.
+    /// If the shard has voted, or one that has gone on in it: the transaction's participants.
     pub prepared: Option<Vec<ShardId>>,
+    /// If it is prepared, whose votes that is: the shard's own, or those of shards that have gone on in it.
+    pub votes: Vec<ShardId>,
     /// Whether the votes commit the transaction, if it is prepared.
     pub parallel: bool,
     /// Whether it has committed here, and is remembered because nothing but the votes says so.

@@ -534,6 +534,7 @@ fn transactions_come_back() {
         transaction: transaction(),
         begun: 9,
         prepared: None,
+        votes: Vec::new(),
         parallel: false,
         committed: false,
         forsaken: false,
@@ -541,6 +542,7 @@ fn transactions_come_back() {
         waits_for: vec![transaction()],
     };
     check_equal(BranchStatus { prepared: Some(vec![ShardId(3)]), parallel: true, ..status.clone() });
+    check_equal(BranchStatus { votes: vec![ShardId(4), ShardId(u64::MAX)], ..status.clone() });
     check_equal(BranchStatus { committed: true, ..status.clone() });
     check_equal(BranchStatus { forsaken: true, ..status.clone() });
     check_equal(status);

@@ -206,6 +206,7 @@ impl Convert for BranchStatus {
             transaction,
             begun,
             prepared,
+            votes,
             parallel,
             committed,
             forsaken,
@@ -223,6 +224,7 @@ impl Convert for BranchStatus {
             parallel: *parallel,
             committed: *committed,
             forsaken: *forsaken,
+            votes: shard_numbers(votes),
         }
     }
 
@@ -237,6 +239,7 @@ impl Convert for BranchStatus {
             parallel,
             committed,
             forsaken,
+            votes,
         } = message;
         Ok(BranchStatus {
             shard: ShardId(id("shard", shard)?),
@@ -248,6 +251,7 @@ impl Convert for BranchStatus {
             parallel,
             committed,
             forsaken,
+            votes: shards("votes", votes)?,
         })
     }
 }

@@ -336,17 +336,24 @@ impl Transactions {
                 Phase::Prepared(participants) => Some(participants.clone()),
             },
             idle: now.saturating_duration_since(branch.since),
+            votes: match &branch.phase {
+                Phase::Prepared(_) => branch.votes.clone(),
+                _ => Vec::new(),
+            },
             parallel: branch.parallel && matches!(branch.phase, Phase::Prepared(_)),
-            committed: false,
+            // It may have, where another shard's part of it was that has gone on here.
+            committed: state.is_kept(*id),
             forsaken: is_forsaken(branch),
             waits_for: state.locks.waits_for(*id),
         };
         let mut statuses: Vec<_> = state.branches.iter().map(status).collect();
-        let kept = state.kept.iter().map(|(id, (participants, since))| BranchStatus {
+        let kept = state.kept.iter().filter(|(id, _)| !state.branches.contains_key(id));
+        let kept = kept.map(|(id, (participants, since))| BranchStatus {
             shard,
             transaction: *id,
             begun: 0,
             prepared: Some(participants.clone()),
+            votes: Vec::new(),
             parallel: true,
             committed: true,
             forsaken: false,

@@ -66,7 +66,7 @@ pub(crate) struct AwaitedRow {
 }
 
 /// How strong a lock is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Mode {
     /// On a row or a unique key.
     Row(RowLock),

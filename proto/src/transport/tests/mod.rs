@@ -251,6 +251,7 @@ fn branch(shard: ShardId) -> BranchStatus {
         transaction: transaction(),
         begun: 5,
         prepared,
+        votes: vec![shard],
         parallel: true,
         committed: false,
         forsaken: false,
