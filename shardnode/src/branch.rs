@@ -9,12 +9,12 @@ mod transactions;
 
 pub(crate) use transactions::{Begun, Claim, Transactions};
 
-use crate::locks::{Locks, Party, Resource, Settled};
+use crate::locks::{Locks, Mode, Party, Resource, Settled};
 use crate::phrase::Phrase;
 use crate::prepared;
 use crate::routers::Routers;
 use crate::sought::Looks;
-use crate::touched::Shapes;
+use crate::touched::{Shapes, Want};
 use bytes::Bytes;
 use proto::machine;
 use proto::{LogIndex, ShardId, SqlState, TableId, Term, TransactionId, WireError};
@@ -412,6 +412,24 @@ impl State {
         if !self.locks.is_waiting(id) {
             self.waiters.remove(&id);
         }
+        self.tell(Settled { granted, victims: Vec::new() });
+    }
+
+    /// A statement that is run again needs these locks of those that it has taken so far, and no others.
+    pub fn confine(&mut self, party: Party, wants: &[Want]) {
+        let mut needs: HashMap<&Resource, Mode> = HashMap::new();
+        for Want { resource, mode } in wants {
+            let needed = needs.entry(resource).or_insert(*mode);
+            *needed = (*needed).max(*mode);
+        }
+        let granted = self.locks.confine(party, |resource| needs.get(resource).copied());
+        self.tell(Settled { granted, victims: Vec::new() });
+    }
+
+    /// A statement that is run again doesn't need these, whatever else of what it has taken so far.
+    pub fn give_back(&mut self, party: Party, these: &[Resource]) {
+        let keep = |resource: &Resource| (!these.contains(resource)).then_some(Mode::Exclusive);
+        let granted = self.locks.confine(party, keep);
         self.tell(Settled { granted, victims: Vec::new() });
     }
 

@@ -23,6 +23,8 @@ pub(crate) struct Phrase {
     pub only: Option<TableId>,
     /// The table that it writes; nothing if it doesn't tell.
     pub written: Option<TableId>,
+    /// Whether it is an `INSERT`, whatever it does where a key is there already.
+    pub inserts: bool,
     /// Whether it only adds rows, and looks at none.
     pub adds: bool,
     /// Whether it only inserts the rows that it is given: what its own transaction has changed matters to it no more than
@@ -51,6 +53,7 @@ impl Phrase {
             tables: tables.into(),
             only,
             written: written_table(sql),
+            inserts: is_insert(&upper),
             adds: sql.contains("INSERT INTO ") && (!sql.contains("SELECT ") || named.len() == 1),
             inserts_plainly: upper.starts_with("INSERT INTO") && !reads("SELECT") && !reads("ON CONFLICT"),
             spares: sql.contains(" ELSE pg_spare("),
@@ -79,6 +82,12 @@ impl Phrases {
         }
         phrase
     }
+}
+
+/// Whether the first verb of a statement that writes, in capitals, is this one. What it reads before is a query.
+fn is_insert(upper: &str) -> bool {
+    let mut words = upper.split(|c: char| c.is_whitespace() || c == '(');
+    words.find(|word| matches!(*word, "INSERT" | "UPDATE" | "DELETE")) == Some("INSERT")
 }
 
 /// The table that a statement writes, by its physical name. SQLite's messages don't always say.
@@ -114,6 +123,15 @@ mod tests {
             "UPDATE t5 SET c1 = ?1",
         ] {
             assert!(!Phrase::read(sql).inserts_plainly, "{sql}");
+        }
+        for sql in [
+            "INSERT INTO t5 (c1) VALUES (?1) ON CONFLICT DO UPDATE SET c1 = ?1",
+            "WITH x AS (SELECT c1 FROM t6) insert INTO t5 (c1) SELECT c1 FROM x",
+        ] {
+            assert!(Phrase::read(sql).inserts, "{sql}");
+        }
+        for sql in ["UPDATE t5 SET c1 = 'INSERT INTO '", "WITH x AS (SELECT 1) DELETE FROM t5", "SELECT 1"] {
+            assert!(!Phrase::read(sql).inserts, "{sql}");
         }
         let adds = |sql| Phrase::read(sql).adds;
         assert!(adds("INSERT INTO t5 (c1) VALUES (?1)") && adds("INSERT INTO t5 (c1) SELECT ?1"));

@@ -6,7 +6,7 @@
 //! the locks that come before that one, waits its turn, and is run again on what is committed by then. As in PostgreSQL
 //! it goes on with the rows that it had found, in their newest versions: what its second run does to others is undone.
 //! If a row that it waited for may have another key by now, or if it has a LIMIT, it is run again as a whole, as if it had
-//! come later.
+//! come later. An `INSERT` that waited for a key, and came upon another's row then, keeps of its locks what it needs for that.
 //!
 //! What names no table in which its transaction has locked a row needn't see what that has changed: it is run on **bare
 //! ground**, on what is committed, so it costs the same however much that is and whoever else writes. So is what only
@@ -15,7 +15,7 @@
 
 use crate::branch::{Answer, Claim, Handle, State, Transactions, leader_changed};
 use crate::fence::Address;
-use crate::locks::{Mode, Part, Party, Resource};
+use crate::locks::{AwaitedRow, Mode, Part, Party, Resource};
 use crate::phrase::Phrase;
 use crate::touched::{self, Shape, Want};
 use crate::{read, stream, write};
@@ -100,8 +100,8 @@ struct Waiting {
     granted: oneshot::Receiver<Result<(), WireError>>,
     /// The rows that it has found, if those alone matter when it goes on.
     found: Option<HashSet<Key>>,
-    /// The row that it waits for, if that may go to another shard.
-    moving: Option<(TableId, Key)>,
+    /// The row that it waits for, if it is one.
+    row: Option<AwaitedRow>,
 }
 
 impl Work {
@@ -133,8 +133,8 @@ struct Past {
     found: Option<Arc<HashSet<Key>>>,
     /// It has to look at all rows again: one that it waited for may have another key by now.
     is_whole: bool,
-    /// Rows that it waited for and that may be on another shard by now.
-    moving: Vec<(TableId, Key)>,
+    /// Rows that it waited for.
+    waited: Vec<AwaitedRow>,
     /// Whether it has been run before.
     has_run: bool,
 }
@@ -220,7 +220,7 @@ impl Attempt {
             let why = met.lock().take();
             manner = match why {
                 Some(why) if failure == undone() => match why {
-                    Met::Locked(Waiting { granted, found, moving }) => {
+                    Met::Locked(Waiting { granted, found, row }) => {
                         let lock_timeout = match patience {
                             Patience::None => return Err(cut_lost()),
                             Patience::Until(lock_timeout) => lock_timeout,
@@ -233,7 +233,7 @@ impl Attempt {
                             }
                             _ => past.found = None,
                         }
-                        past.moving.extend(moving);
+                        past.waited.extend(row);
                         Manner::Plain
                     }
                     Met::Whole => {
@@ -363,11 +363,7 @@ impl Step {
         drop(self.enter(stage)?);
         let (to, version) = self.work.planned();
         self.transactions.fence.check(stage, to, version)?;
-        for (table, key) in &self.past.moving {
-            if !self.shape(stage, *table)?.exists(stage, key)? {
-                return Err(moved());
-            }
-        }
+        self.let_go(stage)?;
         let ran = match &*self.work {
             Work::Write(job) => self.write(stage, job),
             Work::Read { request, limit, .. } => self.read(stage, request, *limit).map(Ok),
@@ -382,6 +378,24 @@ impl Step {
             self.enter(stage)?.stands(&self.handle, self.party.statement)?;
         }
         ran
+    }
+
+    /// Gives back the locks of rows that it waited for and that are gone: a key without a row is nobody's. Fails if one may
+    /// be on another shard.
+    fn let_go(&self, stage: &Stage<'_>) -> Result<(), WireError> {
+        let mut gone = Vec::new();
+        for row in &self.past.waited {
+            match self.shape(stage, row.table)?.exists(stage, &row.key)? {
+                true => {}
+                false if row.moves => return Err(moved()),
+                false => gone.push(Resource { table: row.table, part: Part::Row(row.key.clone()) }),
+            }
+        }
+        // An INSERT is about to have one under that key, and it is its turn.
+        if !gone.is_empty() && !self.work.phrase().inserts {
+            self.enter(stage)?.give_back(self.party, &gone);
+        }
+        Ok(())
     }
 
     fn enter<'a>(&'a self, stage: &Stage<'_>) -> Result<parking_lot::MutexGuard<'a, State>, WireError> {
@@ -473,6 +487,10 @@ impl Step {
                 return Ok(Err(Met::Own));
             }
         }
+        if self.past.has_run && job.phrase.inserts && !matches!(self.manner, Manner::Without(_)) {
+            // It has waited for keys as if it were to add their rows, and may have found the rows of others since.
+            self.enter(stage)?.confine(self.party, &wants);
+        }
         match (self.claim(stage, wants, false)?, &self.manner) {
             (Claim::Waits(granted), _) => {
                 let found = self.found(stage, job, &ran)?;
@@ -492,8 +510,7 @@ impl Step {
         let row = self.enter(stage)?.locks.awaited_row(self.party.id);
         // A row that gets another key goes on under that, and isn't among those that were found.
         let found = found.filter(|_| row.as_ref().is_some_and(|row| row.stays));
-        let moving = row.filter(|row| row.moves).map(|row| (row.table, row.key));
-        Ok(Waiting { granted, found, moving })
+        Ok(Waiting { granted, found, row })
     }
 
     /// The rows that a statement has found which changes rows that are there. None if it gives them other keys, or if it

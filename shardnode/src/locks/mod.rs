@@ -55,7 +55,7 @@ pub(crate) enum Part {
 }
 
 /// A row that a transaction waits for.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct AwaitedRow {
     pub table: TableId,
     pub key: Box<[u8]>,
@@ -521,6 +521,62 @@ impl Locks {
         }
         for resource in freed {
             self.serve(&resource, &mut granted);
+        }
+        self.forget(id);
+        granted
+    }
+
+    /// The statement, which is run again, needs of the rows and keys that it has locked these alone, in this mode, whatever
+    /// it was about to do to the others. What it has as hashes stays. Gives those who have got a lock because of that, and
+    /// those who are to look again: they wait for a key that turned out to be that of a row which stays.
+    pub fn confine(&mut self, party: Party, needs: impl Fn(&Resource) -> Option<Mode>) -> Vec<TransactionId> {
+        let (id, statement) = (party.id, party.statement);
+        let Some(owner) = self.owners.get_mut(&id) else { return Vec::new() };
+        let from = owner.log.partition_point(|taken| taken.statement < statement);
+        let (mut seen, mut lowered) = (HashSet::new(), Vec::new());
+        for taken in owner.log.split_off(from) {
+            let resource = &taken.resource;
+            if resource.part == Part::Table || seen.contains(resource) {
+                // If it's lowered, it has what it needs already.
+                if !lowered.contains(resource) {
+                    owner.log.push(taken);
+                }
+                continue;
+            }
+            seen.insert(Arc::clone(resource));
+            let mode = taken.before.max(needs(resource));
+            if mode >= owner.held.get(resource).copied() {
+                owner.log.push(taken);
+                continue;
+            }
+            let resource = Arc::clone(resource);
+            let key = self.keys.get_mut(&resource).expect("what is held is there");
+            match mode {
+                Some(mode) => {
+                    owner.held.insert(Arc::clone(&resource), mode);
+                    key.holders
+                        .iter_mut()
+                        .filter(|(holder, _)| *holder == id)
+                        .for_each(|(_, held)| *held = mode);
+                }
+                None => {
+                    owner.held.remove(&resource);
+                    key.holders.retain(|(holder, _)| *holder != id);
+                }
+            }
+            if mode > taken.before {
+                owner.log.push(taken);
+            }
+            lowered.push(resource);
+        }
+        let mut granted = Vec::new();
+        for resource in lowered {
+            self.serve(&resource, &mut granted);
+            let queue = self.keys.get(&resource).map(|key| key.queue.clone()).unwrap_or_default();
+            for (waiter, _) in queue.into_iter().filter(|(_, mode)| *mode == Mode::Row(RowLock::Update)) {
+                granted.extend(self.cancel(waiter));
+                granted.push(waiter);
+            }
         }
         self.forget(id);
         granted

@@ -360,6 +360,37 @@ async fn what_is_left_out_because_it_is_there_waits_for_who_may_free_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_a_key_looks_again_when_it_turns_out_to_be_a_rows() {
+    let node = start().await;
+    let session = |number| Session::new(&node, number);
+    let (one, two, three) = (session(1), session(2), session(3));
+    one.write("INSERT INTO t1 VALUES (5, 'e', NULL)").await.unwrap();
+    let update = "INSERT INTO t1 VALUES (5, 'x', NULL) ON CONFLICT (c1) DO UPDATE SET c2 = excluded.c2";
+    let (updated, left_out, ()) = join!(
+        two.write(update),
+        async {
+            two.waits_for(&[&one]).await;
+            three.write("INSERT INTO t1 VALUES (5, 'y', NULL) ON CONFLICT DO NOTHING").await
+        },
+        async {
+            three.waits_for(&[&one]).await;
+            one.commit().await.unwrap();
+        }
+    );
+    assert_eq!((updated.unwrap(), left_out.unwrap()), (1, 0));
+    let row = "SELECT c1, c2 FROM t1 WHERE c1 = 5";
+    let locked = three.lock(row, RowLock::KeyShare, LockWait::NoWait).await.unwrap();
+    assert_eq!(
+        locked,
+        values(&[[text("e")]]),
+        "the third has nothing of it, and the second no more than it needs"
+    );
+    two.commit().await.unwrap();
+    three.commit().await.unwrap();
+    assert_eq!(texts(&node).await, "abcdx");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_came_after_a_savepoint_is_undone_and_unlocked() {
     let node = start().await;
     let (one, two) = (Session::new(&node, 1), Session::new(&node, 2));
