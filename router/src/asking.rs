@@ -207,6 +207,7 @@ pub async fn outcome(
     until: Instant,
 ) -> Result<Option<FragmentResponse>, WireError> {
     let mut state = cluster.snapshot();
+    let mut backoff = Backoff::until(until);
     loop {
         let topology = &state.topology;
         // Every heir knows all that the shard had answered.
@@ -229,6 +230,10 @@ pub async fn outcome(
                 Err(error) => asked.again(error).await?,
             }
         };
+        // Its node may have heard of no later epoch than this router, and has its say again.
+        if epoch <= topology.epoch && !backoff.pause().await {
+            return Err(no_answer());
+        }
         state = cluster.wait_for(SchemaVersion(0), epoch, until).await?;
     }
 }

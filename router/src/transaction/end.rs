@@ -146,30 +146,35 @@ impl Transactions {
         let action = BranchAction::Commit { request: request.id, settled: self.requests.settled() };
         let applied = |position| Committed { applied: vec![(shard, position)], ..Committed::default() };
         let until = self.patience();
-        let (error, maybe) = match self.attempt(id, Part::own(shard), action, until).await {
-            Ok(position) => return Ok(applied(position)),
-            Err((error, unknown)) => {
-                let maybe = unknown && error.retry != Retry::Never;
-                (error, maybe)
-            }
-        };
-        let error = match error.retry {
-            // The shard doesn't serve any more: it may have committed before, or it never will.
-            Retry::StaleEpoch(epoch) if maybe => {
-                let heard = self.cluster.wait_for(SchemaVersion(0), epoch, until).await;
-                let told = match heard {
-                    Ok(_) => outcome(&self.cluster, shard, request.id, self.patience()).await,
-                    Err(error) => Err(error),
-                };
-                match told {
-                    // All that it had committed is in what has taken its place.
-                    Ok(Some(_)) => return Ok(applied(LogIndex(1))),
-                    Ok(None) => error,
-                    Err(error) => error.with_retry(Retry::Unknown),
+        let mut maybe = false;
+        let error = loop {
+            let error = match self.attempt(id, Part::own(shard), action.clone(), until).await {
+                Ok(position) => return Ok(applied(position)),
+                Err((error, unknown)) => {
+                    maybe |= unknown;
+                    error
                 }
+            };
+            match error.retry {
+                Retry::Never => break error,
+                _ if !maybe => break error,
+                // The shard doesn't serve now: it may have committed before.
+                Retry::StaleEpoch(epoch) => {
+                    let told = match self.cluster.wait_for(SchemaVersion(0), epoch, until).await {
+                        // It does again, for the attempt to replace it was given up; or it isn't decided yet.
+                        Ok(state) if state.topology.serves(shard) => continue,
+                        Ok(_) => outcome(&self.cluster, shard, request.id, self.patience()).await,
+                        Err(error) => Err(error),
+                    };
+                    match told {
+                        // All that it had committed is in what has taken its place.
+                        Ok(Some(_)) => return Ok(applied(LogIndex(1))),
+                        Ok(None) => break error,
+                        Err(error) => break error.with_retry(Retry::Unknown),
+                    }
+                }
+                _ => break error.with_retry(Retry::Unknown),
             }
-            _ if maybe => error.with_retry(Retry::Unknown),
-            _ => error,
         };
         if error.retry == Retry::Unknown {
             // If it is still there, its locks must not stay.

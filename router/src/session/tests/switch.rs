@@ -382,6 +382,44 @@ async fn a_commit_of_one_shard_is_done_or_not() {
     }
 }
 
+/// A later epoch isn't always another shard: it may be the gate's, or say that the attempt is given up.
+#[tokio::test]
+async fn a_commit_of_one_shard_is_asked_for_again_as_long_as_that_serves() {
+    let commits = [(Fault::After(unknown()), Ok(vec![])), (Fault::Before(unknown()), Err("40001".into()))];
+    for (fault, came) in commits {
+        for last in [give_up as fn(&Fake), split] {
+            let server = Server::start(Config::default()).await;
+            let client = server.client().await;
+            run(&client, ROWS).await.unwrap();
+            run(&client, "BEGIN; UPDATE t SET b = 'block' WHERE a = [A]").await.unwrap();
+            let fault = Fault::Then(Some(Box::new(fault.clone())), |fake| fake.seal(&[1]));
+            *server.fake.action_faults.lock() = vec![("commit", fault.clone())];
+            let switches = async {
+                server.fake.once_refused(|fake| fake.close_gate(Some(1))).await;
+                server.fake.once_refused(last).await;
+            };
+            assert_eq!(tokio::join!(run(&client, "COMMIT"), switches).0, came, "{fault:?}");
+            let found = run(&client, "SELECT b FROM t WHERE a = [A]").await.unwrap();
+            let expected = if came.is_ok() { "block" } else { "a" };
+            assert_eq!(found[0][0].as_deref(), Some(expected), "{fault:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_heir_that_is_behind_is_not_asked_in_a_hurry() {
+    let server = Server::start(Config::default()).await;
+    let client = server.client().await;
+    run(&client, ROWS).await.unwrap();
+    let lost = Fault::Then(Some(Box::new(Fault::After(unknown()))), split as fn(&Fake));
+    server.fake.faults.lock().push_back(lost);
+    let behind = || ("outcome", Fault::Before(sealed(Epoch(0))));
+    *server.fake.action_faults.lock() = std::iter::repeat_with(behind).take(8).collect();
+    let began = std::time::Instant::now();
+    assert_eq!(run(&client, "INSERT INTO t VALUES ([D])").await, Ok(vec![]));
+    assert!(began.elapsed() > Duration::from_millis(60), "{:?}", began.elapsed());
+}
+
 #[tokio::test]
 async fn a_commit_by_record_is_finished_by_the_heirs() {
     let server = Server::start(Config::default()).await;
