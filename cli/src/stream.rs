@@ -14,7 +14,9 @@ use futures::StreamExt;
 use lines::Lines;
 use proto::catalog::{Catalog, Placement, Table};
 use proto::gtid::{GtidSet, GtidSource};
-use proto::services::{Changes, ChangesRequest, ClusterStatus, ReplicaService, ShardService};
+use proto::services::{
+    ChangeKind, Changes, ChangesRequest, ClusterStatus, ReplicaService, Serving, ShardService,
+};
 use proto::topology::{Retired, Topology};
 use proto::transport::NodeClient;
 use proto::{LogIndex, ShardId, SqlState, WireError};
@@ -88,6 +90,8 @@ struct Reading {
 
 struct Open {
     lines: Lines,
+    /// What comes after its seal, as long as it isn't known whether that is still the shard's.
+    after: AfterSeal,
     position: LogIndex,
     reader: tokio::task::AbortHandle,
 }
@@ -105,7 +109,7 @@ impl Reading {
             }
         });
         let lines = Lines::new(source, Arc::clone(&self.table));
-        self.open.insert(shard, Open { lines, position: after, reader });
+        self.open.insert(shard, Open { lines, after: AfterSeal::default(), position: after, reader });
         Ok(())
     }
 
@@ -117,7 +121,10 @@ impl Reading {
                 match what {
                     What::Part(part) => self.take(shard, part).await?,
                     What::Again => {
-                        self.open.entry(shard).and_modify(|open| open.lines.again());
+                        self.open.entry(shard).and_modify(|open| {
+                            open.lines.again();
+                            open.after.again();
+                        });
                     }
                     What::Failed(failure) => return Err(failure),
                 }
@@ -151,17 +158,19 @@ impl Reading {
             open.lines.describe(Arc::clone(&self.table));
             tokio::time::sleep(PAUSE).await;
         }
-        let retired = self.status.state.topology.lineage.values().find(|retired| retired.shard == shard);
-        let part = match retired {
-            Some(retired) => until_the_end(part, retired),
-            None => part,
-        };
-        let mut text = String::new();
-        for line in open.lines.take(&part)? {
-            text += &line;
-            text.push('\n');
+        if open.after.opens(&part) {
+            // By now it's known whether the group serves as this shard again, or as another one.
+            self.status = self.way.status().await?;
         }
-        open.position = part.position.max(open.position);
+        let retired = self.status.state.topology.lineage.values().find(|retired| retired.shard == shard);
+        let mut text = String::new();
+        for part in open.after.take(part, retired) {
+            for line in open.lines.take(&part)? {
+                text += &line;
+                text.push('\n');
+            }
+            open.position = part.position.max(open.position);
+        }
         let mut out = std::io::stdout().lock();
         out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Failure::Print)
     }
@@ -196,6 +205,61 @@ impl Reading {
         }
         let places = self.open.iter().map(|(shard, open)| (*shard, open.position)).collect();
         print(&shards_line(&topology, &places))
+    }
+}
+
+/// Holds back what a log says after its seal: it is another shard's, unless the seal is undone. Others tell of it then.
+#[derive(Default)]
+struct AfterSeal {
+    seal: Option<LogIndex>,
+    held: Vec<Changes>,
+}
+
+impl AfterSeal {
+    /// Whether a part says that the group serves again.
+    fn opens(&self, part: &Changes) -> bool {
+        let says = |sealed| part.changes.iter().any(|change| is_sealed(&change.kind) == Some(sealed));
+        says(false) && (self.seal.is_some() || says(true))
+    }
+
+    /// What may be told now of all that was said so far. `retired`: where the shard has ended.
+    fn take(&mut self, mut part: Changes, retired: Option<&Retired>) -> Vec<Changes> {
+        if let Some(retired) = retired {
+            let all = std::mem::take(&mut self.held).into_iter().chain([part]);
+            return all.map(|part| until_the_end(part, retired)).collect();
+        }
+        let changes = part.changes.iter().rev();
+        let last = changes.filter_map(|change| Some((change.index, is_sealed(&change.kind)?))).next();
+        let mut told = Vec::new();
+        if let Some((index, is_sealed)) = last {
+            self.seal = is_sealed.then_some(index);
+            told = std::mem::take(&mut self.held);
+        }
+        let Some(seal) = self.seal else {
+            told.push(part);
+            return told;
+        };
+        let rest = part.changes.extract_if(.., |change| change.index > seal).collect();
+        self.held.push(Changes { changes: rest, ..part });
+        told.push(Changes { position: part.position.min(seal), ..part });
+        told
+    }
+
+    /// An entry that wasn't given whole comes once more.
+    fn again(&mut self) {
+        let whole = self.held.iter().map(|part| part.position).max();
+        for part in &mut self.held {
+            part.changes.retain(|change| Some(change.index) <= whole);
+        }
+    }
+}
+
+/// Whether a change says that nobody is served any more, or that somebody is.
+fn is_sealed(kind: &ChangeKind) -> Option<bool> {
+    match kind {
+        ChangeKind::Serving(Serving::Sealed(_) | Serving::Following) => Some(true),
+        ChangeKind::Serving(Serving::Open) => Some(false),
+        _ => None,
     }
 }
 
@@ -384,4 +448,53 @@ fn refused(message: String, hint: &str) -> Failure {
 
 fn print(line: &str) -> Result<(), Failure> {
     writeln!(std::io::stdout(), "{line}").map_err(Failure::Print)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::services::Change;
+
+    fn part(changes: Vec<(u64, Option<Serving>)>, position: u64) -> Changes {
+        let kind =
+            |serving: Option<Serving>| serving.map_or(ChangeKind::Layouts(vec![]), ChangeKind::Serving);
+        let change = |(index, serving)| Change { index: LogIndex(index), kind: kind(serving) };
+        let changes = changes.into_iter().map(change).collect();
+        Changes { changes, position: LogIndex(position), committed: LogIndex(99) }
+    }
+
+    fn rows(indexes: &[u64], position: u64) -> Changes {
+        part(indexes.iter().map(|index| (*index, None)).collect(), position)
+    }
+
+    /// The entries that are told, and how far that is.
+    fn told(parts: &[Changes]) -> (Vec<u64>, u64) {
+        let indexes = parts.iter().flat_map(|part| &part.changes).map(|change| change.index.0).collect();
+        (indexes, parts.iter().map(|part| part.position.0).max().unwrap_or(0))
+    }
+
+    #[test]
+    fn what_comes_after_a_seal_waits_until_it_is_known_whose_it_is() {
+        let sealed = || Some(Serving::Sealed(None));
+        let mut after = AfterSeal::default();
+        assert_eq!(told(&after.take(rows(&[4, 5], 5), None)), (vec![4, 5], 5));
+        assert_eq!(
+            told(&after.take(part(vec![(6, None), (6, sealed()), (8, None)], 9), None)),
+            (vec![6, 6], 6)
+        );
+        assert_eq!(told(&after.take(rows(&[10, 11], 10), None)), (vec![], 6));
+        // What wasn't whole comes again.
+        after.again();
+        assert_eq!(told(&after.take(rows(&[11], 11), None)), (vec![], 6));
+        let open = part(vec![(12, Some(Serving::Open)), (13, None)], 13);
+        assert!(after.opens(&open));
+        assert_eq!(told(&after.take(open, None)), (vec![8, 10, 11, 12, 13], 13));
+        assert!(!after.opens(&part(vec![(14, Some(Serving::Open))], 14)), "it was open");
+        // What is sealed is replaced: nothing after that is its own.
+        after.take(part(vec![(15, sealed())], 15), None);
+        after.take(rows(&[16], 17), None);
+        let retired = Retired { shard: ShardId(1), last: LogIndex(15), successors: vec![] };
+        let last = part(vec![(18, Some(Serving::Open)), (19, None)], 19);
+        assert_eq!(told(&after.take(last, Some(&retired))), (vec![], 15));
+    }
 }
