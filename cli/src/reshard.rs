@@ -92,7 +92,8 @@ async fn act(one: One, command: ReshardCommand) -> Result<(), Failure> {
 }
 
 async fn tell(id: ReshardId, command: ReshardCommand, way: &Way) -> Result<(), Failure> {
-    way.ask(|coordinator| Box::pin(async move { coordinator.command(id, command).await })).await
+    let request = RequestId { router: RouterIncarnation(rand::random()), sequence: 1 };
+    way.ask(|coordinator| Box::pin(async move { coordinator.command(request, id, command).await })).await
 }
 
 /// Shows reshards as they are now.

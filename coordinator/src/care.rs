@@ -33,13 +33,16 @@ struct Seen {
 /// Looks after the cluster until it is dropped.
 pub(crate) async fn care(core: Arc<Core>) {
     core.state.begin();
-    let mut seen = Seen::default();
+    let (mut seen, mut left_over) = (Seen::default(), reshard::LeftOver::default());
     let mut ticks = tokio::time::interval(core.config.look_every);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         if let Err(error) = core.look(&mut seen).await {
             tracing::debug!(%error, "the coordinator's leader could not look after the cluster");
+        }
+        if let Err(error) = left_over.end(&core).await {
+            tracing::debug!(%error, "holds that nobody needs are left");
         }
     }
 }
@@ -54,7 +57,6 @@ impl Core {
             self.write(move |store| nodes::formed(store, &formed).map(|()| Bytes::new())).await?;
             self.state.refresh(&self.replica).await?;
         }
-        reshard::end_holds(self, &topology).await?;
         let led =
             repair::groups(&topology).map(|(group, members)| (group, members, state.leaders.get(group)));
         for (group, node, ailment) in self.state.look(led, now) {

@@ -8,13 +8,13 @@
 use crate::reach::Pause;
 use crate::repair::{Scene, may_hold};
 use crate::replicas::{self, Known};
+use crate::reshard;
 use crate::service::Core;
 use crate::store::{Counter, KeyspaceRow, Store};
 use bytes::Bytes;
 use dialect::sqlite::error;
 use proto::services::{
-    Consistency, Course, CoursePlan, CourseWish, JobStatus, PlannedMove, ReplicaAction, ReshardPhase,
-    ServiceResult,
+    Consistency, Course, CoursePlan, CourseWish, JobStatus, PlannedMove, ReplicaAction, ServiceResult,
 };
 use proto::topology::{Leaders, Node, Shard, Topology};
 use proto::wire::Wire;
@@ -40,7 +40,7 @@ pub(crate) struct Record {
     pub(crate) id: u64,
     request: RequestId,
     /// What it does, for people.
-    what: String,
+    pub(crate) what: String,
     aim: Aim,
 }
 
@@ -85,6 +85,19 @@ struct Left {
     steps: Vec<(GroupId, ReplicaAction)>,
     /// Why the rest can't.
     stuck: Vec<String>,
+    /// What isn't there yet, and is to be gone again: it has to come first.
+    comes: Vec<String>,
+}
+
+impl Aim {
+    /// Whether the two are of one thing, so that the later one counts.
+    fn is_of_the_same(&self, other: &Aim) -> bool {
+        match (self, other) {
+            (Aim::Move(group, _), Aim::Move(other, _)) => group == other,
+            (Aim::Count(keyspace, _), Aim::Count(other, _)) => keyspace == other,
+            _ => false,
+        }
+    }
 }
 
 impl Record {
@@ -161,6 +174,10 @@ fn left(aim: &Aim, scene: &Scene<'_>, leaders: &Leaders) -> Left {
             for shard in topology.shards.values().filter(|s| !s.formed && s.replicas.contains(node)) {
                 planning.left.stuck.push(format!("{} is only being formed", topology.shard_name(shard.id)));
             }
+            for (group, _) in topology.joining.iter().filter(|(_, joining)| joining == node) {
+                let name = planning.name(*group);
+                planning.left.comes.push(format!("a replica of {name} is on its way there"));
+            }
             for (group, members) in scene.groups().filter(|(_, members)| members.contains(node)) {
                 if !planning.hand_over(group, members, *node) {
                     planning.replace(group, members, *node);
@@ -231,10 +248,14 @@ impl Planning<'_> {
         }
     }
 
-    fn stuck(&mut self, group: GroupId) {
+    fn name(&self, group: GroupId) -> String {
         let topology = self.scene.topology;
         let shard = topology.shards.values().find(|shard| shard.group == group);
-        let name = shard.map_or_else(|| "the coordinator".to_owned(), |shard| topology.shard_name(shard.id));
+        shard.map_or_else(|| "the coordinator".to_owned(), |shard| topology.shard_name(shard.id))
+    }
+
+    fn stuck(&mut self, group: GroupId) {
+        let name = self.name(group);
         self.left.stuck.push(format!("no other node can hold a replica of {name}"));
     }
 
@@ -283,7 +304,12 @@ impl Planning<'_> {
 
 /// Takes a wish in, and tells what will be done. One that was taken in before is answered with its course's number, which is 0
 /// for what is done at once. A dry run is refused if the wish would be, and changes nothing.
-fn begin(store: Store<'_>, wish: &CourseWish, known: &Known, leaders: &Leaders) -> Result<CoursePlan> {
+pub(crate) fn begin(
+    store: Store<'_>,
+    wish: &CourseWish,
+    known: &Known,
+    leaders: &Leaders,
+) -> Result<CoursePlan> {
     let courses = store.courses()?;
     let mut topology = store.topology()?;
     if let Some(course) = courses.iter().find(|course| course.request == wish.request) {
@@ -362,7 +388,9 @@ fn begin(store: Store<'_>, wish: &CourseWish, known: &Known, leaders: &Leaders) 
         }
     };
     let mut record = Record { id: 0, request: wish.request, what, aim };
-    check_free(&record, &courses, &topology)?;
+    let (replaced, others): (Vec<_>, Vec<_>) =
+        courses.into_iter().partition(|course| course.aim.is_of_the_same(&record.aim));
+    check_free(&record, &others, &topology)?;
     let scene = Scene { topology: &topology, vitals: &known.vitals, config: &known.config, now: known.now };
     if let Some(why) = left(&record.aim, &scene, leaders).stuck.into_iter().next() {
         return Err(
@@ -372,6 +400,7 @@ fn begin(store: Store<'_>, wish: &CourseWish, known: &Known, leaders: &Leaders) 
     if wish.dry_run {
         return Ok(CoursePlan { course: None, ..record.plan(&topology) });
     }
+    replaced.iter().try_for_each(|course| store.end_course(course))?;
     record.id = store.take(Counter::Job)?;
     let plan = record.plan(&topology);
     // What is made meanwhile is made accordingly.
@@ -472,11 +501,13 @@ fn check_count(store: Store<'_>, name: &str, replicas: u32) -> Result<KeyspaceRo
     let holders = store.nodes()?.values().filter(|node| node.roles.shardnode && !node.draining).count();
     if replicas == 0 || replicas as usize > holders {
         let message = format!("a shard has 1 to {holders} replicas on {holders} nodes, not {replicas}");
-        return Err(WireError::new(SqlState::INVALID_PARAMETER_VALUE, message));
+        return Err(WireError::new(SqlState::INVALID_PARAMETER_VALUE, message)
+            .with_hint("Each replica of a shard needs a node of its own: add nodes."));
     }
     let rows = store.keyspaces()?;
     rows.into_iter().find(|row| row.ready && row.keyspace.name == *name).ok_or_else(|| {
         WireError::new(SqlState::UNDEFINED_OBJECT, format!("keyspace \"{name}\" does not exist"))
+            .with_hint("\"shoal shards\" lists the shards of those that there are.")
     })
 }
 
@@ -508,8 +539,12 @@ fn check_free(record: &Record, courses: &[Record], topology: &Topology) -> Resul
         None => Ok(()),
         Some(course) => {
             let message = format!("other replicas of these shards are being changed: {}", course.what);
-            Err(WireError::new(SqlState::OBJECT_IN_USE, message)
-                .with_hint("\"shoal status\" shows how far that is."))
+            let hint = match &course.aim {
+                Aim::Move(..) => "The shard can be moved elsewhere instead, or to where it is.",
+                _ => "The keyspace can get another number of replicas instead, or the one that it had.",
+            };
+            let hint = format!("\"shoal status\" shows how far that is. {hint}");
+            Err(WireError::new(SqlState::OBJECT_IN_USE, message).with_hint(hint))
         }
     }
 }
@@ -582,7 +617,7 @@ impl Core {
         let scene = Scene { topology, vitals: &known.vitals, config: &known.config, now: known.now };
         let leaders = self.state.subscribe().borrow().leaders.clone();
         let left = left(&course.aim, &scene, &leaders);
-        let mut progress = match left.steps.len() + left.stuck.len() {
+        let mut progress = match left.steps.len() + left.stuck.len() + left.comes.len() {
             0 => "nearly done".to_owned(),
             1 => "1 group left".to_owned(),
             groups => format!("{groups} groups left"),
@@ -597,27 +632,24 @@ impl Core {
     /// Has what can be begun begin. Says whether there is more to do.
     async fn go_on(&self, id: u64) -> Result<bool> {
         let deadline = machine::now() + self.config.write_timeout;
-        let (course, jobs, reshards, topology) = {
+        let (course, jobs, topology) = {
             let snapshot = self.replica.snapshot(Consistency::Strong, deadline).await?;
             let store = Store(snapshot.connection());
             let course = store.courses()?.into_iter().find(|course| course.id == id);
             let Some(course) = course else { return Ok(false) };
-            (course, store.replica_jobs()?, store.reshards()?, store.topology()?)
+            (course, store.replica_jobs()?, store.topology()?)
         };
         let known = self.known(machine::now());
         let leaders = self.state.subscribe().borrow().leaders.clone();
         let scene =
             Scene { topology: &topology, vitals: &known.vitals, config: &known.config, now: known.now };
-        let Left { steps, stuck } = left(&course.aim, &scene, &leaders);
-        if steps.is_empty() && stuck.is_empty() {
+        let Left { steps, stuck, comes } = left(&course.aim, &scene, &leaders);
+        if steps.is_empty() && stuck.is_empty() && comes.is_empty() {
             tracing::info!(course = id, what = course.what, "a course is at its end");
             self.write(move |store| store.end_course(&course).map(|()| Bytes::new())).await?;
             return Ok(false);
         }
-        let mut obstacle = stuck.into_iter().next();
-        let going_on = reshards.iter().filter(|record| record.phase != ReshardPhase::Ended);
-        let resharded: BTreeMap<_, _> =
-            going_on.flat_map(|record| record.all_groups().map(|group| (group, record.id))).collect();
+        let mut obstacle = stuck.into_iter().chain(comes).next();
         let unasked =
             jobs.iter().filter(|job| !job.automatic && job.request().router == RouterIncarnation(0));
         let mut room = AT_ONCE.saturating_sub(unasked.count());
@@ -626,18 +658,18 @@ impl Core {
             if room == 0 || jobs.iter().any(|job| job.group() == group) {
                 continue;
             }
-            if let Some(reshard) = resharded.get(&group) {
-                obstacle = obstacle.or_else(|| Some(format!("reshard {reshard} is under way")));
-                continue;
-            }
             let (known, cause) = (known.clone(), format!("course {id}"));
             let begin = move |store: Store<'_>| {
+                if let Some(reshard) = reshard::of_group(store, group)? {
+                    let message = format!("reshard {reshard} is under way");
+                    return Err(WireError::new(SqlState::OBJECT_IN_USE, message));
+                }
                 replicas::needed(store, group, action, &cause, &known).map(|()| Bytes::new())
             };
             match self.write(begin).await {
                 Ok(_) => (room, has_begun) = (room - 1, true),
                 Err(error) if !self.replica.is_leader() => return Err(error),
-                Err(error) => obstacle = Some(error.message),
+                Err(error) => obstacle = obstacle.or(Some(error.message)),
             }
         }
         match obstacle {

@@ -27,8 +27,8 @@ use proto::services::{
 use proto::topology::Node;
 use proto::wire::Wire;
 use proto::{
-    GroupId, KeyspaceNumber, NodeId, ReshardId, Retry, RouterIncarnation, SchemaVersion, SequenceId,
-    SqlState, TransactionId, WireError,
+    GroupId, KeyspaceNumber, NodeId, RequestId, ReshardId, Retry, RouterIncarnation, SchemaVersion,
+    SequenceId, SqlState, TransactionId, WireError,
 };
 use replica::{Host, Replica};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -374,7 +374,8 @@ impl Core {
                     None => WireError::new(
                         SqlState::LOCK_NOT_AVAILABLE,
                         "canceling statement because other changes are in its way",
-                    ),
+                    )
+                    .with_hint("\"shoal status\" shows what is under way. Run it again when that is done."),
                 });
             }
         }
@@ -474,8 +475,13 @@ impl CoordinatorService for Coordinator {
         Box::pin(self.core.reshard(wish))
     }
 
-    fn command(&self, reshard: ReshardId, command: ReshardCommand) -> BoxFuture<'_, ServiceResult<()>> {
-        Box::pin(self.core.command(reshard, command))
+    fn command(
+        &self,
+        request: RequestId,
+        reshard: ReshardId,
+        command: ReshardCommand,
+    ) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(self.core.command(request, reshard, command))
     }
 
     fn reshards(&self) -> BoxFuture<'_, ServiceResult<Vec<ReshardStatus>>> {

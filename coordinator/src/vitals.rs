@@ -172,6 +172,16 @@ impl Vitals {
         self.reports.values().flat_map(|report| report.replicas.values()).cloned().collect()
     }
 
+    /// What those say of their replicas that run and were heard of in the last `patience`.
+    pub(crate) fn running(&self, patience: Duration, now: Instant) -> impl Iterator<Item = &ReplicaStatus> {
+        let since = self.since;
+        let fresh = move |report: &&Report| {
+            report.heard >= since && now.saturating_duration_since(report.heard) < patience
+        };
+        let replicas = self.reports.values().filter(fresh).flat_map(|report| report.replicas.values());
+        replicas.filter(|status| status.stopped.is_none())
+    }
+
     /// The routers that are gone for certain: another process has their node.
     pub(crate) fn gone(&self) -> BTreeSet<RouterIncarnation> {
         self.reports.values().flat_map(|report| report.former.iter().copied()).collect()
@@ -274,6 +284,21 @@ mod tests {
         vitals.report(NODES[1], &[status(NODES[1], None)], Vec::new(), later);
         assert_eq!(look(&mut vitals, later), []);
         assert_eq!(vitals.ailment(GROUP, NODES[1]), None);
+    }
+
+    #[test]
+    fn what_was_said_long_ago_or_by_a_replica_that_has_stopped_is_nothing_of_now() {
+        let start = Instant::now();
+        let patience = Duration::from_secs(10);
+        let mut vitals = Vitals::new(start);
+        vitals.report(NODES[0], &[status(NODES[0], None)], Vec::new(), start);
+        vitals.report(NODES[1], &[status(NODES[1], Some("disk full"))], Vec::new(), start + patience);
+        vitals.report(NODES[2], &[status(NODES[2], None)], Vec::new(), start + patience);
+        let running = |vitals: &Vitals, at| vitals.running(patience, at).map(|s| s.node).collect::<Vec<_>>();
+        assert_eq!(running(&vitals, start), [NODES[0], NODES[2]]);
+        assert_eq!(running(&vitals, start + patience), [NODES[2]]);
+        vitals.begin(start + patience + Duration::from_secs(1));
+        assert_eq!(running(&vitals, start + patience), []);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Sealing a shard that others are to serve, and opening it again.
 //!
-//! In comes what the coordinator asks of a shard that serves ([`HandOverAction::Seal`], [`HandOverAction::Unseal`]); out goes
-//! what has become of it. The seal is a write like any other: a change of the shard's row (`fence`), at once with all that
+//! In comes what the coordinator asks of a shard that serves ([`HandOverAction::Clear`], [`HandOverAction::Seal`],
+//! [`HandOverAction::Unseal`]); out goes what has become of it. The seal is a write like any other: a change of the shard's row (`fence`), at once with all that
 //! ran before it in its batch, and what comes after it in the batch is refused by it. It is tried until nothing is in its
 //! way, or its time is over. Once it is committed, and before anybody hears so, this leader gives up what it has in memory that
 //! others will have none of: transactions that aren't prepared, waits for locks, cuts that withhold.
@@ -32,10 +32,23 @@ struct Try {
     attempt: Attempt,
 }
 
+/// How the shard is to be sealed.
+#[derive(Clone, Copy, Debug)]
+struct Sealing {
+    /// How long what is in the way may take.
+    drain: Duration,
+    /// Whether what is idle is ended then.
+    ends: bool,
+    /// Otherwise it is only waited until it could be sealed.
+    seals: bool,
+}
+
 /// What has come of trying to seal the shard.
 enum Tried {
     /// This attempt has sealed it.
     Sealed,
+    /// Nothing is in the way.
+    Clear,
     /// It can't.
     Refused,
     /// It can't yet.
@@ -63,12 +76,13 @@ impl Try {
         Ok((self.to.shard == standing.shard && standing.state != State::Following).then_some(standing))
     }
 
-    /// Seals the shard, if nothing is in the way. `end_idle`: what is in the way and has been idle for so long ends.
+    /// Seals the shard, if nothing is in the way and it `seals`. `end_idle`: what is in the way and has been idle for so long ends.
     fn seal(
         &self,
         transactions: &Transactions,
         stage: &Stage<'_>,
         end_idle: Option<Duration>,
+        seals: bool,
     ) -> Result<Tried, WireError> {
         let Some(standing) = self.standing(stage)? else { return Ok(Tried::Refused) };
         if self.has_sealed(&standing) {
@@ -84,6 +98,9 @@ impl Try {
         let hindrances = state.hindrances(stage)?;
         if !hindrances.is_empty() {
             return Ok(Tried::InTheWay(hindrances));
+        }
+        if !seals {
+            return Ok(Tried::Clear);
         }
         let void = if self.reshard == standing.reshard { standing.void } else { Attempt(0) };
         let (reshard, attempt) = (self.reshard, self.attempt);
@@ -114,20 +131,29 @@ impl Desk {
         let HandOver { shard: _, reshard, attempt, action, timeout: _ } = request;
         let wanted = Try { to: self.to, reshard, attempt };
         match action {
-            HandOverAction::Seal { drain } => self.seal(wanted, drain, deadline).await,
+            HandOverAction::Clear { drain } => {
+                self.seal(wanted, Sealing { drain, ends: true, seals: false }, deadline).await
+            }
+            HandOverAction::Seal { drain, cleared } => {
+                self.seal(wanted, Sealing { drain, ends: !cleared, seals: true }, deadline).await
+            }
             HandOverAction::Unseal => self.unseal(wanted, deadline).await,
             HandOverAction::Reached => Err(WireError::unsupported("adopting what another shard has sealed")),
             HandOverAction::Flows => Err(WireError::internal("flows aren't the desk's")),
         }
     }
 
-    async fn seal(&self, wanted: Try, drain: Duration, deadline: Instant) -> Result<HandedOver, WireError> {
+    async fn seal(&self, wanted: Try, how: Sealing, deadline: Instant) -> Result<HandedOver, WireError> {
+        let Sealing { drain, ends, seals } = how;
         self.know(deadline).await?;
         let until = (machine::now() + drain).min(deadline);
         loop {
             let is_last = machine::now() >= until;
             if is_last || self.transactions.look().is_clear() {
-                match self.try_to_seal(wanted, is_last.then_some(drain / 2), deadline).await? {
+                let end_idle = (is_last && ends).then_some(drain / 2);
+                match self.try_to_seal(wanted, end_idle, seals, deadline).await? {
+                    Tried::Clear => return Ok(HandedOver::Clear),
+                    Tried::Sealed if !seals => return Ok(HandedOver::Clear),
                     Tried::Sealed => {
                         let ended = self.transactions.look().ended_for_seal;
                         return Ok(HandedOver::Sealed { ended });
@@ -147,10 +173,11 @@ impl Desk {
         &self,
         wanted: Try,
         end_idle: Option<Duration>,
+        seals: bool,
         deadline: Instant,
     ) -> Result<Tried, WireError> {
         let transactions = Arc::clone(&self.transactions);
-        let seal = move |stage: &Stage<'_>| wanted.seal(&transactions, stage, end_idle);
+        let seal = move |stage: &Stage<'_>| wanted.seal(&transactions, stage, end_idle, seals);
         let transactions = Arc::clone(&self.transactions);
         let sealed = move |tried: Option<&Tried>| {
             if matches!(tried, Some(Tried::Sealed)) {

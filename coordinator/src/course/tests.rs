@@ -306,6 +306,45 @@ fn shards_get_more_replicas_or_fewer() {
     }
 }
 
+/// Nobody has to wait for a course that is stuck.
+#[test]
+fn a_later_wish_for_the_same_takes_the_place_of_the_earlier_one() {
+    let stage = Stage::new(6);
+    let count = |replicas| Course::Count { keyspace: "main".into(), replicas };
+    let one = stage.begin(1, count(5)).unwrap();
+    let other = stage.begin(2, count(3)).unwrap();
+    let aims = |stage: &Stage| stage.store().courses().unwrap().into_iter().map(|c| c.id).collect::<Vec<_>>();
+    assert_eq!(aims(&stage), [other]);
+    assert_eq!(stage.topology().keyspace_named("main").unwrap().replicas, 3);
+    assert_eq!(stage.begin(1, count(5)), Ok(one), "that wish was taken in before");
+    assert_eq!(aims(&stage), [other]);
+    let moved = |to: &[u64]| Course::Move { shard: "single/-".into(), from: None, to: ids(to) };
+    stage.begin(3, moved(&[4, 5, 6])).unwrap();
+    let back = stage.begin(4, moved(&[1, 2, 3])).unwrap();
+    assert_eq!(aims(&stage), [other, back]);
+    let refused = stage.begin(5, Course::Count { keyspace: "single".into(), replicas: 5 }).unwrap_err();
+    assert!(refused.hint.unwrap().contains("to where it is"));
+}
+
+#[test]
+fn a_node_is_drained_once_nothing_is_on_its_way_there() {
+    let mut stage = Stage::new(5);
+    let group = stage.topology().shards.values().find(|s| !s.replicas.contains(&NodeId(5))).unwrap().group;
+    let members = stage.topology().shards.values().find(|s| s.group == group).unwrap().replicas.clone();
+    replicas::needed(stage.store(), group, ReplicaAction::Add(NodeId(5)), "a test", &stage.known).unwrap();
+    assert_eq!(stage.topology().joining, [(group, NodeId(5))]);
+    let id = stage.begin(1, Course::Drain(NodeId(5))).unwrap();
+    let left = |stage: &Stage| stage.left(id);
+    while let Some((group, _)) = left(&stage).steps.first().copied() {
+        let topology = stage.topology();
+        let shard = topology.shards.values().find(|shard| shard.group == group).unwrap().clone();
+        let replicas = shard.replicas.iter().map(|node| if *node == NodeId(5) { NodeId(4) } else { *node });
+        stage.store().put_shard(&Shard { replicas: replicas.collect(), ..shard }).unwrap();
+    }
+    stage.report(5);
+    assert!(left(&stage).comes[0].ends_with("is on its way there"), "{:?} {members:?}", left(&stage));
+}
+
 #[test]
 fn a_node_is_removed_that_holds_nothing_and_is_silent() {
     let mut stage = Stage::new(6);

@@ -76,9 +76,10 @@ impl Place<'_> {
                 self.check_node(node)?;
                 node
             }
-            None => {
-                self.builder(&groups(&old), None).ok_or_else(|| refused("no node can build".to_owned()))?
-            }
+            None => self.builder(&groups(&old), None).ok_or_else(|| {
+                refused("no node can build".to_owned())
+                    .with_hint("\"shoal nodes\" shows which are drained or silent.")
+            })?,
         };
         let replicas = self.place(keyspace, &old, ranges.len(), options)?;
         let new = ranges.into_iter().zip(replicas).map(|(range, replicas)| New {
@@ -116,6 +117,37 @@ impl Place<'_> {
             let lacks = groups.len() - held.get(node).copied().unwrap_or(0);
             (lacks, leads(*node, &|group| groups.contains(&group)), leads(*node, &|_| true), *node)
         })
+    }
+
+    /// Who holds a new shard in the end, if some who were to can't: they are drained, gone, or silent for too long. Who can stays, in
+    /// its place. Nothing if nobody can take the others' places. `parts` are all new shards.
+    pub(crate) fn again(&self, parts: &[Part], part: &Part) -> Option<Vec<NodeId>> {
+        let Scene { topology, vitals, config, now } = &self.scene;
+        let is_lost = |id: &NodeId| {
+            let is_drained = topology.nodes.get(id).is_none_or(|node| node.draining);
+            is_drained || vitals.silence(*id, *now) >= config.replace_after
+        };
+        if !part.replicas.iter().any(is_lost) {
+            return None;
+        }
+        let mut load = self.scene.load();
+        for part in parts.iter().filter(|part| !topology.shards.contains_key(&part.shard)) {
+            part.replicas.iter().for_each(|node| *load.entry(*node).or_default() += 1);
+        }
+        let is_there = |node: NodeId| {
+            let has = topology.shards.get(&part.shard).is_some_and(|shard| shard.replicas.contains(&node));
+            has || topology.joining.contains(&(part.group, node))
+        };
+        let mut replicas = part.replicas.clone();
+        for place in 0..replicas.len() {
+            if is_lost(&replicas[place]) {
+                let nodes = topology.nodes.keys().copied();
+                let able = nodes.filter(|id| !replicas.contains(id) && self.check_node(*id).is_ok());
+                let load = |id: NodeId| load.get(&id).copied().unwrap_or(0);
+                replicas[place] = able.min_by_key(|id| (!is_there(*id), load(*id), *id))?;
+            }
+        }
+        Some(replicas)
     }
 
     fn topology(&self) -> &Topology {
@@ -194,11 +226,13 @@ impl Place<'_> {
     /// The node lives, and may get something new.
     fn check_node(&self, id: NodeId) -> Result<()> {
         let Some(node) = self.topology().nodes.get(&id) else {
-            return Err(WireError::new(SqlState::UNDEFINED_OBJECT, format!("node {id} does not exist")));
+            return Err(WireError::new(SqlState::UNDEFINED_OBJECT, format!("node {id} does not exist"))
+                .with_hint("\"shoal nodes\" lists those that there are."));
         };
         // Which group it is doesn't matter, so long as it isn't the coordinator's.
         if !may_hold(GroupId(GroupId::COORDINATOR.0 + 1), node) {
-            return Err(refused(format!("node {id} doesn't have the role shardnode")));
+            return Err(refused(format!("node {id} doesn't have the role shardnode"))
+                .with_hint("Start it with --roles, or choose another node."));
         }
         if node.draining {
             let hint = format!("\"shoal node undrain {id}\" has it hold shards again.");
@@ -206,7 +240,8 @@ impl Place<'_> {
         }
         let silence = self.scene.vitals.silence(id, self.scene.now);
         if silence >= self.scene.config.silent_after {
-            return Err(refused(format!("node {id} has been silent for {} seconds", silence.as_secs())));
+            return Err(refused(format!("node {id} has been silent for {} seconds", silence.as_secs()))
+                .with_hint("Start it, or choose another node."));
         }
         Ok(())
     }

@@ -39,7 +39,9 @@ pub(crate) fn pause(ask: &Ask) -> Duration {
     match ask {
         // What was heard half a second ago says nothing of now.
         Ask::Flows { .. } | Ask::Whole => Duration::from_millis(200),
-        Ask::Seal { .. } | Ask::Unseal { .. } | Ask::Reached { .. } => Duration::from_millis(50),
+        Ask::Clear { .. } | Ask::Seal { .. } | Ask::Unseal { .. } | Ask::Reached { .. } => {
+            Duration::from_millis(50)
+        }
         Ask::Place { .. } | Ask::Spread { .. } | Ask::TakeBack { .. } => Duration::from_millis(200),
         Ask::Hold { .. } | Ask::Image { .. } | Ask::Copy { .. } | Ask::Found { .. } => {
             Duration::from_millis(500)
@@ -53,7 +55,7 @@ impl Asker {
     pub(crate) async fn ask(&self, ask: &Ask) -> Result<Option<Event>> {
         let limit = match ask {
             // It waits for transactions.
-            Ask::Seal { .. } => self.record.options.drain + LIMIT,
+            Ask::Clear { .. } | Ask::Seal { .. } => self.record.options.drain + LIMIT,
             _ => LIMIT,
         };
         match tokio::time::timeout(limit, self.answer(ask)).await {
@@ -69,7 +71,7 @@ impl Asker {
             Ask::Hold { group, hold } => self.hold(group, hold).await,
             Ask::LetGo { group, before } => self.let_go(group, before).await,
             Ask::Spread { group, replicas } => self.spread(group, &replicas).await,
-            Ask::Whole => Ok(Some(Event::Whole(self.is_whole()))),
+            Ask::Whole => Ok(Some(Event::Whole(self.lacks()))),
             Ask::TakeBack { group, node } => self.take_back(group, node).await,
             Ask::Image { shard, tries } => self.image(shard, tries).await,
             Ask::Copy { tries, rests } => self.copy(tries, rests).await,
@@ -86,9 +88,15 @@ impl Asker {
                     other => Err(strange(shard, &other)),
                 }
             }
-            Ask::Seal { shard, attempt } => {
+            Ask::Clear { shard, attempt } => {
                 let drain = self.record.options.drain;
-                self.attempt(shard, attempt, HandOverAction::Seal { drain }).await
+                self.attempt(shard, attempt, HandOverAction::Clear { drain }).await
+            }
+            Ask::Seal { shard, attempt } => {
+                let (drain, cleared) = (self.record.options.drain, self.record.clears());
+                // Whoever needs another one of them waits meanwhile.
+                let drain = if cleared { drain / 4 } else { drain };
+                self.attempt(shard, attempt, HandOverAction::Seal { drain, cleared }).await
             }
             Ask::Reached { shard, attempt } => self.attempt(shard, attempt, HandOverAction::Reached).await,
             Ask::Unseal { shard, attempt } => {
@@ -134,7 +142,7 @@ impl Asker {
             (Some(node), ..) => ReplicaAction::Add(*node),
             (None, _, Some(first)) if leader != Some(*first) => ReplicaAction::TransferLeader(*first),
             (None, Some(node), _) => ReplicaAction::Remove(*node),
-            (None, None, _) => return Ok(Some(Event::Spread { group })),
+            (None, None, _) => return Ok(Some(Event::Spread { group, replicas: replicas.to_vec() })),
         };
         self.change(group, action).await.map(|()| None)
     }
@@ -160,17 +168,24 @@ impl Asker {
         Ok(())
     }
 
-    /// Whether all groups have a leader and all their replicas.
-    fn is_whole(&self) -> bool {
+    /// What keeps an attempt from beginning: a group without a leader, or with replicas that aren't well.
+    fn lacks(&self) -> Option<String> {
         let state = self.core.state.subscribe().borrow().clone();
         let known = self.core.known(machine::now());
         let scene =
             Scene { topology: &state.topology, vitals: &known.vitals, config: &known.config, now: known.now };
         let parts = self.record.old.parts.iter().chain(&self.record.new.parts);
-        parts.map(|part| part.group).all(|group| {
+        parts.map(|part| part.group).find_map(|group| {
             let shard = state.topology.shards.values().find(|shard| shard.group == group);
-            shard.is_some_and(|shard| scene.well(group, &shard.replicas) == shard.replicas.len())
-                && state.leaders.get(group).is_some()
+            let Some(shard) = shard else { return Some(format!("group {group} isn't in the topology")) };
+            let is_ill = |node: &&NodeId| scene.well(group, &[**node]) == 0;
+            let ill = shard.replicas.iter().find(is_ill);
+            let lacks = match (ill, state.leaders.get(group)) {
+                (Some(node), _) => format!("a replica on node {node} that is well"),
+                (None, None) => "a leader".to_owned(),
+                (None, Some(_)) => return None,
+            };
+            Some(format!("{} lacks {lacks}", state.topology.shard_name(shard.id)))
         })
     }
 
@@ -295,7 +310,7 @@ impl Asker {
         action: HandOverAction,
     ) -> Result<HandedOver> {
         let timeout = match action {
-            HandOverAction::Seal { drain } => drain + ANSWERING,
+            HandOverAction::Clear { drain } | HandOverAction::Seal { drain, .. } => drain + ANSWERING,
             HandOverAction::Unseal | HandOverAction::Reached | HandOverAction::Flows => ANSWERING,
         };
         let request = HandOver { shard, reshard: self.record.id, attempt, action, timeout };

@@ -24,6 +24,8 @@ const NEAR_BYTES: u64 = 256 << 10;
 const NEAR_FOR: Duration = Duration::from_secs(1);
 /// What was heard longer ago says nothing of now.
 const FRESH: Duration = Duration::from_millis(500);
+/// So long after an attempt has begun, all routers know of its gate.
+const NEWS: Duration = Duration::from_millis(50);
 /// The pause after an attempt was given up; it doubles with each, up to a minute.
 const PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -49,10 +51,12 @@ pub(crate) enum Ask {
     Spread { group: GroupId, replicas: Vec<NodeId> },
     /// How far a shard is that takes over: [`Event::Flows`].
     Flows { shard: ShardId },
-    /// Whether all groups have a leader and all their replicas: [`Event::Whole`].
+    /// What the groups lack: [`Event::Whole`].
     Whole,
     /// Whether old and new have the same rows: [`Event::Compared`].
     Compare { attempt: Attempt, tries: u32 },
+    /// [`proto::services::HandOverAction::Clear`]: [`Event::HandedOver`].
+    Clear { shard: ShardId, attempt: Attempt },
     /// [`proto::services::HandOverAction::Seal`]: [`Event::HandedOver`].
     Seal { shard: ShardId, attempt: Attempt },
     /// [`proto::services::HandOverAction::Unseal`].
@@ -87,9 +91,11 @@ pub(crate) enum Event {
     DiskFull { tries: u32 },
     /// The group has its leader.
     Founded { group: GroupId, tries: u32 },
-    /// The group is where it is to be.
-    Spread { group: GroupId },
-    /// The builder has been silent for too long. Who could build in its place?
+    /// The group is on these nodes, where it was to be.
+    Spread { group: GroupId, replicas: Vec<NodeId> },
+    /// Some who are to hold a new group can't any more. These could.
+    Misplaced { group: GroupId, replicas: Vec<NodeId> },
+    /// The builder has been silent for too long, or is drained. Who could build in its place?
     BuilderLost { node: NodeId, another: Option<NodeId> },
     /// A group of those that take over has lost its replicas.
     GroupLost { group: GroupId },
@@ -97,8 +103,8 @@ pub(crate) enum Event {
     Flows { shard: ShardId, flows: Vec<FlowStatus> },
     /// More of a log is held than there may be.
     Overrun { group: GroupId },
-    /// Whether all groups have a leader and all their replicas.
-    Whole(bool),
+    /// What the groups lack: a leader, or a replica that is well. Nothing if they are whole.
+    Whole(Option<String>),
     /// Whether old and new have the same rows; if not, what differs.
     Compared { attempt: Attempt, tries: u32, differs: Option<String> },
     /// An answer of a shard.
@@ -140,6 +146,8 @@ struct Heard {
     /// For how long all have been near.
     near_for: Duration,
     same: bool,
+    /// The shards that were clear, of several that are to be sealed.
+    clear: BTreeSet<ShardId>,
     /// How many transactions each seal has ended.
     sealed: BTreeMap<ShardId, u32>,
     /// For how long all have been sealed.
@@ -168,6 +176,15 @@ impl Machine {
     pub(crate) fn written(&mut self, record: Record) {
         let before = std::mem::replace(&mut self.record, record);
         let now = &self.record;
+        if before.hold != now.hold {
+            // What was heard is of a hold that counts no more.
+            self.heard.held.clear();
+        }
+        for (part, was) in now.new.parts.iter().zip(&before.new.parts) {
+            if part.replicas != was.replicas {
+                self.heard.spread.remove(&part.group);
+            }
+        }
         let key = |record: &Record| (record.phase, record.attempt, record.serves, record.tries, record.still);
         if key(&before) == key(now) && before.builder == now.builder && before.given_up == now.given_up {
             self.heard.trouble = None;
@@ -214,8 +231,15 @@ impl Machine {
             Event::Founded { group, tries: of } if of == tries => {
                 heard.founded.insert(group);
             }
-            Event::Spread { group } => {
+            Event::Spread { group, replicas } if is_to_hold(record, group, &replicas) => {
                 heard.spread.insert(group);
+            }
+            Event::Misplaced { group, replicas }
+                if phase <= ReshardPhase::Spreading
+                    && heard.trouble.is_none()
+                    && !is_to_hold(record, group, &replicas) =>
+            {
+                heard.trouble = Some(Step::Place { group, replicas });
             }
             Event::BuilderLost { node, another: Some(another) } if node == record.builder && builds => {
                 heard.trouble = Some(Step::Builder(another));
@@ -232,7 +256,7 @@ impl Machine {
                 self.useless(format!("the log of group {group} became too long"), Step::Overrun);
             }
             Event::Flows { shard, flows } => self.flows(shard, &flows),
-            Event::Whole(whole) => heard.whole = Some((whole, Duration::ZERO)),
+            Event::Whole(lacks) => heard.whole = Some((lacks.is_none(), Duration::ZERO)),
             Event::Compared { attempt: of, tries: copy, differs }
                 if (of, copy) == (attempt, tries) && phase == ReshardPhase::Verifying =>
             {
@@ -328,6 +352,9 @@ impl Machine {
         let is_source = record.sources().iter().any(|part| part.shard == shard);
         let is_target = record.targets().iter().any(|part| part.shard == shard);
         match (record.phase, outcome) {
+            (ReshardPhase::Switching, HandedOver::Clear) if is_source => {
+                heard.clear.insert(shard);
+            }
             (ReshardPhase::Switching, HandedOver::Sealed { ended }) if is_source => {
                 // Who leads after the one that has sealed it knows of none.
                 let known = heard.sealed.entry(shard).or_default();
@@ -402,11 +429,27 @@ impl Machine {
         }
     }
 
+    /// Whether all shards that are replaced are sealed, as far as this leader knows.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.record.sources().iter().all(|part| self.heard.sealed.contains_key(&part.shard))
+    }
+
+    /// Whether all shards that take over have reached the seals.
+    pub(crate) fn has_reached(&self) -> bool {
+        self.record.targets().iter().all(|part| self.heard.reached.contains_key(&part.shard))
+    }
+
+    /// Whether what is replaced may be sealed. As long as one of several has a transaction in its way, none is: that may need another
+    /// one of them to end. Before all routers know of the gate, one may begin at any moment.
+    fn is_clear(&self) -> bool {
+        let Machine { record, heard, .. } = self;
+        !record.clears() || record.sources().iter().all(|part| heard.clear.contains(&part.shard))
+    }
+
     fn switching(&self) -> Option<Step> {
         let Machine { record, heard, catch_up } = self;
-        let sealed = record.sources().iter().all(|part| heard.sealed.contains_key(&part.shard));
-        let reached = record.targets().iter().all(|part| heard.reached.contains_key(&part.shard));
-        if sealed && reached {
+        let sealed = self.is_sealed();
+        if sealed && self.has_reached() {
             let reached: Vec<_> = heard.reached.clone().into_iter().collect();
             return Some(match ends(record, &reached) {
                 Ok(_) => {
@@ -481,8 +524,13 @@ impl Machine {
                 }
             }
             Switching => {
-                let open = record.sources().iter().filter(|part| !heard.sealed.contains_key(&part.shard));
-                asks.extend(open.map(|part| Ask::Seal { shard: part.shard, attempt }));
+                if self.is_clear() {
+                    let open = record.sources().iter().filter(|part| !heard.sealed.contains_key(&part.shard));
+                    asks.extend(open.map(|part| Ask::Seal { shard: part.shard, attempt }));
+                } else if heard.passed >= NEWS {
+                    let open = record.sources().iter().filter(|part| !heard.clear.contains(&part.shard));
+                    asks.extend(open.map(|part| Ask::Clear { shard: part.shard, attempt }));
+                }
                 let open = record.targets().iter().filter(|part| !heard.reached.contains_key(&part.shard));
                 asks.extend(open.map(|part| Ask::Reached { shard: part.shard, attempt }));
             }
@@ -529,6 +577,11 @@ impl Machine {
         let open = groups.into_iter().map(kept).filter(|ask| !heard.let_go.contains(ask));
         open.map(|(group, before)| Ask::LetGo { group, before }).collect()
     }
+}
+
+/// Whether a new group is to be on these nodes.
+fn is_to_hold(record: &Record, group: GroupId, replicas: &[NodeId]) -> bool {
+    record.new.parts.iter().any(|part| part.group == group && part.replicas == replicas)
 }
 
 /// Why a shard isn't sealed.

@@ -23,9 +23,9 @@ mod worker;
 #[cfg(test)]
 mod golden;
 
-pub(crate) use leftover::end_holds;
+pub(crate) use leftover::LeftOver;
 pub(crate) use record::Record;
-pub(crate) use tables::{TABLES, dropped, has_replicas_wait, has_schema_wait};
+pub(crate) use tables::{TABLES, dropped, has_replicas_wait, has_schema_wait, of_group};
 pub(crate) use worker::{Seen, run};
 
 use std::time::Duration;

@@ -223,6 +223,11 @@ impl Record {
         &self.side(self.serves.other()).parts
     }
 
+    /// Whether several shards are to be sealed: first all of them must be clear.
+    pub(crate) fn clears(&self) -> bool {
+        self.sources().len() > 1
+    }
+
     /// The hold that it needs next.
     pub(crate) fn next_hold(&self) -> Hold {
         Hold(self.hold.0 + 1)

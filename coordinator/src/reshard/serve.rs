@@ -15,7 +15,7 @@ use proto::services::{
 };
 use proto::topology::Topology;
 use proto::wire::Wire;
-use proto::{ReshardId, WireError};
+use proto::{RequestId, ReshardId, WireError};
 use std::time::{Duration, Instant};
 
 impl Core {
@@ -36,9 +36,20 @@ impl Core {
     }
 
     /// Tells a reshard what to do.
-    pub(crate) async fn command(&self, id: ReshardId, command: ReshardCommand) -> ServiceResult<()> {
-        let tell = move |store: Store<'_>| tables::command(store, id, command).map(|()| Bytes::new());
-        self.write(tell).await?;
+    pub(crate) async fn command(
+        &self,
+        request: RequestId,
+        id: ReshardId,
+        command: ReshardCommand,
+    ) -> ServiceResult<()> {
+        let tell = move |store: Store<'_>| {
+            let told = tables::command(store, request, id, command)?;
+            Ok(told.map_or_else(|error| error.encode().into(), |()| Bytes::new()))
+        };
+        let told = self.write(tell).await?;
+        if !told.is_empty() {
+            return Err(WireError::decode(&told).map_err(|e| WireError::internal(e.to_string()))?);
+        }
         self.state.refresh(&self.replica).await?;
         self.told.send_modify(|told| *told += 1);
         self.begun.notify_one();

@@ -34,6 +34,8 @@ pub(crate) enum Step {
     Imaged,
     /// The new shards' files are complete.
     Copied,
+    /// Others hold a new group in the end than were to.
+    Place { group: GroupId, replicas: Vec<NodeId> },
     /// The new groups live.
     Founded,
     /// They are where they are to be.
@@ -100,8 +102,8 @@ pub(crate) trait Ledger {
     /// Those of these groups of which the node has no replica.
     fn lacking(&self, node: NodeId, groups: &[GroupId]) -> Result<Vec<GroupId>>;
 
-    /// Whether few enough reshards build, and nobody else has these groups change.
-    fn may_build(&self, groups: &[GroupId]) -> Result<bool>;
+    /// What a reshard of these groups has to wait for before it begins: too many build, or others have the groups change.
+    fn comes_first(&self, groups: &[GroupId]) -> Result<Option<String>>;
 
     /// Whether no schema change of the keyspace, and no change of these groups' replicas, is under way.
     fn is_quiet(&self, keyspace: KeyspaceNumber, groups: &[GroupId]) -> Result<bool>;
@@ -143,8 +145,8 @@ impl Next {
         match step {
             Step::Turn => {
                 record.at(&[Planned])?;
-                if !ledger.may_build(&record.groups(Which::Old))? {
-                    return Err(later("other reshards are under way"));
+                if let Some(why) = ledger.comes_first(&record.groups(Which::Old))? {
+                    return Err(later(&why));
                 }
                 self.place(ledger)
             }
@@ -181,6 +183,14 @@ impl Next {
                 Ok(())
             }
             Step::Copied => record.go(Copying, Founding),
+            Step::Place { group, replicas } => {
+                record.at(&[Planned, Placing, Imaging, Copying, Founding, Spreading])?;
+                let part = record.new.parts.iter_mut().find(|part| part.group == *group);
+                part.ok_or_else(|| stale("its new shards have other groups by now"))?
+                    .replicas
+                    .clone_from(replicas);
+                Ok(())
+            }
             Step::Founded => {
                 record.go(Founding, Spreading)?;
                 self.changes.push(Change::Put(record.ids(Which::New)));

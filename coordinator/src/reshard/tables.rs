@@ -8,6 +8,7 @@ use super::admit::Place;
 use super::record::Record;
 use super::step::{Change, Ledger, Step};
 use super::stored;
+use crate::course;
 use crate::repair::Scene;
 use crate::replica_job::ReplicaJob;
 use crate::replicas::Known;
@@ -17,7 +18,8 @@ use proto::gtid::GtidSource;
 use proto::services::{ReshardCommand, ReshardPhase, ReshardPlan, ReshardWish};
 use proto::topology::{Keyspace, Leaders, Retired, Shard, Topology};
 use proto::{
-    GroupId, Incarnation, KeyRange, KeyspaceNumber, LogIndex, NodeId, ReshardId, ShardId, SqlState, WireError,
+    GroupId, Incarnation, KeyRange, KeyspaceNumber, LogIndex, NodeId, RequestId, ReshardId, ShardId,
+    SqlState, WireError,
 };
 use rusqlite::params;
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,10 +64,21 @@ pub(crate) fn begin(
     Ok(told)
 }
 
-/// Tells a reshard what to do.
-pub(crate) fn command(store: Store<'_>, id: ReshardId, command: ReshardCommand) -> Result<()> {
-    check_verify(command == ReshardCommand::Verify)?;
-    take(store, id, &Step::Command(command), None).map(drop)
+/// Tells a reshard what to do. What was told before is answered as it was then, and refused again if it was: a copy that comes
+/// late finds the reshard elsewhere.
+pub(crate) fn command(
+    store: Store<'_>,
+    request: RequestId,
+    id: ReshardId,
+    command: ReshardCommand,
+) -> Result<Result<()>> {
+    if let Some(answer) = store.answer(request)? {
+        return Ok(answer.map(drop));
+    }
+    let told = check_verify(command == ReshardCommand::Verify)
+        .and_then(|()| take(store, id, &Step::Command(command), None).map(|_| 0));
+    store.put_answer(request, &told)?;
+    Ok(told.map(drop))
 }
 
 /// Nobody can compare old and new yet.
@@ -125,6 +138,14 @@ pub(crate) fn has_replicas_wait(store: Store<'_>, group: GroupId, automatic: boo
     Ok(store.reshards()?.iter().any(concerns))
 }
 
+/// The reshard for whose end a course has to wait before it changes a group's replicas. One that hasn't begun waits itself.
+pub(crate) fn of_group(store: Store<'_>, group: GroupId) -> Result<Option<ReshardId>> {
+    use ReshardPhase::{Ended, Planned};
+    let has_begun = |record: &&Record| !matches!(record.phase, Planned | Ended);
+    let concerns = |record: &&Record| record.all_groups().any(|of| of == group);
+    Ok(store.reshards()?.iter().filter(has_begun).find(concerns).map(|record| record.id))
+}
+
 fn has(parts: &[super::record::Part], group: GroupId) -> bool {
     parts.iter().any(|part| part.group == group)
 }
@@ -164,16 +185,23 @@ impl Ledger for Store<'_> {
         Ok(groups.iter().copied().filter(|group| !held.contains(group)).collect())
     }
 
-    fn may_build(&self, groups: &[GroupId]) -> Result<bool> {
+    fn comes_first(&self, groups: &[GroupId]) -> Result<Option<String>> {
         use ReshardPhase::{Founding, Placing};
-        let reshards = self.reshards()?;
-        let building = reshards.iter().filter(|record| (Placing..=Founding).contains(&record.phase)).count();
         let topology = self.topology()?;
         let courses = self.courses()?;
-        let mut taken = courses.iter().flat_map(|course| course.groups(&topology));
-        Ok(building < BUILDERS
-            && !self.has_replica_jobs(groups)?
-            && !taken.any(|group| groups.contains(&group)))
+        let concerns = |course: &&course::Record| course.groups(&topology).iter().any(|g| groups.contains(g));
+        if let Some(course) = courses.iter().find(concerns) {
+            return Ok(Some(format!("{}, which is under way, comes first", course.what)));
+        }
+        let jobs = self.replica_jobs()?;
+        if let Some(job) = jobs.iter().find(|job| groups.contains(&job.group())) {
+            return Ok(Some(format!("{}, which is under way, comes first", job.what)));
+        }
+        let reshards = self.reshards()?;
+        let building = reshards.iter().filter(|record| (Placing..=Founding).contains(&record.phase));
+        let building: Vec<_> = building.map(|record| record.id.to_string()).collect();
+        let waits = building.len() >= BUILDERS;
+        Ok(waits.then(|| format!("reshards {} build, which come first", building.join(" and "))))
     }
 
     /// Schema changes of other keyspaces count, too: those of reference tables concern all of them.

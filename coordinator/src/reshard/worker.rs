@@ -8,14 +8,14 @@ use super::CATCH_UP;
 use super::admit::Place;
 use super::asking::{self, Asker, hold_of};
 use super::machine::{Ask, Event, Machine};
-use super::record::{Hold, Record, feeding};
+use super::record::{Hold, Record, Which, feeding};
 use super::step::Step;
 use super::tables;
 use crate::reach::Pause;
 use crate::repair::Scene;
 use crate::service::Core;
 use crate::store::Store;
-use proto::services::{Consistency, Progress, ReshardPhase};
+use proto::services::{Consistency, LogHold, Progress, ReshardPhase};
 use proto::{GroupId, LogIndex, NodeId, ReshardId, Retry, ShardId, WireError, machine};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -133,10 +133,8 @@ impl Clock {
             self.attempt = [None; 3];
             return;
         }
-        let asks = machine.asks();
-        let seals = asks.iter().any(|ask| matches!(ask, Ask::Seal { .. }));
-        let reaches = asks.iter().any(|ask| matches!(ask, Ask::Reached { .. }));
-        for (at, come) in self.attempt.iter_mut().zip([true, !seals, !seals && !reaches]) {
+        let sealed = machine.is_sealed();
+        for (at, come) in self.attempt.iter_mut().zip([true, sealed, sealed && machine.has_reached()]) {
             if come {
                 at.get_or_insert(now);
             }
@@ -291,6 +289,9 @@ impl Worker {
                     }
                     seen.lag.insert(*shard, flows.iter().map(|flow| flow.lag).max().unwrap_or_default());
                 }
+                if let Some(Event::Whole(Some(lacks))) = &event {
+                    seen.obstacles.insert(ask, lacks.clone());
+                }
                 if let Some(event) = event {
                     machine.hear(event);
                 }
@@ -320,12 +321,23 @@ impl Worker {
         let known = self.core.known(now);
         let scene = Scene { topology: &state.topology, vitals: &known.vitals, config: &known.config, now };
         let record = machine.record().clone();
+        let place = Place { scene, leaders: &state.leaders, reshards: &[] };
         let is_lost = |node: NodeId| known.vitals.silence(node, now) >= self.core.config.replace_after;
-        if is_lost(record.builder) {
-            let old: Vec<_> = record.old.parts.iter().map(|part| part.group).collect();
-            let another =
-                Place { scene, leaders: &state.leaders, reshards: &[] }.builder(&old, Some(record.builder));
-            machine.hear(Event::BuilderLost { node: record.builder, another });
+        let builder = state.topology.nodes.get(&record.builder);
+        let is_drained = builder.is_some_and(|node| node.draining);
+        if is_lost(record.builder) || is_drained {
+            let another = place.builder(&record.groups(Which::Old), Some(record.builder));
+            // Who is drained goes on if nobody else can.
+            if another.is_some() || is_lost(record.builder) {
+                machine.hear(Event::BuilderLost { node: record.builder, another });
+            }
+        }
+        if record.phase <= ReshardPhase::Spreading {
+            for part in &record.new.parts {
+                if let Some(replicas) = place.again(&record.new.parts, part) {
+                    machine.hear(Event::Misplaced { group: part.group, replicas });
+                }
+            }
         }
         for part in record.targets() {
             let shard = state.topology.shards.get(&part.shard);
@@ -337,10 +349,11 @@ impl Worker {
                 machine.hear(Event::GroupLost { group: part.group });
             }
         }
-        for status in known.vitals.statuses() {
-            let own =
-                status.holds.iter().filter(|held| hold_of(&held.name).is_some_and(|(id, _)| id == self.id));
-            if own.map(|held| held.bytes).max().unwrap_or(0) > self.core.config.reshard_log {
+        for status in known.vitals.running(self.core.config.silent_after, now) {
+            // Holds of before are about to end.
+            let Some((hold, _)) = record.held.get(&status.group) else { continue };
+            let own = |held: &&LogHold| hold_of(&held.name) == Some((self.id, *hold));
+            if status.holds.iter().find(own).is_some_and(|held| held.bytes > self.core.config.reshard_log) {
                 machine.hear(Event::Overrun { group: status.group });
             }
         }

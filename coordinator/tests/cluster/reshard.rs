@@ -32,7 +32,8 @@ pub async fn begin(cluster: &Cluster, wish: &ReshardWish) -> ServiceResult<Resha
 }
 
 pub async fn command(cluster: &Cluster, id: ReshardId, command: ReshardCommand) -> ServiceResult<()> {
-    cluster.ask(|coordinator| async move { coordinator.command(id, command).await }).await
+    let request = cluster.name();
+    cluster.ask(|coordinator| async move { coordinator.command(request, id, command).await }).await
 }
 
 pub async fn statuses(cluster: &Cluster) -> Vec<ReshardStatus> {

@@ -62,8 +62,14 @@ pub trait CoordinatorService: Send + Sync {
     /// Begins a reshard, and answers with what it will do. It goes on by itself.
     fn reshard(&self, wish: ReshardWish) -> BoxFuture<'_, ServiceResult<ReshardPlan>>;
 
-    /// Tells a reshard what to do. The answer says that it will, not that it has.
-    fn command(&self, reshard: ReshardId, command: ReshardCommand) -> BoxFuture<'_, ServiceResult<()>>;
+    /// Tells a reshard what to do. The answer says that it will, not that it has. Repeating it under the same id is safe: it is done
+    /// once, however late a copy of it comes.
+    fn command(
+        &self,
+        request: RequestId,
+        reshard: ReshardId,
+        command: ReshardCommand,
+    ) -> BoxFuture<'_, ServiceResult<()>>;
 
     /// The reshards that haven't ended, and the last that have, in the order of their beginning.
     fn reshards(&self) -> BoxFuture<'_, ServiceResult<Vec<ReshardStatus>>>;

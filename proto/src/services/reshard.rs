@@ -28,10 +28,18 @@ pub struct HandOver {
 /// What is to be done with a shard of a reshard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HandOverAction {
+    /// Waits until nothing is in the way of a seal. The shard serves on. For the sake of several that are to be sealed at once: a
+    /// transaction that needs one of them to end can't as long as only another one is sealed.
+    Clear {
+        /// How long open transactions may take until then.
+        drain: Duration,
+    },
     /// Seals a shard that serves. From the answer on it answers nobody.
     Seal {
         /// How long open transactions may take until then.
         drain: Duration,
+        /// Whether all that are to be sealed were clear. What has come since may wait for one that is sealed already, and isn't ended.
+        cleared: bool,
     },
     /// Opens a shard that the attempt has sealed. Neither this attempt nor an earlier one can seal it from then on.
     Unseal,
@@ -44,6 +52,8 @@ pub enum HandOverAction {
 /// What became of a [`HandOver`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HandedOver {
+    /// Nothing was in the way of a seal.
+    Clear,
     /// It is sealed, by this attempt.
     Sealed {
         /// How many transactions were ended for it, as far as this leader knows.

@@ -229,8 +229,8 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
             AnswerKind::Reshard(coordinator(reply)?.reshard(wish).await?.to_message())
         }
         Kind::Command(request) => {
-            let CommandReshard(reshard, command) = CommandReshard::from_message(request)?;
-            coordinator(reply)?.command(reshard, command).await?;
+            let CommandReshard(request, reshard, command) = CommandReshard::from_message(request)?;
+            coordinator(reply)?.command(request, reshard, command).await?;
             AnswerKind::Command(Nothing {})
         }
         Kind::Reshards(Nothing {}) => {

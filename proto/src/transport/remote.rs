@@ -439,9 +439,14 @@ impl CoordinatorService for NodeClient {
         })
     }
 
-    fn command(&self, reshard: ReshardId, command: ReshardCommand) -> BoxFuture<'_, ServiceResult<()>> {
+    fn command(
+        &self,
+        request: RequestId,
+        reshard: ReshardId,
+        command: ReshardCommand,
+    ) -> BoxFuture<'_, ServiceResult<()>> {
         Box::pin(async move {
-            let call = call::Kind::Command(CommandReshard(reshard, command).to_message());
+            let call = call::Kind::Command(CommandReshard(request, reshard, command).to_message());
             let read = |answer| matches!(answer, answer::Kind::Command(_)).then_some(Ok(()));
             self.simple(self.call_timeout(), Retry::Unknown, call, read).await
         })

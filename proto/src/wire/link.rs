@@ -352,19 +352,22 @@ impl Convert for HoldLog {
 
 /// What a reshard is to do.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct CommandReshard(pub ReshardId, pub ReshardCommand);
+pub(crate) struct CommandReshard(pub RequestId, pub ReshardId, pub ReshardCommand);
 
 impl Convert for CommandReshard {
     type Message = link::CommandReshard;
     const NAME: &'static str = "command";
 
     fn to_message(&self) -> link::CommandReshard {
-        link::CommandReshard { reshard: self.0.0, command: Some(self.1.to_message()) }
+        let CommandReshard(request, reshard, command) = self;
+        let (request, command) = (Some(request.to_message()), Some(command.to_message()));
+        link::CommandReshard { reshard: reshard.0, command, request }
     }
 
     fn from_message(message: link::CommandReshard) -> Result<Self, DecodeError> {
-        let link::CommandReshard { reshard, command } = message;
-        Ok(CommandReshard(ReshardId(id("reshard", reshard)?), one("command", command)?))
+        let link::CommandReshard { reshard, command, request } = message;
+        let reshard = ReshardId(id("reshard", reshard)?);
+        Ok(CommandReshard(one("request", request)?, reshard, one("command", command)?))
     }
 }
 

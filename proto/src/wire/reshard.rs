@@ -132,10 +132,13 @@ impl Convert for HandOver {
     const NAME: &'static str = "hand_over";
 
     fn to_message(&self) -> pb::HandOver {
-        use pb::hand_over::{Action, Seal};
+        use pb::hand_over::{Action, Clear, Seal};
         let HandOver { shard, reshard, attempt, action, timeout } = self;
         let action = match action {
-            HandOverAction::Seal { drain } => Action::Seal(Seal { drain: nanos(*drain) }),
+            HandOverAction::Clear { drain } => Action::Clear(Clear { drain: nanos(*drain) }),
+            HandOverAction::Seal { drain, cleared } => {
+                Action::Seal(Seal { drain: nanos(*drain), cleared: *cleared })
+            }
             HandOverAction::Unseal => Action::Unseal(pb::Nothing {}),
             HandOverAction::Reached => Action::Reached(pb::Nothing {}),
             HandOverAction::Flows => Action::Flows(pb::Nothing {}),
@@ -150,10 +153,13 @@ impl Convert for HandOver {
     }
 
     fn from_message(message: pb::HandOver) -> Result<Self, DecodeError> {
-        use pb::hand_over::{Action, Seal};
+        use pb::hand_over::{Action, Clear, Seal};
         let pb::HandOver { shard, reshard, attempt, action, timeout } = message;
         let action = match required("action", action)? {
-            Action::Seal(Seal { drain }) => HandOverAction::Seal { drain: Duration::from_nanos(drain) },
+            Action::Clear(Clear { drain }) => HandOverAction::Clear { drain: Duration::from_nanos(drain) },
+            Action::Seal(Seal { drain, cleared }) => {
+                HandOverAction::Seal { drain: Duration::from_nanos(drain), cleared }
+            }
             Action::Unseal(pb::Nothing {}) => HandOverAction::Unseal,
             Action::Reached(pb::Nothing {}) => HandOverAction::Reached,
             Action::Flows(pb::Nothing {}) => HandOverAction::Flows,
@@ -178,6 +184,7 @@ impl Convert for HandedOver {
     fn to_message(&self) -> pb::HandedOver {
         use pb::handed_over::{Flows, InTheWay, Outcome, Sealed};
         let outcome = match self {
+            HandedOver::Clear => Outcome::Clear(pb::Nothing {}),
             HandedOver::Sealed { ended } => Outcome::Sealed(Sealed { ended: *ended }),
             HandedOver::InTheWay(found) => Outcome::InTheWay(InTheWay { hindrances: messages(found) }),
             HandedOver::Unsealed => Outcome::Unsealed(pb::Nothing {}),
@@ -190,6 +197,7 @@ impl Convert for HandedOver {
     fn from_message(message: pb::HandedOver) -> Result<Self, DecodeError> {
         use pb::handed_over::Outcome;
         Ok(match required("outcome", message.outcome)? {
+            Outcome::Clear(pb::Nothing {}) => HandedOver::Clear,
             Outcome::Sealed(sealed) => HandedOver::Sealed { ended: sealed.ended },
             Outcome::InTheWay(found) => HandedOver::InTheWay(each("in_the_way", found.hindrances)?),
             Outcome::Unsealed(pb::Nothing {}) => HandedOver::Unsealed,

@@ -263,7 +263,10 @@ fn reshards_come_back() {
         action,
         timeout,
     };
-    check_equal(hand_over(2, HandOverAction::Seal { drain: Duration::from_secs(2) }));
+    let drain = Duration::from_secs(2);
+    check_equal(hand_over(2, HandOverAction::Clear { drain }));
+    check_equal(hand_over(2, HandOverAction::Seal { drain, cleared: false }));
+    check_equal(hand_over(2, HandOverAction::Seal { drain, cleared: true }));
     check_equal(hand_over(2, HandOverAction::Unseal));
     check_equal(hand_over(2, HandOverAction::Reached));
     check_equal(hand_over(0, HandOverAction::Flows));
@@ -308,6 +311,7 @@ fn reshards_come_back() {
     };
     let sources = vec![(ShardId(1), LogIndex(81)), (ShardId(2), LogIndex(91))];
     for outcome in [
+        HandedOver::Clear,
         HandedOver::Sealed { ended: 2 },
         HandedOver::InTheWay(vec![hindrance(HindranceCause::Busy), hindrance(HindranceCause::Staged)]),
         HandedOver::Unsealed,

@@ -80,7 +80,7 @@ impl CoordinatorService for Fake {
         Box::pin(async { Err(WireError::unsupported("resharding a fake cluster")) })
     }
 
-    fn command(&self, _: ReshardId, _: ReshardCommand) -> BoxFuture<'_, ServiceResult<()>> {
+    fn command(&self, _: RequestId, _: ReshardId, _: ReshardCommand) -> BoxFuture<'_, ServiceResult<()>> {
         Box::pin(async { Err(WireError::unsupported("resharding a fake cluster")) })
     }
 

@@ -391,7 +391,7 @@ async fn a_seal_stays_in_front_of_its_flow_until_it_is_undone() {
         let request = HandOver { attempt: Attempt(1), action, ..asking(WHOLE) };
         node.shards.hand_over(request).await.unwrap()
     };
-    let sealed = ask(&cluster, HandOverAction::Seal { drain: Duration::from_secs(1) }).await;
+    let sealed = ask(&cluster, HandOverAction::Seal { drain: Duration::from_secs(1), cleared: false }).await;
     assert!(matches!(sealed, HandedOver::Sealed { .. }), "{sealed:?}");
     let (_, whole) = cluster.leader(WHOLE).await;
     let end = whole.status().applied;

@@ -50,7 +50,7 @@ async fn ask(
 }
 
 async fn seal(node: &Node, attempt: u32, drain: Duration) -> HandedOver {
-    ask(node, (7, attempt), HandOverAction::Seal { drain }).await.unwrap()
+    ask(node, (7, attempt), HandOverAction::Seal { drain, cleared: false }).await.unwrap()
 }
 
 async fn unseal(node: &Node, attempt: u32) {
@@ -166,6 +166,36 @@ async fn what_is_idle_ends_when_the_time_is_over() {
     assert!(told(idle.write(SECOND).await).contains("it was idle"));
     assert_eq!(committed(&node).await, "abc");
     assert_eq!(seal(&node, 2, Duration::ZERO).await, sealed());
+}
+
+/// Of several shards that are to be sealed at once, each is asked whether it could be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_to_be_clear_serves_on() {
+    let node = start().await;
+    let clear = |drain| ask(&node, (7, 1), HandOverAction::Clear { drain });
+    let block = Session::new(&node, 1);
+    block.write(FIRST).await.unwrap();
+    let mut clearing = Box::pin(clear(PATIENCE));
+    is_waiting(&mut clearing).await;
+    block.commit().await.unwrap();
+    assert_eq!(clearing.await.unwrap(), HandedOver::Clear);
+    assert_eq!(write(&node, "UPDATE t1 SET c2 = 'C' WHERE c1 = 3", 10).await.unwrap(), 1);
+    let idle = Session::new(&node, 2);
+    idle.write(SECOND).await.unwrap();
+    assert_eq!(clear(SHORT).await.unwrap(), HandedOver::Clear);
+    assert!(told(idle.commit().await).contains("it was idle"));
+    // What has come since may wait for another shard, which is sealed already.
+    let late = Session::new(&node, 3);
+    late.write(FIRST).await.unwrap();
+    let seal = || ask(&node, (7, 1), HandOverAction::Seal { drain: SHORT, cleared: true });
+    assert_eq!(in_the_way(seal().await.unwrap()), [(late.id(), HindranceCause::Busy)]);
+    late.commit().await.unwrap();
+    assert_eq!(seal().await.unwrap(), HandedOver::Sealed { ended: 1 });
+    // Whoever leads the coordinator next asks again.
+    assert_eq!(clear(SHORT).await.unwrap(), HandedOver::Clear);
+    unseal(&node, 1).await;
+    assert_eq!(clear(SHORT).await.unwrap(), HandedOver::Unsealed);
+    assert_eq!(committed(&node).await, "AbC");
 }
 
 /// Its router can't tell that it has locked nothing.
@@ -299,7 +329,7 @@ async fn what_is_prepared_stays_as_it_is() {
 async fn what_comes_late_changes_nothing() {
     let node = start().await;
     let drain = Duration::ZERO;
-    let seal_by = |which| ask(&node, which, HandOverAction::Seal { drain });
+    let seal_by = |which| ask(&node, which, HandOverAction::Seal { drain, cleared: false });
     let unseal_by = |which| ask(&node, which, HandOverAction::Unseal);
     let mut sequence = 10;
     let mut serves = async || {
@@ -564,7 +594,10 @@ async fn the_log_tells_of_seals() {
         assert_eq!(seal(&node, attempt, PATIENCE).await, sealed());
         unseal(&node, attempt).await;
     }
-    assert_eq!(ask(&node, (8, 3), HandOverAction::Seal { drain: PATIENCE }).await.unwrap(), sealed());
+    assert_eq!(
+        ask(&node, (8, 3), HandOverAction::Seal { drain: PATIENCE, cleared: false }).await.unwrap(),
+        sealed()
+    );
     let mut parts = changes::read(&node, begin).await;
     let (all, _) = changes::up_to(&mut parts, changes::applied(&node)).await;
     let served = all.into_iter().filter_map(|change| match change.kind {

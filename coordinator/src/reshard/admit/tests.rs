@@ -34,8 +34,8 @@ impl Ledger for Numbers {
         Ok(Vec::new())
     }
 
-    fn may_build(&self, _: &[GroupId]) -> Result<bool> {
-        Ok(true)
+    fn comes_first(&self, _: &[GroupId]) -> Result<Option<String>> {
+        Ok(None)
     }
 
     fn is_quiet(&self, _: KeyspaceNumber, _: &[GroupId]) -> Result<bool> {
@@ -287,6 +287,47 @@ fn new_shards_are_held_by_who_lives_and_stays() {
     stage.topology.nodes.get_mut(&NodeId(1)).unwrap().roles.shardnode = false;
     chosen.options.nodes = vec![NodeId(1)];
     assert_eq!(stage.refused(&chosen).1, "node 1 doesn't have the role shardnode");
+}
+
+#[test]
+fn who_cant_hold_a_new_shard_any_more_is_replaced_and_the_others_stay() {
+    let mut stage = Stage::new();
+    let record = stage.begin(&into("main/-80", 2));
+    let parts = &record.new.parts;
+    let again = |stage: &Stage| {
+        let Stage { topology, vitals, config, leaders, reshards, now } = stage;
+        let scene = Scene { topology, vitals, config, now: *now };
+        Place { scene, leaders, reshards }.again(parts, &parts[0])
+    };
+    assert_eq!(again(&stage), None);
+    let before = parts[0].replicas.clone();
+    let other = (1..=4).map(NodeId).find(|node| !before.contains(node)).unwrap();
+    let after: Vec<_> = before.iter().map(|node| if *node == before[1] { other } else { *node }).collect();
+    stage.topology.nodes.get_mut(&before[1]).unwrap().draining = true;
+    assert_eq!(again(&stage), Some(after.clone()));
+    stage.topology.nodes.remove(&before[1]);
+    assert_eq!(again(&stage), Some(after));
+    // Nobody is left to take the place.
+    stage.topology.nodes.get_mut(&other).unwrap().draining = true;
+    assert_eq!(again(&stage), None);
+    // Who is silent has some time.
+    let mut stage = Stage::new();
+    let later = stage.now + stage.config.replace_after;
+    for node in (1..=4).map(NodeId).filter(|node| *node != before[0]) {
+        stage.vitals.report(node, &[], Vec::new(), later);
+    }
+    stage.now = later - Duration::from_secs(1);
+    assert_eq!(again(&stage), None);
+    stage.now = later;
+    assert_eq!(again(&stage).unwrap()[1..], before[1..]);
+    // A replica that is there already is left where it is.
+    let five = Node { id: NodeId(5), ..stage.topology.nodes[&NodeId(4)].clone() };
+    stage.topology.nodes.insert(NodeId(5), five);
+    stage.vitals.report(NodeId(5), &[], Vec::new(), later);
+    for node in [other, NodeId(5)] {
+        stage.topology.joining = vec![(parts[0].group, node)];
+        assert_eq!(again(&stage).unwrap()[0], node);
+    }
 }
 
 #[test]

@@ -321,6 +321,10 @@ impl Runner {
             "lost" => Event::Lost { tries, what: "an image is gone".to_owned() },
             "builder-lost" => Event::BuilderLost { node, another: Some(NodeId(node.0 + 1)) },
             "no-builder" => Event::BuilderLost { node, another: None },
+            "misplaced" => {
+                let part = &record.new.parts[0];
+                Event::Misplaced { group: part.group, replicas: [1, 2, 4].map(NodeId).to_vec() }
+            }
             "group-lost" => Event::GroupLost { group: record.targets()[0].group },
             "overrun" => Event::Overrun { group: record.sources()[0].group },
             "differs" => Event::Compared { attempt, tries, differs: Some("table t".to_owned()) },
@@ -353,6 +357,7 @@ fn concerns(ask: &Ask) -> Option<u64> {
         | Ask::TakeBack { group: GroupId(id), .. }
         | Ask::Image { shard: ShardId(id), .. }
         | Ask::Flows { shard: ShardId(id) }
+        | Ask::Clear { shard: ShardId(id), .. }
         | Ask::Seal { shard: ShardId(id), .. }
         | Ask::Unseal { shard: ShardId(id), .. }
         | Ask::Reached { shard: ShardId(id), .. } => Some(*id),
@@ -378,6 +383,7 @@ fn words(ask: &Ask) -> String {
         Ask::Flows { shard } => format!("flows {shard}"),
         Ask::Whole => "whole".to_owned(),
         Ask::Compare { .. } => "compare".to_owned(),
+        Ask::Clear { shard, attempt } => format!("clear {shard} attempt {attempt}"),
         Ask::Seal { shard, attempt } => format!("seal {shard} attempt {attempt}"),
         Ask::Unseal { shard, attempt } => format!("unseal {shard} attempt {attempt}"),
         Ask::Reached { shard, attempt } => format!("reached {shard} attempt {attempt}"),

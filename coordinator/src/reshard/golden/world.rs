@@ -142,8 +142,8 @@ impl Ledger for Numbers {
         Ok(groups.iter().copied().filter(|group| self.lacking.contains(group)).collect())
     }
 
-    fn may_build(&self, _: &[GroupId]) -> Result<bool, WireError> {
-        Ok(self.turn)
+    fn comes_first(&self, _: &[GroupId]) -> Result<Option<String>, WireError> {
+        Ok((!self.turn).then(|| "other reshards are under way".to_owned()))
     }
 
     fn is_quiet(&self, _: KeyspaceNumber, _: &[GroupId]) -> Result<bool, WireError> {
@@ -353,14 +353,15 @@ impl World {
                 }
                 Some(Event::Founded { group, tries })
             }
-            Ask::Spread { group, .. } => Some(Event::Spread { group }),
-            Ask::Whole => Some(Event::Whole(self.whole)),
+            Ask::Spread { group, replicas } => Some(Event::Spread { group, replicas }),
+            Ask::Whole => Some(Event::Whole((!self.whole).then(|| "a replica is missing".to_owned()))),
             Ask::Flows { shard } => {
                 self.flow();
                 Some(Event::Flows { shard, flows: self.statuses(shard)? })
             }
             Ask::Compare { attempt, tries } => Some(Event::Compared { attempt, tries, differs: None }),
-            Ask::Seal { shard, attempt } => self.seal(shard, attempt),
+            Ask::Clear { shard, attempt } => self.seal(shard, attempt, false),
+            Ask::Seal { shard, attempt } => self.seal(shard, attempt, true),
             Ask::Unseal { shard, attempt } => self.unseal(shard, attempt),
             Ask::Reached { shard, attempt } => {
                 self.flow();
@@ -374,7 +375,8 @@ impl World {
         }
     }
 
-    fn seal(&mut self, shard: ShardId, attempt: Attempt) -> Option<Event> {
+    /// Seals a shard, or only says whether it could be.
+    fn seal(&mut self, shard: ShardId, attempt: Attempt, seals: bool) -> Option<Event> {
         let Some((_, group, _)) = self.shards.get(&shard) else {
             return Some(Event::Refused { shard, attempt, why: "it isn't there".to_owned() });
         };
@@ -394,11 +396,13 @@ impl World {
                 let found = vec![Hindrance { transaction, cause, since }; group.busy as usize];
                 handed(HandedOver::InTheWay(found))
             }
+            State::Open if !seals => handed(HandedOver::Clear),
             State::Open => {
                 group.push(Entry::Seal(attempt));
                 (group.state, group.attempt) = (State::Sealed, attempt);
                 handed(HandedOver::Sealed { ended: 1 })
             }
+            State::Sealed if group.attempt == attempt && !seals => handed(HandedOver::Clear),
             State::Sealed if group.attempt == attempt => handed(HandedOver::Sealed { ended: 0 }),
             State::Sealed | State::Following => {
                 Some(Event::Refused { shard, attempt, why: format!("it is {:?}", group.state) })

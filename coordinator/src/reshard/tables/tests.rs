@@ -1,3 +1,4 @@
+use super::super::record::Which;
 use super::*;
 use crate::admit::{self, Admission};
 use crate::config::Config;
@@ -7,8 +8,8 @@ use crate::replica_job::Course;
 use crate::replicas;
 use crate::vitals::Vitals;
 use proto::services::{
-    CreateKeyspace, Reached, ReplicaAction, ReplicaChange, ReplicaStatus, ReplicaTarget, ReshardCourse,
-    ReshardOptions, SchemaChange, SchemaChangeRequest, SplitAt,
+    Course as WishedCourse, CourseWish, CreateKeyspace, Reached, ReplicaAction, ReplicaChange, ReplicaStatus,
+    ReplicaTarget, ReshardCourse, ReshardOptions, SchemaChange, SchemaChangeRequest, SplitAt,
 };
 use proto::topology::{Node, Roles, Sharding};
 use proto::{RequestId, RouterIncarnation, SchemaVersion, TableId};
@@ -77,6 +78,10 @@ impl Stage {
 
     fn record(&self, id: u64) -> Record {
         self.store().reshard(ReshardId(id)).unwrap().unwrap()
+    }
+
+    fn tell(&self, sequence: u64, id: u64, told: ReshardCommand) -> Result<()> {
+        command(self.store(), request(sequence), ReshardId(id), told).unwrap()
     }
 
     fn step(&self, id: u64, step: Step) -> Record {
@@ -203,12 +208,55 @@ fn a_wish_is_answered_alike_whenever_it_comes_again() {
     let refused = stage.begin(&verified).unwrap_err();
     assert_eq!(refused.sqlstate, SqlState::FEATURE_NOT_SUPPORTED);
     assert!(refused.hint.unwrap().contains("--no-verify"));
-    let unknown = command(stage.store(), ReshardId(9), ReshardCommand::Pause).unwrap_err();
+    let unknown = stage.tell(10, 9, ReshardCommand::Pause).unwrap_err();
     assert_eq!(
         (unknown.sqlstate, unknown.message),
         (SqlState::UNDEFINED_OBJECT, "reshard 9 does not exist".into())
     );
-    assert!(command(stage.store(), ReshardId(1), ReshardCommand::Complete).is_err());
+    assert!(stage.tell(11, 1, ReshardCommand::Complete).is_err());
+}
+
+/// Who isn't answered sends a command again, elsewhere. The first copy may come much later.
+#[test]
+fn a_command_is_done_once_however_late_a_copy_of_it_comes() {
+    let stage = Stage::new();
+    stage.begin(&split(1, "main/-80")).unwrap();
+    stage.bring_to_ready(1);
+    assert!(stage.tell(2, 1, ReshardCommand::Complete).is_err());
+    assert_eq!(stage.tell(3, 1, ReshardCommand::Switch), Ok(()));
+    stage.switch(1, ReshardCommand::Switch);
+    assert!(stage.tell(2, 1, ReshardCommand::Complete).is_err(), "it was refused");
+    stage.switch(1, ReshardCommand::Reverse);
+    let before = stage.record(1);
+    assert!(!before.wanted);
+    assert_eq!(stage.tell(3, 1, ReshardCommand::Switch), Ok(()));
+    assert_eq!(stage.record(1), before);
+    assert_eq!(stage.tell(4, 1, ReshardCommand::Switch), Ok(()));
+    assert!(stage.record(1).wanted);
+}
+
+/// The course would wait for the reshard, and the reshard for the course.
+#[test]
+fn a_reshard_that_has_not_begun_is_in_nobodys_way() {
+    let stage = Stage::new();
+    stage.begin(&split(1, "main/-80")).unwrap();
+    let groups = stage.record(1).groups(Which::Old);
+    let course = CourseWish {
+        request: request(2),
+        course: WishedCourse::Count { keyspace: "main".into(), replicas: 4 },
+        dry_run: false,
+    };
+    course::begin(stage.store(), &course, &stage.known, &Leaders::default()).unwrap();
+    let why = "have 4 replicas in main, which is under way, comes first";
+    assert_eq!(stage.store().comes_first(&groups), Ok(Some(why.to_owned())));
+    assert_eq!(of_group(stage.store(), groups[0]), Ok(None));
+    let course = CourseWish { request: request(3), course: WishedCourse::Stop(1), ..course };
+    course::begin(stage.store(), &course, &stage.known, &Leaders::default()).unwrap();
+    stage.step(1, Step::Turn);
+    assert_eq!(of_group(stage.store(), groups[0]), Ok(Some(ReshardId(1))));
+    stage.step(1, Step::Command(ReshardCommand::Cancel));
+    stage.step(1, Step::End);
+    assert_eq!(of_group(stage.store(), groups[0]), Ok(None));
 }
 
 #[test]
@@ -224,7 +272,8 @@ fn two_build_at_a_time_and_nobody_else_touches_their_groups() {
         assert_eq!(begun.is_ok(), id < 3);
     }
     let groups = [stage.record(1).old.parts[0].group];
-    assert!(stage.store().may_build(&groups).unwrap());
+    let comes_first = |groups: &[GroupId]| stage.store().comes_first(groups).unwrap();
+    assert_eq!(comes_first(&groups), None);
     let change = |sequence, group| {
         let target = ReplicaTarget::Group(group);
         let members = &stage.store().shards().unwrap();
@@ -234,16 +283,16 @@ fn two_build_at_a_time_and_nobody_else_touches_their_groups() {
         replicas::change(stage.store(), &change, &stage.known)
     };
     let Ok(Admission::Running(job)) = change(20, groups[0]) else { panic!("nothing is in its way") };
-    assert!(!stage.store().may_build(&groups).unwrap(), "its replicas are being changed");
+    assert!(comes_first(&groups).unwrap().starts_with("have node "), "its replicas are being changed");
     assert!(!stage.store().is_quiet(KeyspaceNumber(1), &groups).unwrap());
     replicas::advance(stage.store(), job, 0).unwrap();
     assert!(stage.store().is_quiet(KeyspaceNumber(1), &groups).unwrap());
     stage.step(1, Step::Turn);
     assert_eq!(change(21, groups[0]), Ok(Admission::Wait), "it may be what the builder needs");
     stage.step(2, Step::Turn);
-    assert!(!stage.store().may_build(&[GroupId(77)]).unwrap(), "two build");
+    assert_eq!(comes_first(&[GroupId(77)]).unwrap(), "reshards 1 and 2 build, which come first");
     stage.step(1, Step::Command(ReshardCommand::Cancel));
-    assert!(stage.store().may_build(&[GroupId(77)]).unwrap());
+    assert_eq!(comes_first(&[GroupId(77)]), None);
     assert!(matches!(change(22, groups[0]), Ok(Admission::Running(_))));
 }
 

@@ -138,7 +138,10 @@ impl ShardService for Shard {
     fn hand_over(&self, request: HandOver) -> BoxFuture<'_, ServiceResult<HandedOver>> {
         Box::pin(async move {
             match request.action {
-                HandOverAction::Seal { drain } => Ok(HandedOver::Sealed { ended: drain.as_secs() as u32 }),
+                HandOverAction::Clear { .. } => Ok(HandedOver::Clear),
+                HandOverAction::Seal { drain, cleared: _ } => {
+                    Ok(HandedOver::Sealed { ended: drain.as_secs() as u32 })
+                }
                 HandOverAction::Unseal => Ok(HandedOver::Unsealed),
                 HandOverAction::Reached | HandOverAction::Flows => Err(WireError::internal("not asked for")),
             }
@@ -341,8 +344,13 @@ impl CoordinatorService for Coordinator {
         Box::pin(async move { Err(WireError::internal(format!("{wish:?}"))) })
     }
 
-    fn command(&self, reshard: ReshardId, command: ReshardCommand) -> BoxFuture<'_, ServiceResult<()>> {
-        Box::pin(async move { Err(WireError::internal(format!("{reshard} {command:?}"))) })
+    fn command(
+        &self,
+        request: RequestId,
+        reshard: ReshardId,
+        command: ReshardCommand,
+    ) -> BoxFuture<'_, ServiceResult<()>> {
+        Box::pin(async move { Err(WireError::internal(format!("{request} {reshard} {command:?}"))) })
     }
 
     fn reshards(&self) -> BoxFuture<'_, ServiceResult<Vec<ReshardStatus>>> {

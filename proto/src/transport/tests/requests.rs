@@ -202,7 +202,8 @@ async fn every_other_request_crosses() {
     assert_eq!(soon(client.branches(ShardId(4))).await, Ok(vec![branch(ShardId(4))]));
     let drain = Duration::from_secs(2);
     for (action, outcome) in [
-        (HandOverAction::Seal { drain }, HandedOver::Sealed { ended: 2 }),
+        (HandOverAction::Clear { drain }, HandedOver::Clear),
+        (HandOverAction::Seal { drain, cleared: false }, HandedOver::Sealed { ended: 2 }),
         (HandOverAction::Unseal, HandedOver::Unsealed),
     ] {
         let (shard, reshard, attempt) = (ShardId(4), ReshardId(7), Attempt(1));
@@ -283,8 +284,8 @@ async fn every_other_request_crosses() {
         let told = soon(client.course(wish.clone())).await.unwrap_err().message;
         assert_eq!(told, format!("{wish:?}"));
     }
-    let told = soon(client.command(ReshardId(7), ReshardCommand::Verify)).await.unwrap_err().message;
-    assert_eq!(told, "7 Verify");
+    let told = soon(client.command(id, ReshardId(7), ReshardCommand::Verify)).await.unwrap_err().message;
+    assert_eq!(told, format!("{id} 7 Verify"));
     assert_eq!(soon(client.reshards()).await, Ok(vec![reshard_status()]));
     let held = client.hold_log(GroupId(4), "reshard/7/1".into(), Some(LogIndex(3)), HANG);
     assert_eq!(soon(held).await.unwrap_err().message, format!("4 reshard/7/1 Some(LogIndex(3)) {HANG:?}"));

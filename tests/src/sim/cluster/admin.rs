@@ -193,10 +193,12 @@ impl Admin {
         self.tell(status, command).await;
     }
 
-    async fn tell(&self, status: &ReshardStatus, command: ReshardCommand) {
-        let id = status.id;
+    async fn tell(&mut self, status: &ReshardStatus, command: ReshardCommand) {
+        self.wishes += 1;
+        let (id, request) = (status.id, RequestId { router: NAME, sequence: self.wishes });
         self.shared.note(format!("admin: {command:?} of reshard {id}, which is {}", status.phase));
-        let told = self.ask("command", move |c| Box::pin(async move { c.command(id, command).await }));
+        let told =
+            self.ask("command", move |c| Box::pin(async move { c.command(request, id, command).await }));
         if told.await.is_some() {
             self.shared.count(&format!("reshards told to {}", format!("{command:?}").to_lowercase()));
         }
