@@ -26,6 +26,7 @@ use bytes::Bytes;
 use dialect::sqlite::error;
 use proto::machine;
 use proto::services::{Consistency, Decision, ServiceResult, TransactionStatus, Verdict};
+use proto::topology::Topology;
 use proto::wire::Wire;
 use proto::{RouterIncarnation, ShardId, TransactionId, WireError};
 use replica::Stage;
@@ -277,11 +278,11 @@ impl Core {
         Ok(())
     }
 
-    /// Those of these transactions that nothing is decided of.
+    /// Those of these transactions that nothing is decided of, and the topology as of then.
     pub(crate) async fn undecided(
         &self,
         transactions: BTreeSet<TransactionId>,
-    ) -> ServiceResult<BTreeSet<TransactionId>> {
+    ) -> ServiceResult<(BTreeSet<TransactionId>, Topology)> {
         let deadline = machine::now() + self.config.write_timeout;
         let snapshot = self.replica.snapshot(Consistency::Strong, deadline).await?;
         let store = Store(snapshot.connection());
@@ -291,7 +292,7 @@ impl Core {
                 undecided.insert(transaction);
             }
         }
-        Ok(undecided)
+        Ok((undecided, store.topology()?))
     }
 
     /// Has these transactions ended. Returns those that it has aborted.

@@ -35,7 +35,6 @@ use crate::service::Core;
 use crate::votes::{self, Count};
 use proto::machine;
 use proto::services::{BranchAction, BranchRequest, BranchStatus, ShardService};
-use proto::topology::Topology;
 use proto::{ShardId, SqlState, TransactionId, WireError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -68,7 +67,7 @@ pub(crate) async fn inquire(core: Arc<Core>) {
         let every = core.config.ask_every.max(FOR_EACH * shards.len() as u32);
         let branches = core.branches(&shards).await;
         core.end_deadlocks(rounds.next(&branches)).await;
-        if let Err(error) = core.end_orphans(&topology, &branches).await {
+        if let Err(error) = core.end_orphans(&branches).await {
             tracing::debug!(%error, "transactions that nobody decides can't be aborted");
         }
         let next = begun + every;
@@ -148,7 +147,7 @@ impl Core {
     }
 
     /// Has an end put to what is prepared and whose router is gone, or has taken long.
-    async fn end_orphans(&self, topology: &Topology, branches: &[BranchStatus]) -> Result<(), WireError> {
+    async fn end_orphans(&self, branches: &[BranchStatus]) -> Result<(), WireError> {
         let mut prepared = Vec::new();
         let mut late = Vec::new();
         let mut voted = Vec::new();
@@ -164,7 +163,7 @@ impl Core {
         }
         self.lingering.lock().prepared(late);
         if !voted.is_empty() {
-            prepared.extend(self.count_votes(voted, topology, branches).await?);
+            prepared.extend(self.count_votes(voted, branches).await?);
         }
         if prepared.is_empty() {
             return Ok(());
@@ -179,11 +178,11 @@ impl Core {
     async fn count_votes(
         &self,
         orphans: Vec<Prepared>,
-        topology: &Topology,
         branches: &[BranchStatus],
     ) -> Result<Vec<Prepared>, WireError> {
         let ids = orphans.iter().map(|orphan| orphan.transaction).collect();
-        let undecided = self.undecided(ids).await?;
+        // Whatever shard a transaction that was found has is there by now, if it wasn't dropped or replaced.
+        let (undecided, topology) = self.undecided(ids).await?;
         // For each transaction: who has something prepared.
         let mut rows: BTreeMap<TransactionId, BTreeMap<ShardId, &BranchStatus>> = BTreeMap::new();
         for status in branches.iter().filter(|status| status.prepared.is_some()) {
@@ -195,7 +194,7 @@ impl Core {
             let Some(rows) = rows.get(&orphan.transaction) else { continue };
             let old = OLD_VOTE.min(self.config.abort_after);
             let count = match undecided.contains(&orphan.transaction) {
-                true => votes::count(&orphan.participants, topology, rows, old),
+                true => votes::count(&orphan.participants, &topology, rows, old),
                 false => Count::Committed,
             };
             match count {

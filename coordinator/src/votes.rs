@@ -2,7 +2,9 @@
 //!
 //! In come its participants, the topology, and what shards say that they have of it; out goes whether it is committed, or who is to be
 //! asked. A participant that others have replaced is its heirs: it has voted if each of them has its vote, and it never will if one
-//! hasn't. What an heir has of the transaction may be another one's vote: it says whose. It must never know how shards are asked.
+//! hasn't. What an heir has of the transaction may be another one's vote: it says whose. One that was dropped, with its keyspace, says
+//! nothing any more, whether it had voted or not. The others' votes count: if all was committed it must stay so, and if nobody could tell,
+//! what it would have changed is gone anyway. It must never know how shards are asked.
 
 use proto::ShardId;
 use proto::services::BranchStatus;
@@ -26,7 +28,7 @@ pub(crate) enum Count {
     Unknown,
 }
 
-/// Counts. `rows` are what shards have prepared of the transaction, or remember that it has committed; votes count that are as
+/// Counts. The topology has every participant that wasn't dropped or replaced. `rows` are what shards have prepared of the transaction, or remember that it has committed; votes count that are as
 /// old as `old`.
 pub(crate) fn count(
     participants: &[ShardId],
@@ -38,13 +40,10 @@ pub(crate) fn count(
         return Count::Committed;
     }
     let (mut ask, mut is_whole) = (Vec::new(), true);
+    let mut is_anyone_left = false;
     for participant in participants.iter().copied() {
-        let heirs = topology.heirs(participant);
-        if heirs.is_empty() {
-            // It was dropped, and what it would have said with it.
-            return Count::Unknown;
-        }
-        for heir in heirs {
+        for heir in topology.heirs(participant) {
+            is_anyone_left = true;
             let row = rows.get(&heir);
             is_whole &= row.is_some();
             if !row.is_some_and(|row| row.votes.contains(&participant)) {
@@ -52,7 +51,7 @@ pub(crate) fn count(
             }
         }
     }
-    let commits = is_whole && rows.values().all(|row| row.idle >= old);
+    let commits = is_anyone_left && is_whole && rows.values().all(|row| row.idle >= old);
     match ask.is_empty() {
         false => Count::Open { ask, commits },
         true if commits => Count::Committed,
@@ -161,7 +160,10 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_dropped_says_nothing() {
-        assert_eq!(counted(&[3, 9], &[row(3, OLD)]), Count::Unknown);
+    fn one_that_was_dropped_is_left_out() {
+        assert_eq!(counted(&[3, 9], &[row(3, OLD)]), Count::Committed);
+        assert_eq!(counted(&[3, 9], &[row(3, OLD / 2)]), Count::Unknown);
+        assert_eq!(counted(&[3, 6, 9], &[row(3, OLD)]), open(&[(6, 6)], false));
+        assert_eq!(counted(&[8, 9], &[]), Count::Unknown);
     }
 }
