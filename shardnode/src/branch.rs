@@ -218,7 +218,6 @@ impl State {
 
     /// What is prepared, or remembered, is another by the closure that calls this, or was to be and is not: whatever is done next
     /// reads it anew, as if a term began.
-    #[allow(dead_code)] // Until an adoption calls it.
     pub fn forget_term(&mut self) {
         self.term = None;
         self.marks.term.store(0, Ordering::Release);

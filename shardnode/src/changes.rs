@@ -5,6 +5,7 @@
 //! asks for it, and no snapshot is open once it is given, so who reads slowly costs one read of the log, and who goes away
 //! nothing. It must never know what its reader makes of it, nor keep the log for anyone.
 
+use crate::estate;
 use crate::fence::{Standing, State};
 use crate::layout::{Laid, Layouts};
 use bytes::Bytes;
@@ -12,13 +13,14 @@ use futures::stream::try_unfold;
 use proto::layout::TableLayout;
 use proto::machine;
 use proto::services::{
-    BoxStream, Change, ChangeKind, Changes, ChangesRequest, Consistency, Estate, NamedAnswer, ReplayRun,
-    SchemaRun, SchemaStep, ServiceResult, Serving,
+    BoxStream, Change, ChangeKind, Changes, ChangesRequest, Consistency, Estate, Left, NamedAnswer,
+    ReplayRun, SchemaRun, SchemaStep, ServiceResult, Serving,
 };
 use proto::{Attempt, LogIndex, ShardId, SqlState, Value, WireError};
 use replica::{Answered, Content, Logged, Replayed, Replica, Snapshot, TailError};
 use rusqlite::Connection;
 use std::collections::VecDeque;
+use std::iter;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -133,7 +135,7 @@ impl Log {
                 }
                 begun.kinds.extend(answers.into_iter().map(|answer| ChangeKind::Answer(named(answer))));
                 if let Some(state) = state {
-                    begun.kinds.push_back(ChangeKind::Serving(self.serving(index, state).await?));
+                    begun.kinds.extend(self.serving(index, state).await?);
                 }
             }
             Content::Schema { id, statements, require_empty, notes: _ } => {
@@ -175,18 +177,24 @@ impl Log {
         Ok(ChangeKind::Layouts(layouts.tables().map(table).collect()))
     }
 
-    /// What the group serves as since an entry that has set this.
-    async fn serving(&self, index: LogIndex, set: Set) -> ServiceResult<Serving> {
+    /// What the group serves as since an entry that has set this, and what it leaves.
+    async fn serving(&self, index: LogIndex, set: Set) -> ServiceResult<Vec<ChangeKind>> {
         match set.state {
-            State::Open => return Ok(Serving::Open),
-            State::Following => return Ok(Serving::Following),
+            State::Open => return Ok(vec![ChangeKind::Serving(Serving::Open)]),
+            State::Following => return Ok(vec![ChangeKind::Serving(Serving::Following)]),
             State::Sealed => {}
         }
         let snapshot = self.snapshot(index).await?;
-        let Standing { state, reshard, attempt, .. } = look(&snapshot, Standing::read)?;
-        // What is sealed stays as it is, and an attempt seals once.
-        let is_still = state == State::Sealed && set.attempt == Some(attempt);
-        Ok(Serving::Sealed(is_still.then_some(Estate { reshard, attempt })))
+        look(&snapshot, |connection| {
+            let Standing { state, reshard, attempt, .. } = Standing::read(connection)?;
+            // What is sealed stays as it is, and an attempt seals once.
+            if state != State::Sealed || set.attempt != Some(attempt) {
+                return Ok(vec![ChangeKind::Serving(Serving::Sealed(None))]);
+            }
+            let sealed = ChangeKind::Serving(Serving::Sealed(Some(Estate { reshard, attempt })));
+            let left = estate::left(connection)?.into_iter().map(ChangeKind::Left);
+            Ok(iter::once(sealed).chain(left).collect())
+        })
     }
 
     /// A snapshot that has an entry's effects. Not to be kept longer than it takes to read one thing.
@@ -227,7 +235,8 @@ fn cost(kind: &ChangeKind) -> usize {
         ChangeKind::Schema(run) => run.statements.iter().map(String::len).sum(),
         ChangeKind::Replay(run) => run.answer.as_ref().map_or(0, |answer| answer.output.len()),
         ChangeKind::Layouts(tables) => tables.len() * CHANGE_COST,
-        ChangeKind::Serving(_) => 0,
+        ChangeKind::Left(Left::Prepared(prepared)) => prepared.locks.len() + prepared.changes.len(),
+        ChangeKind::Left(Left::Ended { .. }) | ChangeKind::Serving(_) => 0,
     };
     bytes + CHANGE_COST
 }

@@ -76,7 +76,6 @@ pub(crate) fn forget(connection: &Connection, ids: &[TransactionId]) -> Result<(
 
 /// Strikes all out that have committed here: others are to be taken over ([`load`] where they were, [`commit`] here, each as
 /// often as it comes).
-#[allow(dead_code)] // Until an adoption calls it.
 pub(crate) fn clear(connection: &Connection) -> Result<(), WireError> {
     // Each row by itself, so that it is captured.
     connection

@@ -24,7 +24,7 @@
 //! (`pending`).
 //!
 //! What a shard's log says is read from any of its replicas (`changes`). While shards are replaced, what replaces them takes
-//! over from there (`flow`).
+//! over from there (`flow`), and in the end what is left of its transactions (`estate`).
 //!
 //! A write outside of any transaction runs straight in the leader's batch if nobody has a lock in its table, else as a
 //! transaction of one statement. A schema entry has its tables for itself (`altering`).
@@ -43,9 +43,9 @@ mod changes;
 mod config;
 mod cut;
 mod ended;
+mod estate;
 mod fence;
 mod flow;
-#[cfg_attr(not(test), allow(dead_code, reason = "only steps write layouts so far, and nobody reads them"))]
 mod layout;
 mod locks;
 mod metrics;

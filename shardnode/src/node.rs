@@ -357,7 +357,7 @@ impl ShardNode {
     }
 
     /// As [`Self::find`], with the shard's transactions.
-    fn desk(&self, id: ShardId, epoch: Option<Epoch>) -> ServiceResult<Desk> {
+    pub(crate) fn desk(&self, id: ShardId, epoch: Option<Epoch>) -> ServiceResult<Desk> {
         let replica = self.find(id, epoch)?;
         let shards = self.shards.load();
         let known = shards.by_id.get(&id);
@@ -625,8 +625,12 @@ impl ShardNode {
         if request.action == HandOverAction::Flows {
             return self.flow_statuses(shard).map(HandedOver::Flows);
         }
-        let desk = self.desk(shard, None)?;
         let deadline = machine::now() + request.timeout.min(LONGEST);
+        if request.action == HandOverAction::Reached {
+            let reached = flow::reached(self, shard, (request.reshard, request.attempt), deadline).await;
+            return self.renew(shard, reached).map(HandedOver::Reached);
+        }
+        let desk = self.desk(shard, None)?;
         self.renew(shard, desk.hand_over(request, deadline).await)
     }
 

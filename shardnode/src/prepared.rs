@@ -8,7 +8,7 @@
 use crate::locks::{Mode, Part, Resource};
 use bytes::Bytes;
 use dialect::sqlite::error;
-use proto::services::RowLock;
+use proto::services::{LeftPrepared, RowLock};
 use proto::{
     LogIndex, RouterIncarnation, RowBatch, RowBatchBuilder, ShardId, SqlState, TableId, TransactionId,
     ValueRef, WireError,
@@ -139,25 +139,8 @@ pub(crate) fn insert(
     Ok(())
 }
 
-/// A prepared transaction as it goes along to those that take its shard's place. Each of them gets all of it but the
-/// changes, of which it gets its own.
-#[allow(dead_code)] // Until an adoption calls it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Left {
-    pub transaction: TransactionId,
-    pub begun: u64,
-    pub participants: Vec<ShardId>,
-    pub votes: Vec<ShardId>,
-    pub parallel: bool,
-    /// As they lie in its row.
-    pub locks: Bytes,
-    /// One changeset.
-    pub changes: Bytes,
-}
-
 /// All that a sealed shard leaves prepared, in the order of the ids. Nothing of it is staged, else it weren't sealed.
-#[allow(dead_code)] // Until an adoption calls it.
-pub(crate) fn all(connection: &Connection) -> Result<Vec<Left>, WireError> {
+pub(crate) fn all(connection: &Connection) -> Result<Vec<LeftPrepared>, WireError> {
     let sql = format!(
         "SELECT EXISTS (SELECT 1 FROM {TABLE} WHERE staged IS NOT NULL UNION ALL SELECT 1 FROM {LOCKS})"
     );
@@ -170,7 +153,7 @@ pub(crate) fn all(connection: &Connection) -> Result<Vec<Left>, WireError> {
     let mut rows = statement.query([]).map_err(error)?;
     let mut found = Vec::new();
     while let Some(row) = rows.next().map_err(error)? {
-        found.push(Left {
+        found.push(LeftPrepared {
             transaction: name(row)?,
             begun: number(row, 2)?,
             participants: shards(row, 3)?,
@@ -186,8 +169,7 @@ pub(crate) fn all(connection: &Connection) -> Result<Vec<Left>, WireError> {
 /// Takes over what another shard has left. What an adoption before this one has taken over is to be gone ([`clear`]). If another source
 /// has left its part of the same transaction, both become one: its changes, its locks and its votes are those of both.
 /// `since`: what this replica has applied. For closures on the writer.
-#[allow(dead_code)] // Until an adoption calls it.
-pub(crate) fn adopt(connection: &Connection, since: LogIndex, left: &Left) -> Result<(), WireError> {
+pub(crate) fn adopt(connection: &Connection, since: LogIndex, left: &LeftPrepared) -> Result<(), WireError> {
     let (router, sequence) = key(left.transaction);
     let sql = "SELECT votes, locks, changes FROM shoal_prepared WHERE router = ?1 AND sequence = ?2";
     let (mut votes, mut changes) = (Vec::new(), Vec::new());
@@ -225,7 +207,7 @@ pub(crate) fn adopt(connection: &Connection, since: LogIndex, left: &Left) -> Re
     // They are of different rows, so their order is no matter.
     changes.extend_from_slice(&left.changes);
     delete(connection, left.transaction)?;
-    let Left { transaction: id, begun, parallel, .. } = *left;
+    let LeftPrepared { transaction: id, begun, parallel, .. } = *left;
     let participants = left.participants.clone();
     let prepared = Prepared { id, begun, since, participants, votes, parallel, locks: plain, hashes: hashed };
     insert(connection, &prepared, &Changes::Whole(changes.into()))
@@ -233,7 +215,6 @@ pub(crate) fn adopt(connection: &Connection, since: LogIndex, left: &Left) -> Re
 
 /// Strikes all of them out: what was taken over before is taken over anew, and what the group had prepared under another name
 /// has ended elsewhere, or comes back.
-#[allow(dead_code)] // Until an adoption calls it.
 pub(crate) fn clear(connection: &Connection) -> Result<(), WireError> {
     // Each row by itself, so that it is captured.
     connection
@@ -588,7 +569,7 @@ mod tests {
     }
 
     /// What this shard leaves that has prepared these, whose changes are the shard's number.
-    fn left(shard: u64, sequences: &[u64]) -> Vec<Left> {
+    fn left(shard: u64, sequences: &[u64]) -> Vec<LeftPrepared> {
         let source = database();
         for sequence in sequences {
             let changes = Changes::Whole(Bytes::from(shard.to_string()));

@@ -138,8 +138,9 @@ impl Desk {
                 self.seal(wanted, Sealing { drain, ends: !cleared, seals: true }, deadline).await
             }
             HandOverAction::Unseal => self.unseal(wanted, deadline).await,
-            HandOverAction::Reached => Err(WireError::unsupported("adopting what another shard has sealed")),
-            HandOverAction::Flows => Err(WireError::internal("flows aren't the desk's")),
+            HandOverAction::Reached | HandOverAction::Flows => {
+                Err(WireError::internal("flows aren't the desk's"))
+            }
         }
     }
 
@@ -202,7 +203,6 @@ impl Desk {
     /// Has the writer take over what other shards have left: `run` writes into `shoal_prepared` and `shoal_ended`, and into the
     /// shard's row. Whoever does something with a transaction from there on, in the same batch or after an error that undid it,
     /// finds what is there by then, as at the beginning of a term. Seen through whether or not anyone waits.
-    #[allow(dead_code)] // Until an adoption calls it.
     pub async fn adopt<T: Send + 'static>(
         &self,
         run: impl FnOnce(&Stage<'_>) -> Result<T, WireError> + Send + 'static,

@@ -124,7 +124,7 @@ impl Lines {
                     }
                 }
                 ChangeKind::Answer(_) | ChangeKind::Schema(_) | ChangeKind::Replay(_) => {}
-                ChangeKind::Serving(_) => {}
+                ChangeKind::Serving(_) | ChangeKind::Left(_) => {}
             }
         }
         if let Some((_, held)) = self.held.take_if(|(index, _)| *index <= part.position) {

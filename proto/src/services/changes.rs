@@ -61,6 +61,8 @@ pub enum ChangeKind {
     Serving(Serving),
     /// So the rows of all tables lie in what follows.
     Layouts(Vec<TableLayout>),
+    /// The shard that it was just said to be sealed leaves this. There is as much of it as there is.
+    Left(Left),
 }
 
 /// A request, and what it is told whenever it is repeated.
@@ -109,11 +111,44 @@ pub enum Serving {
     Sealed(Option<Estate>),
 }
 
-/// What a sealed shard leaves beside its rows.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// By whom a shard was sealed, and so for whom its estate is: all [`Left`] that follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Estate {
     /// The reshard that has sealed it.
     pub reshard: ReshardId,
     /// And the attempt.
     pub attempt: Attempt,
+}
+
+/// A transaction that a sealed shard leaves beside its rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// It is prepared.
+    Prepared(LeftPrepared),
+    /// It has committed, and is remembered for nothing but the votes says so.
+    Ended {
+        /// The transaction.
+        transaction: TransactionId,
+        /// Its participants.
+        participants: Vec<ShardId>,
+    },
+}
+
+/// A prepared transaction of a sealed shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftPrepared {
+    /// The transaction.
+    pub transaction: TransactionId,
+    /// See [`Branch::begun`](crate::services::Branch::begun).
+    pub begun: u64,
+    /// Its participants.
+    pub participants: Vec<ShardId>,
+    /// The shards whose votes it is.
+    pub votes: Vec<ShardId>,
+    /// Whether the votes commit it.
+    pub parallel: bool,
+    /// What it has locked, in the shards' own form.
+    pub locks: Bytes,
+    /// What it changes: a changeset.
+    pub changes: Bytes,
 }

@@ -2,10 +2,12 @@
 
 use super::generated as pb;
 use super::shard::nanos;
+use super::transaction::{shard_numbers, shards};
 use super::{Convert, DecodeError, each, id, inner, maybe, messages, one, required};
 use crate::ids::{Attempt, LogIndex, ReshardId, ShardId};
 use crate::services::{
-    Change, ChangeKind, Changes, ChangesRequest, Estate, NamedAnswer, ReplayRun, SchemaRun, Serving,
+    Change, ChangeKind, Changes, ChangesRequest, Estate, Left, LeftPrepared, NamedAnswer, ReplayRun,
+    SchemaRun, Serving,
 };
 use std::time::Duration;
 
@@ -55,6 +57,11 @@ impl Convert for Change {
             ChangeKind::Piece(changeset) => Kind::Piece(changeset.clone()),
             ChangeKind::Serving(serving) => Kind::Serving(serving.to_message()),
             ChangeKind::Layouts(tables) => Kind::Layouts(pb::Layouts { tables: messages(tables) }),
+            ChangeKind::Left(Left::Prepared(prepared)) => Kind::Prepared(prepared.to_message()),
+            ChangeKind::Left(Left::Ended { transaction, participants }) => Kind::Ended(pb::LeftEnded {
+                transaction: Some(transaction.to_message()),
+                participants: shard_numbers(participants),
+            }),
         };
         pb::Change { index: self.index.0, kind: Some(kind) }
     }
@@ -69,6 +76,11 @@ impl Convert for Change {
             Kind::Piece(changeset) => ChangeKind::Piece(changeset),
             Kind::Serving(serving) => ChangeKind::Serving(inner("serving", serving)?),
             Kind::Layouts(layouts) => ChangeKind::Layouts(each("layouts", layouts.tables)?),
+            Kind::Prepared(prepared) => ChangeKind::Left(Left::Prepared(inner("prepared", prepared)?)),
+            Kind::Ended(pb::LeftEnded { transaction, participants }) => ChangeKind::Left(Left::Ended {
+                transaction: one("transaction", transaction)?,
+                participants: shards("participants", participants)?,
+            }),
         };
         Ok(Change { index: LogIndex(id("index", message.index)?), kind })
     }
@@ -166,6 +178,31 @@ impl Convert for Estate {
     }
 }
 
+impl Convert for LeftPrepared {
+    type Message = pb::LeftPrepared;
+    const NAME: &'static str = "prepared";
+
+    fn to_message(&self) -> pb::LeftPrepared {
+        let LeftPrepared { transaction, begun, participants, votes, parallel, locks, changes } = self;
+        pb::LeftPrepared {
+            transaction: Some(transaction.to_message()),
+            begun: *begun,
+            participants: shard_numbers(participants),
+            votes: shard_numbers(votes),
+            parallel: *parallel,
+            locks: locks.clone(),
+            changes: changes.clone(),
+        }
+    }
+
+    fn from_message(message: pb::LeftPrepared) -> Result<Self, DecodeError> {
+        let pb::LeftPrepared { transaction, begun, participants, votes, parallel, locks, changes } = message;
+        let transaction = one("transaction", transaction)?;
+        let (participants, votes) = (shards("participants", participants)?, shards("votes", votes)?);
+        Ok(LeftPrepared { transaction, begun, participants, votes, parallel, locks, changes })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,6 +233,15 @@ mod tests {
         let run = SchemaRun { step, statements, require_empty, failure: None };
         let owner = TransactionId { router: RouterIncarnation(1), sequence: 9 };
         let estate = Estate { reshard: ReshardId(7), attempt: Attempt(2) };
+        let prepared = LeftPrepared {
+            transaction: owner,
+            begun: u64::MAX,
+            participants: vec![ShardId(1), ShardId(2)],
+            votes: vec![ShardId(2)],
+            parallel: true,
+            locks: Bytes::from_static(b"locks"),
+            changes: Bytes::from_static(b"changes"),
+        };
         let kinds = [
             ChangeKind::Rows(Bytes::from_static(b"rows")),
             ChangeKind::Layouts(vec![TableLayout { table: TableId(16384), layout: None }]),
@@ -209,6 +255,8 @@ mod tests {
             ChangeKind::Serving(Serving::Following),
             ChangeKind::Serving(Serving::Sealed(None)),
             ChangeKind::Serving(Serving::Sealed(Some(estate))),
+            ChangeKind::Left(Left::Prepared(prepared)),
+            ChangeKind::Left(Left::Ended { transaction: owner, participants: vec![ShardId(u64::MAX)] }),
         ];
         let changes = (1..).map(LogIndex).zip(kinds).map(|(index, kind)| Change { index, kind }).collect();
         let part = Changes { changes, position: LogIndex(10), committed: LogIndex(12) };

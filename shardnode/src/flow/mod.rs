@@ -6,7 +6,10 @@
 //!    step as an entry of its own, a big transaction as pieces and their replay (`take`). Each moves the source's row of
 //!    `shoal_source` in the same SQLite transaction. So nothing is taken over twice and nothing left out, whoever leads.
 //! 4. A target with several sources runs a schema step when all of them have come to it.
-//! 5. How far each flow is, and why it can't go on, is told to who asks ([`Flows::statuses`]; `progress`).
+//! 5. A seal stays in front of its flow. When all sources of a target are sealed by the attempt of which the topology says that
+//!    their routers wait, the target adopts what they leave (`estate`) and serves. What undoes a seal closes it again.
+//! 6. How far each flow is, and why it can't go on, is told to who asks ([`Flows::statuses`]; `progress`); that it has
+//!    adopted, by whoever leads it ([`reached`]).
 //!
 //! What can't be taken over stops the flows of its target, never its group. It must never know why shards are replaced, nor
 //! who serves.
@@ -20,13 +23,14 @@ use crate::node::ShardNode;
 use parking_lot::Mutex;
 use progress::Progress;
 use proto::machine;
-use proto::services::{FlowObstacle, FlowStatus, Peers};
+use proto::services::{Consistency, FlowObstacle, FlowStatus, Peers, Reached, ServiceResult};
 use proto::topology::{Flow, Topology};
-use proto::{ShardId, WireError};
+use proto::{Attempt, ReshardId, Retry, ShardId, SqlState, WireError};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use take::Target;
+use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
 /// How often it is looked whether the target's replica is here and leads, if nothing says so.
@@ -54,13 +58,22 @@ pub(crate) fn init_arriving() -> String {
 
 /// How far the flows are that this node runs.
 #[derive(Default)]
-pub(crate) struct Flows(Mutex<BTreeMap<ShardId, Arc<Mutex<Vec<Progress>>>>>);
+pub(crate) struct Flows {
+    running: Mutex<BTreeMap<ShardId, Arc<Mutex<Vec<Progress>>>>>,
+    /// Is told when a target has adopted.
+    adopted: Notify,
+}
 
 impl Flows {
+    /// A target has adopted.
+    fn tell(&self) {
+        self.adopted.notify_waiters();
+    }
+
     /// How far a target's flows are; nothing if they aren't run here.
     pub fn statuses(&self, target: ShardId) -> Option<Vec<FlowStatus>> {
         let now = machine::now();
-        let running = self.0.lock().get(&target).cloned()?;
+        let running = self.running.lock().get(&target).cloned()?;
         let statuses = running.lock().iter().map(|progress| progress.status(now)).collect();
         Some(statuses)
     }
@@ -122,12 +135,71 @@ fn wanted(topology: &Topology, node: &ShardNode) -> BTreeMap<ShardId, Vec<Flow>>
     wanted
 }
 
-/// Tells of a target's flows for as long as they are run here.
-struct Told<'a>(&'a Flows, ShardId);
+/// Tells of a target's flows for as long as this runs them.
+struct Told<'a> {
+    flows: &'a Flows,
+    target: ShardId,
+    progress: Arc<Mutex<Vec<Progress>>>,
+}
+
+impl<'a> Told<'a> {
+    fn begin(flows: &'a Flows, target: ShardId, progress: Arc<Mutex<Vec<Progress>>>) -> Self {
+        flows.running.lock().insert(target, Arc::clone(&progress));
+        Told { flows, target, progress }
+    }
+}
 
 impl Drop for Told<'_> {
     fn drop(&mut self) {
-        self.0.0.lock().remove(&self.1);
+        let mut running = self.flows.running.lock();
+        // Others may have been begun meanwhile.
+        if running.get(&self.target).is_some_and(|known| Arc::ptr_eq(known, &self.progress)) {
+            running.remove(&self.target);
+        }
+    }
+}
+
+/// Waits until a target has adopted what an attempt has sealed of all its sources, for as long as it is led here.
+pub(crate) async fn reached(
+    node: &ShardNode,
+    target: ShardId,
+    (reshard, attempt): (ReshardId, Attempt),
+    deadline: Instant,
+) -> ServiceResult<Reached> {
+    let later = |why: &str| {
+        let message = format!("shard {target} hasn't adopted in attempt {attempt}: {why}");
+        WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(Retry::Later)
+    };
+    loop {
+        let mut adopted = std::pin::pin!(node.flows.adopted.notified());
+        adopted.as_mut().enable();
+        let topology = node.topology();
+        let known = topology.reshards.iter().find(|known| known.id == reshard);
+        let flows = known.into_iter().flat_map(|known| &known.flows).filter(|flow| flow.target == target);
+        let sources: Vec<ShardId> = flows.map(|flow| flow.source).collect();
+        if sources.is_empty() {
+            return Err(later("it takes over from none that this node knows"));
+        }
+        let statuses = node.flows.statuses(target).unwrap_or_default();
+        if let Some(obstacle) = statuses.iter().find_map(|status| status.obstacle.as_ref()) {
+            return Err(WireError::internal(format!(
+                "shard {target} can't take over any more: {obstacle:?}"
+            )));
+        }
+        let replica = node.desk(target, None)?.replica;
+        let snapshot = replica.snapshot(Consistency::Strong, deadline).await?;
+        let found = take::adopted(snapshot.connection(), target, attempt, &sources);
+        if let Some(sources) = found.map_err(|error| snapshot.explain(error))? {
+            // It hasn't served in between, since nobody was told of it.
+            return Ok(Reached { first: snapshot.position(), sources });
+        }
+        drop(snapshot);
+        let now = machine::now();
+        if now >= deadline {
+            return Err(later("something of it hasn't come"));
+        }
+        // Whoever leads it by then may be another one.
+        let _ = tokio::time::timeout_at(deadline.min(now + LOOK).into(), adopted).await;
     }
 }
 
@@ -147,10 +219,10 @@ async fn follow(node: Arc<ShardNode>, peers: Arc<dyn Peers>, target: ShardId, fl
             }
             continue;
         }
-        let (told, begun_at) = (Told(&node.flows, target), machine::now());
+        let (begun_at, mut told) = (machine::now(), None);
         let ended = match Target::begin(&node, &peers, replica.clone(), target, &flows).await {
             Ok(mut begun) => {
-                node.flows.0.lock().insert(target, begun.progress());
+                told = Some(Told::begin(&node.flows, target, begun.progress()));
                 let ended = begun.run().await;
                 if let Err(Stop::Obstacle(place, obstacle)) = &ended {
                     begun.stop(*place, obstacle.clone());

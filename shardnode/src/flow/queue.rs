@@ -6,7 +6,9 @@
 
 use bytes::Bytes;
 use proto::LogIndex;
-use proto::services::{Change, ChangeKind, Changes, NamedAnswer, ReplayRun, SchemaRun, Serving};
+use proto::services::{
+    Change, ChangeKind, Changes, Estate, Left, NamedAnswer, ReplayRun, SchemaRun, Serving,
+};
 use std::collections::VecDeque;
 
 /// A write takes no further entry once it has so many bytes.
@@ -59,8 +61,29 @@ pub(super) struct Entries {
     pub rows: Vec<Bytes>,
     /// The requests that they answered.
     pub answers: Vec<NamedAnswer>,
+    /// Whether the source was opened again: what was adopted of it isn't its estate any more.
+    pub reopens: bool,
     /// All up to here.
     pub to: LogIndex,
+}
+
+/// A seal that holds as far as is known, with what else its entry did, and what it leaves.
+#[derive(Debug, PartialEq)]
+pub(super) struct Seal {
+    pub by: Estate,
+    pub left: Vec<Left>,
+    pub entry: Entries,
+}
+
+impl Entries {
+    fn add(&mut self, kind: ChangeKind) {
+        match kind {
+            ChangeKind::Rows(changeset) => self.rows.push(changeset),
+            ChangeKind::Answer(answer) => self.answers.push(answer),
+            ChangeKind::Serving(Serving::Open) => self.reopens = true,
+            _ => {}
+        }
+    }
 }
 
 impl Queue {
@@ -132,6 +155,33 @@ impl Queue {
         }
     }
 
+    /// The seal in front, if all before it was taken out and nothing undoes it.
+    pub fn seal(&self) -> Option<Seal> {
+        let index = self.changes.front()?.index;
+        if !self.is_sealed() || index > self.read || self.taken.0 + 1 < index.0 {
+            return None;
+        }
+        let mut entry = Entries { to: index, ..Entries::default() };
+        let (mut by, mut left) = (None, Vec::new());
+        for change in self.changes.iter().take_while(|change| change.index == index) {
+            match &change.kind {
+                ChangeKind::Serving(Serving::Sealed(estate)) => by = *estate,
+                ChangeKind::Left(of) => left.push(of.clone()),
+                other => entry.add(other.clone()),
+            }
+        }
+        Some(Seal { by: by?, left, entry })
+    }
+
+    /// Takes the entry in front out.
+    pub fn end_entry(&mut self) {
+        let Some(index) = self.changes.front().map(|change| change.index) else { return };
+        while self.changes.front().is_some_and(|change| change.index == index) {
+            self.pop();
+        }
+        self.taken = self.taken.max(index);
+    }
+
     /// Takes what is in front out, whatever it is, with the entry that it is all of.
     pub fn pass(&mut self) {
         if let Some(change) = self.pop() {
@@ -169,10 +219,12 @@ impl Queue {
                     return Next::Piece(piece);
                 }
                 ChangeKind::Schema(_) | ChangeKind::Replay(_) => break,
-                ChangeKind::Rows(_) | ChangeKind::Answer(_) => {}
+                ChangeKind::Rows(_) | ChangeKind::Answer(_) | ChangeKind::Left(_) => {}
                 ChangeKind::Serving(_) | ChangeKind::Layouts(_) => {}
             }
-            if index > self.read || bytes >= WRITE_BYTES {
+            let entry = self.changes.iter().take_while(|change| change.index == index);
+            let more: usize = entry.map(cost).sum();
+            if index > self.read || bytes > 0 && bytes + more > WRITE_BYTES {
                 break;
             }
             if self.is_sealed() {
@@ -184,11 +236,7 @@ impl Queue {
             while self.changes.front().is_some_and(|change| change.index == index) {
                 let Some(change) = self.pop() else { break };
                 bytes += cost(&change);
-                match change.kind {
-                    ChangeKind::Rows(changeset) => entries.rows.push(changeset),
-                    ChangeKind::Answer(answer) => entries.answers.push(answer),
-                    _ => {}
-                }
+                entries.add(change.kind);
             }
             entries.to = index;
         }
@@ -226,6 +274,7 @@ fn cost(change: &Change) -> usize {
     let bytes = match &change.kind {
         ChangeKind::Rows(changeset) | ChangeKind::Piece(changeset) => changeset.len(),
         ChangeKind::Answer(answer) => answer.output.len(),
+        ChangeKind::Left(Left::Prepared(prepared)) => prepared.locks.len() + prepared.changes.len(),
         _ => 0,
     };
     bytes + COST
@@ -268,11 +317,12 @@ mod tests {
         assert!(is_empty(&mut queue));
         queue.put(part(vec![rows(9, 10)], 10));
         assert_eq!(entries(&mut queue), (10, 2));
-        queue.put(part((11..16).map(|index| rows(index, WRITE_BYTES / 2)).collect(), 15));
+        queue.put(part((11..16).map(|index| rows(index, WRITE_BYTES / 2 - COST)).collect(), 15));
         assert!(!queue.has_room());
         assert_eq!(entries(&mut queue), (12, 2));
         assert_eq!(entries(&mut queue), (14, 2));
         assert!(queue.has_room());
+        // One that would be too much goes by itself.
         queue.put(part(vec![rows(16, 3 * WRITE_BYTES)], 15));
         assert_eq!(entries(&mut queue), (15, 1));
         assert!(is_empty(&mut queue) && queue.has_room(), "else its end would never come");

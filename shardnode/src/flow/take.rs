@@ -4,9 +4,11 @@
 //! has taken over meanwhile, or this one without hearing of it, is never taken over again.
 
 use super::progress::Progress;
-use super::queue::{Entries, Next, Queue, WRITE_BYTES};
+use super::queue::{Entries, Next, Queue, Seal, WRITE_BYTES};
 use super::source::{Heard, listen};
 use super::{LOOK, Stop};
+use crate::estate;
+use crate::fence::{Standing, State};
 use crate::layout::{Layouts, Share};
 use crate::node::ShardNode;
 use bytes::Bytes;
@@ -14,9 +16,11 @@ use dialect::sqlite::error;
 use futures::{FutureExt, StreamExt};
 use parking_lot::Mutex;
 use proto::machine;
-use proto::services::{BoxStream, Consistency, FlowObstacle, NamedAnswer, Peers, ReplayRun, ServiceResult};
-use proto::topology::Flow;
-use proto::{LogIndex, Retry, ShardId, SqlState, Term, TransactionId, WireError};
+use proto::services::{
+    BoxStream, Consistency, FlowObstacle, Left, NamedAnswer, Peers, ReplayRun, ServiceResult,
+};
+use proto::topology::{Flow, Reshard};
+use proto::{Attempt, LogIndex, Retry, RouterIncarnation, ShardId, SqlState, Term, TransactionId, WireError};
 use replica::{Overlay, Piece, Pieces, Rehearsal, Replay, Replica, SchemaEntry, Stage, Staging, Write};
 use rusqlite::{Connection, OptionalExtension};
 use std::future::poll_fn;
@@ -59,8 +63,8 @@ struct Source {
 
 /// A big transaction that is being staged.
 struct Arriving {
+    source: ShardId,
     index: LogIndex,
-    owner: TransactionId,
     answer: Option<NamedAnswer>,
     /// The source's pieces that are to come.
     left: u64,
@@ -69,8 +73,10 @@ struct Arriving {
 }
 
 impl Arriving {
+    /// Its entry names it: a transaction may come from several sources, a part of it from each.
     fn staging(&self) -> Staging {
-        Staging { table: TABLE, owner: self.owner }
+        let owner = TransactionId { router: RouterIncarnation(self.source.0), sequence: self.index.0 };
+        Staging { table: TABLE, owner }
     }
 }
 
@@ -133,16 +139,26 @@ impl Target {
 
     /// Takes over what comes, as long as the group is led here.
     pub async fn run(&mut self) -> Result<(), Stop> {
+        let mut epochs = self.node.epochs();
         while self.replica.is_leader() {
             let mut goes_on = true;
             while goes_on {
-                goes_on = self.align().await?;
+                epochs.mark_unchanged();
+                goes_on = self.align().await? || self.adopt().await?;
                 for place in 0..self.sources.len() {
                     goes_on |= self.take(place).await?;
                 }
             }
             // Nobody may have anything to say for long, and meanwhile somebody else may lead.
-            if let Ok((place, heard)) = tokio::time::timeout(LOOK, self.hear()).await {
+            let heard = async {
+                tokio::select! {
+                    biased;
+                    heard = self.hear() => Some(heard),
+                    // What is sealed may have the gate that it is for.
+                    _ = epochs.changed() => None,
+                }
+            };
+            if let Ok(Some((place, heard))) = tokio::time::timeout(LOOK, heard).await {
                 self.put(place, heard);
                 while self.sources[place].queue.bytes() < WRITE_BYTES
                     && let Some(Some(heard)) = self.sources[place].log.next().now_or_never()
@@ -191,8 +207,9 @@ impl Target {
         match self.sources[place].queue.next() {
             Next::Nothing | Next::Schema | Next::Seal => return Ok(false),
             Next::Entries(entries) => self.take_entries(place, entries).await?,
-            Next::Replay(index, ReplayRun { owner, pieces, answer }) => {
-                let replay = Arriving { index, owner, answer, left: pieces, staged: 0 };
+            Next::Replay(index, ReplayRun { owner: _, pieces, answer }) => {
+                let source = self.sources[place].flow.source;
+                let replay = Arriving { source, index, answer, left: pieces, staged: 0 };
                 self.sources[place].replay = Some(replay);
                 self.finish_replay(place).await?;
             }
@@ -205,26 +222,75 @@ impl Target {
     }
 
     async fn take_entries(&mut self, place: usize, entries: Entries) -> Result<(), Stop> {
-        let Entries { rows, answers, to } = entries;
+        let (reopens, to) = (entries.reopens, entries.to);
+        let own = self.own(place, entries)?;
+        let written = if reopens {
+            let run = move |stage: &Stage<'_>| {
+                own.take(stage, None)?;
+                estate::close(stage)
+            };
+            self.node.desk(self.target, None)?.adopt(run, machine::now() + PATIENCE).await
+        } else {
+            write(&self.replica, move |stage| own.take(stage, None).map(|()| Bytes::new())).await.map(drop)
+        };
+        written.map_err(|error| obstacle(place, error))?;
+        self.note(place, to);
+        Ok(())
+    }
+
+    /// What of entries is the target's.
+    fn own(&self, place: usize, entries: Entries) -> Result<Own, Stop> {
+        let Entries { rows, answers, reopens: _, to } = entries;
         let mut own = Vec::with_capacity(rows.len());
         for changeset in &rows {
             own.push(self.filter(place, changeset)?);
         }
-        let (source, from) = (self.sources[place].flow.source, self.sources[place].position);
+        own.retain(|changeset| !changeset.is_empty());
+        let Source { flow, position, .. } = &self.sources[place];
+        Ok(Own { source: flow.source, from: *position, to, rows: own, answers })
+    }
+
+    /// Adopts what the sources leave, if all of them are sealed and the topology says by which attempt they are to be; says
+    /// whether there was something to adopt.
+    async fn adopt(&mut self) -> Result<bool, Stop> {
+        let mut seals = Vec::with_capacity(self.sources.len());
+        for source in &self.sources {
+            let Some(seal) = source.queue.seal() else { return Ok(false) };
+            seals.push(seal);
+        }
+        let topology = self.node.topology();
+        let target = self.target;
+        let flows = |reshard: &&Reshard| reshard.flows.iter().any(|flow| flow.target == target);
+        let gate = topology.reshards.iter().find(flows).and_then(|of| Some((of.id, of.gate?)));
+        if seals.iter().any(|seal| Some((seal.by.reshard, seal.by.attempt)) != gate) {
+            return Ok(false);
+        }
+        let (mut ends, mut owns, mut estate) = (Vec::new(), Vec::new(), Vec::new());
+        for (place, Seal { by, left, entry }) in seals.into_iter().enumerate() {
+            ends.push(entry.to);
+            owns.push((by.attempt, self.own(place, entry)?));
+            for mut left in left {
+                if let Left::Prepared(prepared) = &mut left {
+                    prepared.changes = self.filter(place, &prepared.changes)?;
+                }
+                estate.push(left);
+            }
+        }
         let run = move |stage: &Stage<'_>| {
-            go_on(stage, source, from, to)?;
-            for changeset in own.iter().filter(|changeset| !changeset.is_empty()) {
-                stage.apply(changeset)?;
+            for (attempt, own) in owns {
+                own.take(stage, Some(attempt))?;
             }
-            for NamedAnswer { request, settled, output } in answers {
-                stage.remember(request, settled, output)?;
-            }
-            Ok(Bytes::new())
+            estate::adopt(stage, target, estate)
         };
-        let written = write(&self.replica, run).await;
-        written.map_err(|error| obstacle(place, error))?;
-        self.note(place, to);
-        Ok(())
+        // None of them is to blame that what they leave can't be taken up together. If it never can, the seals will be undone.
+        self.node.desk(target, None)?.adopt(run, machine::now() + PATIENCE).await?;
+        for (place, to) in ends.into_iter().enumerate() {
+            self.sources[place].queue.end_entry();
+            self.note(place, to);
+        }
+        tracing::info!(%target, "has adopted what was sealed");
+        self.node.flows.tell();
+        Ok(true)
     }
 
     /// Stages a piece of a big transaction, as far as it is the target's.
@@ -253,7 +319,7 @@ impl Target {
         self.sources[place].queue.end(to);
         if replay.staged == 0 {
             let answers = replay.answer.into_iter().collect();
-            return self.take_entries(place, Entries { rows: Vec::new(), answers, to }).await;
+            return self.take_entries(place, Entries { answers, to, ..Entries::default() }).await;
         }
         // Its last piece is that the source's row moves.
         let move_row = move |stage: &Stage<'_>| {
@@ -306,7 +372,7 @@ impl Target {
         }
         if run.failure.is_none() {
             let mut statements = run.statements;
-            statements.extend(ends.iter().map(|(source, _, to)| set_position(*source, *to)));
+            statements.extend(ends.iter().map(|(source, _, to)| set_position(*source, *to, None)));
             let (id, deadline) = ((run.step.job, run.step.step), machine::now() + LONG_PATIENCE);
             let (require_empty, notes) = (run.require_empty, Vec::new());
             let entry = SchemaEntry { id, statements, require_empty, notes, deadline };
@@ -353,12 +419,35 @@ impl Target {
     }
 }
 
+/// What of a source's entries is the target's.
+struct Own {
+    source: ShardId,
+    from: LogIndex,
+    to: LogIndex,
+    rows: Vec<Bytes>,
+    answers: Vec<NamedAnswer>,
+}
+
+impl Own {
+    /// Takes it over; in an attempt's adoption notes that.
+    fn take(self, stage: &Stage<'_>, adopted: Option<Attempt>) -> ServiceResult<()> {
+        check(stage, self.source, self.from)?;
+        stage.execute_batch(&set_position(self.source, self.to, adopted)).map_err(error)?;
+        for changeset in &self.rows {
+            stage.apply(changeset)?;
+        }
+        for NamedAnswer { request, settled, output } in self.answers {
+            stage.remember(request, settled, output)?;
+        }
+        Ok(())
+    }
+}
+
 /// What an error of taking over means: what was said of the rows isn't so, or it is to be tried anew.
 fn obstacle(place: usize, error: WireError) -> Stop {
-    let lasting =
-        [SqlState::DATA_CORRUPTED, SqlState::SERIALIZATION_FAILURE, SqlState::PROGRAM_LIMIT_EXCEEDED];
+    let passes = [SqlState::QUERY_CANCELED, SqlState::DISK_FULL, SqlState::IO_ERROR, SqlState::OUT_OF_MEMORY];
     match error.retry {
-        Retry::Never if lasting.contains(&error.sqlstate) => {
+        Retry::Never if !passes.contains(&error.sqlstate) => {
             Stop::Obstacle(place, FlowObstacle::Differs(error.to_string()))
         }
         _ => Stop::Again(error),
@@ -418,6 +507,28 @@ fn position(connection: &Connection, source: ShardId) -> ServiceResult<Option<Lo
     Ok(found.map(|position| LogIndex(position.cast_unsigned())))
 }
 
+/// The seals that a target has adopted, one of each of its sources; nothing if it hasn't adopted what this attempt has sealed, or not all.
+pub(super) fn adopted(
+    connection: &Connection,
+    target: ShardId,
+    attempt: Attempt,
+    sources: &[ShardId],
+) -> ServiceResult<Option<Vec<(ShardId, LogIndex)>>> {
+    let Standing { shard, state, .. } = Standing::read(connection)?;
+    if (shard, state) != (target, State::Open) {
+        return Ok(None);
+    }
+    let sql = "SELECT position FROM shoal_source WHERE shard = ?1 AND attempt = ?2";
+    let mut statement = connection.prepare_cached(sql).map_err(error)?;
+    let mut found = Vec::with_capacity(sources.len());
+    for source in sources {
+        let position = statement.query_row((source.0.cast_signed(), attempt.0), |row| row.get::<_, i64>(0));
+        let Some(position) = position.optional().map_err(error)? else { return Ok(None) };
+        found.push((*source, LogIndex(position.cast_unsigned())));
+    }
+    Ok(Some(found))
+}
+
 /// That all up to here was taken over, and no more.
 fn check(connection: &Connection, source: ShardId, from: LogIndex) -> ServiceResult<()> {
     match position(connection, source)? {
@@ -432,12 +543,15 @@ fn check(connection: &Connection, source: ShardId, from: LogIndex) -> ServiceRes
 /// Moves a source's row.
 fn go_on(connection: &Connection, source: ShardId, from: LogIndex, to: LogIndex) -> ServiceResult<()> {
     check(connection, source, from)?;
-    connection.execute_batch(&set_position(source, to)).map_err(error)
+    connection.execute_batch(&set_position(source, to, None)).map_err(error)
 }
 
-fn set_position(source: ShardId, to: LogIndex) -> String {
+/// The statement that moves a source's row; `adopted`: by taking up what it leaves that was sealed by this attempt.
+fn set_position(source: ShardId, to: LogIndex, adopted: Option<Attempt>) -> String {
+    let attempt = adopted.map_or(0, |attempt| attempt.0);
     format!(
-        "INSERT INTO shoal_source VALUES ({}, {}, 0) ON CONFLICT (shard) DO UPDATE SET position = excluded.position",
+        "INSERT INTO shoal_source VALUES ({}, {}, {attempt})
+         ON CONFLICT (shard) DO UPDATE SET position = excluded.position, attempt = max(attempt, excluded.attempt)",
         source.0, to.0
     )
 }

@@ -117,6 +117,7 @@ fn lines(changes: &[Change]) -> Vec<String> {
             ChangeKind::Piece(changeset) => lines.push(format!("piece of {}", rows(changeset).len())),
             ChangeKind::Serving(serving) => lines.push(format!("{serving:?}")),
             ChangeKind::Layouts(tables) => lines.push(format!("layouts of {}", tables.len())),
+            ChangeKind::Left(left) => lines.push(format!("leaves {left:?}")),
         }
     }
     lines

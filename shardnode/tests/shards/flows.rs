@@ -8,7 +8,7 @@ use proto::services::{
     ClusterState, Consistency, CoordinatorService, FlowObstacle, FragmentRequest, HandOver, HandOverAction,
     HandedOver, Peers, ReplicaService, SchemaRequest, SchemaStep, ShardService,
 };
-use proto::topology::{Flow, Reshard, Sharding};
+use proto::topology::{Flow, Reshard, Sharding, Topology};
 use proto::{
     Attempt, ColumnId, GroupId, KeyRange, LogIndex, NodeId, RequestId, ReshardId, Retry, RouterIncarnation,
     ShardId, TableId, TransactionId, WireError,
@@ -21,14 +21,15 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
 
-const TABLE: &str = "CREATE TABLE t1 (c1 INTEGER NOT NULL PRIMARY KEY, c2 TEXT) STRICT";
+pub const TABLE: &str = "CREATE TABLE t1 (c1 INTEGER NOT NULL PRIMARY KEY, c2 TEXT) STRICT";
 
 /// The whole, and its halves.
-const WHOLE: ShardId = ShardId(1);
-const HALVES: [ShardId; 2] = [ShardId(2), ShardId(3)];
+pub const WHOLE: ShardId = ShardId(1);
+pub const HALVES: [ShardId; 2] = [ShardId(2), ShardId(3)];
 
-fn group(shard: ShardId) -> GroupId {
-    GroupId(shard.0 + 1)
+pub fn group(shard: ShardId) -> GroupId {
+    // The whole's group may bear another name later on.
+    GroupId(if shard > HALVES[1] { WHOLE.0 } else { shard.0 } + 1)
 }
 
 /// The nodes that are up.
@@ -56,11 +57,11 @@ struct Runner {
 }
 
 /// Nodes that all hold the whole and its halves.
-struct Cluster {
+pub struct Cluster {
     nodes: Vec<Option<Runner>>,
     network: Arc<Network>,
     directory: Arc<Directory>,
-    state: ClusterState,
+    pub state: ClusterState,
     change: fn(&mut replica::Config),
 }
 
@@ -71,7 +72,7 @@ impl Drop for Runner {
 }
 
 /// From the whole to its halves, or from them to the whole.
-fn flows(splits: bool) -> Vec<Flow> {
+pub fn flows(splits: bool) -> Vec<Flow> {
     let flow = |half: ShardId| match splits {
         true => Flow { source: WHOLE, target: half, references: true },
         false => Flow { source: half, target: WHOLE, references: half == HALVES[0] },
@@ -80,7 +81,7 @@ fn flows(splits: bool) -> Vec<Flow> {
 }
 
 impl Cluster {
-    async fn start(count: u64, splits: bool, change: fn(&mut replica::Config)) -> Cluster {
+    pub async fn start(count: u64, splits: bool, change: fn(&mut replica::Config)) -> Cluster {
         let ids: Vec<_> = (1..=count).map(NodeId).collect();
         let mut state = state(ids.clone());
         let topology = Arc::make_mut(&mut state.topology);
@@ -102,11 +103,20 @@ impl Cluster {
         cluster
     }
 
+    fn stop_flows(&self, place: usize) {
+        self.nodes[place].as_ref().unwrap().flows.abort();
+    }
+
+    fn begin_flows(&mut self, place: usize) {
+        let peers = Arc::clone(&self.directory);
+        let runner = self.nodes[place].as_mut().unwrap();
+        runner.flows = flows_of(&runner.node, peers);
+    }
+
     fn add(&mut self, node: Node) {
         let id = node.host.statuses()[0].node;
         self.directory.0.lock().insert(id, Arc::downgrade(&node.shards));
-        let (shards, peers) = (Arc::clone(&node.shards), Arc::clone(&self.directory));
-        let flows = tokio::spawn(async move { shards.run_flows(peers).await }).abort_handle();
+        let flows = flows_of(&node, Arc::clone(&self.directory));
         let runner = Some(Runner { node, flows });
         match self.nodes.get_mut(id.0 as usize - 1) {
             Some(place) => *place = runner,
@@ -114,12 +124,22 @@ impl Cluster {
         }
     }
 
-    fn up(&self) -> impl Iterator<Item = &Node> {
+    /// The next epoch.
+    pub fn change(&mut self, change: impl FnOnce(&mut Topology)) {
+        let topology = Arc::make_mut(&mut self.state.topology);
+        topology.epoch.0 += 1;
+        change(topology);
+        for node in self.up() {
+            node.shards.follow(&self.state);
+        }
+    }
+
+    pub fn up(&self) -> impl Iterator<Item = &Node> {
         self.nodes.iter().flatten().map(|runner| &runner.node)
     }
 
     /// Whoever leads a shard's group.
-    async fn leader(&self, shard: ShardId) -> (&Node, Replica) {
+    pub async fn leader(&self, shard: ShardId) -> (&Node, Replica) {
         let led = async {
             let mut pause = tokio::time::interval(Duration::from_millis(5));
             loop {
@@ -136,7 +156,7 @@ impl Cluster {
     }
 
     /// Ends the node that leads a shard's group, and starts it anew once another one leads.
-    async fn kill_leader(&mut self, shard: ShardId) {
+    pub async fn kill_leader(&mut self, shard: ShardId) {
         let id = self.leader(shard).await.0.host.statuses()[0].node;
         let place = id.0 as usize - 1;
         let mut runner = self.nodes[place].take().unwrap();
@@ -151,7 +171,7 @@ impl Cluster {
     }
 
     /// Asks until somebody answers as leader.
-    async fn write(&self, shard: ShardId, sql: &str, sequence: u64) -> Result<LogIndex, WireError> {
+    pub async fn write(&self, shard: ShardId, sql: &str, sequence: u64) -> Result<LogIndex, WireError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let (node, _) = self.leader(shard).await;
@@ -164,7 +184,7 @@ impl Cluster {
         }
     }
 
-    async fn schema(&self, shard: ShardId, job: u64, sql: &str) -> Result<LogIndex, WireError> {
+    pub async fn schema(&self, shard: ShardId, job: u64, sql: &str) -> Result<LogIndex, WireError> {
         let column = |id, ty| LayoutColumn { id: ColumnId(id), ty };
         let layout = Layout {
             columns: vec![column(1, 20), column(2, 25)],
@@ -187,7 +207,7 @@ impl Cluster {
     }
 
     /// A list that a query gives.
-    async fn list(&self, shard: ShardId, sql: &str) -> BTreeSet<String> {
+    pub async fn list(&self, shard: ShardId, sql: &str) -> BTreeSet<String> {
         let (_, replica) = self.leader(shard).await;
         let snapshot = replica.snapshot(Consistency::Eventual, Instant::now() + PATIENCE).await.unwrap();
         let mut statement = snapshot.connection().prepare(sql).unwrap();
@@ -195,11 +215,11 @@ impl Cluster {
         lines.collect::<Result<_, _>>().unwrap()
     }
 
-    async fn rows(&self, shard: ShardId) -> BTreeSet<String> {
+    pub async fn rows(&self, shard: ShardId) -> BTreeSet<String> {
         self.list(shard, "SELECT c1 || '=' || c2 FROM t1").await
     }
 
-    async fn requests(&self, shard: ShardId) -> BTreeSet<String> {
+    pub async fn requests(&self, shard: ShardId) -> BTreeSet<String> {
         let sql = "SELECT router || '-' || sequence || '=' || hex(output) FROM replica_requests";
         self.list(shard, sql).await
     }
@@ -245,7 +265,7 @@ impl Cluster {
     }
 
     /// Has a target take over all that its sources have.
-    async fn catches_up(&self, target: ShardId, sources: &[ShardId]) {
+    pub async fn catches_up(&self, target: ShardId, sources: &[ShardId]) {
         for source in sources {
             let (_, replica) = self.leader(*source).await;
             self.reaches(target, *source, replica.status().applied).await;
@@ -253,7 +273,7 @@ impl Cluster {
     }
 
     /// That the halves have what the whole has, each its own.
-    async fn is_split(&self) {
+    pub async fn is_split(&self) {
         for half in HALVES {
             self.catches_up(half, &[WHOLE]).await;
         }
@@ -269,13 +289,18 @@ impl Cluster {
     }
 }
 
+fn flows_of(node: &Node, peers: Arc<Directory>) -> AbortHandle {
+    let shards = Arc::clone(&node.shards);
+    tokio::spawn(async move { shards.run_flows(peers).await }).abort_handle()
+}
+
 /// Asks how far a target's flows are.
 fn asking(shard: ShardId) -> HandOver {
     let (reshard, attempt, action) = (ReshardId(7), Attempt(0), HandOverAction::Flows);
     HandOver { shard, reshard, attempt, action, timeout: PATIENCE }
 }
 
-fn insert(keys: std::ops::Range<i64>, value: &str) -> String {
+pub fn insert(keys: std::ops::Range<i64>, value: &str) -> String {
     let rows: Vec<_> = keys.map(|key| format!("({key}, '{value}')")).collect();
     format!("INSERT INTO t1 VALUES {}", rows.join(", "))
 }
@@ -428,7 +453,7 @@ async fn a_log_that_no_replica_has_any_more_is_an_obstacle() {
     cluster.schema(WHOLE, 1, TABLE).await.unwrap();
     cluster.write(WHOLE, &insert(0..20, "x"), 1).await.unwrap();
     cluster.is_split().await;
-    cluster.nodes[0].as_ref().unwrap().flows.abort();
+    cluster.stop_flows(0);
     let (node, whole) = cluster.leader(WHOLE).await;
     let from = whole.status().applied;
     let request =
@@ -442,22 +467,21 @@ async fn a_log_that_no_replica_has_any_more_is_an_obstacle() {
             break;
         }
     }
-    let node = cluster.nodes[0].take().unwrap();
-    let shards = Arc::clone(&node.node.shards);
-    let peers = Arc::clone(&cluster.directory);
-    let flows = tokio::spawn(async move { shards.run_flows(peers).await }).abort_handle();
-    cluster.nodes[0] = Some(node);
+    cluster.begin_flows(0);
     assert_eq!(cluster.stops(HALVES[0], WHOLE).await, FlowObstacle::Forgotten);
-    flows.abort();
 }
 
 /// Commits a big transaction of one row each, by so many pieces.
 async fn replay(replica: &Replica, sequence: u64, keys: Vec<i64>) -> LogIndex {
+    replay_of(replica, sequence, keys, "big").await
+}
+
+async fn replay_of(replica: &Replica, sequence: u64, keys: Vec<i64>, value: &str) -> LogIndex {
     let deadline = Instant::now() + PATIENCE;
     let owner = TransactionId { router: RouterIncarnation(5), sequence };
     let staging = Staging { table: "shoal_staged", owner };
     for (n, key) in (1..).zip(&keys) {
-        let sql = insert(*key..key + 1, "big");
+        let sql = insert(*key..key + 1, value);
         let run = move |stage: &replica::Stage<'_>| {
             stage.execute_batch(&sql).unwrap();
             stage.changes()
@@ -535,6 +559,29 @@ async fn a_request_that_two_sources_have_answered_keeps_the_first_answer() {
     assert_eq!(both.len(), 100);
     assert_eq!(cluster.rows(WHOLE).await, both);
     assert_eq!(cluster.requests(WHOLE).await, cluster.requests(HALVES[0]).await);
+}
+
+/// A transaction over both has one name on both.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parts_of_one_big_transaction_come_from_both_sources_at_a_time() {
+    let mut cluster = Cluster::start(1, false, |_| {}).await;
+    for half in HALVES {
+        cluster.schema(half, 1, TABLE).await.unwrap();
+        hold(&cluster.leader(half).await.1).await;
+    }
+    cluster.catches_up(WHOLE, &HALVES).await;
+    // What is there when the flows begin, and is more than is read at a time, is taken over by turns.
+    cluster.stop_flows(0);
+    let value = "x".repeat(100_000);
+    for (half, first) in HALVES.into_iter().zip([0, 100]) {
+        let (_, replica) = cluster.leader(half).await;
+        replay_of(&replica, 7, (first..first + 40).collect(), &value).await;
+    }
+    cluster.begin_flows(0);
+    cluster.catches_up(WHOLE, &HALVES).await;
+    let mut both = cluster.rows(HALVES[0]).await;
+    both.extend(cluster.rows(HALVES[1]).await);
+    assert!(cluster.rows(WHOLE).await == both && both.len() == 80);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

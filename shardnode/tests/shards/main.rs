@@ -1,6 +1,7 @@
 //! Shards on real replicas, in one process.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod adopting;
 mod building;
 mod changes;
 mod common;
