@@ -47,8 +47,7 @@ pub enum Command {
         shoal stream --table account --from main/-80.1:4711,main/80-.1:99")]
     Stream(Stream),
     /// Splits and merges shards while clients go on
-    // Nobody is to begin what can't be ended by a switch yet.
-    #[command(subcommand, hide = true)]
+    #[command(subcommand)]
     Reshard(Reshard),
     /// Shows transactions, and ends those that nobody decides
     #[command(subcommand)]

@@ -191,7 +191,8 @@ impl Replica {
     }
 
     /// Has every replica keep the log from this index on for a holder of this name, whoever leads, until it is called
-    /// with another index or with none. 55000 if some replica may have forgotten that index already. Errors as for
+    /// with another index or with none. 55000 if some replica may have forgotten that index already; one that lies ahead is
+    /// that of the entry after the one that says all this, which nobody has forgotten. Errors as for
     /// [`Self::write`]; repeating it is always safe. A replica that gets an image has no log from before it. Answers with
     /// the index from which on every replica knows. For a name that begins with `reshard/` or `stream/`, replays from there
     /// on keep what they change ([`crate::replayed`]).

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use proto::machine;
 use proto::services::{
     BuildAction, BuildRequest, BuildTarget, Built, Consistency, HandOver, HandOverAction, HandedOver,
-    LogHold, ReplicaAction, ReplicaRole, ReplicaService, ReplicaStatus, ReshardPhase, ShardService,
+    LogHold, ReplicaAction, ReplicaRole, ReplicaService, ReplicaStatus, ShardService,
 };
 use proto::topology::{Shard, Topology};
 use proto::{Attempt, GroupId, LogIndex, NodeId, ReshardId, Retry, ShardId, SqlState, WireError};
@@ -246,14 +246,9 @@ impl Asker {
     }
 
     async fn hold(&self, group: GroupId, hold: Hold) -> Result<Option<Event>> {
-        let first = if self.record.phase == ReshardPhase::Imaging {
-            // What the image lacks is what the replica lacks that it is made of.
-            self.replica(self.record.builder, group).await?.applied
-        } else {
-            self.leading(group).await?.applied
-        };
-        let index = self.set_hold(group, hold, Some(LogIndex(first.0 + 1))).await?;
-        // Who begins after the hold's own entry has no replay before it whose pieces may be gone.
+        // From its own entry on: an image is begun once that is applied, and so has all that came before. What lies before may be
+        // forgotten at any moment.
+        let index = self.set_hold(group, hold, Some(LogIndex(u64::MAX))).await?;
         Ok(Some(Event::Held { group, hold, from: LogIndex(index.0 + 1) }))
     }
 
@@ -333,18 +328,6 @@ impl Asker {
             })
         };
         self.core.reach().group(group, &nodes, LIMIT, ask).await
-    }
-
-    /// What a node's replica of a group is doing.
-    async fn replica(&self, node: NodeId, group: GroupId) -> Result<ReplicaStatus> {
-        let missing = || {
-            let message = format!("node {node} has no replica of group {group}");
-            WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(Retry::Later)
-        };
-        let service = self.core.reach().peers.replica_service(node).ok_or_else(missing)?;
-        let statuses = service.replicas().await?;
-        let found = statuses.into_iter().find(|status| status.group == group && status.stopped.is_none());
-        found.ok_or_else(missing)
     }
 }
 

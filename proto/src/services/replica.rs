@@ -35,7 +35,8 @@ pub trait ReplicaService: Send + Sync {
     fn check(&self, group: GroupId, timeout: Duration) -> BoxFuture<'_, ServiceResult<LogIndex>>;
 
     /// Has every replica of a group keep its log from an index on for whoever has this name, or no more, and answers with
-    /// the index from which on every replica knows. 55000 if some replica may have forgotten that index already.
+    /// the index from which on every replica knows. 55000 if some replica may have forgotten that index already; one that
+    /// lies ahead means all that comes after the answer.
     fn hold_log(
         &self,
         group: GroupId,

@@ -31,9 +31,10 @@ impl Engine {
         floor: u64,
     ) -> Result<Result<u64, WireError>, ReplicaError> {
         let Hold { name, from } = hold;
-        match from {
+        // Who doesn't know where the log is by now begins with what comes after this.
+        match from.map(|from| from.min(index + 1)) {
             // What another holds is there, whatever the floor.
-            Some(from) if *from <= floor && self.holds.values().all(|held| held > from) => {
+            Some(from) if from <= floor && self.holds.values().all(|held| *held > from) => {
                 let message = format!("log index {from} may have been forgotten already");
                 let detail = format!("Indexes up to {floor} may be gone.");
                 let error = WireError::new(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, message);
@@ -47,7 +48,7 @@ impl Engine {
                     Ok(())
                 };
                 set(from.cast_signed()).map_err(|e| self.stop(e))?;
-                self.holds.insert(name.clone(), *from);
+                self.holds.insert(name.clone(), from);
             }
             None => {
                 let end = || -> rusqlite::Result<()> {
