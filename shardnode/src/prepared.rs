@@ -472,7 +472,7 @@ fn pack(rows: &RowBatch) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     #[test]
@@ -555,7 +555,7 @@ mod tests {
     /// A transaction as a shard has prepared it, with a table and one row of it locked.
     fn of(shard: u64, sequence: u64) -> Prepared {
         let resource = |part| Resource { table: TableId(16384), part };
-        let row = resource(Part::Row(vec![shard as u8].into()));
+        let row = resource(Part::Row(vec![shard as u8, sequence as u8].into()));
         Prepared {
             id: TransactionId { router: RouterIncarnation(9), sequence },
             begun: 5,
@@ -569,7 +569,7 @@ mod tests {
     }
 
     /// What this shard leaves that has prepared these, whose changes are the shard's number.
-    fn left(shard: u64, sequences: &[u64]) -> Vec<LeftPrepared> {
+    pub fn left(shard: u64, sequences: &[u64]) -> Vec<LeftPrepared> {
         let source = database();
         for sequence in sequences {
             let changes = Changes::Whole(Bytes::from(shard.to_string()));

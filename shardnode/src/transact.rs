@@ -749,3 +749,6 @@ async fn turn(handle: &Handle, deadline: Instant) -> Result<OwnedMutexGuard<()>,
     let turn = Arc::clone(&handle.turn).lock_owned();
     tokio::time::timeout_at(deadline.into(), turn).await.map_err(|_| stream::timed_out())
 }
+
+#[cfg(test)]
+mod tests;

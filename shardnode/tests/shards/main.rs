@@ -10,6 +10,7 @@ mod failover;
 mod flows;
 mod followers;
 mod fragments;
+mod heirs;
 mod long_reads;
 mod many;
 mod placing;

@@ -21,7 +21,7 @@ use std::time::Instant;
 const HERE: NodeId = NodeId(1);
 const TABLE: &str = "CREATE TABLE t1 (c1 INTEGER NOT NULL PRIMARY KEY, c2 TEXT) STRICT";
 const ROW: &str = "SELECT c2 FROM t1 WHERE c1 = 1";
-const NEXT: ShardId = ShardId(2);
+pub const NEXT: ShardId = ShardId(2);
 
 /// Writes into the row of the shard, as nobody does but in a test.
 pub async fn set(node: &Node, columns: &str) -> LogIndex {
@@ -36,7 +36,7 @@ pub async fn set(node: &Node, columns: &str) -> LogIndex {
 }
 
 /// The same node in a process of its own, where nothing is known of the row. In the topology the group is this shard.
-async fn anew(node: Node, shard: ShardId) -> Node {
+pub async fn anew(node: Node, shard: ShardId) -> Node {
     let node = node.restart(vec![HERE], &Arc::default(), |_| {}).await;
     leads(&node).await;
     let before = state(vec![HERE]);
@@ -99,7 +99,7 @@ async fn heard(node: &Node, shard: ShardId) -> Vec<(String, Result<(), WireError
     told
 }
 
-async fn filled() -> Node {
+pub async fn filled() -> Node {
     let node = Node::start().await;
     node.schema(1, &[TABLE], None).await.unwrap();
     node.shards.execute(node.write("INSERT INTO t1 VALUES (1, 'old')", 1)).await.unwrap();
