@@ -28,7 +28,9 @@ fn id(sequence: u64) -> TransactionId {
 
 /// What is taken to be prepared, and whose votes that is; what is remembered, of 1 to 9; and of which transactions the locks are
 /// held.
-fn known(desk: &Desk) -> (Vec<(u64, Vec<ShardId>)>, Vec<u64>, Vec<u64>) {
+type Known = (Vec<(u64, Vec<ShardId>)>, Vec<u64>, Vec<u64>);
+
+fn known(desk: &Desk) -> Known {
     let statuses = desk.transactions.statuses(desk.to.shard);
     let prepared = statuses.into_iter().filter(|status| status.prepared.is_some());
     let prepared = prepared.map(|status| (status.transaction.sequence, status.votes)).collect();
