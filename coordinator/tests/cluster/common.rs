@@ -5,9 +5,9 @@ use parking_lot::Mutex;
 use proto::services::{
     Access, BoxFuture, BoxStream, BranchAction, BranchRequest, BranchStatus, BuildRequest, Built, Changes,
     ChangesRequest, ClusterState, CoordinatorService, CutRequest, Floor, FragmentRequest, FragmentResponse,
-    HandOver, HandedOver, Members, Peers, RaftMessage, RaftService, RaftTransport, ReplicaService,
-    ReplicaStatus, RowSource, SchemaChange, SchemaChangeRequest, SchemaRequest, ServiceResult, ShardService,
-    Unsettled,
+    HandOver, HandOverAction, HandedOver, Members, Peers, RaftMessage, RaftService, RaftTransport,
+    ReplicaService, ReplicaStatus, RowSource, SchemaChange, SchemaChangeRequest, SchemaRequest,
+    ServiceResult, ShardService, Unsettled,
 };
 use proto::topology::{Node, Roles};
 use proto::{
@@ -48,6 +48,8 @@ pub struct Directory {
     asked: watch::Sender<Vec<(GroupId, Vec<NodeId>)>>,
     /// What shards have of transactions.
     pub branches: watch::Sender<Branches>,
+    /// What was asked of shards for a switch.
+    handed: watch::Sender<Vec<(ShardId, HandOverAction)>>,
 }
 
 /// What shards have of transactions, in their stead.
@@ -183,6 +185,7 @@ impl Directory {
             script: Mutex::default(),
             asked: watch::Sender::default(),
             branches: watch::Sender::default(),
+            handed: watch::Sender::default(),
         })
     }
 
@@ -211,6 +214,20 @@ impl Directory {
     /// What groups were asked to have.
     pub fn all_asked(&self) -> Vec<(GroupId, Vec<NodeId>)> {
         self.asked.borrow().clone()
+    }
+
+    /// Waits until all of these shards were asked for such a thing, for a switch. What was asked for by then.
+    pub async fn handed(
+        &self,
+        shards: &[ShardId],
+        wanted: impl Fn(&HandOverAction) -> bool,
+    ) -> Vec<(ShardId, HandOverAction)> {
+        let mut handed = self.handed.subscribe();
+        let is_asked = |handed: &Vec<(ShardId, HandOverAction)>, shard: &ShardId| {
+            handed.iter().any(|(of, action)| of == shard && wanted(action))
+        };
+        let found = handed.wait_for(|handed| shards.iter().all(|shard| is_asked(handed, shard)));
+        tokio::time::timeout(PATIENCE, found).await.expect("the shards are asked").unwrap().clone()
     }
 
     /// Asks the coordinator's leader, as a router does: again where nothing was done, or where it is safe.
@@ -305,6 +322,11 @@ impl ShardService for Gate {
     }
 
     fn hand_over(&self, request: HandOver) -> BoxFuture<'_, ServiceResult<HandedOver>> {
+        if let Some(directory) = self.directory.upgrade()
+            && request.action != HandOverAction::Flows
+        {
+            directory.handed.send_modify(|handed| handed.push((request.shard, request.action.clone())));
+        }
         self.shards.hand_over(request)
     }
 

@@ -3,14 +3,15 @@
 use crate::common::{Cluster, PATIENCE, Shape};
 use crate::tables::{MAIN, create, hashed, table};
 use proto::services::{
-    ClusterState, Consistency, CoordinatorService, Peers, ReplicaAction, ReplicaTarget, ReshardCommand,
+    Access, Branch, BranchAccess, BranchAction, BranchRequest, ClusterState, Consistency, CoordinatorService,
+    Floor, FragmentRequest, HandOverAction, Peers, ReplicaAction, ReplicaTarget, ReshardCommand,
     ReshardCourse, ReshardOptions, ReshardPhase, ReshardPlan, ReshardStatus, ReshardWish, ServiceResult,
-    SplitAt,
+    ShardService, SplitAt,
 };
 use proto::topology::{Shard, Topology};
 use proto::{
-    GroupId, KeyspaceId, LogIndex, NodeId, RequestId, ReshardId, Retry, ShardId, SqlState, TableId, ValueRef,
-    WireError,
+    GroupId, KeyspaceId, LogIndex, NodeId, RequestId, ReshardId, Retry, RouterIncarnation, ShardId, SqlState,
+    TableId, TransactionId, ValueRef, WireError,
 };
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -432,4 +433,70 @@ async fn a_merge_comes_to_ready_though_each_phase_has_another_leader() {
     let table = cluster.state().await.catalog.table_named("t").unwrap().id;
     let rows = Rows { cluster: &cluster, table, written };
     rows.are_on(&topology, &new).await;
+}
+
+/// A block, which has begun.
+const BLOCK: TransactionId = TransactionId { router: RouterIncarnation(5), sequence: 1 };
+
+/// The block's first statement on a shard.
+async fn update(cluster: &Cluster, shard: ShardId, table: TableId) -> ServiceResult<u64> {
+    let state = cluster.state().await;
+    let branch = Branch { transaction: BLOCK, begun: 1, statement: 1, lock_timeout: None, alone: false };
+    let fragment = FragmentRequest {
+        shard,
+        epoch: state.topology.epoch,
+        schema_version: state.catalog.version(),
+        sql: format!("UPDATE t{table} SET c2 = 2").into(),
+        params: Vec::new(),
+        rows: None,
+        access: Access::Branch { branch, access: BranchAccess::Write { touch: 0 } },
+        cut: None,
+        floor: Floor::default(),
+        timeout: PATIENCE,
+    };
+    let execute = |service: std::sync::Arc<dyn ShardService>| {
+        let fragment = fragment.clone();
+        async move { service.execute(fragment).await }
+    };
+    cluster.ask_shard(shard, execute).await.map(|done| done.affected)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_block_over_shards_that_are_merged_goes_on_until_its_end() {
+    let cluster = Cluster::start(3, 2).await;
+    cluster.directory.branches.send_modify(|branches| branches.real = true);
+    let mut rows = Rows::new(&cluster).await;
+    rows.write(20).await;
+    let shards = cluster.shards_of(MAIN).await;
+    let mut wish = split(cluster.name(), "");
+    wish.course = ReshardCourse::Merge { shards: vec!["main/-80".into(), "main/80-".into()] };
+    wish.options.drain = Duration::from_secs(4);
+    let id = begin(&cluster, &wish).await.unwrap().reshard.unwrap();
+    status_where(&cluster, id, |status| status.phase == ReshardPhase::Ready).await;
+    assert!(update(&cluster, shards[0], rows.table).await.unwrap() > 0);
+    command(&cluster, id, ReshardCommand::Switch).await.unwrap();
+    let is_clear = |action: &HandOverAction| matches!(action, HandOverAction::Clear { .. });
+    let is_seal = |action: &HandOverAction| matches!(action, HandOverAction::Seal { cleared: true, .. });
+    cluster.directory.handed(&shards, is_clear).await;
+    // It comes to the other shard only now.
+    assert!(update(&cluster, shards[1], rows.table).await.unwrap() > 0);
+    let handed = cluster.directory.handed(&[], is_seal).await;
+    assert!(!handed.iter().any(|(_, action)| is_seal(action)), "{handed:?}");
+    let epoch = cluster.state().await.topology.epoch;
+    for shard in shards.iter().copied() {
+        let action = BranchAction::Finish { commit: false, keep: false };
+        let (transaction, on_behalf) = (BLOCK, None);
+        let request = BranchRequest { shard, epoch, on_behalf, transaction, action, timeout: PATIENCE };
+        let transact = |service: std::sync::Arc<dyn ShardService>| {
+            let request = request.clone();
+            async move { service.transact(request).await }
+        };
+        cluster.ask_shard(shard, transact).await.unwrap();
+    }
+    cluster.directory.handed(&shards, is_seal).await;
+    let status = status_where(&cluster, id, |status| status.phase == ReshardPhase::Switched).await;
+    assert_eq!((status.attempt.0, status.switches, status.ended), (1, 1, 0), "{status:?}");
+    rows.write(10).await;
+    let topology = cluster.state().await.topology;
+    rows.are_on(&topology, &topology.keyspaces[&MAIN].shards).await;
 }
