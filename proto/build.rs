@@ -3,13 +3,14 @@
 
 use std::error::Error;
 
-const FILES: [&str; 7] = [
+const FILES: [&str; 8] = [
     "error.proto",
     "values.proto",
     "topology.proto",
     "catalog.proto",
     "services.proto",
     "changes.proto",
+    "sums.proto",
     "link.proto",
 ];
 

@@ -352,6 +352,10 @@ mod tests {
         assert_eq!(show::line(&behind, &speed), "catching-up  lag 2.1 s  not faster than the writers");
         let paused = ReshardStatus { paused: Some("the disk of node 2 is full".into()), ..copying };
         assert!(show::line(&paused, &none).starts_with("copying      rests: the disk of node 2 is full  "));
+        let equal = "equal at main/-80.1:48113";
+        let verifying =
+            ReshardStatus { rows: Some(7_000), message: equal.into(), ..status(ReshardPhase::Verifying) };
+        assert_eq!(show::line(&verifying, &none), "verifying    7,000 rows  equal at main/-80.1:48113");
         let ended = ReshardStatus { failed: Some("it was cancelled".into()), ..status(ReshardPhase::Ended) };
         assert_eq!(show::line(&ended, &none), "ended        it was cancelled");
         assert_eq!(show::line(&status(ReshardPhase::Ended), &none), "ended        completed");

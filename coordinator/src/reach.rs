@@ -108,7 +108,7 @@ impl Reach {
     }
 
     /// The shard's replicas, the likeliest leader first.
-    fn candidates(&self, shard: ShardId, hint: Option<NodeId>) -> Vec<NodeId> {
+    pub(crate) fn candidates(&self, shard: ShardId, hint: Option<NodeId>) -> Vec<NodeId> {
         let state = self.state.borrow();
         let Some(shard) = state.topology.shards.get(&shard) else { return Vec::new() };
         let leader = hint.or_else(|| state.leaders.get(shard.group));

@@ -11,7 +11,7 @@
 use protobuf::Message as _;
 use raft::eraftpb::ConfState;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, ffi};
+use rusqlite::{Connection, Row, ffi};
 use std::ops::ControlFlow;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -82,12 +82,40 @@ fn rows(connection: &Connection, table: &str, slice: &mut Slice<'_>) -> rusqlite
     let mut statement = connection.prepare(&format!("SELECT {list} FROM main.{}", quoted(table)))?;
     let conf_state =
         (table == "replica_state").then(|| columns.iter().position(|c| c == "conf_state")).flatten();
-    let (mut count, mut sum) = (0_u64, 0_u128);
-    let mut bytes = Vec::new();
+    let mut sum = RowSum::default();
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
+        let bytes = sum.add_with(row, columns.len(), conf_state)?;
+        slice.add(bytes)?;
+    }
+    Ok((sum.rows, sum.sum))
+}
+
+/// Rows as a set: how many there are, and the sum of their hashes.
+#[derive(Debug, Default)]
+pub struct RowSum {
+    /// How many.
+    pub rows: u64,
+    /// The sum.
+    pub sum: u128,
+    buffer: Vec<u8>,
+}
+
+impl RowSum {
+    /// Adds the row that these first columns are. Says how many bytes that were.
+    pub fn add(&mut self, row: &Row<'_>, columns: usize) -> rusqlite::Result<usize> {
+        self.add_with(row, columns, None)
+    }
+
+    fn add_with(
+        &mut self,
+        row: &Row<'_>,
+        columns: usize,
+        conf_state: Option<usize>,
+    ) -> rusqlite::Result<usize> {
+        let bytes = &mut self.buffer;
         bytes.clear();
-        for column in 0..columns.len() {
+        for column in 0..columns {
             match row.get_ref(column)? {
                 ValueRef::Null => bytes.push(0),
                 ValueRef::Integer(value) => {
@@ -98,16 +126,22 @@ fn rows(connection: &Connection, table: &str, slice: &mut Slice<'_>) -> rusqlite
                     bytes.push(2);
                     bytes.extend(value.to_bits().to_le_bytes());
                 }
-                ValueRef::Text(value) => push(&mut bytes, 3, value),
-                ValueRef::Blob(value) if conf_state == Some(column) => push(&mut bytes, 4, &sorted(value)),
-                ValueRef::Blob(value) => push(&mut bytes, 4, value),
+                ValueRef::Text(value) => push(bytes, 3, value),
+                ValueRef::Blob(value) if conf_state == Some(column) => push(bytes, 4, &sorted(value)),
+                ValueRef::Blob(value) => push(bytes, 4, value),
             }
         }
-        count += 1;
-        sum = sum.wrapping_add(xxh3_128(&bytes));
-        slice.add(bytes.len())?;
+        self.rows += 1;
+        self.sum = self.sum.wrapping_add(xxh3_128(bytes));
+        Ok(bytes.len())
     }
-    Ok((count, sum))
+}
+
+/// A hash of texts in their order.
+pub fn text_hash<'t>(texts: impl IntoIterator<Item = &'t str>) -> u128 {
+    let mut whole = Vec::new();
+    texts.into_iter().for_each(|text| push(&mut whole, 3, text.as_bytes()));
+    xxh3_128(&whole)
 }
 
 fn push(bytes: &mut Vec<u8>, tag: u8, value: &[u8]) {

@@ -63,7 +63,7 @@ pub use driver::Closely;
 pub use engine::{Replayed, replayed, replayed_piece, schema_outcome};
 pub use error::ReplicaError;
 pub use founding::lay_out;
-pub use hash::table_hash;
+pub use hash::{RowSum, table_hash, text_hash};
 pub use host::Host;
 pub use image::Copying;
 pub use overlay::{Overlay, Rehearsal, RehearsalFn, Rehearsed};

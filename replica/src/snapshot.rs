@@ -98,8 +98,9 @@ impl Snapshot {
     }
 
     /// Waits until it is ended by its canceller or the replica; [`Self::check`] says why.
-    pub async fn ended(&self) {
-        self.reader().reading.ended().await;
+    pub fn ended(&self) -> impl Future<Output = ()> + use<> {
+        let reading = Arc::clone(&self.reader().reading);
+        async move { reading.ended().await }
     }
 
     /// The error of a statement on it, with its true cause: SQLite only says that it was interrupted. What this replica's

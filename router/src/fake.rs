@@ -566,6 +566,14 @@ impl ShardService for Fake {
         Box::pin(async { Err(WireError::unsupported("building on a fake")) })
     }
 
+    fn sums(&self, _: SumsRequest) -> BoxFuture<'_, ServiceResult<BoxStream<ServiceResult<Sums>>>> {
+        Box::pin(async { Err(WireError::unsupported("adding up a fake's rows")) })
+    }
+
+    fn compare(&self, _: CompareRequest) -> BoxFuture<'_, ServiceResult<Compared>> {
+        Box::pin(async { Err(WireError::unsupported("comparing a fake's rows")) })
+    }
+
     fn changes(&self, _: ChangesRequest) -> BoxFuture<'_, ServiceResult<BoxStream<ServiceResult<Changes>>>> {
         Box::pin(async { Err(WireError::unsupported("reading a fake's log")) })
     }

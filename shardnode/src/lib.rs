@@ -24,7 +24,8 @@
 //! (`pending`).
 //!
 //! What a shard's log says is read from any of its replicas (`changes`). While shards are replaced, what replaces them takes
-//! over from there (`flow`), and in the end what is left of its transactions (`estate`).
+//! over from there (`flow`), its rows are compared with theirs (`sums`, `compare`), and in the end it takes over what is left of
+//! their transactions (`estate`).
 //!
 //! A write outside of any transaction runs straight in the leader's batch if nobody has a lock in its table, else as a
 //! transaction of one statement. A schema entry has its tables for itself (`altering`).
@@ -40,6 +41,7 @@ mod altering;
 mod branch;
 mod build;
 mod changes;
+mod compare;
 mod config;
 mod cut;
 mod ended;
@@ -60,6 +62,7 @@ mod sought;
 mod staged;
 mod statement;
 mod stream;
+mod sums;
 mod touched;
 mod trail;
 mod transact;

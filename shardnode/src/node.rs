@@ -19,15 +19,15 @@ use crate::routers::Routers;
 use crate::statement::Work;
 use crate::stream::{Place, Readers};
 use crate::transact::{self, Desk};
-use crate::{changes, fence, layout, read, write};
+use crate::{changes, fence, layout, read, sums, write};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use proto::machine;
 use proto::services::{
     Access, BoxFuture, BoxStream, Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus,
-    BuildRequest, Built, Changes, ChangesRequest, ClusterState, Consistency, CutRequest, FlowStatus,
-    FragmentRequest, FragmentResponse, HandOver, HandOverAction, HandedOver, LockWait, Peers, SchemaRequest,
-    ServiceResult, ShardService, Unsettled, is_cut_lost,
+    BuildRequest, Built, Changes, ChangesRequest, ClusterState, CompareRequest, Compared, Consistency,
+    CutRequest, FlowStatus, FragmentRequest, FragmentResponse, HandOver, HandOverAction, HandedOver,
+    LockWait, Peers, SchemaRequest, ServiceResult, ShardService, Sums, SumsRequest, Unsettled, is_cut_lost,
 };
 use proto::topology::{Shard, Topology};
 use proto::{
@@ -131,14 +131,17 @@ impl ShardNode {
 
     /// How far the flows are that end in a shard's group, if it is led here.
     fn flow_statuses(&self, target: ShardId) -> ServiceResult<Vec<FlowStatus>> {
-        let replica = self.find(target, None)?;
-        self.flows.statuses(target).ok_or_else(|| {
-            let leader = replica.status().leader.filter(|leader| *leader != self.config.node);
-            // Who leads may not have begun.
-            let retry = if replica.is_leader() { Retry::Later } else { Retry::NotLeader(leader) };
-            let message = format!("node {} runs no flows to shard {target}", self.config.node);
-            WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(retry)
-        })
+        let replica = self.replica_of(target)?;
+        self.flows.statuses(target).ok_or_else(|| self.runs_no_flows(target, &replica))
+    }
+
+    /// Why this node can't tell of flows.
+    pub(crate) fn runs_no_flows(&self, target: ShardId, replica: &Replica) -> WireError {
+        let leader = replica.status().leader.filter(|leader| *leader != self.config.node);
+        // Who leads may not have begun.
+        let retry = if replica.is_leader() { Retry::Later } else { Retry::NotLeader(leader) };
+        let message = format!("node {} runs no flows to shard {target}", self.config.node);
+        WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(retry)
     }
 
     /// This node.
@@ -340,6 +343,11 @@ impl ShardNode {
         }
         let message = format!("shard {id} has no replica on node {}", self.config.node);
         Err(WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(Retry::NotLeader(None)))
+    }
+
+    /// The replica of a shard, for whoever makes epochs.
+    pub(crate) fn replica_of(&self, id: ShardId) -> ServiceResult<Replica> {
+        self.find(id, None)
     }
 
     /// As [`Self::desk`], for what may name a cut. That may have been opened when the group was another shard, which its
@@ -724,6 +732,15 @@ impl ShardService for ShardNode {
 
     fn build(&self, request: BuildRequest) -> BoxFuture<'_, ServiceResult<Built>> {
         Box::pin(self.build_for(request))
+    }
+
+    fn sums(&self, request: SumsRequest) -> BoxFuture<'_, ServiceResult<BoxStream<ServiceResult<Sums>>>> {
+        let replica = self.find(request.shard, None);
+        Box::pin(async move { Ok(sums::read(replica?, request)) })
+    }
+
+    fn compare(&self, request: CompareRequest) -> BoxFuture<'_, ServiceResult<Compared>> {
+        Box::pin(self.compare_rows(request))
     }
 
     fn changes(

@@ -138,6 +138,8 @@ fn progress(status: &ReshardStatus, speed: &Speed) -> String {
         parts.push(format!("{share:>3} %"));
         parts.extend(status.rows.map(|rows| format!("{} rows", HumanCount(rows))));
         parts.push(HumanBytes(bytes.done).to_string());
+    } else if status.phase == ReshardPhase::Verifying {
+        parts.extend(status.rows.map(|rows| format!("{} rows", HumanCount(rows))));
     }
     parts.extend(speed.rate.map(|rate| format!("{}/s", HumanBytes(rate))));
     parts.extend(status.lag.map(|lag| format!("lag {}", time(lag))));

@@ -3,6 +3,7 @@
 //! In comes one [`Ask`], and the record as it was then; out comes the event that it leads to, none if it is to be asked again, or what
 //! is in its way. Every question has its time, and can be asked again without harm. Nothing is kept here.
 
+use super::comparing;
 use super::machine::{Ask, Event};
 use super::record::{Hold, Record};
 use crate::repair::Scene;
@@ -39,6 +40,8 @@ pub(crate) fn pause(ask: &Ask) -> Duration {
     match ask {
         // What was heard half a second ago says nothing of now.
         Ask::Flows { .. } | Ask::Whole => Duration::from_millis(200),
+        // Flows catch up between two spans.
+        Ask::Compare { .. } => Duration::from_millis(200),
         Ask::Clear { .. } | Ask::Seal { .. } | Ask::Unseal { .. } | Ask::Reached { .. } => {
             Duration::from_millis(50)
         }
@@ -46,7 +49,7 @@ pub(crate) fn pause(ask: &Ask) -> Duration {
         Ask::Hold { .. } | Ask::Image { .. } | Ask::Copy { .. } | Ask::Found { .. } => {
             Duration::from_millis(500)
         }
-        Ask::Wait | Ask::LetGo { .. } | Ask::Compare { .. } | Ask::Discard { .. } => Duration::from_secs(1),
+        Ask::Wait | Ask::LetGo { .. } | Ask::Discard { .. } => Duration::from_secs(1),
     }
 }
 
@@ -56,6 +59,7 @@ impl Asker {
         let limit = match ask {
             // It waits for transactions.
             Ask::Clear { .. } | Ask::Seal { .. } => self.record.options.drain + LIMIT,
+            Ask::Compare { .. } => comparing::LONGEST,
             _ => LIMIT,
         };
         match tokio::time::timeout(limit, self.answer(ask)).await {
@@ -103,7 +107,7 @@ impl Asker {
                 let outcome = self.hand_over(shard, attempt, HandOverAction::Unseal).await?;
                 Ok(Some(Event::HandedOver { shard, attempt, outcome }))
             }
-            Ask::Compare { .. } => Err(WireError::unsupported("comparing the rows of old and new shards")),
+            Ask::Compare { attempt, tries } => self.compare(attempt, tries).await,
         }
     }
 

@@ -71,7 +71,6 @@ pub(crate) enum Ask {
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(not(test), expect(dead_code, reason = "nobody compares yet"))]
 pub(crate) enum Event {
     /// So much time has passed.
     Passed(Duration),

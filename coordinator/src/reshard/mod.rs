@@ -6,11 +6,13 @@
 //!    due. What it has heard is its own, and is heard again by the next leader's.
 //! 4. A step is taken inside the write that records it (`step`), on the record as the log has it by then, together with what it
 //!    changes in the topology (`tables`). One that was due on an older record isn't taken.
+//! 5. Whether old and new have the same rows is asked span by span (`comparing`).
 //!
 //! The record, its steps and its machine must never know a socket, a clock or a table.
 
 mod admit;
 mod asking;
+mod comparing;
 mod leftover;
 mod machine;
 mod record;

@@ -83,7 +83,9 @@ fn status(record: &Record, topology: &Topology, seen: &Seen, now: Instant) -> Re
     let keeps = record.phase == ReshardPhase::Switched && record.paused.is_none() && !record.wanted;
     let one_way = record.one_way.as_ref().map(|why| format!("there is no way back: {why}"));
     let last = Some(&record.message).filter(|message| !message.is_empty());
-    let message = one_way.or_else(|| seen.waits_for().or(last).cloned());
+    let equal = seen.comparing.as_ref().and_then(|comparing| comparing.equal(&keyspace, record.sources()));
+    let message = one_way.or_else(|| seen.waits_for().or(last).cloned()).or(equal);
+    let compared = seen.comparing.as_ref().filter(|_| record.phase == ReshardPhase::Verifying);
     ReshardStatus {
         id: record.id,
         what: record.what.clone(),
@@ -94,7 +96,7 @@ fn status(record: &Record, topology: &Topology, seen: &Seen, now: Instant) -> Re
         keyspace,
         wanted: record.wanted,
         bytes: seen.built,
-        rows: seen.rows,
+        rows: compared.map(|comparing| comparing.rows).or(seen.rows),
         lag: seen.lag.values().max().copied(),
         paused: record.paused.as_ref().map(|paused| paused.why.clone()),
         failed: record.failed.clone(),

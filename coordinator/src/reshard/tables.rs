@@ -51,7 +51,6 @@ pub(crate) fn begin(
     if let Some(record) = reshards.iter().find(|record| record.request == wish.request) {
         return Ok(record.told(&topology));
     }
-    check_verify(wish.options.verify)?;
     let scene = Scene { topology: &topology, vitals: &known.vitals, config: &known.config, now: known.now };
     let plan = Place { scene, leaders, reshards: &reshards }.plan(wish)?;
     if wish.dry_run {
@@ -75,19 +74,9 @@ pub(crate) fn command(
     if let Some(answer) = store.answer(request)? {
         return Ok(answer.map(drop));
     }
-    let told = check_verify(command == ReshardCommand::Verify)
-        .and_then(|()| take(store, id, &Step::Command(command), None).map(|_| 0));
+    let told = take(store, id, &Step::Command(command), None).map(|_| 0);
     store.put_answer(request, &told)?;
     Ok(told.map(drop))
-}
-
-/// Nobody can compare old and new yet.
-fn check_verify(wanted: bool) -> Result<()> {
-    if !wanted {
-        return Ok(());
-    }
-    Err(WireError::unsupported("comparing the rows of old and new shards")
-        .with_hint("\"--no-verify\" leaves it out."))
 }
 
 /// Takes a step, with all that changes with it. `due` is as [`Record::after`] says.

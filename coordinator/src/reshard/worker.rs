@@ -7,6 +7,7 @@
 use super::CATCH_UP;
 use super::admit::Place;
 use super::asking::{self, Asker, hold_of};
+use super::comparing::Comparing;
 use super::machine::{Ask, Event, Machine};
 use super::record::{Hold, Record, Which, feeding};
 use super::step::Step;
@@ -46,6 +47,8 @@ pub(crate) struct Seen {
     /// What the builder has done.
     pub(crate) built: Option<Progress>,
     pub(crate) rows: Option<u64>,
+    /// How far comparing is, or was before it came to where it rests.
+    pub(crate) comparing: Option<Comparing>,
     /// What is in the way, by what it is in the way of.
     obstacles: BTreeMap<Ask, String>,
     /// What a step waits for.
@@ -310,6 +313,12 @@ impl Worker {
         if seen.since.is_none_or(|(phase, _)| phase != record.phase) {
             seen.since = Some((record.phase, now));
             (seen.built, seen.rows) = (None, None);
+            if record.phase != record.resting() {
+                seen.comparing = None;
+            }
+        }
+        if record.paused.is_some() {
+            seen.comparing = None;
         }
         let targets: Vec<_> = record.targets().iter().map(|part| part.shard).collect();
         seen.lag.retain(|shard, _| record.flows() && targets.contains(shard));

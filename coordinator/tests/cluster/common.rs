@@ -4,10 +4,10 @@ use coordinator::{Config, Coordinator};
 use parking_lot::Mutex;
 use proto::services::{
     Access, BoxFuture, BoxStream, BranchAction, BranchRequest, BranchStatus, BuildRequest, Built, Changes,
-    ChangesRequest, ClusterState, CoordinatorService, CutRequest, Floor, FragmentRequest, FragmentResponse,
-    HandOver, HandOverAction, HandedOver, Members, Peers, RaftMessage, RaftService, RaftTransport,
-    ReplicaService, ReplicaStatus, RowSource, SchemaChange, SchemaChangeRequest, SchemaRequest,
-    ServiceResult, ShardService, Unsettled,
+    ChangesRequest, ClusterState, CompareRequest, Compared, CoordinatorService, CutRequest, Floor,
+    FragmentRequest, FragmentResponse, HandOver, HandOverAction, HandedOver, Members, Peers, RaftMessage,
+    RaftService, RaftTransport, ReplicaService, ReplicaStatus, RowSource, SchemaChange, SchemaChangeRequest,
+    SchemaRequest, ServiceResult, ShardService, Sums, SumsRequest, Unsettled,
 };
 use proto::topology::{Node, Roles};
 use proto::{
@@ -347,6 +347,14 @@ impl ShardService for Gate {
             return Box::pin(async move { Err(idle) });
         }
         self.shards.build(request)
+    }
+
+    fn sums(&self, request: SumsRequest) -> BoxFuture<'_, ServiceResult<BoxStream<ServiceResult<Sums>>>> {
+        self.shards.sums(request)
+    }
+
+    fn compare(&self, request: CompareRequest) -> BoxFuture<'_, ServiceResult<Compared>> {
+        self.shards.compare(request)
     }
 
     fn changes(

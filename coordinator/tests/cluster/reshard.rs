@@ -20,8 +20,7 @@ use std::time::{Duration, Instant};
 /// A wish to split a shard in two.
 pub fn split(request: RequestId, shard: &str) -> ReshardWish {
     let course = ReshardCourse::Split { shard: shard.into(), at: SplitAt::Evenly(2) };
-    let options = ReshardOptions { verify: false, ..ReshardOptions::default() };
-    ReshardWish { request, course, options, dry_run: false }
+    ReshardWish { request, course, options: ReshardOptions::default(), dry_run: false }
 }
 
 pub async fn begin(cluster: &Cluster, wish: &ReshardWish) -> ServiceResult<ReshardPlan> {
@@ -55,13 +54,6 @@ async fn a_wish_is_refused_before_anything_happens() {
                 ..split(cluster.name(), "")
             },
             SqlState::INVALID_PARAMETER_VALUE,
-        ),
-        (
-            ReshardWish {
-                options: ReshardOptions { verify: true, ..ReshardOptions::default() },
-                ..split(cluster.name(), "main/-80")
-            },
-            SqlState::FEATURE_NOT_SUPPORTED,
         ),
     ];
     for (wish, sqlstate) in wishes {
@@ -499,4 +491,68 @@ async fn a_block_over_shards_that_are_merged_goes_on_until_its_end() {
     rows.write(10).await;
     let topology = cluster.state().await.topology;
     rows.are_on(&topology, &topology.keyspaces[&MAIN].shards).await;
+}
+
+/// Changes rows of a shard's group by nobody's leave.
+async fn plant(cluster: &Cluster, group: GroupId, sql: &str) {
+    let mut pause = tokio::time::interval(Duration::from_millis(20));
+    let planted = async {
+        loop {
+            for node in (1..=cluster.shape.nodes).map(NodeId) {
+                let Some(replica) = cluster.host_of(node).and_then(|host| host.replica(group)) else {
+                    continue;
+                };
+                let sql = sql.to_owned();
+                let run = move |stage: &replica::Stage<'_>| {
+                    stage.execute_batch(&sql).unwrap();
+                    Ok(bytes::Bytes::new())
+                };
+                let deadline = Instant::now() + PATIENCE;
+                let write = replica::Write { request: None, settled: 0, deadline, run: Box::new(run) };
+                if replica.write(write).await.is_ok() {
+                    return;
+                }
+            }
+            pause.tick().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, planted).await.expect("somebody leads");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_differ_are_named_and_have_it_rest_until_they_are_the_same() {
+    let cluster = Cluster::start_as(Shape { shards: 1, ..Shape::default() }).await;
+    let mut rows = Rows::new(&cluster).await;
+    rows.write(100).await;
+    let id = begin(&cluster, &split(cluster.name(), "main/-")).await.unwrap().reshard.unwrap();
+    let at = |phase| move |status: &ReshardStatus| status.phase == phase && status.paused.is_none();
+    let ready = status_where(&cluster, id, at(ReshardPhase::Ready)).await;
+    assert!(ready.message.starts_with("equal at main/-."), "{}", ready.message);
+    let topology = cluster.state().await.topology;
+    let last = new_shards(&topology)[1];
+    let group = topology.shards[&last].group;
+    let own = |key: &&i64| topology.shards[&last].range.contains(&KeyspaceId::hash([ValueRef::Int(**key)]).0);
+    let key = *rows.written.iter().find(own).unwrap();
+    let table = rows.table;
+    plant(&cluster, group, &format!("UPDATE t{table} SET c2 = 2 WHERE c1 = {key}")).await;
+    for told in [ReshardCommand::Verify, ReshardCommand::Resume] {
+        command(&cluster, id, told).await.unwrap();
+        let paused = status_where(&cluster, id, |status| status.paused.is_some()).await;
+        assert_eq!(paused.phase, ReshardPhase::Verifying);
+        let why = paused.paused.unwrap();
+        let named = why.starts_with("old and new differ: table t: ");
+        assert!(
+            named
+                && why.contains(" rows on main/- and ")
+                && why.contains(" on main/80- aren't the same, at main/-."),
+            "{why}"
+        );
+    }
+    plant(&cluster, group, &format!("UPDATE t{table} SET c2 = 1 WHERE c1 = {key}")).await;
+    // It goes on while rows are written.
+    command(&cluster, id, ReshardCommand::Resume).await.unwrap();
+    rows.write(20).await;
+    status_where(&cluster, id, at(ReshardPhase::Ready)).await;
+    command(&cluster, id, ReshardCommand::Verify).await.unwrap();
+    status_where(&cluster, id, at(ReshardPhase::Ready)).await;
 }

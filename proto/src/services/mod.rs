@@ -10,6 +10,7 @@ mod cut;
 mod replica;
 mod reshard;
 mod shard;
+mod sums;
 mod transaction;
 
 pub use bootstrap::*;
@@ -19,6 +20,7 @@ pub use cut::*;
 pub use replica::*;
 pub use reshard::*;
 pub use shard::*;
+pub use sums::*;
 pub use transaction::*;
 
 use crate::error::WireError;

@@ -412,7 +412,7 @@ pub struct ReshardStatus {
     pub wanted: bool,
     /// What has been done of what the phase has to do, in bytes and of how many.
     pub bytes: Option<Progress>,
-    /// How many rows have been copied.
+    /// How many rows have been copied, or compared.
     pub rows: Option<u64>,
     /// How far the flow is behind that is furthest behind.
     pub lag: Option<Duration>,

@@ -3,6 +3,7 @@
 use super::changes::{Changes, ChangesRequest};
 use super::cut::{CutRequest, Unsettled};
 use super::reshard::{BuildRequest, Built, HandOver, HandedOver};
+use super::sums::{CompareRequest, Compared, Sums, SumsRequest};
 use super::transaction::{Branch, BranchAccess, BranchRequest, BranchStatus};
 use super::{BoxFuture, BoxStream, ServiceResult};
 use crate::ids::{CutId, Epoch, LogIndex, RequestId, RouterIncarnation, SchemaVersion, ShardId, TableId};
@@ -57,6 +58,13 @@ pub trait ShardService: Send + Sync {
 
     /// Builds new shards of a reshard on this node, and says how far it is.
     fn build(&self, request: BuildRequest) -> BoxFuture<'_, ServiceResult<Built>>;
+
+    /// Sums of a shard's rows, by this node's replica, whatever its part in the group: of one state, from where the request
+    /// says, until its time is up. An error ends it, and then nothing that was said counts.
+    fn sums(&self, request: SumsRequest) -> BoxFuture<'_, ServiceResult<BoxStream<ServiceResult<Sums>>>>;
+
+    /// Compares rows of a shard that takes over, which is led here, with those of a source. Repeating it is safe.
+    fn compare(&self, request: CompareRequest) -> BoxFuture<'_, ServiceResult<Compared>>;
 }
 
 /// One statement for one shard.

@@ -106,7 +106,7 @@ fn writes(kind: &Kind) -> bool {
         Kind::Branches(_) | Kind::Transactions(_) | Kind::KeepAlive(_) | Kind::Claim(_) | Kind::Cut(_) => {
             false
         }
-        Kind::Outcome(_) | Kind::Build(_) => false,
+        Kind::Outcome(_) | Kind::Build(_) | Kind::Sums(_) | Kind::Compare(_) => false,
         Kind::Found(_) | Kind::Init(_) | Kind::HandOver(_) => true,
     }
 }
@@ -145,7 +145,15 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
         }
         Kind::Changes(request) => {
             let parts = shard(reply)?.changes(ChangesRequest::from_message(request)?).await?;
-            return changes(reply, parts).await;
+            return stream(reply, AnswerKind::Changes(Nothing {}), parts).await;
+        }
+        Kind::Sums(request) => {
+            let parts = shard(reply)?.sums(SumsRequest::from_message(request)?).await?;
+            return stream(reply, AnswerKind::Sums(Nothing {}), parts).await;
+        }
+        Kind::Compare(request) => {
+            let compared = shard(reply)?.compare(CompareRequest::from_message(request)?).await?;
+            AnswerKind::Compare(compared.to_message())
         }
         Kind::Build(request) => {
             let request = BuildRequest::from_message(request)?;
@@ -378,9 +386,13 @@ fn split(batch: &RowBatch) -> impl Iterator<Item = RowBatch> {
     })
 }
 
-/// Sends what a log says, part by part, as the client takes it.
-async fn changes(reply: &Reply, mut parts: BoxStream<ServiceResult<Changes>>) -> Result<(), End> {
-    send(reply, AnswerKind::Changes(Nothing {}), false).await?;
+/// Sends what a shard says part by part, as the client takes it.
+async fn stream<T: Wire>(
+    reply: &Reply,
+    head: AnswerKind,
+    mut parts: BoxStream<ServiceResult<T>>,
+) -> Result<(), End> {
+    send(reply, head, false).await?;
     while let Some(part) = parts.next().await {
         let bytes = part?.encode();
         if bytes.len() > MAX_MESSAGE {

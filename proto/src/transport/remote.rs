@@ -22,6 +22,7 @@ use crate::wire::{
     decode_message,
 };
 use prost::Message;
+use std::marker::PhantomData;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -136,22 +137,28 @@ impl ShardService for NodeClient {
         request: ChangesRequest,
     ) -> BoxFuture<'_, ServiceResult<BoxStream<ServiceResult<Changes>>>> {
         Box::pin(async move {
+            let silence = request.beat.saturating_add(WAY);
             let call = call::Kind::Changes(request.to_message());
-            // The server may take as long as it likes for the whole, but not to begin.
-            let begun = self.call(None, Retry::Later, |_| call);
-            let begun = match self.call_timeout() {
-                Some(limit) => tokio::time::timeout(limit, begun).await,
-                None => Ok(begun.await),
+            self.stream(call, |head| matches!(head, answer::Kind::Changes(_)), silence).await
+        })
+    }
+
+    fn sums(&self, request: SumsRequest) -> BoxFuture<'_, ServiceResult<BoxStream<ServiceResult<Sums>>>> {
+        Box::pin(async move {
+            let silence = request.timeout.saturating_add(WAY);
+            let call = call::Kind::Sums(request.to_message());
+            self.stream(call, |head| matches!(head, answer::Kind::Sums(_)), silence).await
+        })
+    }
+
+    fn compare(&self, request: CompareRequest) -> BoxFuture<'_, ServiceResult<Compared>> {
+        Box::pin(async move {
+            let timeout = with_way(request.longest());
+            let read = |answer| match answer {
+                answer::Kind::Compare(message) => Some(Compared::from_message(message)),
+                _ => None,
             };
-            let (kind, link, messages) = begun.unwrap_or_else(|_| Err(self.target().silent()))?;
-            match (kind, messages) {
-                (answer::Kind::Changes(Nothing {}), Some(messages)) => {
-                    let (client, silence) = (self.clone(), request.beat.saturating_add(WAY));
-                    Ok(Box::pin(ChangeStream { messages: Some(messages), client, silence, patience: None })
-                        as BoxStream<ServiceResult<Changes>>)
-                }
-                _ => Err(self.target().garbled(&link, &Retry::Later, "an answer to another request")),
-            }
+            self.simple(timeout, Retry::Later, call::Kind::Compare(request.to_message()), read).await
         })
     }
 
@@ -290,8 +297,33 @@ impl Stream for RowStream {
     }
 }
 
-/// What a shard's log says. It is over when nothing comes for longer than was asked for.
-struct ChangeStream {
+impl NodeClient {
+    /// Has a shard tell of something part by part. It is over when nothing comes for so long.
+    async fn stream<T: Convert + Send + Unpin + 'static>(
+        &self,
+        call: call::Kind,
+        is_head: impl FnOnce(&answer::Kind) -> bool,
+        silence: Duration,
+    ) -> ServiceResult<BoxStream<ServiceResult<T>>> {
+        // The server may take as long as it likes for the whole, but not to begin.
+        let begun = self.call(None, Retry::Later, |_| call);
+        let begun = match self.call_timeout() {
+            Some(limit) => tokio::time::timeout(limit, begun).await,
+            None => Ok(begun.await),
+        };
+        let (kind, link, messages) = begun.unwrap_or_else(|_| Err(self.target().silent()))?;
+        match messages {
+            Some(messages) if is_head(&kind) => {
+                let (messages, client, what) = (Some(messages), self.clone(), PhantomData);
+                Ok(Box::pin(PartStream { messages, client, silence, patience: None, what }))
+            }
+            _ => Err(self.target().garbled(&link, &Retry::Later, "an answer to another request")),
+        }
+    }
+}
+
+/// What a shard tells of part by part.
+struct PartStream<T> {
     /// `None` once it is over.
     messages: Option<Messages>,
     /// Keeps the connection.
@@ -299,10 +331,11 @@ struct ChangeStream {
     silence: Duration,
     /// Ends the silence. Only while somebody waits: a reader that is slow isn't the server's fault.
     patience: Option<Pin<Box<tokio::time::Sleep>>>,
+    what: PhantomData<T>,
 }
 
-impl Stream for ChangeStream {
-    type Item = ServiceResult<Changes>;
+impl<T: Convert + Unpin> Stream for PartStream<T> {
+    type Item = ServiceResult<T>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;

@@ -18,6 +18,7 @@ mod link;
 mod replica;
 mod reshard;
 mod shard;
+mod sums;
 mod topology;
 mod transaction;
 mod values;

@@ -146,6 +146,14 @@ impl ShardService for FakeNode {
         self.fake.build(request)
     }
 
+    fn sums(&self, request: SumsRequest) -> BoxFuture<'_, ServiceResult<BoxStream<ServiceResult<Sums>>>> {
+        self.fake.sums(request)
+    }
+
+    fn compare(&self, request: CompareRequest) -> BoxFuture<'_, ServiceResult<Compared>> {
+        self.fake.compare(request)
+    }
+
     fn changes(
         &self,
         request: ChangesRequest,

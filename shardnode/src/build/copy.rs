@@ -349,7 +349,8 @@ impl<'s> Merge<'s> {
     }
 }
 
-fn compare_all<'a, 'b>(
+/// As SQLite orders primary keys of one table.
+pub(crate) fn compare_all<'a, 'b>(
     a: impl Iterator<Item = ValueRef<'a>>,
     b: impl Iterator<Item = ValueRef<'b>>,
 ) -> Ordering {
@@ -367,7 +368,8 @@ fn compare(a: ValueRef<'_>, b: ValueRef<'_>) -> Ordering {
     }
 }
 
-fn bytes_of(value: &ValueRef<'_>) -> u64 {
+/// About how many bytes a value has.
+pub(crate) fn bytes_of(value: &ValueRef<'_>) -> u64 {
     match value {
         ValueRef::Null => 1,
         ValueRef::Int(_) | ValueRef::Real(_) => 8,
@@ -376,7 +378,8 @@ fn bytes_of(value: &ValueRef<'_>) -> u64 {
     }
 }
 
-fn borrowed<'r>(row: &'r Row<'_>, place: usize) -> Result<ValueRef<'r>, WireError> {
+/// A row's value.
+pub(crate) fn borrowed<'r>(row: &'r Row<'_>, place: usize) -> Result<ValueRef<'r>, WireError> {
     Ok(match row.get_ref(place).map_err(error)? {
         Sqlite::Null => ValueRef::Null,
         Sqlite::Integer(int) => ValueRef::Int(int),
@@ -388,7 +391,8 @@ fn borrowed<'r>(row: &'r Row<'_>, place: usize) -> Result<ValueRef<'r>, WireErro
     })
 }
 
-fn stored(value: ValueRef<'_>) -> ToSqlOutput<'_> {
+/// A value to be bound.
+pub(crate) fn stored(value: ValueRef<'_>) -> ToSqlOutput<'_> {
     ToSqlOutput::Borrowed(match value {
         ValueRef::Null => Sqlite::Null,
         ValueRef::Int(int) => Sqlite::Integer(int),

@@ -11,7 +11,9 @@ mod plan;
 
 use crate::node::ShardNode;
 use copy::Copying;
+pub(crate) use copy::{borrowed, bytes_of, compare_all, stored};
 use parking_lot::Mutex;
+pub(crate) use plan::Table;
 use plan::{Plan, Target};
 use proto::machine::{self, Machine};
 use proto::services::{

@@ -69,7 +69,7 @@ pub(super) fn open(path: &Path, further: OpenFlags) -> Result<Connection, WireEr
 }
 
 /// A table whose rows are copied.
-pub(super) struct Table {
+pub(crate) struct Table {
     pub laid: Laid,
     /// What made it.
     pub create: String,
@@ -82,6 +82,33 @@ pub(super) struct Table {
 }
 
 impl Table {
+    /// By a database that has it.
+    pub fn read(connection: &Connection, name: &str, laid: Laid, create: String) -> Result<Self, WireError> {
+        // A key of one integer is the rowid, and has no index.
+        let mut statement = connection
+            .prepare("SELECT name FROM pragma_index_list(?1) WHERE origin = 'pk'")
+            .map_err(error)?;
+        let mut rows = statement.query([name]).map_err(error)?;
+        let by = match rows.next().map_err(error)? {
+            Some(row) => format!(" INDEXED BY {}", row.get::<_, String>(0).map_err(error)?),
+            None => String::new(),
+        };
+        let columns = &laid.layout.columns;
+        let key: Vec<_> = laid.layout.primary_key.iter().map(|place| *place as usize).collect();
+        let places = |count| (1..=count).map(|n| format!("?{n}")).collect::<Vec<_>>().join(", ");
+        let list = columns.iter().map(|column| column_name(column.id)).collect::<Vec<_>>().join(", ");
+        let order = key.iter().map(|place| column_name(columns[*place].id)).collect::<Vec<_>>().join(", ");
+        let all = format!("SELECT {list} FROM {name}{by}");
+        Ok(Self {
+            create,
+            after: format!("{all} WHERE ({order}) > ({}) ORDER BY {order}", places(key.len())),
+            all: format!("{all} ORDER BY {order}"),
+            insert: format!("INSERT INTO {name} ({list}) VALUES ({})", places(columns.len())),
+            key,
+            laid,
+        })
+    }
+
     /// Whether every shard has all of its rows.
     pub fn is_reference(&self) -> bool {
         self.laid.layout.place == Place::Reference
@@ -120,7 +147,7 @@ impl Schema {
             let name = table_name(id);
             let made = objects.iter().find(|object| !object.is_index && object.name == name);
             let made = made.ok_or_else(|| damaged(&format!("there is no table {id}")))?;
-            tables.push(table(&first.connection, &name, laid, made.sql.clone())?);
+            tables.push(Table::read(&first.connection, &name, laid, made.sql.clone())?);
         }
         if tables.len() != objects.iter().filter(|object| !object.is_index).count() {
             return Err(damaged("a table has no layout"));
@@ -154,29 +181,4 @@ fn objects(connection: &Connection) -> Result<Vec<Object>, WireError> {
         }
     }
     Ok(found)
-}
-
-fn table(connection: &Connection, name: &str, laid: Laid, create: String) -> Result<Table, WireError> {
-    // A key of one integer is the rowid, and has no index.
-    let mut statement =
-        connection.prepare("SELECT name FROM pragma_index_list(?1) WHERE origin = 'pk'").map_err(error)?;
-    let mut rows = statement.query([name]).map_err(error)?;
-    let by = match rows.next().map_err(error)? {
-        Some(row) => format!(" INDEXED BY {}", row.get::<_, String>(0).map_err(error)?),
-        None => String::new(),
-    };
-    let columns = &laid.layout.columns;
-    let key: Vec<_> = laid.layout.primary_key.iter().map(|place| *place as usize).collect();
-    let places = |count| (1..=count).map(|n| format!("?{n}")).collect::<Vec<_>>().join(", ");
-    let list = columns.iter().map(|column| column_name(column.id)).collect::<Vec<_>>().join(", ");
-    let order = key.iter().map(|place| column_name(columns[*place].id)).collect::<Vec<_>>().join(", ");
-    let all = format!("SELECT {list} FROM {name}{by}");
-    Ok(Table {
-        create,
-        after: format!("{all} WHERE ({order}) > ({}) ORDER BY {order}", places(key.len())),
-        all: format!("{all} ORDER BY {order}"),
-        insert: format!("INSERT INTO {name} ({list}) VALUES ({})", places(columns.len())),
-        key,
-        laid,
-    })
 }

@@ -14,12 +14,14 @@
 //! What can't be taken over stops the flows of its target, never its group. It must never know why shards are replaced, nor
 //! who serves.
 
+mod brake;
 mod progress;
 mod queue;
 mod source;
 mod take;
 
 use crate::node::ShardNode;
+pub(crate) use brake::{Brake, Held};
 use parking_lot::Mutex;
 use progress::Progress;
 use proto::machine;
@@ -30,6 +32,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use take::Target;
+pub(crate) use take::position;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -56,12 +59,20 @@ pub(crate) fn init_arriving() -> String {
     )
 }
 
-/// How far the flows are that this node runs.
+/// The flows that this node runs, by their targets.
 #[derive(Default)]
 pub(crate) struct Flows {
-    running: Mutex<BTreeMap<ShardId, Arc<Mutex<Vec<Progress>>>>>,
+    running: Mutex<BTreeMap<ShardId, Running>>,
     /// Is told when a target has adopted.
     adopted: Notify,
+}
+
+/// The flows of a target that is led here.
+#[derive(Clone)]
+pub(crate) struct Running {
+    progress: Arc<Mutex<Vec<Progress>>>,
+    pub brake: Arc<Brake>,
+    pub peers: Arc<dyn Peers>,
 }
 
 impl Flows {
@@ -70,11 +81,16 @@ impl Flows {
         self.adopted.notify_waiters();
     }
 
-    /// How far a target's flows are; nothing if they aren't run here.
+    /// A target's flows; nothing if they aren't run here.
+    pub fn running(&self, target: ShardId) -> Option<Running> {
+        self.running.lock().get(&target).cloned()
+    }
+
+    /// How far they are.
     pub fn statuses(&self, target: ShardId) -> Option<Vec<FlowStatus>> {
         let now = machine::now();
-        let running = self.running.lock().get(&target).cloned()?;
-        let statuses = running.lock().iter().map(|progress| progress.status(now)).collect();
+        let running = self.running(target)?;
+        let statuses = running.progress.lock().iter().map(|progress| progress.status(now)).collect();
         Some(statuses)
     }
 }
@@ -143,8 +159,9 @@ struct Told<'a> {
 }
 
 impl<'a> Told<'a> {
-    fn begin(flows: &'a Flows, target: ShardId, progress: Arc<Mutex<Vec<Progress>>>) -> Self {
-        flows.running.lock().insert(target, Arc::clone(&progress));
+    fn begin(flows: &'a Flows, target: ShardId, running: Running) -> Self {
+        let progress = Arc::clone(&running.progress);
+        flows.running.lock().insert(target, running);
         Told { flows, target, progress }
     }
 }
@@ -153,7 +170,7 @@ impl Drop for Told<'_> {
     fn drop(&mut self) {
         let mut running = self.flows.running.lock();
         // Others may have been begun meanwhile.
-        if running.get(&self.target).is_some_and(|known| Arc::ptr_eq(known, &self.progress)) {
+        if running.get(&self.target).is_some_and(|known| Arc::ptr_eq(&known.progress, &self.progress)) {
             running.remove(&self.target);
         }
     }
@@ -222,7 +239,8 @@ async fn follow(node: Arc<ShardNode>, peers: Arc<dyn Peers>, target: ShardId, fl
         let (begun_at, mut told) = (machine::now(), None);
         let ended = match Target::begin(&node, &peers, replica.clone(), target, &flows).await {
             Ok(mut begun) => {
-                told = Some(Told::begin(&node.flows, target, begun.progress()));
+                let (progress, brake, peers) = (begun.progress(), begun.brake(), Arc::clone(&peers));
+                told = Some(Told::begin(&node.flows, target, Running { progress, brake, peers }));
                 let ended = begun.run().await;
                 if let Err(Stop::Obstacle(place, obstacle)) = &ended {
                     begun.stop(*place, obstacle.clone());

@@ -145,10 +145,10 @@ impl Queue {
         self.bytes
     }
 
-    /// The schema step in front, and its entry: all before that was taken out.
-    pub fn schema(&self) -> Option<(LogIndex, &SchemaRun)> {
+    /// The schema step in front, and its entry, up to a bound: all before that was taken out.
+    pub fn schema(&self, bound: LogIndex) -> Option<(LogIndex, &SchemaRun)> {
         match self.changes.front() {
-            Some(Change { kind: ChangeKind::Schema(run), index }) if *index <= self.read => {
+            Some(Change { kind: ChangeKind::Schema(run), index }) if *index <= self.read.min(bound) => {
                 Some((*index, run))
             }
             _ => None,
@@ -189,18 +189,21 @@ impl Queue {
         }
     }
 
-    /// What is next. Entries and pieces are taken out.
-    pub fn next(&mut self) -> Next {
+    /// What is next of the entries up to a bound. Entries and pieces are taken out.
+    pub fn next(&mut self, bound: LogIndex) -> Next {
         let mut entries = Entries { to: self.taken, ..Entries::default() };
         let mut bytes = 0;
         loop {
             let Some(front) = self.changes.front() else {
-                entries.to = entries.to.max(self.read);
+                entries.to = entries.to.max(self.read.min(bound));
                 break;
             };
             let index = front.index;
             // All before it is there.
-            entries.to = entries.to.max(LogIndex(index.0 - 1));
+            entries.to = entries.to.max(LogIndex(index.0 - 1).min(bound));
+            if index > bound {
+                break;
+            }
             let is_first = entries.to == self.taken;
             match &front.kind {
                 ChangeKind::Schema(_) if is_first && index <= self.read => return Next::Schema,
@@ -286,6 +289,8 @@ mod tests {
     use proto::services::{Estate, SchemaStep};
     use proto::{Attempt, ReshardId, RouterIncarnation, TransactionId};
 
+    const ANY: LogIndex = LogIndex(u64::MAX);
+
     fn rows(index: u64, bytes: usize) -> Change {
         Change { index: LogIndex(index), kind: ChangeKind::Rows(vec![7; bytes].into()) }
     }
@@ -296,14 +301,14 @@ mod tests {
 
     /// Up to where entries are given next, and how many changesets they have.
     fn entries(queue: &mut Queue) -> (u64, usize) {
-        match queue.next() {
+        match queue.next(ANY) {
             Next::Entries(entries) => (entries.to.0, entries.rows.len()),
             other => panic!("{other:?}"),
         }
     }
 
     fn is_empty(queue: &mut Queue) -> bool {
-        matches!(queue.next(), Next::Nothing)
+        matches!(queue.next(ANY), Next::Nothing)
     }
 
     #[test]
@@ -330,6 +335,42 @@ mod tests {
     }
 
     #[test]
+    fn nothing_beyond_a_bound_is_taken() {
+        let run = || {
+            let step = SchemaStep { job: 1, step: 1 };
+            SchemaRun { step, statements: Vec::new(), require_empty: Vec::new(), failure: None }
+        };
+        let owner = TransactionId { router: RouterIncarnation(1), sequence: 1 };
+        let replay = ChangeKind::Replay(ReplayRun { owner, pieces: 1, answer: None });
+        let at = |index, kind| Change { index: LogIndex(index), kind };
+        let mut queue = Queue::new(LogIndex(3));
+        queue.put(part(vec![rows(4, 1), rows(5, 1), rows(8, 1), at(10, ChangeKind::Schema(run()))], 10));
+        queue.put(part(vec![at(11, replay), at(11, ChangeKind::Piece(vec![1].into())), rows(12, 1)], 14));
+        let mut up_to = |bound| match queue.next(LogIndex(bound)) {
+            Next::Entries(entries) => format!("{} up to {}", entries.rows.len(), entries.to),
+            Next::Nothing => "nothing".into(),
+            Next::Schema => {
+                assert_eq!(queue.schema(LogIndex(bound - 1)), None);
+                assert_eq!(queue.schema(LogIndex(bound)), Some((LogIndex(bound), &run())));
+                queue.pass();
+                "a schema step".into()
+            }
+            Next::Replay(..) => "a replay".into(),
+            Next::Piece(_) => {
+                queue.end(LogIndex(bound));
+                "a piece".into()
+            }
+            Next::Seal => "a seal".into(),
+        };
+        assert_eq!([0, 3].map(&mut up_to), ["nothing"; 2]);
+        assert_eq!([4, 4, 6, 7].map(&mut up_to), ["1 up to 4", "nothing", "1 up to 6", "0 up to 7"]);
+        assert_eq!([9, 9].map(&mut up_to), ["1 up to 9", "nothing"]);
+        assert_eq!([10, 10, 11].map(&mut up_to), ["a schema step", "nothing", "a replay"]);
+        assert_eq!([0, 10, 11].map(&mut up_to), ["nothing", "nothing", "a piece"]);
+        assert_eq!([13, 13, 20].map(&mut up_to), ["1 up to 13", "nothing", "0 up to 14"]);
+    }
+
+    #[test]
     fn what_is_told_anew_is_taken_once() {
         let mut queue = Queue::new(LogIndex(3));
         queue.put(part(vec![rows(4, 1), rows(5, 2)], 4));
@@ -342,10 +383,10 @@ mod tests {
         let replay = |kind| Change { index: LogIndex(7), kind };
         let piece = |n: u8| replay(ChangeKind::Piece(vec![n].into()));
         let is_piece =
-            |queue: &mut Queue, n: u8| matches!(queue.next(), Next::Piece(bytes) if bytes[..] == [n]);
+            |queue: &mut Queue, n: u8| matches!(queue.next(ANY), Next::Piece(bytes) if bytes[..] == [n]);
         queue.put(part(vec![replay(run()), piece(1), piece(2)], 6));
         assert_eq!(entries(&mut queue), (6, 0));
-        assert!(matches!(queue.next(), Next::Replay(LogIndex(7), _)));
+        assert!(matches!(queue.next(ANY), Next::Replay(LogIndex(7), _)));
         assert!(is_piece(&mut queue, 1));
         for _ in 0..2 {
             queue.forget_begun();
@@ -371,11 +412,11 @@ mod tests {
         let schema = Change { index: LogIndex(5), kind: ChangeKind::Schema(run.clone()) };
         queue.put(part(vec![rows(4, 1), schema], 4));
         assert_eq!(entries(&mut queue), (4, 1));
-        assert!(is_empty(&mut queue) && queue.has_room() && queue.schema().is_none(), "it isn't whole");
+        assert!(is_empty(&mut queue) && queue.has_room() && queue.schema(ANY).is_none(), "it isn't whole");
         queue.put(part(vec![rows(6, 1)], 6));
         for _ in 0..2 {
-            assert!(matches!(queue.next(), Next::Schema));
-            assert_eq!(queue.schema(), Some((LogIndex(5), &run)));
+            assert!(matches!(queue.next(ANY), Next::Schema));
+            assert_eq!(queue.schema(ANY), Some((LogIndex(5), &run)));
             assert!(!queue.has_room());
         }
         queue.pass();
@@ -391,7 +432,7 @@ mod tests {
         queue.put(part(vec![rows(4, 1), rows(5, 1), serving(5, seal(1))], 7));
         assert_eq!(entries(&mut queue), (4, 1));
         for _ in 0..2 {
-            assert!(matches!(queue.next(), Next::Seal));
+            assert!(matches!(queue.next(ANY), Next::Seal));
             assert!(queue.has_room());
         }
         queue.put(part(vec![rows(8, 1), serving(8, Serving::Open)], 8));
@@ -401,6 +442,6 @@ mod tests {
             11,
         ));
         assert_eq!(entries(&mut queue), (10, 0));
-        assert!(matches!(queue.next(), Next::Seal));
+        assert!(matches!(queue.next(ANY), Next::Seal));
     }
 }

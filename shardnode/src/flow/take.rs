@@ -3,6 +3,7 @@
 //! Whatever is written moves the source's row with it, and only from where this flow knows it to be: what another leader
 //! has taken over meanwhile, or this one without hearing of it, is never taken over again.
 
+use super::brake::{Brake, Order};
 use super::progress::Progress;
 use super::queue::{Entries, Next, Queue, Seal, WRITE_BYTES};
 use super::source::{Heard, listen};
@@ -46,6 +47,7 @@ pub(super) struct Target {
     layouts: Layouts,
     sources: Vec<Source>,
     progress: Arc<Mutex<Vec<Progress>>>,
+    brake: Arc<Brake>,
     /// Whose turn it is to be heard.
     turn: usize,
 }
@@ -122,14 +124,18 @@ impl Target {
             progress.push(Progress::new(*flow, position, now));
         }
         let (node, progress) = (Arc::clone(node), Arc::new(Mutex::new(progress)));
-        let (term, layouts, turn) = (Term(numbers[0]), Layouts::default(), 0);
-        let mut begun = Target { node, replica, target, term, layouts, sources, progress, turn };
+        let (term, layouts, brake, turn) = (Term(numbers[0]), Layouts::default(), Arc::default(), 0);
+        let mut begun = Target { node, replica, target, term, layouts, sources, progress, brake, turn };
         begun.read_layouts().await?;
         Ok(begun)
     }
 
     pub fn progress(&self) -> Arc<Mutex<Vec<Progress>>> {
         Arc::clone(&self.progress)
+    }
+
+    pub fn brake(&self) -> Arc<Brake> {
+        Arc::clone(&self.brake)
     }
 
     /// Notes why a flow can't go on.
@@ -139,20 +145,23 @@ impl Target {
 
     /// Takes over what comes, as long as the group is led here.
     pub async fn run(&mut self) -> Result<(), Stop> {
-        let mut epochs = self.node.epochs();
+        let (mut epochs, mut orders) = (self.node.epochs(), self.brake.orders());
         while self.replica.is_leader() {
             let mut goes_on = true;
             while goes_on {
                 epochs.mark_unchanged();
-                goes_on = self.align().await? || self.adopt().await?;
+                let order = *orders.borrow_and_update();
+                goes_on = self.align(order).await? || self.adopt().await?;
                 for place in 0..self.sources.len() {
-                    goes_on |= self.take(place).await?;
+                    goes_on |= self.take(place, order).await?;
                 }
+                self.stand(order);
             }
             // Nobody may have anything to say for long, and meanwhile somebody else may lead.
             let heard = async {
                 tokio::select! {
                     biased;
+                    _ = orders.changed() => None,
                     heard = self.hear() => Some(heard),
                     // What is sealed may have the gate that it is for.
                     _ = epochs.changed() => None,
@@ -202,9 +211,19 @@ impl Target {
         }
     }
 
+    /// Says where it stands, if anybody holds a flow.
+    fn stand(&self, order: Order) {
+        let position = |source| {
+            let source = self.sources.iter().find(|known| known.flow.source == source)?;
+            Some(source.position)
+        };
+        self.brake.stand(order, position);
+    }
+
     /// Takes over what is next of a source; says whether there was anything.
-    async fn take(&mut self, place: usize) -> Result<bool, Stop> {
-        match self.sources[place].queue.next() {
+    async fn take(&mut self, place: usize, order: Order) -> Result<bool, Stop> {
+        let Source { flow, queue, .. } = &mut self.sources[place];
+        match queue.next(order.bound(flow.source)) {
             Next::Nothing | Next::Schema | Next::Seal => return Ok(false),
             Next::Entries(entries) => self.take_entries(place, entries).await?,
             Next::Replay(index, ReplayRun { owner: _, pieces, answer }) => {
@@ -351,10 +370,11 @@ impl Target {
     }
 
     /// Runs the schema step that all sources have come to; says whether there was one.
-    async fn align(&mut self) -> Result<bool, Stop> {
+    async fn align(&mut self, order: Order) -> Result<bool, Stop> {
         let (mut ends, mut runs) = (Vec::new(), Vec::new());
         for source in &self.sources {
-            let Some((index, run)) = source.queue.schema() else { return Ok(false) };
+            let bound = order.bound(source.flow.source);
+            let Some((index, run)) = source.queue.schema(bound) else { return Ok(false) };
             ends.push((source.flow.source, source.position, index));
             runs.push(run);
         }
@@ -499,7 +519,7 @@ async fn look<T>(replica: &Replica, read: impl FnOnce(&Connection) -> ServiceRes
 }
 
 /// What a source's row says; nothing if nothing was taken over of it.
-fn position(connection: &Connection, source: ShardId) -> ServiceResult<Option<LogIndex>> {
+pub(crate) fn position(connection: &Connection, source: ShardId) -> ServiceResult<Option<LogIndex>> {
     let sql = "SELECT position FROM shoal_source WHERE shard = ?1";
     let mut statement = connection.prepare_cached(sql).map_err(error)?;
     let found: Option<i64> =

@@ -34,7 +34,7 @@ pub fn group(shard: ShardId) -> GroupId {
 
 /// The nodes that are up.
 #[derive(Default)]
-struct Directory(Mutex<HashMap<NodeId, Weak<ShardNode>>>);
+pub struct Directory(pub Mutex<HashMap<NodeId, Weak<ShardNode>>>);
 
 impl Peers for Directory {
     fn shard_service(&self, node: NodeId) -> Option<Arc<dyn ShardService>> {
@@ -60,7 +60,7 @@ struct Runner {
 pub struct Cluster {
     nodes: Vec<Option<Runner>>,
     network: Arc<Network>,
-    directory: Arc<Directory>,
+    pub directory: Arc<Directory>,
     pub state: ClusterState,
     change: fn(&mut replica::Config),
 }
@@ -379,7 +379,8 @@ fn request(sql: &str, sequence: u64) -> FragmentRequest {
     }
 }
 
-async fn write(replica: &Replica, sql: String) -> LogIndex {
+/// Changes rows by nobody's leave.
+pub async fn write(replica: &Replica, sql: String) -> LogIndex {
     let run = move |stage: &replica::Stage<'_>| {
         stage.execute_batch(&sql).unwrap();
         Ok(Bytes::new())

@@ -19,4 +19,5 @@ mod seal;
 mod serving;
 mod session;
 mod staged;
+mod sums;
 mod transactions;

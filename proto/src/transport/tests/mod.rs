@@ -153,6 +153,20 @@ impl ShardService for Shard {
         Box::pin(async move { Ok(Built::Lost(format!("{:?}", request.action))) })
     }
 
+    /// Says how it was asked.
+    fn sums(&self, request: SumsRequest) -> BoxFuture<'_, ServiceResult<BoxStream<ServiceResult<Sums>>>> {
+        Box::pin(async move {
+            let part = request.from.map(|to| SumsPart { after: None, to, rows: 1, sum: 1 << 100 });
+            let parts = [Sums::Open(request.after)].into_iter().chain(part.map(Sums::Part));
+            Ok(futures::stream::iter(parts.chain([Sums::End]).map(Ok)).boxed())
+        })
+    }
+
+    fn compare(&self, request: CompareRequest) -> BoxFuture<'_, ServiceResult<Compared>> {
+        let next = request.from.map_or(ComparedNext::End, ComparedNext::From);
+        Box::pin(async move { Ok(Compared { position: LogIndex(request.source.0), rows: 7, next }) })
+    }
+
     fn changes(
         &self,
         request: ChangesRequest,

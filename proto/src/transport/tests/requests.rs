@@ -214,6 +214,19 @@ async fn every_other_request_crosses() {
     let (reshard, action) = (ReshardId(7), BuildAction::Discard);
     let build = BuildRequest { reshard, tries: 2, action, timeout: Duration::from_secs(9) };
     assert_eq!(soon(client.build(build)).await.unwrap(), Built::Lost("Discard".into()));
+    let (target, source, time) = (ShardId(4), ShardId(5), Duration::from_secs(1));
+    let place = SumsPlace { table: TableId(3), key: Some(vec![Value::Int(7)]), schema: 1 };
+    let (range, from) = (KeyRange::full(), Some(place.clone()));
+    let (references, after) = (true, LogIndex(8));
+    let sums = SumsRequest { shard: source, after, range, references, from, time, timeout: HANG };
+    let sums: Vec<_> = soon(client.sums(sums)).await.unwrap().collect().await;
+    let part = SumsPart { after: None, to: place.clone(), rows: 1, sum: 1 << 100 };
+    assert_eq!(sums, [Ok(Sums::Open(after)), Ok(Sums::Part(part)), Ok(Sums::End)]);
+    let compare = |from| CompareRequest { target, source, from, time, timeout: HANG };
+    for (from, next) in [(None, ComparedNext::End), (Some(place.clone()), ComparedNext::From(place))] {
+        let compared = Compared { position: LogIndex(5), rows: 7, next };
+        assert_eq!(soon(client.compare(compare(from))).await, Ok(compared));
+    }
     let told = soon(client.outcome(ShardId(4), request(6))).await.unwrap().unwrap();
     assert_eq!((told.affected, told.position), (6, LogIndex(4)));
     assert!(matches!(told.rows, RowSource::Whole(rows) if rows == batch(6, 2)));

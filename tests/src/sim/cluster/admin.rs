@@ -110,7 +110,7 @@ impl Admin {
             course,
             options: ReshardOptions {
                 auto: self.random.permille(500),
-                verify: false,
+                verify: self.random.permille(800),
                 drain: Duration::from_millis(self.random.within(100..2_000)),
                 keep: *self
                     .random
