@@ -159,3 +159,16 @@ fn shown(key: &[Value]) -> String {
         None => whole,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_shown_as_they_are_stored_and_not_for_ever() {
+        let key = [Value::Int(-7), Value::Text("a".into()), Value::Real(1.5), Value::Blob(vec![1, 255])];
+        assert_eq!(shown(&key), "(-7, 'a', 1.5, 01ff)");
+        let long = shown(&[Value::Text("\u{e4}".repeat(100))]);
+        assert_eq!((long.chars().count(), long.ends_with("\u{e4}..)")), (KEY_CHARS + 3, true));
+    }
+}

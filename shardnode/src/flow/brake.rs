@@ -105,3 +105,37 @@ impl Drop for Held {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt as _;
+
+    #[tokio::test]
+    async fn a_flow_is_held_by_the_last_who_wanted_it_and_by_nobody_once_that_one_is_gone() {
+        let brake = Arc::new(Brake::default());
+        let (source, other) = (ShardId(1), ShardId(2));
+        let orders = brake.orders();
+        let bound = |of| orders.borrow().bound(of).0;
+        let stand =
+            |position| brake.stand(*orders.borrow(), |of| (of == source).then_some(LogIndex(position)));
+        assert_eq!((bound(source), bound(other)), (u64::MAX, u64::MAX));
+        let mut first = brake.hold(source);
+        assert_eq!((bound(source), bound(other)), (0, u64::MAX));
+        assert!(first.stands().now_or_never().is_none(), "nobody has heard of it");
+        stand(7);
+        assert_eq!(first.stands().await, Some(LogIndex(7)));
+        assert!(first.go_on_to(LogIndex(9)).now_or_never().is_none());
+        assert_eq!(bound(source), 9);
+        stand(8);
+        let arrives = first.stands_at(LogIndex(9));
+        assert!(arrives.now_or_never().is_none(), "it isn't there yet");
+        stand(9);
+        assert_eq!(first.stands_at(LogIndex(9)).await, Some(LogIndex(9)));
+        let second = brake.hold(source);
+        drop(first);
+        assert_eq!(bound(source), 0);
+        drop(second);
+        assert_eq!(bound(source), u64::MAX);
+    }
+}
