@@ -35,6 +35,8 @@ struct Compare {
     /// The keyspace ids that source and target have.
     source: KeyRange,
     target: KeyRange,
+    /// What the source had before is the target's without having been taken over.
+    first: LogIndex,
     /// Where the source's rows are, whoever is to be asked first.
     nodes: Vec<NodeId>,
 }
@@ -74,9 +76,10 @@ impl Compare {
             let unknown = || later(format!("shard {id} of a flow isn't known"));
             topology.shards.get(&id).ok_or_else(unknown)
         };
-        let mut nodes = shard(source)?.replicas.clone();
+        let (theirs, own) = (shard(source)?, shard(target)?);
+        let mut nodes = theirs.replicas.clone();
         nodes.sort_by_key(|node| (*node != here, *node));
-        Ok(Self { flow, source: shard(source)?.range.clone(), target: shard(target)?.range.clone(), nodes })
+        Ok(Self { flow, source: theirs.range.clone(), target: own.range.clone(), first: theirs.first, nodes })
     }
 
     /// Brings both to one position. The flow goes on when this ends, whatever comes of it.
@@ -97,9 +100,10 @@ impl Compare {
         drop(held);
         let (stands, tables) = look(&own, |connection| {
             let tables = Tables::read(connection, references)?;
-            Ok((crate::flow::position(connection, source)?, tables))
+            let stands = crate::flow::position(connection, source)?;
+            Ok((stands.unwrap_or(self.first), tables))
         })?;
-        if stands != Some(position) {
+        if stands != position {
             return Err(lost());
         }
         Ok(Opened { position, theirs, own, tables })
