@@ -35,6 +35,9 @@ pub enum Command {
     Shards(Status),
     /// Shows nodes with what they hold
     Nodes(Status),
+    /// Shows tables with where their rows lie, how many these are, and how big
+    #[command(after_help = "Examples:\n  shoal tables\n  shoal tables --json")]
+    Tables(Status),
     /// Changes who holds a group's replicas, or compares them
     #[command(subcommand)]
     Replica(Replica),
@@ -219,7 +222,7 @@ pub struct Admin {
     pub host: String,
 }
 
-/// `shoal status`, `shoal shards` and `shoal nodes`.
+/// `shoal status`, `shoal shards`, `shoal nodes` and `shoal tables`.
 #[derive(Debug, Args)]
 pub struct Status {
     /// Where to ask.

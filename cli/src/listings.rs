@@ -6,9 +6,12 @@
 use crate::admin;
 use crate::arguments;
 use crate::failure::Failure;
+use crate::tables::ago;
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{HumanBytes, HumanCount};
-use proto::services::{ClusterStatus, ReplicaStatus};
+use proto::KeyspaceNumber;
+use proto::catalog::{Catalog, Placement};
+use proto::services::{ClusterStatus, Counted, ReplicaStatus, ShardTally, TableTally};
 use proto::topology::{Node, Shard, Topology};
 use serde::Serialize;
 use std::io::Write;
@@ -23,6 +26,10 @@ struct ShardLine {
     leader: Option<u64>,
     replicas: Vec<u64>,
     bytes: Option<u64>,
+    /// Of its keyspace's tables, as followers have counted them; null if they haven't yet.
+    rows: Option<u64>,
+    /// How long ago they have.
+    rows_age_ms: Option<u64>,
     writes_per_second: Option<f64>,
     reads_per_second: Option<f64>,
 }
@@ -45,8 +52,13 @@ struct NodeLine {
 /// Runs `shoal shards`.
 pub async fn shards(options: arguments::Status) -> Result<(), Failure> {
     let status = admin::status(&options.admin).await?;
-    let lines = shard_lines(&status);
+    let lines = shard_lines(&status, &tallies(&options.admin).await?);
     print(&options, &lines, shard_table)
+}
+
+/// What followers have counted.
+pub async fn tallies(admin: &arguments::Admin) -> Result<Vec<ShardTally>, Failure> {
+    admin::ask_leader(admin, |coordinator| Box::pin(async move { coordinator.tallies().await })).await
 }
 
 /// Runs `shoal nodes`.
@@ -56,10 +68,11 @@ pub async fn nodes(options: arguments::Status) -> Result<(), Failure> {
     print(&options, &lines, node_table)
 }
 
-fn print<T: Serialize>(
+/// Prints lines as JSON, or as a table.
+pub fn print<T: Serialize, S: ToString>(
     options: &arguments::Status,
     lines: &[T],
-    table: impl Fn(&[T]) -> Table,
+    table: impl Fn(&[T]) -> S,
 ) -> Result<(), Failure> {
     let text = if options.json {
         serde_json::to_string_pretty(lines).expect("names and numbers can be written as JSON")
@@ -70,14 +83,20 @@ fn print<T: Serialize>(
 }
 
 /// All shards, keyspace by keyspace, in the order of their ranges.
-fn shard_lines(status: &ClusterStatus) -> Vec<ShardLine> {
+fn shard_lines(status: &ClusterStatus, tallies: &[ShardTally]) -> Vec<ShardLine> {
     let topology = &status.state.topology;
     let mut shards: Vec<&Shard> = topology.shards.values().collect();
     shards.sort_by_key(|shard| (shard.keyspace, &shard.range.start, !topology.serves(shard.id), shard.id));
-    shards.into_iter().map(|shard| shard_line(status, topology, shard)).collect()
+    shards.into_iter().map(|shard| shard_line(status, topology, tallies, shard)).collect()
 }
 
-fn shard_line(status: &ClusterStatus, topology: &Topology, shard: &Shard) -> ShardLine {
+fn shard_line(
+    status: &ClusterStatus,
+    topology: &Topology,
+    tallies: &[ShardTally],
+    shard: &Shard,
+) -> ShardLine {
+    let counted = tallies.iter().find(|tally| tally.shard == shard.id).map(|tally| &tally.counted);
     let load = status.loads.iter().find(|load| load.group == shard.group);
     let keyspace = topology.keyspaces.get(&shard.keyspace);
     ShardLine {
@@ -88,9 +107,20 @@ fn shard_line(status: &ClusterStatus, topology: &Topology, shard: &Shard) -> Sha
         leader: status.state.leaders.get(shard.group).map(|node| node.0),
         replicas: shard.replicas.iter().map(|node| node.0).collect(),
         bytes: replicas(status, shard).map(|replica| replica.bytes).max(),
+        rows: counted.map(|counted| rows_of(&status.state.catalog, shard.keyspace, counted)),
+        rows_age_ms: counted.map(|counted| u64::try_from(counted.age.as_millis()).unwrap_or(u64::MAX)),
         writes_per_second: load.map(|load| tenths(load.writes_per_second)),
         reads_per_second: load.map(|load| tenths(load.reads_per_second)),
     }
+}
+
+/// The rows of a keyspace's own tables.
+fn rows_of(catalog: &Catalog, keyspace: KeyspaceNumber, counted: &Counted) -> u64 {
+    let is_own = |tally: &&TableTally| match catalog.table(tally.table).map(|table| &table.placement) {
+        Some(Placement::Sharded { keyspace: of, .. } | Placement::Single { keyspace: of }) => *of == keyspace,
+        Some(Placement::Reference) | None => false,
+    };
+    counted.tables.iter().filter(is_own).map(|tally| tally.rows).sum()
 }
 
 fn node_line(status: &ClusterStatus, node: &Node) -> NodeLine {
@@ -125,7 +155,8 @@ fn tenths(number: f64) -> f64 {
     (number * 10.0).round() / 10.0
 }
 
-fn new_table(header: &[&str], numbers: &[usize]) -> Table {
+/// A table whose columns at these places are numbers.
+pub fn new_table(header: &[&str], numbers: &[usize]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_BORDERS_ONLY).set_header(header.iter().copied());
     for column in numbers {
@@ -136,9 +167,10 @@ fn new_table(header: &[&str], numbers: &[usize]) -> Table {
     table
 }
 
-fn shard_table(lines: &[ShardLine]) -> Table {
-    let header = ["shard", "incarnation", "state", "leader", "replicas", "size", "writes/s", "reads/s"];
-    let mut table = new_table(&header, &[1, 3, 5, 6, 7]);
+fn shard_table(lines: &[ShardLine]) -> String {
+    let header =
+        ["shard", "incarnation", "state", "leader", "replicas", "size", "rows", "writes/s", "reads/s"];
+    let mut table = new_table(&header, &[1, 3, 5, 6, 7, 8]);
     let rate = |rate: Option<f64>| rate.map_or_else(String::new, whole);
     for line in lines {
         table.add_row([
@@ -148,11 +180,15 @@ fn shard_table(lines: &[ShardLine]) -> Table {
             line.leader.map_or_else(|| "none".to_owned(), |node| node.to_string()),
             line.replicas.iter().map(u64::to_string).collect::<Vec<_>>().join(","),
             line.bytes.map_or_else(String::new, |bytes| HumanBytes(bytes).to_string()),
+            line.rows.map_or_else(String::new, |rows| HumanCount(rows).to_string()),
             rate(line.writes_per_second),
             rate(line.reads_per_second),
         ]);
     }
-    table
+    match lines.iter().filter_map(|line| line.rows_age_ms).max() {
+        Some(age) => format!("{table}\nrows as of {}", ago(age)),
+        None => table.to_string(),
+    }
 }
 
 fn node_table(lines: &[NodeLine]) -> Table {
@@ -181,17 +217,17 @@ fn whole(rate: f64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use proto::catalog::Catalog;
+    use crate::tables::tests::{definition, tally};
     use proto::services::{ClusterState, GroupLoad};
     use proto::topology::{Keyspace, Leaders, Roles, Sharding};
-    use proto::{GroupId, Incarnation, KeyRange, KeyspaceNumber, LogIndex, NodeId, ShardId, Term};
+    use proto::{GroupId, Incarnation, KeyRange, LogIndex, NodeId, SchemaVersion, ShardId, Term};
     use std::sync::Arc;
     use std::time::Duration;
 
     /// Two shards that serve, and one that is being made of the second.
-    fn status() -> ClusterStatus {
+    pub(crate) fn status() -> ClusterStatus {
         let mut topology = Topology::default();
         let (main, replicas) = (KeyspaceNumber(1), vec![NodeId(1), NodeId(2)]);
         for (id, range) in [(1, "-80"), (2, "80-"), (3, "80-c0")] {
@@ -244,7 +280,7 @@ mod tests {
     }
 
     /// A table's cells.
-    fn cells(table: &Table) -> Vec<Vec<String>> {
+    pub(crate) fn cells(table: &impl ToString) -> Vec<Vec<String>> {
         let text = table.to_string();
         let rows = text.lines().filter(|line| line.starts_with('│'));
         rows.map(|row| {
@@ -256,15 +292,23 @@ mod tests {
 
     #[test]
     fn shards_are_listed_with_their_sizes_and_rates() {
-        let lines = shard_lines(&status());
+        let main = Placement::Sharded { keyspace: KeyspaceNumber(1), key: Vec::new() };
+        let tables = [definition(1, "event", main), definition(2, "color", Placement::Reference)];
+        let mut status = status();
+        status.state.catalog = Arc::new(Catalog::new(SchemaVersion(1), tables, []));
+        let tallies = [tally(1, 185, &[(1, 1_234, 7), (2, 5, 50), (9, 3, 3)])];
+        let lines = shard_lines(&status, &tallies);
         let expected: [&[&str]; 4] = [
-            &["shard", "incarnation", "state", "leader", "replicas", "size", "writes/s", "reads/s"],
-            &["main/-80", "1", "serves", "1", "1,2", "53.00 MiB", "1,200", "340"],
+            &["shard", "incarnation", "state", "leader", "replicas", "size", "rows", "writes/s", "reads/s"],
+            &["main/-80", "1", "serves", "1", "1,2", "53.00 MiB", "1,234", "1,200", "340"],
             &["main/80-", "1", "serves", "2", "1,2", "1.00 MiB", "0", "0"],
             &["main/80-c0", "1", "follows", "none", "1,2"],
         ];
-        assert_eq!(cells(&shard_table(&lines)), expected, "what node 9 says isn't of a replica that counts");
+        let table = shard_table(&lines);
+        assert_eq!(cells(&table), expected, "what node 9 says isn't of a replica that counts");
+        assert!(table.ends_with("\nrows as of 3 minutes ago"), "{table}");
         assert_eq!((lines[0].writes_per_second, lines[2].bytes), (Some(1_200.0), None));
+        assert_eq!((lines[0].rows_age_ms, lines[1].rows), (Some(185_000), None));
     }
 
     #[test]

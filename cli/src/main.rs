@@ -25,6 +25,7 @@ mod reshard;
 mod serve;
 mod status;
 mod stream;
+mod tables;
 mod transactions;
 mod tuning;
 mod units;
@@ -73,6 +74,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Status(options) => runtime.block_on(status::run(options)),
         Command::Shards(options) => runtime.block_on(listings::shards(options)),
         Command::Nodes(options) => runtime.block_on(listings::nodes(options)),
+        Command::Tables(options) => runtime.block_on(tables::run(options)),
         Command::Replica(command) => runtime.block_on(replicas::run(command)),
         Command::Keyspace(command) => runtime.block_on(admin::keyspace(command)),
         Command::Stream(options) => runtime.block_on(stream::run(options)),

@@ -3,6 +3,8 @@
 //! In come the admin's wishes, out go requests to the coordinator, each under one name however often it is sent. The reshard
 //! is the coordinator's: it goes on when the command ends, and everything here can be asked for again.
 
+mod bounds;
+mod median;
 mod meter;
 mod relocate;
 mod show;
@@ -15,6 +17,7 @@ use meter::{Meter, Speed};
 use proto::services::{
     self, ReshardCommand, ReshardCourse, ReshardPhase, ReshardPlan, ReshardStatus, ReshardWish, SplitAt,
 };
+use proto::topology::Sharding;
 use proto::{NodeId, RequestId, ReshardId, RouterIncarnation, SqlState, WireError};
 use std::io::{BufRead, IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -25,14 +28,18 @@ const LOOK: Duration = Duration::from_millis(250);
 /// Runs the command.
 pub async fn run(command: Reshard) -> Result<(), Failure> {
     match command {
-        Reshard::Split { shard, into, at, options } => {
+        Reshard::Split { shard, into, at, median, options } => {
+            let way = Way::find(&options.show.admin).await?.0;
             let at = match into {
                 Some(parts) => SplitAt::Evenly(parts),
-                None => SplitAt::Bounds(at.into_iter().map(|id| id.0).collect()),
+                None => place(&way, &shard, &at, median, options.show.json).await?,
             };
-            begin(ReshardCourse::Split { shard, at }, options).await
+            begin(way, ReshardCourse::Split { shard, at }, options).await
         }
-        Reshard::Merge { shards, options } => begin(ReshardCourse::Merge { shards }, options).await,
+        Reshard::Merge { shards, options } => {
+            let way = Way::find(&options.show.admin).await?.0;
+            begin(way, ReshardCourse::Merge { shards }, options).await
+        }
         Reshard::Move(options) => relocate::run(options).await,
         Reshard::Status { id, show } => status(id.map(ReshardId), &show).await,
         Reshard::Switch(one) => act(one, ReshardCommand::Switch).await,
@@ -45,8 +52,21 @@ pub async fn run(command: Reshard) -> Result<(), Failure> {
     }
 }
 
+/// Where a shard is cut: at keys, or by its rows.
+async fn place(way: &Way, shard: &str, at: &[String], median: bool, json: bool) -> Result<SplitAt, Failure> {
+    let status = way.status().await?;
+    if bounds::find(&status.state, shard)?.0.sharding == Sharding::Single {
+        // It's refused wherever it would be.
+        return Ok(SplitAt::Evenly(2));
+    }
+    if median {
+        return Ok(SplitAt::Bounds(vec![median::median(way, shard, json).await?]));
+    }
+    Ok(SplitAt::Bounds(bounds::bounds(&status.state, shard, at)?))
+}
+
 /// Has a reshard begin, and follows it.
-async fn begin(course: ReshardCourse, options: ReshardOptions) -> Result<(), Failure> {
+async fn begin(way: Way, course: ReshardCourse, options: ReshardOptions) -> Result<(), Failure> {
     let ReshardOptions { yes, dry_run, rate, drain, keep, no_verify, builder, on, wait, show } = options;
     let wish = ReshardWish {
         request: RequestId { router: RouterIncarnation(rand::random()), sequence: 1 },
@@ -62,7 +82,6 @@ async fn begin(course: ReshardCourse, options: ReshardOptions) -> Result<(), Fai
         },
         dry_run,
     };
-    let (way, _) = Way::find(&show.admin).await?;
     let plan = way
         .ask(|coordinator| {
             let wish = wish.clone();
@@ -304,9 +323,11 @@ mod tests {
 
     #[test]
     fn a_split_says_where() {
-        let Reshard::Split { shard, into, at, options } = parse("split main/-80 --into 2").unwrap() else {
+        let Reshard::Split { shard, into, at, median, options } = parse("split main/-80 --into 2").unwrap()
+        else {
             panic!()
         };
+        assert!(!median);
         assert_eq!((shard.as_str(), into, at.len(), options.yes), ("main/-80", Some(2), 0, false));
         assert_eq!((options.drain.0.as_secs(), options.keep.0.unwrap().0.as_secs()), (2, 3600));
         let Reshard::Split { at, options, .. } =
@@ -314,15 +335,18 @@ mod tests {
         else {
             panic!()
         };
-        assert_eq!(at.iter().map(|id| id.0.as_slice()).collect::<Vec<_>>(), [&[0x40][..], &[0xc0, 0xff]]);
+        assert_eq!(at, ["40", "c0ff"]);
+        let Reshard::Split { at, .. } = parse("split log/- --at -5").unwrap() else { panic!() };
+        assert_eq!(at, ["-5"]);
+        let Reshard::Split { median, .. } = parse("split log/- --median").unwrap() else { panic!() };
+        assert!(median);
         assert_eq!((options.yes, options.keep.0, options.on), (true, None, vec![1, 2]));
         for wrong in [
             "split main/-80",
             "split main/-80 --into 1",
             "split main/-80 --into 17",
             "split main/-80 --into 2 --at 40",
-            "split main/-80 --at 4",
-            "split main/-80 --at x0",
+            "split main/-80 --at 40 --median",
             "split main/-80 --into 2 --keep never",
             "split main/-80 --into 2 --rate 5",
             "split main/-80 --into 2 --on 0",

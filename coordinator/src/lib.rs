@@ -22,7 +22,8 @@
 //! 4. The topology names the new replicas, and the nodes that lost theirs remove them.
 //!
 //! Many changes of replicas that come to one thing, a node that is drained for example, are a course: which of them are left
-//! follows from the topology (`course`). A shard that is split or merged is a reshard (`reshard`).
+//! follows from the topology (`course`). A shard that is split or merged is a reshard (`reshard`). How many rows shards have
+//! followers count now and then (`tallies`).
 //!
 //! The life of a distributed transaction, as far as it is told here:
 //!
@@ -64,6 +65,7 @@ mod sequence;
 mod service;
 mod state;
 mod store;
+mod tallies;
 mod vitals;
 mod votes;
 mod watching;

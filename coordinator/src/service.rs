@@ -12,6 +12,7 @@ use crate::reach::{Pause, Reach};
 use crate::replica_work::{Obstacles, ReplicaWorker};
 use crate::state::State;
 use crate::store::{self, Store};
+use crate::tallies::{self, Tallies};
 use crate::worker::Worker;
 use crate::{care, course, decisions, finishing, inquiry, nodes, replicas, reshard, sequence, watching};
 use bytes::Bytes;
@@ -22,7 +23,7 @@ use proto::services::{
     Alarm, BoxFuture, BoxStream, Claim, ClusterState, ClusterStatus, Consistency, CoordinatorService,
     CoursePlan, CourseWish, CreateKeyspace, Decision, Joined, NodeJoin, Peers, ReplicaChange, ReplicaRole,
     ReplicaStatus, ReshardCommand, ReshardPhase, ReshardPlan, ReshardStatus, ReshardWish,
-    SchemaChangeRequest, SequenceBlock, ServiceResult, Spent, TransactionStatus, Verdict,
+    SchemaChangeRequest, SequenceBlock, ServiceResult, ShardTally, Spent, TransactionStatus, Verdict,
 };
 use proto::topology::Node;
 use proto::wire::Wire;
@@ -54,7 +55,7 @@ pub struct Coordinator {
 pub(crate) struct Core {
     pub(crate) replica: Replica,
     pub(crate) config: Config,
-    peers: Arc<dyn Peers>,
+    pub(crate) peers: Arc<dyn Peers>,
     pub(crate) state: Arc<State>,
     /// There is a new job.
     pub(crate) begun: Notify,
@@ -63,6 +64,8 @@ pub(crate) struct Core {
     pub(crate) obstacles: Obstacles,
     /// What this leader knows of each reshard.
     pub(crate) reshards: Mutex<BTreeMap<ReshardId, reshard::Seen>>,
+    /// How many rows shards have.
+    pub(crate) tallies: Mutex<Tallies>,
     /// Counts what reshards were told.
     pub(crate) told: watch::Sender<u64>,
     /// Counts the calls that may have decided a transaction.
@@ -108,6 +111,7 @@ impl Coordinator {
             metrics: Metrics::new(),
             obstacles: Obstacles::default(),
             reshards: Mutex::default(),
+            tallies: Mutex::default(),
             told: watch::Sender::default(),
             deciding: watch::Sender::default(),
             orphans: Mutex::default(),
@@ -210,6 +214,7 @@ async fn lead(core: Arc<Core>) {
             working.spawn(finishing::finish(Arc::clone(&core))).id(),
             working.spawn(inquiry::inquire(Arc::clone(&core))).id(),
             working.spawn(decisions::sweep(Arc::clone(&core))).id(),
+            working.spawn(tallies::count(Arc::clone(&core))).id(),
         ]
         .into();
         let mut jobs: HashMap<tokio::task::Id, Work> = HashMap::new();
@@ -486,6 +491,10 @@ impl CoordinatorService for Coordinator {
 
     fn reshards(&self) -> BoxFuture<'_, ServiceResult<Vec<ReshardStatus>>> {
         Box::pin(self.core.reshards())
+    }
+
+    fn tallies(&self) -> BoxFuture<'_, ServiceResult<Vec<ShardTally>>> {
+        Box::pin(async { self.core.tallies_now() })
     }
 
     fn decide(&self, decision: Decision) -> BoxFuture<'_, ServiceResult<Verdict>> {

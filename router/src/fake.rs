@@ -93,6 +93,8 @@ pub struct Fake {
     pub cut_answers: Mutex<VecDeque<ServiceResult<Vec<Unsettled>>>>,
     /// What the coordinator says of reshards.
     pub reshards: Mutex<Vec<ReshardStatus>>,
+    /// What followers have counted, as the coordinator tells it.
+    pub tallies: Mutex<Vec<ShardTally>>,
     /// What its nodes do by themselves.
     pub nodes: nodes::Nodes,
     next: AtomicI64,
@@ -213,6 +215,7 @@ impl Fake {
             cuts: Mutex::default(),
             cut_answers: Mutex::default(),
             reshards: Mutex::default(),
+            tallies: Mutex::default(),
             nodes: nodes::Nodes::default(),
             next: AtomicI64::new(1),
         })
@@ -560,6 +563,10 @@ impl ShardService for Fake {
 
     fn hand_over(&self, _: HandOver) -> BoxFuture<'_, ServiceResult<HandedOver>> {
         Box::pin(async { Err(WireError::internal("no router asks for that")) })
+    }
+
+    fn tally(&self, _: TallyRequest) -> BoxFuture<'_, ServiceResult<Tally>> {
+        Box::pin(async { Err(WireError::unsupported("counting on a fake")) })
     }
 
     fn build(&self, _: BuildRequest) -> BoxFuture<'_, ServiceResult<Built>> {

@@ -63,6 +63,7 @@ mod staged;
 mod statement;
 mod stream;
 mod sums;
+mod tally;
 mod touched;
 mod trail;
 mod transact;

@@ -18,6 +18,7 @@ use crate::phrase::{Phrase, Phrases};
 use crate::routers::Routers;
 use crate::statement::Work;
 use crate::stream::{Place, Readers};
+use crate::tally::Tallies;
 use crate::transact::{self, Desk};
 use crate::{changes, fence, layout, read, sums, write};
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -27,7 +28,7 @@ use proto::services::{
     Access, BoxFuture, BoxStream, Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus,
     BuildRequest, Built, Changes, ChangesRequest, ClusterState, CompareRequest, Compared, Consistency,
     CutRequest, FlowStatus, FragmentRequest, FragmentResponse, HandOver, HandOverAction, HandedOver,
-    LockWait, Peers, SchemaRequest, ServiceResult, ShardService, Sums, SumsRequest, Unsettled, is_cut_lost,
+    LockWait, Peers, SchemaRequest, ServiceResult, ShardService, Sums, SumsRequest, Tally, TallyRequest, Unsettled, is_cut_lost,
 };
 use proto::topology::{Shard, Topology};
 use proto::{
@@ -60,6 +61,7 @@ pub struct ShardNode {
     reads: ReplicaReads,
     /// New shards that are built here.
     pub(crate) builds: Builds,
+    tallies: Tallies,
     shards: ArcSwap<Shards>,
     /// The epoch of the topology that was taken in last.
     epoch: watch::Sender<Epoch>,
@@ -116,6 +118,7 @@ impl ShardNode {
             phrases,
             reads,
             builds,
+            tallies: Tallies::default(),
             shards,
             epoch,
             flows,
@@ -741,6 +744,15 @@ impl ShardService for ShardNode {
 
     fn compare(&self, request: CompareRequest) -> BoxFuture<'_, ServiceResult<Compared>> {
         Box::pin(self.compare_rows(request))
+    }
+
+    fn tally(&self, request: TallyRequest) -> BoxFuture<'_, ServiceResult<Tally>> {
+        Box::pin(async move {
+            let TallyRequest { shard, within, rate } = request;
+            let replica = self.find(shard, None)?;
+            self.tallies.keep(|group| self.host.replica(group).is_some());
+            Ok(self.tallies.ask(&replica, within, rate, &self.config.machine))
+        })
     }
 
     fn changes(

@@ -1,4 +1,4 @@
-//! `shoal reshard`, as an admin types it, against a cluster.
+//! `shoal reshard`, as an admin types it, against a cluster; and what it needs to know of shards' rows.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -99,4 +99,100 @@ fn a_shard_is_moved_while_clients_write() {
         }
         load::check(&nodes.connect(0).await, &logs).await.unwrap();
     });
+}
+
+#[test]
+fn a_shard_is_cut_at_keys_and_by_its_rows() {
+    let nodes = Nodes::start(2, &["--shards", "1", "--replicas", "2"]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = nodes.connect(0).await;
+        for table in [
+            "event (id int, name text, PRIMARY KEY (id, name)) PARTITION BY RANGE (id)",
+            "note (name text PRIMARY KEY) PARTITION BY RANGE (name)",
+            "account (id int PRIMARY KEY, v text)",
+        ] {
+            client.batch_execute(&format!("CREATE TABLE {table}")).await.unwrap();
+        }
+        let rows = |numbers: std::ops::Range<u32>, row: fn(u32) -> String| {
+            numbers.map(row).collect::<Vec<_>>().join(", ")
+        };
+        for (table, rows) in [
+            ("event", rows(1..1001, |n| format!("({n}, 'e{n}')"))),
+            ("note", rows(100..200, |n| format!("('n{n}')"))),
+            ("account", rows(1..301, |n| format!("({n}, 'a{n}')"))),
+        ] {
+            client.batch_execute(&format!("INSERT INTO {table} VALUES {rows}")).await.unwrap();
+        }
+    });
+    nodes.wait_for(0, "all are level", |status| {
+        let mut shards = nodes::groups(status).filter(|group| group["shard"].is_string());
+        shards.all(|group| nodes::is_level(group, 2))
+    });
+    let split = |arguments: &[&str]| {
+        nodes.shoal(0, &[&["reshard", "split"], arguments, &["--dry-run", "--no-verify", "--json"]].concat())
+    };
+    let into = |arguments: &[&str]| -> Vec<String> {
+        let planned = lines(&split(arguments));
+        let shards = planned[0]["shards"].as_array().unwrap();
+        shards.iter().map(|shard| shard["shard"].as_str().unwrap().to_owned()).collect()
+    };
+    let id = |number: u32| format!("10{:016x}", u64::from(number) ^ (1 << 63));
+    let two =
+        |keyspace: &str, bound: &str| vec![format!("{keyspace}/-{bound}"), format!("{keyspace}/{bound}-")];
+    assert_eq!(into(&["event/-", "--at", "500"]), two("event", &id(500)));
+    assert_eq!(
+        into(&["event/-", "--at", "(7)", "--at", "'9'"]),
+        [format!("event/-{}", id(7)), format!("event/{}-{}", id(7), id(9)), format!("event/{}-", id(9))]
+    );
+    assert_eq!(into(&["event/-", "--at", "-1"]), two("event", "107fffffffffffffff"));
+    assert_eq!(into(&["note/-", "--at", "'n150'"]), two("note", "206e3135300001"));
+    assert_eq!(into(&["main/-", "--at", "40"]), ["main/-40", "main/40-"]);
+
+    // The middle is where rows are, not where keys could be.
+    assert_eq!(into(&["event/-", "--median"]), two("event", &id(501)));
+    assert_eq!(into(&["note/-", "--median"]), two("note", "206e3135300001"));
+    let main = into(&["main/-", "--median"]);
+    let bound = main[1].strip_prefix("main/").unwrap().trim_end_matches('-');
+    assert!(bound.len() > 2 && ("6".."a").contains(&bound), "{main:?}");
+
+    for (arguments, reason) in [
+        (&["event/-", "--at", "x"][..], "invalid input syntax for type integer: \"x\""),
+        (&["note/-", "--at", "n150"], "a value of this type is written in quotes: 'n150'"),
+        (&["event/-", "--at", "(1, 'a', 2)"], "has 3 values, and the key has 1 column"),
+        (&["event/-", "--at", "9", "--at", "7"], "can't be split at"),
+        (&["event/-", "--into", "2"], "keyspace event is sharded by range, so event/- has no middle"),
+        (&["main/-", "--at", "x"], "isn't pairs of hex digits"),
+        (&["main/80-", "--at", "90"], "shard \"main/80-\" does not exist"),
+        (&["main/80-", "--median"], "shard \"main/80-\" does not exist"),
+        (&["single/-", "--median"], "keyspace single has one shard and is not split"),
+        (&["single/-", "--at", "40"], "keyspace single has one shard and is not split"),
+    ] {
+        let refused = split(arguments);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!((refused.status.code(), said.contains(reason)), (Some(1), true), "{arguments:?}: {said}");
+    }
+
+    // What was counted is shown, with its age.
+    let tables = || -> Vec<Value> {
+        let output = nodes.shoal(1, &["tables", "--json"]);
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let rows = |tables: &[Value], name: &str| {
+        tables.iter().find(|table| table["table"] == name).unwrap()["rows"].as_u64()
+    };
+    nodes.wait_for(0, "all rows are counted", |_| {
+        let tables = tables();
+        let counts = ["event", "note", "account"].map(|name| rows(&tables, name));
+        counts == [Some(1000), Some(100), Some(300)]
+    });
+    let event = tables().into_iter().find(|table| table["table"] == "event").unwrap();
+    assert_eq!(
+        (&event["keyspace"], &event["sharding"], &event["key"][0]),
+        (&"event".into(), &"range".into(), &"id".into())
+    );
+    assert!(event["bytes"].as_u64().unwrap() > 1000 && event["age_ms"].is_u64(), "{event}");
+    let shards: Vec<Value> = serde_json::from_slice(&nodes.shoal(1, &["shards", "--json"]).stdout).unwrap();
+    let shard = shards.iter().find(|shard| shard["shard"] == "event/-").unwrap();
+    assert_eq!(shard["rows"].as_u64(), Some(1000), "{shard}");
 }

@@ -12,7 +12,10 @@ pub enum Reshard {
         after_help = "Examples:\n  \
         shoal reshard split main/-80 --into 2             into halves; asks before it switches\n  \
         shoal reshard split main/-80 --into 4 --yes       switches as soon as it can\n  \
-        shoal reshard split main/-80 --at 20 --dry-run    shows what would be done",
+        shoal reshard split main/-80 --at 20 --dry-run    shows what would be done\n  \
+        shoal reshard split event/- --at 1000             a range keyspace, at a key\n  \
+        shoal reshard split event/- --at \"(7, 'm')\"       whose key has two columns\n  \
+        shoal reshard split event/- --median              where half of the rows are before",
         group = ArgGroup::new("where").required(true)
     )]
     Split {
@@ -21,9 +24,13 @@ pub enum Reshard {
         /// Into so many parts of the same width; for a keyspace that places rows by hash
         #[arg(long, value_name = "N", group = "where", value_parser = clap::value_parser!(u32).range(2..=16))]
         into: Option<u32>,
-        /// At this keyspace id, in hex as shards' names have it: the first one of a new shard
-        #[arg(long, value_name = "ID", group = "where", value_parser = keyspace_id)]
-        at: Vec<KeyspaceIdArgument>,
+        /// At this key, the first of a new shard, as SQL writes it: 1000, 'm', (7, 'm'). Of a keyspace that places rows by
+        /// hash, at this keyspace id, in hex as shards' names have it
+        #[arg(long, value_name = "KEY", group = "where", allow_hyphen_values = true)]
+        at: Vec<String>,
+        /// Where about half of the rows of its biggest table are before
+        #[arg(long, group = "where")]
+        median: bool,
         /// How.
         #[command(flatten)]
         options: Options,
@@ -165,14 +172,4 @@ fn keep(text: &str) -> Result<Keep, String> {
     // Nothing needs no unit.
     let text = if text == "0" { "0s" } else { text };
     text.parse().map(|span| Keep(Some(span)))
-}
-
-/// The bytes of a keyspace id.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyspaceIdArgument(pub Vec<u8>);
-
-fn keyspace_id(text: &str) -> Result<KeyspaceIdArgument, String> {
-    let bytes =
-        hex::decode(text).map_err(|_| format!("{text:?} isn't pairs of hex digits, like 40 or 8a40"))?;
-    if bytes.is_empty() { Err("it is before all rows".to_owned()) } else { Ok(KeyspaceIdArgument(bytes)) }
 }

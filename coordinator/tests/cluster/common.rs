@@ -7,7 +7,7 @@ use proto::services::{
     ChangesRequest, ClusterState, CompareRequest, Compared, CoordinatorService, CutRequest, Floor,
     FragmentRequest, FragmentResponse, HandOver, HandOverAction, HandedOver, Members, Peers, RaftMessage,
     RaftService, RaftTransport, ReplicaService, ReplicaStatus, RowSource, SchemaChange, SchemaChangeRequest,
-    SchemaRequest, ServiceResult, ShardService, Sums, SumsRequest, Unsettled,
+    SchemaRequest, ServiceResult, ShardService, Sums, SumsRequest, Tally, TallyRequest, Unsettled,
 };
 use proto::topology::{Node, Roles};
 use proto::{
@@ -339,6 +339,10 @@ impl ShardService for Gate {
             return Box::pin(async move { Err(error) });
         }
         self.shards.apply_schema(request)
+    }
+
+    fn tally(&self, request: TallyRequest) -> BoxFuture<'_, ServiceResult<Tally>> {
+        self.shards.tally(request)
     }
 
     fn build(&self, request: BuildRequest) -> BoxFuture<'_, ServiceResult<Built>> {

@@ -6,10 +6,12 @@
 
 mod array;
 mod binary;
+mod literal;
 mod text;
 
 pub use array::elements;
 pub use binary::{input_binary, output_binary};
+pub use literal::row_literal;
 pub(crate) use text::write_u64;
 pub use text::{input, output_text, write_i64};
 

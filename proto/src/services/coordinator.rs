@@ -3,7 +3,7 @@
 use super::transaction::{Claim, Decision, Spent, TransactionStatus, Verdict};
 use super::{
     BoxFuture, BoxStream, ReplicaStatus, ReshardCommand, ReshardPlan, ReshardStatus, ReshardWish,
-    ServiceResult,
+    ServiceResult, ShardTally,
 };
 use crate::catalog::{Catalog, RoleChange, Sequence, Table};
 use crate::ids::{
@@ -73,6 +73,9 @@ pub trait CoordinatorService: Send + Sync {
 
     /// The reshards that haven't ended, and the last that have, in the order of their beginning.
     fn reshards(&self) -> BoxFuture<'_, ServiceResult<Vec<ReshardStatus>>>;
+
+    /// What the shards that serve have, as followers have counted it. Without those of which that isn't known yet.
+    fn tallies(&self) -> BoxFuture<'_, ServiceResult<Vec<ShardTally>>>;
 
     /// Decides what a transaction becomes, unless that is decided, and answers with what it has become. The answer is in
     /// the log before it is given: committed or aborted for good.

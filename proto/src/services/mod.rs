@@ -11,6 +11,7 @@ mod replica;
 mod reshard;
 mod shard;
 mod sums;
+mod tally;
 mod transaction;
 
 pub use bootstrap::*;
@@ -21,6 +22,7 @@ pub use replica::*;
 pub use reshard::*;
 pub use shard::*;
 pub use sums::*;
+pub use tally::*;
 pub use transaction::*;
 
 use crate::error::WireError;

@@ -4,6 +4,7 @@ use super::changes::{Changes, ChangesRequest};
 use super::cut::{CutRequest, Unsettled};
 use super::reshard::{BuildRequest, Built, HandOver, HandedOver};
 use super::sums::{CompareRequest, Compared, Sums, SumsRequest};
+use super::tally::{Tally, TallyRequest};
 use super::transaction::{Branch, BranchAccess, BranchRequest, BranchStatus};
 use super::{BoxFuture, BoxStream, ServiceResult};
 use crate::ids::{CutId, Epoch, LogIndex, RequestId, RouterIncarnation, SchemaVersion, ShardId, TableId};
@@ -65,6 +66,9 @@ pub trait ShardService: Send + Sync {
 
     /// Compares rows of a shard that takes over, which is led here, with those of a source. Repeating it is safe.
     fn compare(&self, request: CompareRequest) -> BoxFuture<'_, ServiceResult<Compared>>;
+
+    /// What a shard's tables have by this node's replica, whatever its part in the group; or has it counted in the background.
+    fn tally(&self, request: TallyRequest) -> BoxFuture<'_, ServiceResult<Tally>>;
 }
 
 /// One statement for one shard.

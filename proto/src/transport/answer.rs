@@ -12,7 +12,8 @@ use crate::wire::generated::link::{Answer, Call, Caller, answer::Kind as AnswerK
 use crate::wire::{
     Allocate, AskOutcome, BranchStatuses, ChangeMembers, CheckTables, Claimed, CommandReshard, Convert,
     DecodeError, HoldLog, OneTransaction, Outcome, Report, ReshardStatuses, ResponseHead, SetSequence,
-    StateEncoder, Statuses, TransactionStatuses, Transactions, TransferLeader, UnsettledTransactions, Wire,
+    ShardTallies, StateEncoder, Statuses, TransactionStatuses, Transactions, TransferLeader,
+    UnsettledTransactions, Wire,
 };
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
@@ -107,6 +108,7 @@ fn writes(kind: &Kind) -> bool {
             false
         }
         Kind::Outcome(_) | Kind::Build(_) | Kind::Sums(_) | Kind::Compare(_) => false,
+        Kind::Tally(_) | Kind::Tallies(_) => false,
         Kind::Found(_) | Kind::Init(_) | Kind::HandOver(_) => true,
     }
 }
@@ -158,6 +160,10 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
         Kind::Build(request) => {
             let request = BuildRequest::from_message(request)?;
             AnswerKind::Build(shard(reply)?.build(request).await?.to_message())
+        }
+        Kind::Tally(request) => {
+            let request = TallyRequest::from_message(request)?;
+            AnswerKind::Tally(shard(reply)?.tally(request).await?.to_message())
         }
         Kind::Outcome(ask) => {
             let AskOutcome(number, request) = AskOutcome::from_message(ask)?;
@@ -244,6 +250,9 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
         Kind::Reshards(Nothing {}) => {
             let reshards = coordinator(reply)?.reshards().await?;
             AnswerKind::Reshards(ReshardStatuses(reshards).to_message())
+        }
+        Kind::Tallies(Nothing {}) => {
+            AnswerKind::Tallies(ShardTallies(coordinator(reply)?.tallies().await?).to_message())
         }
         Kind::Join(join) => {
             let join = NodeJoin::from_message(join)?;

@@ -18,8 +18,8 @@ use crate::wire::generated::{ClusterState as StateMessage, Nothing};
 use crate::wire::{
     Allocate, AskOutcome, BranchStatuses, ChangeMembers, CheckTables, Claimed, CommandReshard, Convert,
     DecodeError, HoldLog, OneTransaction, Outcome, Report, ReshardStatuses, ResponseHead, SetSequence,
-    StateDecoder, Statuses, TransactionStatuses, Transactions, TransferLeader, UnsettledTransactions,
-    decode_message,
+    ShardTallies, StateDecoder, Statuses, TransactionStatuses, Transactions, TransferLeader,
+    UnsettledTransactions, decode_message,
 };
 use prost::Message;
 use std::marker::PhantomData;
@@ -170,6 +170,17 @@ impl ShardService for NodeClient {
                 _ => None,
             };
             self.simple(timeout, Retry::Later, call::Kind::Build(request.to_message()), read).await
+        })
+    }
+
+    fn tally(&self, request: TallyRequest) -> BoxFuture<'_, ServiceResult<Tally>> {
+        Box::pin(async move {
+            let read = |answer| match answer {
+                answer::Kind::Tally(message) => Some(Tally::from_message(message)),
+                _ => None,
+            };
+            let call = call::Kind::Tally(request.to_message());
+            self.simple(self.call_timeout(), Retry::Later, call, read).await
         })
     }
 
@@ -492,6 +503,16 @@ impl CoordinatorService for NodeClient {
                 _ => None,
             };
             self.simple(self.call_timeout(), Retry::Later, call::Kind::Reshards(Nothing {}), read).await
+        })
+    }
+
+    fn tallies(&self) -> BoxFuture<'_, ServiceResult<Vec<ShardTally>>> {
+        Box::pin(async move {
+            let read = |answer| match answer {
+                answer::Kind::Tallies(all) => Some(ShardTallies::from_message(all).map(|all| all.0)),
+                _ => None,
+            };
+            self.simple(self.call_timeout(), Retry::Later, call::Kind::Tallies(Nothing {}), read).await
         })
     }
 

@@ -9,8 +9,8 @@ use crate::ids::{
 };
 use crate::rows::RowBatch;
 use crate::services::{
-    BranchStatus, ClusterState, ReplicaStatus, ReshardCommand, ReshardStatus, Spent, TransactionStatus,
-    Unsettled,
+    BranchStatus, ClusterState, ReplicaStatus, ReshardCommand, ReshardStatus, ShardTally, Spent,
+    TransactionStatus, Unsettled,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -385,6 +385,23 @@ impl Convert for ReshardStatuses {
 
     fn from_message(message: link::ReshardStatuses) -> Result<Self, DecodeError> {
         Ok(ReshardStatuses(each("reshards", message.reshards)?))
+    }
+}
+
+/// What many shards have.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ShardTallies(pub Vec<ShardTally>);
+
+impl Convert for ShardTallies {
+    type Message = link::ShardTallies;
+    const NAME: &'static str = "tallies";
+
+    fn to_message(&self) -> link::ShardTallies {
+        link::ShardTallies { tallies: messages(&self.0) }
+    }
+
+    fn from_message(message: link::ShardTallies) -> Result<Self, DecodeError> {
+        Ok(ShardTallies(each("tallies", message.tallies)?))
     }
 }
 

@@ -19,6 +19,7 @@ mod replica;
 mod reshard;
 mod shard;
 mod sums;
+mod tally;
 mod topology;
 mod transaction;
 mod values;
@@ -31,8 +32,8 @@ pub(crate) use bootstrap::{cluster_bytes, cluster_from};
 #[cfg(feature = "transport")]
 pub(crate) use link::{
     Allocate, AskOutcome, BranchStatuses, ChangeMembers, CheckTables, Claimed, CommandReshard, HoldLog,
-    OneTransaction, Outcome, Report, ReshardStatuses, ResponseHead, SetSequence, StateDecoder, StateEncoder,
-    Statuses, TransactionStatuses, Transactions, TransferLeader, UnsettledTransactions,
+    OneTransaction, Outcome, Report, ReshardStatuses, ResponseHead, SetSequence, ShardTallies, StateDecoder,
+    StateEncoder, Statuses, TransactionStatuses, Transactions, TransferLeader, UnsettledTransactions,
 };
 
 /// What the build script generates.

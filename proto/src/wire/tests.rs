@@ -350,6 +350,14 @@ fn reshards_come_back() {
     ] {
         check_equal(ReshardWish { request, course, options, dry_run: true });
     }
+    for middle in [None, Some(vec![0x40])] {
+        let tables = vec![TableTally { table: TableId(16384), rows: 7, bytes: 70, middle }];
+        let counted = Counted { age: Duration::from_secs(9), took: Duration::ZERO, tables };
+        check_equal(ShardTally { shard: ShardId(3), counted: counted.clone() });
+        check_equal(Tally { counted: Some(counted), counting: None });
+        check_equal(Tally { counted: None, counting: Some(8) });
+    }
+    check_equal(TallyRequest { shard: ShardId(3), within: Duration::from_secs(1), rate: 1 << 24 });
     for course in [None, Some(7)] {
         let (from, to) = (vec![NodeId(1), NodeId(2)], vec![NodeId(1), NodeId(3)]);
         let moves = course.map(|_| PlannedMove { group: GroupId(4), from, to });

@@ -88,6 +88,10 @@ impl CoordinatorService for Fake {
         Box::pin(async { self.come_to(self.note("reshards", 0), || Ok(self.reshards.lock().clone())).await })
     }
 
+    fn tallies(&self) -> BoxFuture<'_, ServiceResult<Vec<ShardTally>>> {
+        Box::pin(async { self.come_to(self.note("tallies", 0), || Ok(self.tallies.lock().clone())).await })
+    }
+
     fn decide(&self, decision: Decision) -> BoxFuture<'_, ServiceResult<Verdict>> {
         Box::pin(async move {
             let decide = || {

@@ -142,6 +142,10 @@ impl ShardService for FakeNode {
         self.fake.hand_over(request)
     }
 
+    fn tally(&self, request: TallyRequest) -> BoxFuture<'_, ServiceResult<Tally>> {
+        self.fake.tally(request)
+    }
+
     fn build(&self, request: BuildRequest) -> BoxFuture<'_, ServiceResult<Built>> {
         self.fake.build(request)
     }

@@ -148,6 +148,13 @@ impl ShardService for Shard {
         })
     }
 
+    fn tally(&self, request: TallyRequest) -> BoxFuture<'_, ServiceResult<Tally>> {
+        let tables =
+            vec![TableTally { table: TableId(7), rows: request.rate, bytes: 5, middle: Some(vec![0x80]) }];
+        let counted = Some(Counted { age: request.within, took: Duration::ZERO, tables });
+        Box::pin(async move { Ok(Tally { counted, counting: Some(request.shard.0) }) })
+    }
+
     /// Shard 1 says something for ever, shard 2 once, shard 3 once before an error.
     fn build(&self, request: BuildRequest) -> BoxFuture<'_, ServiceResult<Built>> {
         Box::pin(async move { Ok(Built::Lost(format!("{:?}", request.action))) })
@@ -369,6 +376,11 @@ impl CoordinatorService for Coordinator {
 
     fn reshards(&self) -> BoxFuture<'_, ServiceResult<Vec<ReshardStatus>>> {
         Box::pin(async { Ok(vec![reshard_status()]) })
+    }
+
+    fn tallies(&self) -> BoxFuture<'_, ServiceResult<Vec<ShardTally>>> {
+        let counted = Counted { age: HANG, took: Duration::ZERO, tables: vec![] };
+        Box::pin(async { Ok(vec![ShardTally { shard: ShardId(4), counted }]) })
     }
 
     fn join(&self, join: NodeJoin) -> BoxFuture<'_, ServiceResult<Joined>> {

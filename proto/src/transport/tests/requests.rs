@@ -300,6 +300,13 @@ async fn every_other_request_crosses() {
     let told = soon(client.command(id, ReshardId(7), ReshardCommand::Verify)).await.unwrap_err().message;
     assert_eq!(told, format!("{id} 7 Verify"));
     assert_eq!(soon(client.reshards()).await, Ok(vec![reshard_status()]));
+    let counted = Counted { age: HANG, took: Duration::ZERO, tables: vec![] };
+    assert_eq!(soon(client.tallies()).await, Ok(vec![ShardTally { shard: ShardId(4), counted }]));
+    let asked = TallyRequest { shard: ShardId(3), within: HANG, rate: 9 };
+    let tables = vec![TableTally { table: TableId(7), rows: 9, bytes: 5, middle: Some(vec![0x80]) }];
+    let tally =
+        Tally { counted: Some(Counted { age: HANG, took: Duration::ZERO, tables }), counting: Some(3) };
+    assert_eq!(soon(client.tally(asked)).await, Ok(tally));
     let held = client.hold_log(GroupId(4), "reshard/7/1".into(), Some(LogIndex(3)), HANG);
     assert_eq!(soon(held).await.unwrap_err().message, format!("4 reshard/7/1 Some(LogIndex(3)) {HANG:?}"));
     let voters = vec![NodeId(1), NodeId(2)];
