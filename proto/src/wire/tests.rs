@@ -352,7 +352,7 @@ fn reshards_come_back() {
     }
     for middle in [None, Some(vec![0x40])] {
         let tables = vec![TableTally { table: TableId(16384), rows: 7, bytes: 70, middle }];
-        let counted = Counted { age: Duration::from_secs(9), took: Duration::ZERO, tables };
+        let counted = Counted { age: Duration::from_secs(9), took: Duration::from_secs(2), tables };
         check_equal(ShardTally { shard: ShardId(3), counted: counted.clone() });
         check_equal(Tally { counted: Some(counted), counting: None });
         check_equal(Tally { counted: None, counting: Some(8) });
