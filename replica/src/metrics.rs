@@ -12,7 +12,9 @@ use prometheus::proto::MetricFamily;
 use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, exponential_buckets,
 };
-use proto::services::{ReplicaRole, ReplicaStatus};
+use proto::services::{ReplicaRole, ReplicaStatus, Times};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// What all names begin with.
 const PREFIX: &str = "shoal";
@@ -30,6 +32,8 @@ pub(crate) struct Metrics {
     /// How many writes a batch had, and how many bytes its entry.
     pub batch_writes: Histogram,
     pub batch_bytes: Histogram,
+    /// How many batches took how long, from their beginning until they were committed.
+    batch_times: [AtomicU64; Times::PLACES],
     /// How long a synced write of the log took.
     pub log_sync: Histogram,
     /// How long SQLite took to apply or to commit what Raft has committed, in one transaction.
@@ -76,6 +80,7 @@ impl Metrics {
                 (1.0, 2.0, 11),
             ),
             batch_bytes: histogram("batch_bytes", "Bytes of one batch's log entry.", (64.0, 4.0, 11)),
+            batch_times: [const { AtomicU64::new(0) }; Times::PLACES],
             log_sync: histogram("log_sync_seconds", "Time of one synced write of the Raft log.", seconds),
             apply: histogram(
                 "apply_seconds",
@@ -105,6 +110,12 @@ impl Metrics {
         histogram.observe(self.clock.now().saturating_sub(begun).as_secs_f64());
         done
     }
+
+    /// A batch is committed that was begun then.
+    pub fn batch_took(&self, begun: Duration) {
+        let place = Times::place(self.clock.now().saturating_sub(begun));
+        self.batch_times[place].fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 fn registry() -> Registry {
@@ -123,6 +134,11 @@ impl Host {
         let mut families = self.counted().registry.gather();
         families.extend(sample(&self.replicas()));
         families
+    }
+
+    /// How long batches of writes took that replicas here have committed as leaders.
+    pub fn batch_times(&self) -> Times {
+        Times::of(self.counted().batch_times.iter().map(|count| count.load(Ordering::Relaxed)))
     }
 }
 
@@ -184,8 +200,6 @@ mod tests {
     use std::io::ErrorKind;
     use std::path::Path;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicU64, Ordering};
-    use std::time::Duration;
 
     #[test]
     fn what_takes_time_is_measured_by_the_nodes_clock() {

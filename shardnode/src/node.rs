@@ -28,7 +28,7 @@ use proto::services::{
     Access, BoxFuture, BoxStream, Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus,
     BuildRequest, Built, Changes, ChangesRequest, ClusterState, CompareRequest, Compared, Consistency,
     CutRequest, FlowStatus, FragmentRequest, FragmentResponse, HandOver, HandOverAction, HandedOver,
-    LockWait, Peers, SchemaRequest, ServiceResult, ShardService, Sums, SumsRequest, Tally, TallyRequest, Unsettled, is_cut_lost,
+    LockWait, Peers, SchemaRequest, ServiceResult, ShardService, Sums, SumsRequest, Tally, TallyRequest, Times, Unsettled, is_cut_lost,
 };
 use proto::topology::{Shard, Topology};
 use proto::{
@@ -109,7 +109,7 @@ impl ShardNode {
         let readers = Readers::new(&config);
         let (shards, routers) = (ArcSwap::default(), Arc::new(Routers::new(config.router_silence)));
         let (phrases, reads, epoch, flows, following) = Default::default();
-        let builds = Builds::open(Arc::clone(&host), config.machine.clone());
+        let builds = Builds::open(config.node, Arc::clone(&host), config.machine.clone());
         Arc::new(ShardNode {
             host,
             config,
@@ -129,6 +129,7 @@ impl ShardNode {
     /// Runs the flows that the topology names for the groups that are led here, until it is dropped. `peers`: the way to
     /// the nodes that have the sources.
     pub async fn run_flows(self: &Arc<Self>, peers: Arc<dyn Peers>) {
+        self.builds.set_peers(&peers);
         flow::run(Arc::clone(self), peers).await;
     }
 
@@ -753,6 +754,10 @@ impl ShardService for ShardNode {
             self.tallies.keep(|group| self.host.replica(group).is_some());
             Ok(self.tallies.ask(&replica, within, rate, &self.config.machine))
         })
+    }
+
+    fn load(&self) -> BoxFuture<'_, ServiceResult<Times>> {
+        Box::pin(async { Ok(self.host.batch_times()) })
     }
 
     fn changes(

@@ -2,6 +2,7 @@
 
 use super::changes::{Changes, ChangesRequest};
 use super::cut::{CutRequest, Unsettled};
+use super::load::Times;
 use super::reshard::{BuildRequest, Built, HandOver, HandedOver};
 use super::sums::{CompareRequest, Compared, Sums, SumsRequest};
 use super::tally::{Tally, TallyRequest};
@@ -69,6 +70,12 @@ pub trait ShardService: Send + Sync {
 
     /// What a shard's tables have by this node's replica, whatever its part in the group; or has it counted in the background.
     fn tally(&self, request: TallyRequest) -> BoxFuture<'_, ServiceResult<Tally>>;
+
+    /// How long batches of writes took that this node's leaders have committed since its process began. Who commits none has
+    /// nothing to tell.
+    fn load(&self) -> BoxFuture<'_, ServiceResult<Times>> {
+        Box::pin(async { Ok(Times::default()) })
+    }
 }
 
 /// One statement for one shard.

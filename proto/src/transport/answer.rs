@@ -8,7 +8,7 @@ use crate::ids::{NodeId, RouterIncarnation, ShardId};
 use crate::rows::{RowBatch, RowBatchBuilder};
 use crate::services::*;
 use crate::wire::generated::Nothing;
-use crate::wire::generated::link::{Answer, Call, Caller, answer::Kind as AnswerKind, call::Kind};
+use crate::wire::generated::link::{self, Answer, Call, Caller, answer::Kind as AnswerKind, call::Kind};
 use crate::wire::{
     Allocate, AskOutcome, BranchStatuses, ChangeMembers, CheckTables, Claimed, CommandReshard, Convert,
     DecodeError, HoldLog, OneTransaction, Outcome, Report, ReshardStatuses, ResponseHead, SetSequence,
@@ -108,7 +108,7 @@ fn writes(kind: &Kind) -> bool {
             false
         }
         Kind::Outcome(_) | Kind::Build(_) | Kind::Sums(_) | Kind::Compare(_) => false,
-        Kind::Tally(_) | Kind::Tallies(_) => false,
+        Kind::Tally(_) | Kind::Tallies(_) | Kind::Load(_) => false,
         Kind::Found(_) | Kind::Init(_) | Kind::HandOver(_) => true,
     }
 }
@@ -164,6 +164,10 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
         Kind::Tally(request) => {
             let request = TallyRequest::from_message(request)?;
             AnswerKind::Tally(shard(reply)?.tally(request).await?.to_message())
+        }
+        Kind::Load(Nothing {}) => {
+            let times = shard(reply)?.load().await?;
+            AnswerKind::Load(link::Times { counts: times.counts().to_vec() })
         }
         Kind::Outcome(ask) => {
             let AskOutcome(number, request) = AskOutcome::from_message(ask)?;

@@ -184,6 +184,16 @@ impl ShardService for NodeClient {
         })
     }
 
+    fn load(&self) -> BoxFuture<'_, ServiceResult<Times>> {
+        Box::pin(async move {
+            let read = |answer| match answer {
+                answer::Kind::Load(times) => Some(Ok(Times::of(times.counts))),
+                _ => None,
+            };
+            self.simple(self.call_timeout(), Retry::Later, call::Kind::Load(Nothing {}), read).await
+        })
+    }
+
     fn outcome(
         &self,
         shard: ShardId,

@@ -99,6 +99,8 @@ struct Open {
     term: u64,
     /// Its entry's index, once it was proposed.
     index: Option<u64>,
+    /// Since when callers have waited for it.
+    begun: Duration,
     replies: Vec<Reply>,
 }
 
@@ -344,7 +346,7 @@ impl EngineLoop {
     fn batch(&mut self, term: u64, writes: Vec<PendingWrite>) -> Result<(), ReplicaError> {
         let mut replies = Vec::with_capacity(writes.len());
         let mut writes = writes.into_iter();
-        let office = self.shared.office();
+        let (office, begun) = (self.shared.office(), self.shared.clock.now());
         self.engine.begin(term)?;
         while !self.engine.is_full() {
             let Some(write) = writes.next() else { break };
@@ -385,7 +387,7 @@ impl EngineLoop {
                 self.shared.count_writes(replies.len());
                 self.shared.metrics.batch_writes.observe(replies.len() as f64);
                 self.shared.metrics.batch_bytes.observe(data.len() as f64);
-                self.open = Some(Open { term, index: None, replies });
+                self.open = Some(Open { term, index: None, begun, replies });
                 self.propose(term, data);
             }
             None => {
@@ -503,7 +505,8 @@ impl EngineLoop {
         }
         let data = Entry::new(self.shared.floor(), pending.body).encode_to_vec().into();
         // No SQLite transaction is open for it: it runs when it is committed, here as everywhere.
-        self.open = Some(Open { term, index: None, replies: vec![Reply::Order(pending.reply)] });
+        let (begun, replies) = (Duration::ZERO, vec![Reply::Order(pending.reply)]);
+        self.open = Some(Open { term, index: None, begun, replies });
         self.propose(term, data);
         Ok(())
     }
@@ -537,7 +540,7 @@ impl EngineLoop {
     /// hears when its index is committed.
     fn deposed(&mut self) -> Result<(), ReplicaError> {
         self.engine.rollback()?;
-        if let Some(Open { term, index: Some(index), replies }) = self.open.take() {
+        if let Some(Open { term, index: Some(index), replies, .. }) = self.open.take() {
             tracing::info!(
                 group = self.shared.group.0,
                 index,
@@ -614,6 +617,7 @@ impl EngineLoop {
         metrics.timed(&metrics.apply, || self.engine.commit(index))?;
         self.publish();
         if let Some(open) = self.open.take() {
+            self.shared.metrics.batch_took(open.begun);
             open.replies.into_iter().for_each(|reply| reply.accept(LogIndex(index), None));
         }
         Ok(())

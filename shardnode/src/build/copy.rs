@@ -19,6 +19,8 @@ use std::cmp::Ordering;
 
 /// So many bytes of rows are a batch.
 pub(super) const BATCH: u64 = 4 << 20;
+/// So many are read and written in one go: that takes some milliseconds.
+const SLICE: u64 = 256 << 10;
 
 /// The files of new shards, while they are made.
 pub(crate) struct Copying {
@@ -26,6 +28,8 @@ pub(crate) struct Copying {
     schema: Schema,
     files: Vec<File>,
     batch: u64,
+    /// How many bytes of the present batch have been read.
+    taken: u64,
     bytes_total: u64,
 }
 
@@ -63,21 +67,24 @@ impl Copying {
         };
         let sizes = sources.iter().map(size).collect::<rusqlite::Result<Vec<_>>>().map_err(error)?;
         let bytes_total = sizes.iter().map(|bytes| bytes.cast_unsigned()).sum();
-        Ok(Self { sources, schema, files, batch: BATCH, bytes_total })
+        Ok(Self { sources, schema, files, batch: BATCH, taken: 0, bytes_total })
     }
 
-    /// How many rows the files have, how many bytes these are, and how many bytes the images have.
+    /// How many rows the files have or are getting, how many bytes these are, and how many bytes the images have.
     pub fn progress(&self) -> (u64, u64, u64) {
         let sum = |of: fn(&Done) -> u64| self.files.iter().map(|file| of(&file.done)).sum();
         (sum(|done| done.rows), sum(|done| done.bytes), self.bytes_total)
     }
 
-    /// Goes on for a moment: a batch, an index, or the files' end. Whether all files are complete and on the disk. After an error
-    /// it is opened anew.
+    /// Goes on for a moment: a part of a batch, an index, or the files' end. Whether all files are complete and on the disk. After
+    /// an error it is opened anew.
     pub fn step(&mut self) -> Result<bool, WireError> {
-        if self.files.iter().any(|file| file.done.table < self.schema.tables.len()) {
-            self.batch()?;
-            self.files.iter().try_for_each(File::commit)?;
+        if self.has_rows_left() {
+            self.rows()?;
+            if self.taken >= self.batch || !self.has_rows_left() {
+                self.files.iter().try_for_each(File::commit)?;
+                self.taken = 0;
+            }
             return Ok(false);
         }
         let indexes = &self.schema.indexes;
@@ -107,8 +114,8 @@ impl Copying {
     /// Goes on for a moment, but of a batch only so many files have it; then it is stopped.
     #[cfg(test)]
     pub fn step_in_part(mut self, files: usize) -> Result<bool, WireError> {
-        if self.files.iter().any(|file| file.done.table < self.schema.tables.len()) {
-            self.batch()?;
+        if self.has_rows_left() {
+            self.rows()?;
             return self.files.iter().take(files).try_for_each(File::commit).map(|()| false);
         }
         self.step()
@@ -129,9 +136,14 @@ impl Copying {
         self.schema.tables.iter().flat_map(|table| [table.all.clone(), table.after.clone()]).collect()
     }
 
+    fn has_rows_left(&self) -> bool {
+        self.files.iter().any(|file| file.done.table < self.schema.tables.len())
+    }
+
     /// Copies the next rows of one table, and leaves the transactions open.
-    fn batch(&mut self) -> Result<(), WireError> {
+    fn rows(&mut self) -> Result<(), WireError> {
         let Self { sources, schema, files, batch, .. } = self;
+        let most = SLICE.min(*batch);
         let from = files.iter().map(|file| &file.done).min_by(|a, b| a.place(b)).cloned();
         let from = from.ok_or_else(|| WireError::internal("nothing to build"))?;
         let table = &schema.tables[from.table];
@@ -146,7 +158,9 @@ impl Copying {
         let mut inserts = Vec::with_capacity(files.len());
         for file in files.iter() {
             let connection = file.connection.as_ref();
-            connection.map_or(Ok(()), begin)?;
+            if let Some(connection) = connection.filter(|connection| connection.is_autocommit()) {
+                begin(connection)?;
+            }
             let insert = connection.map(|connection| connection.prepare_cached(&table.insert));
             inserts.push(insert.transpose().map_err(error)?);
         }
@@ -155,7 +169,7 @@ impl Copying {
         let mut counts = vec![(0, 0); files.len()];
         let mut until = from.clone();
         let (mut taken, width) = (0, table.laid.layout.columns.len());
-        while taken < *batch {
+        while taken < most {
             let Some(row) = merge.current() else {
                 (until.table, until.key) = (from.table + 1, None);
                 break;
@@ -184,13 +198,14 @@ impl Copying {
             if !is_placed {
                 return Err(damaged("a row belongs to no new shard"));
             }
-            if taken >= *batch {
+            if taken >= most {
                 until.key = Some(table.key.iter().map(|place| row[*place].to_owned()).collect());
             }
             merge.advance()?;
         }
         drop((merge, inserts));
-        for (file, (rows, bytes)) in files.iter_mut().zip(counts) {
+        self.taken += taken;
+        for (file, (rows, bytes)) in self.files.iter_mut().zip(counts) {
             if file.connection.is_some() && file.done.place(&until) == Ordering::Less {
                 (file.done.table, file.done.key) = (until.table, until.key.clone());
                 file.done.rows += rows;
@@ -266,7 +281,10 @@ impl File {
     }
 
     fn commit(&self) -> Result<(), WireError> {
-        let Some(connection) = &self.connection else { return Ok(()) };
+        let Some(connection) = self.connection.as_ref().filter(|connection| !connection.is_autocommit())
+        else {
+            return Ok(());
+        };
         connection.execute_batch("COMMIT").map_err(error)
     }
 }

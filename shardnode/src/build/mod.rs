@@ -7,43 +7,57 @@
 
 mod copy;
 mod finish;
+mod pace;
 mod plan;
 
 use crate::node::ShardNode;
 use copy::Copying;
 pub(crate) use copy::{borrowed, bytes_of, compare_all, stored};
+use pace::{Pacer, Slice};
 use parking_lot::Mutex;
 pub(crate) use plan::Table;
 use plan::{Plan, Target};
 use proto::machine::{self, Machine};
 use proto::services::{
-    BuildAction, BuildProgress, BuildRequest, BuildTarget, Built, Consistency, Progress, ReplicaRole,
-    ServiceResult,
+    BuildAction, BuildProgress, BuildRequest, BuildTarget, Built, Consistency, Peers, Progress, ReplicaRole,
+    ServiceResult, Times,
 };
 use proto::topology::Topology;
 use proto::{GroupId, LogIndex, NodeId, ReshardId, Retry, ShardId, SqlState, WireError};
 use replica::{Host, Replica, ReplicaError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 /// The longest that anything is waited for.
 const LONGEST: Duration = Duration::from_secs(60);
+/// How long a node is waited for that is asked what its leaders commit.
+const PATIENCE: Duration = Duration::from_millis(300);
 
 /// What names a build: the reshard, and which try it is.
 pub(crate) type Name = (ReshardId, u32);
 
 /// The builds of a node.
 pub(crate) struct Builds {
+    node: NodeId,
     host: Arc<Host>,
     machine: Machine,
     directory: PathBuf,
     known: Mutex<BTreeMap<Name, Known>>,
+    peers: Arc<Mutex<Option<Weak<dyn Peers>>>>,
+}
+
+/// Who tells a build what its writers wait for.
+struct Ears {
+    node: NodeId,
+    host: Arc<Host>,
+    /// The way to other nodes, as long as there is one.
+    peers: Arc<Mutex<Option<Weak<dyn Peers>>>>,
 }
 
 /// A build that there are files of.
@@ -61,6 +75,11 @@ struct Build {
     work: Mutex<Work>,
     /// There is something to do.
     news: Notify,
+    pacer: Mutex<Pacer>,
+    /// The pacer has begun to count.
+    paced: Notify,
+    /// The groups of the old shards, as far as they were heard of.
+    groups: Mutex<BTreeSet<GroupId>>,
 }
 
 /// What a build has to do.
@@ -99,6 +118,8 @@ impl ShardNode {
                 builds.image(name, shard, group, after, until).await
             }
             BuildAction::Copy { sources, targets, rests, rate } => {
+                let groups = sources.iter().filter_map(|shard| Some(self.replica(*shard)?.group()));
+                builds.watch(name, groups);
                 builds.copy(name, sources, targets, rests, rate).await
             }
             BuildAction::Found { shard, group } => builds.found(name, shard, group, until).await,
@@ -113,7 +134,7 @@ impl ShardNode {
 
 impl Builds {
     /// The builds whose files are there.
-    pub fn open(host: Arc<Host>, machine: Machine) -> Self {
+    pub fn open(node: NodeId, host: Arc<Host>, machine: Machine) -> Self {
         let directory = host.beside("builds");
         let mut known = BTreeMap::new();
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
@@ -121,7 +142,19 @@ impl Builds {
                 known.insert(name, Known::default());
             }
         }
-        Self { host, machine, directory, known: Mutex::new(known) }
+        Self { node, host, machine, directory, known: Mutex::new(known), peers: Arc::default() }
+    }
+
+    /// From now on this is the way to other nodes.
+    pub fn set_peers(&self, peers: &Arc<dyn Peers>) {
+        *self.peers.lock() = Some(Arc::downgrade(peers));
+    }
+
+    /// A build that there is has these old shards' groups.
+    fn watch(&self, name: Name, groups: impl Iterator<Item = GroupId>) {
+        if let Some(build) = self.known.lock().get(&name).and_then(|known| known.build.as_ref()) {
+            build.groups.lock().extend(groups);
+        }
     }
 
     /// The builds that there are.
@@ -158,9 +191,15 @@ impl Builds {
         if let Some(build) = &known.build {
             return Ok(Arc::clone(build));
         }
-        let build =
-            Arc::new(Build { directory: self.path(name), work: Mutex::default(), news: Notify::new() });
-        let task = tokio::spawn(Arc::clone(&build).go_on(self.machine.clone()));
+        let build = Arc::new(Build::new(self.path(name)));
+        let (at_work, machine) = (Arc::clone(&build), self.machine.clone());
+        let ears = Ears { node: self.node, host: Arc::clone(&self.host), peers: Arc::clone(&self.peers) };
+        let task = tokio::spawn(async move {
+            tokio::select! {
+                () = Arc::clone(&at_work).go_on(machine) => {}
+                () = at_work.listen(ears) => {}
+            }
+        });
         (known.build, known.task) = (Some(Arc::clone(&build)), Some(task.abort_handle()));
         Ok(build)
     }
@@ -204,6 +243,7 @@ impl Builds {
             drop(replica.snapshot_after(Consistency::Session, after, until).await?);
         }
         let build = self.build(name)?;
+        build.groups.lock().insert(group);
         let begun = self.with(&build, move |build, work| build.image(work, shard, &replica, after));
         begun.await.map(Built::Begun)
     }
@@ -301,7 +341,56 @@ impl Drop for Builds {
     }
 }
 
+impl Ears {
+    /// How long this node's leaders take for what they commit, and those of these groups.
+    async fn listen(&self, groups: BTreeSet<GroupId>) -> Vec<(NodeId, Times)> {
+        let leader = |group| self.host.replica(group)?.status().leader;
+        let leaders: BTreeSet<NodeId> = groups.into_iter().filter_map(leader).collect();
+        let mut told = vec![(self.node, self.host.batch_times())];
+        let until = machine::now() + PATIENCE;
+        for node in leaders.into_iter().filter(|node| *node != self.node) {
+            let peers = self.peers.lock().as_ref().and_then(Weak::upgrade);
+            let Some(service) = peers.and_then(|peers| peers.shard_service(node)) else { continue };
+            if let Ok(Ok(times)) = tokio::time::timeout_at(until.into(), service.load()).await {
+                told.push((node, times));
+            }
+        }
+        told
+    }
+}
+
 impl Build {
+    fn new(directory: PathBuf) -> Self {
+        let (work, news, pacer, paced, groups) = Default::default();
+        Self { directory, work, news, pacer, paced, groups }
+    }
+
+    /// Hears what writers wait for, whenever there is something to do.
+    async fn listen(&self, ears: Ears) {
+        loop {
+            let due = self.pacer.lock().due();
+            let Some(due) = due else {
+                self.paced.notified().await;
+                continue;
+            };
+            tokio::time::sleep_until(due.into()).await;
+            let groups = self.groups.lock().clone();
+            let told = ears.listen(groups).await;
+            self.pacer.lock().hear(machine::now(), told);
+        }
+    }
+
+    /// Rests after a slice for as long as it is to.
+    async fn rest(&self, slice: Slice) {
+        loop {
+            let until = self.pacer.lock().until(slice);
+            if machine::now() >= until {
+                return;
+            }
+            tokio::time::sleep_until(until.into()).await;
+        }
+    }
+
     /// Goes on whenever there is something to do.
     async fn go_on(self: Arc<Self>, machine: Machine) {
         loop {
@@ -312,9 +401,15 @@ impl Build {
             });
             match next.await {
                 Ok((Next::Slice(bytes), rate)) => {
-                    tokio::time::sleep_until((begun + least(bytes, rate)).into()).await
+                    let ended = machine::now();
+                    self.pacer.lock().begin(begun);
+                    self.paced.notify_one();
+                    self.rest(Slice { begun, ended, bytes, rate }).await;
                 }
-                Ok((Next::Nothing, _)) => self.news.notified().await,
+                Ok((Next::Nothing, _)) => {
+                    self.pacer.lock().end();
+                    self.news.notified().await;
+                }
                 Err(error) => {
                     tracing::error!(%error, "building shards has failed");
                     return;
@@ -457,11 +552,6 @@ impl Work {
         let (rows, done, total) = self.copying.as_ref().map(Copying::progress).unwrap_or_default();
         BuildProgress { images, rows, bytes: Progress { done, total } }
     }
-}
-
-/// How long so many bytes take at a rate; no time, if there is none.
-fn least(bytes: u64, rate: u64) -> Duration {
-    if rate == 0 { Duration::ZERO } else { Duration::from_secs_f64(bytes as f64 / rate as f64) }
 }
 
 fn is_named(topology: &Topology, node: NodeId, (reshard, tries): Name) -> bool {

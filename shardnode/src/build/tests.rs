@@ -342,8 +342,7 @@ fn who_asks_hears_of_a_full_disk_and_by_asking_has_it_go_on() {
     let directory = tempfile::tempdir().unwrap();
     images(directory.path(), Sharding::Hash, &[(2, KeyRange::full())]);
     let plan = plan(directory.path(), &[2], &cut(&[&[0x50]]));
-    let build =
-        Build { directory: directory.path().to_owned(), work: Default::default(), news: Default::default() };
+    let build = Build::new(directory.path().to_owned());
     let mut work = Work::default();
     let ask = |work: &mut Work| build.copy(work, plan.clone());
     // The slices until there is nothing more to do.

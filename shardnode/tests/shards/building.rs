@@ -236,6 +236,35 @@ async fn a_build_goes_on_after_a_restart_as_far_as_it_can() {
     assert_eq!(ask(&node, 3, BuildAction::Discard).await.unwrap(), Built::Discarded);
 }
 
+/// A rate holds from slice to slice: at no time there is more than it allows, and it never stands still for long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_build_goes_no_faster_than_its_rate() {
+    const RATE: u64 = 2 << 20;
+    let node = start().await;
+    assert!(node.settle(&building(10, Some(2))));
+    let committed = node.shards.load().await.unwrap();
+    assert!(committed.total() > 0, "writers waited for what they wrote");
+    image(&node, 2).await;
+    let path = directory(&node, 2).join("image-1.sqlite");
+    let mut pause = tokio::time::interval(Duration::from_millis(5));
+    while !path.exists() {
+        pause.tick().await;
+    }
+    let begun = Instant::now();
+    let mut seen = std::collections::BTreeSet::new();
+    while seen.len() < 4 {
+        let slowly = BuildAction::Copy { sources: vec![SHARD], targets: halves(), rests: false, rate: RATE };
+        let Built::Copying(progress) = ask(&node, 2, slowly).await.unwrap() else {
+            panic!("it takes seconds")
+        };
+        let most = begun.elapsed().as_secs_f64() * RATE as f64;
+        // The first slice is there before anything is waited for, and one is some more than it should be.
+        assert!((progress.bytes.done as f64) < most + 300_000.0, "{} of {most}", progress.bytes.done);
+        seen.insert(progress.bytes.done);
+        pause.tick().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_build_that_came_after_the_question_is_left_alone() {
     let node = start().await;

@@ -227,6 +227,7 @@ async fn every_other_request_crosses() {
         let compared = Compared { position: LogIndex(5), rows: 7, next };
         assert_eq!(soon(client.compare(compare(from))).await, Ok(compared));
     }
+    assert_eq!(soon(client.load()).await, Ok(Times::of([0, 3, 1])));
     let told = soon(client.outcome(ShardId(4), request(6))).await.unwrap().unwrap();
     assert_eq!((told.affected, told.position), (6, LogIndex(4)));
     assert!(matches!(told.rows, RowSource::Whole(rows) if rows == batch(6, 2)));
