@@ -28,6 +28,12 @@ pub fn in_place<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
+/// Has the thread sleep that work is run on which may wait ([`Machine::blocking`]). Never in a simulation: its one thread would be
+/// kept, and its time would stand still.
+pub fn sleep(time: Duration) {
+    std::thread::sleep(time);
+}
+
 /// Where the time of day, chance and threads come from.
 #[derive(Clone, Default)]
 pub struct Machine(Option<Arc<Simulated>>);

@@ -16,11 +16,18 @@ use rusqlite::fallible_streaming_iterator::FallibleStreamingIterator as _;
 use rusqlite::types::{ToSqlOutput, Type, ValueRef as Sqlite};
 use rusqlite::{CachedStatement, Connection, OpenFlags, Row, Rows};
 use std::cmp::Ordering;
+use std::sync::Arc;
 
 /// So many bytes of rows are a batch.
 pub(super) const BATCH: u64 = 4 << 20;
 /// So many are read and written in one go: that takes some milliseconds.
 const SLICE: u64 = 256 << 10;
+
+/// Between so many of SQLite's instructions, of some ten nanoseconds each, an index's making may pause.
+const INSTRUCTIONS: i32 = 1000;
+
+/// Pauses if it is time to. Whether it is given up.
+pub(super) type Pause = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// The files of new shards, while they are made.
 pub(crate) struct Copying {
@@ -31,6 +38,7 @@ pub(crate) struct Copying {
     /// How many bytes of the present batch have been read.
     taken: u64,
     bytes_total: u64,
+    pause: Option<Pause>,
 }
 
 /// A new shard's file.
@@ -67,7 +75,12 @@ impl Copying {
         };
         let sizes = sources.iter().map(size).collect::<rusqlite::Result<Vec<_>>>().map_err(error)?;
         let bytes_total = sizes.iter().map(|bytes| bytes.cast_unsigned()).sum();
-        Ok(Self { sources, schema, files, batch: BATCH, taken: 0, bytes_total })
+        Ok(Self { sources, schema, files, batch: BATCH, taken: 0, bytes_total, pause: None })
+    }
+
+    /// Has it pause while it makes an index, which takes long.
+    pub fn pausing(self, pause: Pause) -> Self {
+        Self { pause: Some(pause), ..self }
     }
 
     /// How many rows the files have or are getting, how many bytes these are, and how many bytes the images have.
@@ -89,9 +102,7 @@ impl Copying {
         }
         let indexes = &self.schema.indexes;
         if let Some(file) = self.files.iter_mut().find(|file| file.done.indexes < indexes.len()) {
-            let connection = file.connection()?;
-            begin(connection)?;
-            connection.execute_batch(&indexes[file.done.indexes]).map_err(error)?;
+            file.make(&indexes[file.done.indexes], self.pause.clone())?;
             file.done.indexes += 1;
             file.note()?;
             file.commit()?;
@@ -267,6 +278,19 @@ impl File {
 
     fn connection(&self) -> Result<&Connection, WireError> {
         self.connection.as_ref().ok_or_else(|| WireError::internal("a file is complete already"))
+    }
+
+    /// Makes an index, and leaves the transaction open.
+    fn make(&mut self, index: &str, pause: Option<Pause>) -> Result<(), WireError> {
+        begin(self.connection()?)?;
+        if let Some(connection) = &mut self.connection {
+            let handler = pause.map(|pause| move || pause());
+            connection.progress_handler(INSTRUCTIONS, handler).map_err(error)?;
+            let made = connection.execute_batch(index);
+            connection.progress_handler(0, None::<fn() -> bool>).map_err(error)?;
+            made.map_err(error)?;
+        }
+        Ok(())
     }
 
     /// Notes how far it is, with what its open transaction does.

@@ -11,7 +11,7 @@ mod pace;
 mod plan;
 
 use crate::node::ShardNode;
-use copy::Copying;
+use copy::{Copying, Pause};
 pub(crate) use copy::{borrowed, bytes_of, compare_all, stored};
 use pace::{Pacer, Slice};
 use parking_lot::Mutex;
@@ -29,6 +29,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -38,6 +39,10 @@ use tokio::task::AbortHandle;
 const LONGEST: Duration = Duration::from_secs(60);
 /// How long a node is waited for that is asked what its leaders commit.
 const PATIENCE: Duration = Duration::from_millis(300);
+/// An index's making pauses after so long,
+const SPELL: Duration = Duration::from_millis(10);
+/// and looks so often whether it is given up.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What names a build: the reshard, and which try it is.
 pub(crate) type Name = (ReshardId, u32);
@@ -72,10 +77,16 @@ struct Known {
 
 struct Build {
     directory: PathBuf,
+    /// What is copied, once that has begun. Held during a slice, which may be long, and never taken by who has `work`.
+    copying: Mutex<Option<Copying>>,
     work: Mutex<Work>,
     /// There is something to do.
     news: Notify,
     pacer: Mutex<Pacer>,
+    /// Since when it has worked without a rest; nothing before it does.
+    since: Mutex<Option<Instant>>,
+    /// It is to be deleted.
+    goes: AtomicBool,
     /// The pacer has begun to count.
     paced: Notify,
     /// The groups of the old shards, as far as they were heard of.
@@ -91,7 +102,8 @@ struct Work {
     /// Doesn't copy. Images go on: they keep their replicas' WALs from being emptied.
     rests: bool,
     rate: u64,
-    copying: Option<Copying>,
+    /// How many rows were copied, how many bytes, and of how many: of what is being copied.
+    copied: Option<(u64, u64, u64)>,
     is_copied: bool,
     /// Nothing is done until somebody has heard of it.
     failure: Option<WireError>,
@@ -319,7 +331,10 @@ impl Builds {
             task.abort();
         }
         if let Some(build) = build {
+            build.goes.store(true, Ordering::Relaxed);
+            let mut copying = build.copying.lock();
             *build.work.lock() = Work { ended: true, ..Work::default() };
+            *copying = None;
         }
         let removed = remove(&self.path(name));
         let mut known = self.known.lock();
@@ -336,6 +351,9 @@ impl Drop for Builds {
         for known in self.known.get_mut().values() {
             if let Some(task) = &known.task {
                 task.abort();
+            }
+            if let Some(build) = &known.build {
+                build.goes.store(true, Ordering::Relaxed);
             }
         }
     }
@@ -361,8 +379,9 @@ impl Ears {
 
 impl Build {
     fn new(directory: PathBuf) -> Self {
-        let (work, news, pacer, paced, groups) = Default::default();
-        Self { directory, work, news, pacer, paced, groups }
+        let (copying, work, news, pacer, since) = Default::default();
+        let (goes, paced, groups) = Default::default();
+        Self { directory, copying, work, news, pacer, since, goes, paced, groups }
     }
 
     /// Hears what writers wait for, whenever there is something to do.
@@ -394,17 +413,11 @@ impl Build {
     /// Goes on whenever there is something to do.
     async fn go_on(self: Arc<Self>, machine: Machine) {
         loop {
-            let (build, begun) = (Arc::clone(&self), machine::now());
-            let next = machine.blocking(move || {
-                let mut work = build.work.lock();
-                (build.slice(&mut work), work.rate)
-            });
-            match next.await {
+            let build = Arc::clone(&self);
+            match machine.blocking(move || build.slice()).await {
                 Ok((Next::Slice(bytes), rate)) => {
-                    let ended = machine::now();
-                    self.pacer.lock().begin(begun);
-                    self.paced.notify_one();
-                    self.rest(Slice { begun, ended, bytes, rate }).await;
+                    let slice = self.spell(machine::now(), bytes, rate);
+                    self.rest(slice).await;
                 }
                 Ok((Next::Nothing, _)) => {
                     self.pacer.lock().end();
@@ -418,18 +431,80 @@ impl Build {
         }
     }
 
-    fn slice(&self, work: &mut Work) -> Next {
-        if work.ended || work.failure.is_some() {
-            return Next::Nothing;
+    /// What was done since it rested last.
+    fn spell(&self, ended: Instant, bytes: u64, rate: u64) -> Slice {
+        let begun = self.since.lock().unwrap_or(ended);
+        self.pacer.lock().begin(begun);
+        self.paced.notify_one();
+        Slice { begun, ended, bytes, rate }
+    }
+
+    /// Has the thread rest that makes an index, if it is time to. Whether the build is to be deleted.
+    fn pause(&self) -> bool {
+        let slice = self.spell(machine::now(), 0, 0);
+        while slice.ended.saturating_duration_since(slice.begun) >= SPELL
+            && !self.goes.load(Ordering::Relaxed)
+        {
+            let (until, now) = (self.pacer.lock().until(slice), machine::now());
+            if now >= until {
+                *self.since.lock() = Some(now);
+                break;
+            }
+            machine::sleep((until - now).min(LOOK));
         }
-        work.step().unwrap_or_else(|error| {
-            tracing::warn!(directory = %self.directory.display(), %error, "building shards is held up");
+        self.goes.load(Ordering::Relaxed)
+    }
+
+    /// Goes on for a moment. Says what is to follow, and how many bytes a second there may be.
+    fn slice(self: &Arc<Self>) -> (Next, u64) {
+        *self.since.lock() = Some(machine::now());
+        let mut copying = self.copying.lock();
+        let stepped = self.step(&mut copying);
+        let mut work = self.work.lock();
+        let next = stepped.unwrap_or_else(|error| {
+            if !self.goes.load(Ordering::Relaxed) {
+                tracing::warn!(directory = %self.directory.display(), %error, "building shards is held up");
+            }
             // What isn't whole is begun anew, or goes on from its last batch.
             work.images.clear();
-            work.copying = None;
+            (*copying, work.copied) = (None, None);
             work.failure = Some(error);
             Next::Nothing
-        })
+        });
+        (next, work.rate)
+    }
+
+    fn step(self: &Arc<Self>, copying: &mut Option<Copying>) -> ServiceResult<Next> {
+        let plan = {
+            let mut work = self.work.lock();
+            if work.ended || work.failure.is_some() {
+                return Ok(Next::Nothing);
+            }
+            if let Some(bytes) = work.image()? {
+                return Ok(Next::Slice(bytes));
+            }
+            match &work.plan {
+                Some(plan) if !work.is_copied && !work.rests => plan.clone(),
+                _ => return Ok(Next::Nothing),
+            }
+        };
+        let present = match copying {
+            Some(copying) => copying,
+            None => {
+                let build = Arc::downgrade(self);
+                let pause: Pause = Arc::new(move || build.upgrade().is_none_or(|build| build.pause()));
+                copying.insert(Copying::open(&plan)?.pausing(pause))
+            }
+        };
+        let before = present.progress().1;
+        let is_copied = present.step()?;
+        let progress = present.progress();
+        if is_copied {
+            *copying = None;
+        }
+        let mut work = self.work.lock();
+        (work.is_copied, work.copied) = (is_copied, (!is_copied).then_some(progress));
+        Ok(Next::Slice(progress.1.saturating_sub(before)))
     }
 
     /// Begins an image, or finds it begun.
@@ -493,7 +568,7 @@ impl Build {
         group: GroupId,
     ) -> ServiceResult<Result<Replica, String>> {
         let path = plan::file(&self.directory, shard);
-        if work.copying.is_some() {
+        if work.copied.is_some() {
             return Err(incomplete());
         }
         if !path.exists() && host.replica(group).is_none() {
@@ -518,30 +593,16 @@ impl Build {
 }
 
 impl Work {
-    fn step(&mut self) -> ServiceResult<Next> {
-        if let Some((shard, mut image)) = self.images.pop_first() {
-            let before = image.progress().done;
-            let is_whole = image.step().map_err(WireError::from)?;
-            let bytes = image.progress().done.saturating_sub(before);
-            if !is_whole {
-                self.images.insert(shard, image);
-            }
-            return Ok(Next::Slice(bytes));
+    /// Goes on with an image, if there is one that isn't whole. Gives how many bytes that were.
+    fn image(&mut self) -> ServiceResult<Option<u64>> {
+        let Some((shard, mut image)) = self.images.pop_first() else { return Ok(None) };
+        let before = image.progress().done;
+        let is_whole = image.step().map_err(WireError::from)?;
+        let bytes = image.progress().done.saturating_sub(before);
+        if !is_whole {
+            self.images.insert(shard, image);
         }
-        let Some(plan) = self.plan.as_ref().filter(|_| !self.is_copied && !self.rests) else {
-            return Ok(Next::Nothing);
-        };
-        let copying = match &mut self.copying {
-            Some(copying) => copying,
-            None => self.copying.insert(Copying::open(plan)?),
-        };
-        let before = copying.progress().1;
-        self.is_copied = copying.step()?;
-        let bytes = copying.progress().1.saturating_sub(before);
-        if self.is_copied {
-            self.copying = None;
-        }
-        Ok(Next::Slice(bytes))
+        Ok(Some(bytes))
     }
 
     fn progress(&self) -> BuildProgress {
@@ -549,7 +610,7 @@ impl Work {
         let images = self.images.values().map(replica::Copying::progress);
         let images =
             images.fold(nothing, |a, b| Progress { done: a.done + b.done, total: a.total + b.total });
-        let (rows, done, total) = self.copying.as_ref().map(Copying::progress).unwrap_or_default();
+        let (rows, done, total) = self.copied.unwrap_or_default();
         BuildProgress { images, rows, bytes: Progress { done, total } }
     }
 }

@@ -3,7 +3,7 @@
 //! In come times: of the slices that are made, and, each second, of what nodes' leaders commit; out comes until when to rest. A build
 //! works for a share of its time. For a second now and then it rests, which shows how long writers wait usually; if one
 //! node's wait longer while it works, its share is halved, else it grows, a little each second. A rate bounds it, too.
-//! Nothing is known of where there is hardly a writer, so nobody is spared there. It must never know a clock, nor what is built.
+//! Where there is hardly a writer nothing can be known, so it doesn't rest. It must never know a clock, nor what is built.
 
 use proto::NodeId;
 use proto::services::Times;
@@ -31,7 +31,7 @@ pub(crate) struct Pacer {
     share: f64,
     /// When nodes are to be asked; unless there is nothing to do.
     due: Option<Instant>,
-    /// The second of the cycle, which begins with the first of all.
+    /// The second of the cycle, which begins when there are writers. It rests in the one after that.
     second: u32,
     heard: BTreeMap<NodeId, Heard>,
 }
@@ -95,13 +95,12 @@ impl Pacer {
     /// Nodes were asked: by now their leaders have committed this much.
     pub fn hear(&mut self, now: Instant, told: Vec<(NodeId, Times)>) {
         let rested = self.rests();
-        self.second = (self.second + 1) % CYCLE;
         if self.due.is_some() {
             self.due = Some(now + EVERY);
         }
         // Who doesn't answer, or leads no more, is begun with anew.
         self.heard.retain(|node, _| told.iter().any(|(of, _)| of == node));
-        let mut worst: Option<f64> = None;
+        let (mut worst, mut are_enough): (Option<f64>, bool) = (None, false);
         for (node, times) in told {
             let heard = self.heard.entry(node).or_default();
             let news = times.since(&heard.last).filter(|_| heard.last != Times::default());
@@ -110,11 +109,16 @@ impl Pacer {
                 heard.working = Times::default();
                 continue;
             };
+            are_enough |= news.total() * REMEMBERED as u64 >= ENOUGH;
             if rested {
                 heard.rested(news);
             } else if let Some(ratio) = heard.worked(news) {
                 worst = Some(worst.map_or(ratio, |worst| worst.max(ratio)));
             }
+        }
+        // Resting where hardly anybody writes would show nothing.
+        if are_enough || self.second > 0 {
+            self.second = (self.second + 1) % CYCLE;
         }
         if rested {
             return;
@@ -123,7 +127,7 @@ impl Pacer {
         self.share = if is_minded { (self.share / 2.0).max(LEAST) } else { (self.share * GROWTH).min(1.0) };
     }
 
-    /// Whether this is the second in which it rests: the second one of each cycle, so that what is built quickly is.
+    /// Whether this is the second in which it rests.
     fn rests(&self) -> bool {
         self.second == 1
     }
@@ -197,15 +201,20 @@ mod tests {
     fn it_rests_for_a_second_in_twenty() {
         let mut world = World::new();
         let rested: Vec<usize> = (0..60).filter(|_| world.pass([(100, 2.0); 2])).collect();
-        assert_eq!(rested, [1, 21, 41]);
+        assert_eq!(rested, [2, 22, 42]);
         assert_eq!(world.pacer.share, 1.0);
+        let mut world = World::new();
+        // Few, and then more.
+        assert!(!(0..60).any(|_| world.pass([(10, 2.0); 2])));
+        assert_eq!((0..3).filter(|_| world.pass([(20, 2.0); 2])).collect::<Vec<_>>(), [1]);
         let mut world = World::new();
         assert_eq!(
             world.rest_after(SLICE, 1, 0),
             Duration::ZERO,
             "what is built within a second is never held up"
         );
-        world.pass([(0, 2.0); 2]);
+        world.pass([(100, 2.0); 2]);
+        world.pass([(100, 2.0); 2]);
         assert_eq!(world.rest_after(SLICE, 1, 0), EVERY - SLICE);
     }
 
@@ -213,8 +222,9 @@ mod tests {
     fn its_share_is_halved_when_writers_wait_and_grows_when_they_do_not() {
         let mut world = World::new();
         let usual = [(100, 2.0), (1000, 1.0)];
-        world.pass(usual);
-        world.pass(usual);
+        for _ in 0..3 {
+            world.pass(usual);
+        }
         // One node's suffice.
         world.pass([(100, 2.0), (1000, 2.0)]);
         assert_eq!(world.pacer.share, 0.5);
@@ -261,8 +271,9 @@ mod tests {
     #[test]
     fn who_began_anew_or_was_not_heard_says_nothing() {
         let mut world = World::new();
-        world.pass([(100, 1.0); 2]);
-        world.pass([(100, 1.0); 2]);
+        for _ in 0..3 {
+            world.pass([(100, 1.0); 2]);
+        }
         world.pacer.hear(world.now, Vec::new());
         world.pass([(100, 9.0); 2]);
         world.counts = [[0; Times::PLACES]; 2];

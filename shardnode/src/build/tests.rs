@@ -12,6 +12,8 @@ use proto::topology::Sharding;
 use proto::{ColumnId, IndexId, KeyRange, SchemaVersion, ShardId, SqlState, Value};
 use rusqlite::Connection;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 const ROWS: u64 = 300;
 /// So that there are many.
@@ -342,33 +344,64 @@ fn who_asks_hears_of_a_full_disk_and_by_asking_has_it_go_on() {
     let directory = tempfile::tempdir().unwrap();
     images(directory.path(), Sharding::Hash, &[(2, KeyRange::full())]);
     let plan = plan(directory.path(), &[2], &cut(&[&[0x50]]));
-    let build = Build::new(directory.path().to_owned());
-    let mut work = Work::default();
-    let ask = |work: &mut Work| build.copy(work, plan.clone());
+    let build = Arc::new(Build::new(directory.path().to_owned()));
+    let ask = || build.copy(&mut build.work.lock(), plan.clone());
+    let rest = |rests| build.work.lock().rests = rests;
     // The slices until there is nothing more to do.
-    let go_on = |work: &mut Work, limit: Option<u32>| {
-        while let Next::Slice(_) = build.slice(work) {
-            if let (Some(copying), Some(pages)) = (&work.copying, limit) {
+    let go_on = |limit: Option<u32>| {
+        while let (Next::Slice(_), _) = build.slice() {
+            if let (Some(copying), Some(pages)) = (&*build.copying.lock(), limit) {
                 copying.limit(pages);
             }
         }
     };
-    assert!(matches!(ask(&mut work).unwrap(), Built::Copying(_)));
-    go_on(&mut work, Some(60));
+    assert!(matches!(ask().unwrap(), Built::Copying(_)));
+    go_on(Some(60));
     // One that is to rest isn't gone on with, and nothing is told that nobody can do anything about.
-    work.rests = true;
-    assert!(matches!(ask(&mut work).unwrap(), Built::Copying(_)));
-    work.rests = false;
-    assert_eq!(ask(&mut work).unwrap_err().sqlstate, SqlState::DISK_FULL);
-    assert!(matches!(ask(&mut work).unwrap(), Built::Copying(_)));
-    work.rests = true;
-    assert!(matches!(build.slice(&mut work), Next::Nothing));
-    work.rests = false;
-    go_on(&mut work, None);
-    assert_eq!(ask(&mut work).unwrap(), Built::Copied);
+    rest(true);
+    assert!(matches!(ask().unwrap(), Built::Copying(_)));
+    rest(false);
+    assert_eq!(ask().unwrap_err().sqlstate, SqlState::DISK_FULL);
+    assert!(matches!(ask().unwrap(), Built::Copying(_)));
+    rest(true);
+    assert!(matches!(build.slice().0, Next::Nothing));
+    rest(false);
+    go_on(None);
+    assert_eq!(ask().unwrap(), Built::Copied);
     check(&plan);
     let other = Plan { targets: Vec::new(), ..plan.clone() };
     let (mut fresh, known) = (Work::default(), build.copy(&mut Work::default(), other.clone()));
     assert!(known.is_ok() && build.copy(&mut fresh, plan.clone()).is_ok());
     assert!(build.copy(&mut fresh, other).unwrap_err().to_string().contains("another plan"));
+}
+
+/// An index is made in one go, which pauses, and can be given up. It is made anew then.
+#[test]
+fn what_makes_an_index_pauses() {
+    let directory = tempfile::tempdir().unwrap();
+    images(directory.path(), Sharding::Hash, &[(2, KeyRange::full())]);
+    let plan = plan(directory.path(), &[2], &cut(&[&[0x50]]));
+    let (pauses, is_given_up) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicBool::new(true)));
+    let open = || {
+        let (pauses, is_given_up) = (Arc::clone(&pauses), Arc::clone(&is_given_up));
+        let pause = Arc::new(move || {
+            pauses.fetch_add(1, Ordering::Relaxed);
+            is_given_up.load(Ordering::Relaxed)
+        });
+        Copying::open(&plan).unwrap().pausing(pause)
+    };
+    let mut copying = open();
+    let given_up = loop {
+        match copying.step() {
+            Ok(is_done) => assert!(!is_done),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!((given_up.sqlstate, pauses.load(Ordering::Relaxed)), (SqlState::QUERY_CANCELED, 1));
+    drop(copying);
+    is_given_up.store(false, Ordering::Relaxed);
+    let mut copying = open();
+    while !copying.step().unwrap() {}
+    assert!(pauses.load(Ordering::Relaxed) > 2, "{pauses:?}");
+    check(&plan);
 }
