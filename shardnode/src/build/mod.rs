@@ -208,6 +208,7 @@ impl Builds {
         let ears = Ears { node: self.node, host: Arc::clone(&self.host), peers: Arc::clone(&self.peers) };
         let task = tokio::spawn(async move {
             tokio::select! {
+                biased;
                 () = Arc::clone(&at_work).go_on(machine) => {}
                 () = at_work.listen(ears) => {}
             }
