@@ -51,6 +51,8 @@ struct ShardLine {
     keyspace: String,
     key_range: String,
     incarnation: u32,
+    /// Whether it serves. If not, it is a reshard's, and yet to serve or done with that.
+    serves: bool,
     #[serde(flatten)]
     group: GroupLine,
 }
@@ -194,15 +196,19 @@ fn millis(time: Duration) -> u64 {
 
 fn shard_lines(status: &ClusterStatus, topology: &Topology) -> Vec<ShardLine> {
     let in_order = topology.keyspaces.values().flat_map(|keyspace| {
-        let shards = keyspace.shards.iter().filter_map(|id| topology.shards.get(id));
-        shards.map(move |shard| (keyspace, shard))
+        let serving = keyspace.shards.iter().filter_map(|id| topology.shards.get(id));
+        let of_keyspace = topology.shards.values().filter(|shard| shard.keyspace == keyspace.number);
+        let others = of_keyspace.filter(|shard| !keyspace.shards.contains(&shard.id));
+        let serving = serving.map(move |shard| (keyspace, shard, true));
+        serving.chain(others.map(move |shard| (keyspace, shard, false)))
     });
     in_order
-        .map(|(keyspace, shard)| ShardLine {
+        .map(|(keyspace, shard, serves)| ShardLine {
             shard: topology.shard_name(shard.id),
             keyspace: keyspace.name.clone(),
             key_range: shard.range.to_string(),
             incarnation: shard.incarnation.0,
+            serves,
             group: group_line(status, shard.group, &shard.replicas),
         })
         .collect()
@@ -293,12 +299,14 @@ fn tables(report: &Report) -> String {
         keyspaces.add_row([keyspace.clone(), sharding.clone(), shards.to_string(), replicas.to_string()]);
     }
     let mut shards = table(&["shard", "group", "leader", "replicas (node: role, applied index)"]);
-    let coordinator = ("coordinator", &report.coordinator);
-    for (name, group) in
-        [coordinator].into_iter().chain(report.shards.iter().map(|s| (s.shard.as_str(), &s.group)))
-    {
+    let coordinator = ("coordinator".to_owned(), &report.coordinator);
+    let of_shards = report.shards.iter().map(|line| {
+        let mark = if line.serves { "" } else { " (doesn't serve)" };
+        (format!("{}{mark}", line.shard), &line.group)
+    });
+    for (name, group) in [coordinator].into_iter().chain(of_shards) {
         let leader = group.leader.map_or("none".to_owned(), |node| format!("node {node}"));
-        shards.add_row([name.to_owned(), group.group.to_string(), leader, replicas(group)]);
+        shards.add_row([name, group.group.to_string(), leader, replicas(group)]);
     }
     let mut text = format!("{nodes}\n{keyspaces}\n{shards}");
     if !report.jobs.is_empty() {

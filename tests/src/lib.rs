@@ -4,6 +4,7 @@
 //! This library holds what they share: starting a cluster as a process, finding the tools that a test wants, and the
 //! form of a recorded script. It must never be used by anything but tests.
 
+pub mod bank;
 pub mod cluster;
 pub mod figures;
 pub mod http;

@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE_US: u64 = 40_000;
 /// What a client may be told while nodes die: that its connection is over, that nobody can answer now, that it's to be run
 /// again, that nobody knows, that it took too long.
-const WEATHER: [&str; 8] = ["08000", "08003", "08006", "08007", "40001", "57014", "57P01", "57P03"];
+pub const WEATHER: [&str; 8] = ["08000", "08003", "08006", "08007", "40001", "57014", "57P01", "57P03"];
 
 /// What the clients use.
 #[derive(Clone, Debug)]

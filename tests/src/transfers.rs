@@ -167,8 +167,8 @@ async fn transfer(
     client.batch_execute(&format!("INSERT INTO mark VALUES ({}, {n}), ({}, {})", 2 * n, 2 * n + 1, -n)).await
 }
 
-/// A failed COMMIT has rolled back, unless it says that it doesn't know.
-fn told_at_commit(error: &tokio_postgres::Error) -> Told {
+/// What an error at COMMIT says, or at a statement that is a transaction: it has rolled back, unless nobody knows.
+pub fn told_at_commit(error: &tokio_postgres::Error) -> Told {
     match error.code() {
         None | Some(&SqlState::TRANSACTION_RESOLUTION_UNKNOWN | &SqlState::ADMIN_SHUTDOWN) => Told::Nothing,
         Some(_) => Told::RolledBack,

@@ -1,4 +1,4 @@
-//! Real nodes under load, and what befalls them: `cargo run --release -p tests --bin chaos -- kill|transfer|rebuild|sums|copy|payments|session`.
+//! Real nodes under load, and what befalls them: `cargo run --release -p tests --bin chaos -- kill|transfer|rebuild|sums|copy|payments|session|reshard`.
 //!
 //! Each trial starts a cluster of `shoal node` processes, writes to a table without a key over all routers, and checks
 //! at the end that every acknowledged row is there once. It prints what a client measures: how long it went without
@@ -8,6 +8,7 @@ mod copy;
 mod kill;
 mod payments;
 mod rebuild;
+mod reshard;
 mod session;
 mod sums;
 mod transfer;
@@ -65,6 +66,8 @@ enum Trial {
     Copy(copy::Copy),
     /// Writes over one router and reads over another, with the write's token
     Session(session::Session),
+    /// Splits, moves and merges shards while clients read and write
+    Reshard(reshard::Reshard),
 }
 
 fn main() -> ExitCode {
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Trial::Sums(trial) => sums::run(&arguments, trial),
         Trial::Copy(trial) => copy::run(&arguments, trial),
         Trial::Session(trial) => session::run(&arguments, trial),
+        Trial::Reshard(trial) => reshard::run(&arguments, trial),
     };
     match run {
         Ok(()) => ExitCode::SUCCESS,
