@@ -28,7 +28,8 @@ use proto::services::{
     Access, BoxFuture, BoxStream, Branch, BranchAccess, BranchAction, BranchRequest, BranchStatus,
     BuildRequest, Built, Changes, ChangesRequest, ClusterState, CompareRequest, Compared, Consistency,
     CutRequest, FlowStatus, FragmentRequest, FragmentResponse, HandOver, HandOverAction, HandedOver,
-    LockWait, Peers, SchemaRequest, ServiceResult, ShardService, Sums, SumsRequest, Tally, TallyRequest, Times, Unsettled, is_cut_lost,
+    LockWait, Peers, SchemaRequest, ServiceResult, ShardService, Sums, SumsRequest, Tally, TallyRequest,
+    Times, Unsettled, is_cut_lost,
 };
 use proto::topology::{Shard, Topology};
 use proto::{

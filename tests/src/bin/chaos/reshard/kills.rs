@@ -109,7 +109,10 @@ impl Work<'_> {
         };
         self.stage.nodes.wait_for(0, "all nodes are heard and all groups have leaders", well);
         let mut command = self.stage.nodes.begin_shoal(0, wish);
-        let mut lines = BufReader::new(command.stdout.take().ok_or("no output")?).lines();
+        let Some(output) = command.stdout.take() else {
+            return Err(told(&command.wait_with_output()?).into());
+        };
+        let mut lines = BufReader::new(output).lines();
         let first =
             lines.next().and_then(Result::ok).and_then(|line| serde_json::from_str::<Value>(&line).ok());
         let Some(id) = first.and_then(|line| line["reshard"].as_u64()) else {
