@@ -66,11 +66,17 @@ impl Kills {
         usize::from(self.away.is_some_and(|(node, _)| node == 0))
     }
 
-    /// Whoever was killed least often in this phase, if a kill is due.
+    /// Whoever was killed least often in this phase, and then in all, if a kill is due.
     fn due(&self, phase: &str, has: impl Fn(Victim) -> bool) -> Option<Victim> {
-        let is_due = self.away.is_none() && Instant::now() >= self.next;
-        let count = |victim: &Victim| self.count.get(&(phase.to_owned(), *victim)).copied().unwrap_or(0);
-        VICTIMS.into_iter().filter(|victim| is_due && has(*victim)).min_by_key(count)
+        if self.away.is_some() || Instant::now() < self.next {
+            return None;
+        }
+        let count = |victim: &Victim| {
+            let here = self.count.get(&(phase.to_owned(), *victim)).copied().unwrap_or(0);
+            let all = self.count.iter().filter(|((_, other), _)| other == victim);
+            (here, all.map(|(_, times)| times).sum::<u32>())
+        };
+        VICTIMS.into_iter().filter(|victim| has(*victim)).min_by_key(count)
     }
 }
 
