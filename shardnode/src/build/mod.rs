@@ -451,6 +451,8 @@ impl Build {
                 *self.since.lock() = Some(now);
                 break;
             }
+            // SQLite calls this in the midst of a statement, on a thread that may wait: nothing can be awaited here. No longer than a
+            // look, so that a build which is to be deleted ends.
             machine::sleep((until - now).min(LOOK));
         }
         self.goes.load(Ordering::Relaxed)
