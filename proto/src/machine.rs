@@ -6,10 +6,16 @@
 
 use rand::Rng;
 use std::fmt;
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::JoinHandle;
+
+/// How nice a thread is that gives way.
+#[cfg(target_os = "linux")]
+const NICE: i32 = 10;
 
 /// The time, by the runtime's clock: the machine's, unless the runtime is a simulation's. What deadlines and pauses are
 /// counted by.
@@ -31,7 +37,15 @@ pub fn in_place<T>(work: impl FnOnce() -> T) -> T {
 /// Has the thread sleep that work is run on which may wait ([`Machine::blocking`]). Never in a simulation: its one thread would be
 /// kept, and its time would stand still.
 pub fn sleep(time: Duration) {
-    std::thread::sleep(time);
+    thread::sleep(time);
+}
+
+/// Gives this thread about a tenth of the weight that others have.
+fn give_way() {
+    // Elsewhere it would be the whole process. It may fail: it's only polite.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::getpriority_process(None)
+        .and_then(|nice| rustix::process::setpriority_process(None, nice.max(NICE)));
 }
 
 /// Where the time of day, chance and threads come from.
@@ -82,10 +96,43 @@ impl Machine {
             None => tokio::task::spawn_blocking(work),
         }
     }
+
+    /// As [`Machine::blocking`], on a thread that gives way to others where processors are few.
+    pub fn aside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        if self.0.is_some() {
+            return self.blocking(work);
+        }
+        // A thread that has once given way can't take that back, so it's none of the runtime's.
+        let give_way = move || {
+            give_way();
+            work()
+        };
+        let run = move || {
+            let thread =
+                thread::Builder::new().name("aside".into()).spawn(give_way).expect("a thread can be started");
+            thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+        };
+        self.blocking(run)
+    }
 }
 
 impl fmt::Debug for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.0.is_some() { "Machine(simulated)" } else { "Machine" })
+    }
+}
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_works_aside_gives_way_and_nobody_else() {
+        let nice = || rustix::process::getpriority_process(None).unwrap();
+        let usual = nice();
+        assert_eq!(Machine::default().aside(nice).await.unwrap(), NICE.max(usual));
+        assert_eq!(Machine::default().blocking(nice).await.unwrap(), usual);
+        assert!(Machine::default().aside(|| panic!("as any task")).await.unwrap_err().is_panic());
     }
 }

@@ -20,8 +20,8 @@ use std::sync::Arc;
 
 /// So many bytes of rows are a batch.
 pub(super) const BATCH: u64 = 4 << 20;
-/// So many are read and written in one go: that takes some milliseconds.
-const SLICE: u64 = 256 << 10;
+/// So many are read and written in one go: that takes about a millisecond, for which others may have to wait where processors are few.
+const SLICE: u64 = 64 << 10;
 
 /// Between so many of SQLite's instructions, of some ten nanoseconds each, an index's making may pause.
 const INSTRUCTIONS: i32 = 1000;

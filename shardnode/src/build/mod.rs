@@ -40,7 +40,7 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// How long a node is waited for that is asked what its leaders commit.
 const PATIENCE: Duration = Duration::from_millis(300);
 /// An index's making pauses after so long,
-const SPELL: Duration = Duration::from_millis(10);
+const SPELL: Duration = Duration::from_millis(2);
 /// and looks so often whether it is given up.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -99,8 +99,9 @@ struct Work {
     /// Images that aren't whole.
     images: BTreeMap<ShardId, replica::Copying>,
     plan: Option<Plan>,
-    /// Doesn't copy. Images go on: they keep their replicas' WALs from being emptied.
+    /// Doesn't copy. Images go on, and at any rate: they keep their replicas' WALs from being emptied.
     rests: bool,
+    /// How many bytes of rows a second are copied at most; 0 for any number.
     rate: u64,
     /// How many rows were copied, how many bytes, and of how many: of what is being copied.
     copied: Option<(u64, u64, u64)>,
@@ -113,8 +114,8 @@ struct Work {
 
 /// What is to follow on a slice.
 enum Next {
-    /// Another one, after so many bytes.
-    Slice(u64),
+    /// Another one, after so many bytes, of which there may be so many a second; 0 for any number.
+    Slice { bytes: u64, rate: u64 },
     /// Nothing, before somebody asks.
     Nothing,
 }
@@ -415,12 +416,12 @@ impl Build {
     async fn go_on(self: Arc<Self>, machine: Machine) {
         loop {
             let build = Arc::clone(&self);
-            match machine.blocking(move || build.slice()).await {
-                Ok((Next::Slice(bytes), rate)) => {
+            match machine.aside(move || build.slice()).await {
+                Ok(Next::Slice { bytes, rate }) => {
                     let slice = self.spell(machine::now(), bytes, rate);
                     self.rest(slice).await;
                 }
-                Ok((Next::Nothing, _)) => {
+                Ok(Next::Nothing) => {
                     self.pacer.lock().end();
                     self.news.notified().await;
                 }
@@ -458,23 +459,21 @@ impl Build {
         self.goes.load(Ordering::Relaxed)
     }
 
-    /// Goes on for a moment. Says what is to follow, and how many bytes a second there may be.
-    fn slice(self: &Arc<Self>) -> (Next, u64) {
+    /// Goes on for a moment. Says what is to follow.
+    fn slice(self: &Arc<Self>) -> Next {
         *self.since.lock() = Some(machine::now());
         let mut copying = self.copying.lock();
-        let stepped = self.step(&mut copying);
-        let mut work = self.work.lock();
-        let next = stepped.unwrap_or_else(|error| {
+        self.step(&mut copying).unwrap_or_else(|error| {
             if !self.goes.load(Ordering::Relaxed) {
                 tracing::warn!(directory = %self.directory.display(), %error, "building shards is held up");
             }
             // What isn't whole is begun anew, or goes on from its last batch.
+            let mut work = self.work.lock();
             work.images.clear();
             (*copying, work.copied) = (None, None);
             work.failure = Some(error);
             Next::Nothing
-        });
-        (next, work.rate)
+        })
     }
 
     fn step(self: &Arc<Self>, copying: &mut Option<Copying>) -> ServiceResult<Next> {
@@ -484,7 +483,7 @@ impl Build {
                 return Ok(Next::Nothing);
             }
             if let Some(bytes) = work.image()? {
-                return Ok(Next::Slice(bytes));
+                return Ok(Next::Slice { bytes, rate: 0 });
             }
             match &work.plan {
                 Some(plan) if !work.is_copied && !work.rests => plan.clone(),
@@ -507,7 +506,7 @@ impl Build {
         }
         let mut work = self.work.lock();
         (work.is_copied, work.copied) = (is_copied, (!is_copied).then_some(progress));
-        Ok(Next::Slice(progress.1.saturating_sub(before)))
+        Ok(Next::Slice { bytes: progress.1.saturating_sub(before), rate: work.rate })
     }
 
     /// Begins an image, or finds it begun.

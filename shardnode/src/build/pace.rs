@@ -1,9 +1,10 @@
 //! How much of its time a build may work.
 //!
 //! In come times: of the slices that are made, and, each second, of what nodes' leaders commit; out comes until when to rest. A build
-//! works for a share of its time. For a second now and then it rests, which shows how long writers wait usually; if one
-//! node's wait longer while it works, its share is halved, else it grows, a little each second. A rate bounds it, too.
-//! Where there is hardly a writer nothing can be known, so it doesn't rest. It must never know a clock, nor what is built.
+//! works for a share of its time, which is small until something was heard. For a second now and then it rests, which shows how long
+//! writers wait usually; if one node's wait longer while it works, its share is halved, else it grows, a little each second. A rate
+//! bounds it, too. Where there is hardly a writer nothing can be known, so it works all of its time. It must never know a clock, nor what
+//! is built.
 
 use proto::NodeId;
 use proto::services::Times;
@@ -12,9 +13,13 @@ use std::time::{Duration, Instant};
 
 /// How often nodes are asked.
 const EVERY: Duration = Duration::from_secs(1);
+/// How soon after it has begun.
+const SOON: Duration = Duration::from_millis(200);
 /// The second of these many in which it rests.
 const CYCLE: u32 = 20;
-/// The least share of its time.
+/// The share of its time before anything is known.
+const FIRST: f64 = 0.2;
+/// The least.
 const LEAST: f64 = 0.05;
 /// So much longer than usual may those take who wait longest, without the last twentieth of them.
 const MOST: f64 = 1.5;
@@ -39,7 +44,7 @@ pub(crate) struct Pacer {
 /// What was heard of a node.
 #[derive(Default)]
 struct Heard {
-    last: Times,
+    last: Option<Times>,
     /// What came while the build worked, since it rested or since this was compared.
     working: Times,
     /// What came in each second in which it rested, the last one last.
@@ -58,7 +63,7 @@ pub(crate) struct Slice {
 
 impl Default for Pacer {
     fn default() -> Self {
-        Self { share: 1.0, due: None, second: 0, heard: BTreeMap::new() }
+        Self { share: FIRST, due: None, second: 0, heard: BTreeMap::new() }
     }
 }
 
@@ -67,8 +72,8 @@ impl Pacer {
     pub fn begin(&mut self, now: Instant) {
         if self.due.is_none() {
             // What was heard last is old by now.
-            self.heard.values_mut().for_each(|heard| heard.last = Times::default());
-            (self.due, self.second) = (Some(now + EVERY), 0);
+            self.heard.values_mut().for_each(|heard| heard.last = None);
+            (self.due, self.second) = (Some(now), 0);
         }
     }
 
@@ -95,36 +100,40 @@ impl Pacer {
     /// Nodes were asked: by now their leaders have committed this much.
     pub fn hear(&mut self, now: Instant, told: Vec<(NodeId, Times)>) {
         let rested = self.rests();
+        let is_first = self.heard.values().all(|heard| heard.last.is_none());
         if self.due.is_some() {
-            self.due = Some(now + EVERY);
+            self.due = Some(now + if is_first { SOON } else { EVERY });
         }
         // Who doesn't answer, or leads no more, is begun with anew.
         self.heard.retain(|node, _| told.iter().any(|(of, _)| of == node));
-        let (mut worst, mut are_enough): (Option<f64>, bool) = (None, false);
+        let (mut worst, mut most): (Option<f64>, Option<u64>) = (None, None);
         for (node, times) in told {
             let heard = self.heard.entry(node).or_default();
-            let news = times.since(&heard.last).filter(|_| heard.last != Times::default());
-            heard.last = times;
+            let news = heard.last.as_ref().and_then(|last| times.since(last));
+            heard.last = Some(times);
             let Some(news) = news else {
                 heard.working = Times::default();
                 continue;
             };
-            are_enough |= news.total() * REMEMBERED as u64 >= ENOUGH;
+            most = most.max(Some(news.total()));
             if rested {
                 heard.rested(news);
             } else if let Some(ratio) = heard.worked(news) {
                 worst = Some(worst.map_or(ratio, |worst| worst.max(ratio)));
             }
         }
+        let Some(most) = most else { return };
         // Resting where hardly anybody writes would show nothing.
+        let are_enough = most * REMEMBERED as u64 >= ENOUGH;
         if are_enough || self.second > 0 {
             self.second = (self.second + 1) % CYCLE;
         }
-        if rested {
-            return;
-        }
-        let is_minded = worst.is_some_and(|worst| worst > MOST);
-        self.share = if is_minded { (self.share / 2.0).max(LEAST) } else { (self.share * GROWTH).min(1.0) };
+        self.share = match worst {
+            _ if rested => self.share,
+            _ if !are_enough && self.second == 0 => 1.0,
+            Some(worst) if worst > MOST => (self.share / 2.0).max(LEAST),
+            _ => (self.share * GROWTH).min(1.0),
+        };
     }
 
     /// Whether this is the second in which it rests.
@@ -173,14 +182,15 @@ mod tests {
         fn new() -> Self {
             let (mut pacer, now) = (Pacer::default(), Instant::now());
             pacer.begin(now);
-            Self { pacer, now, counts: [[0; Times::PLACES]; 2] }
+            let mut world = Self { pacer, now, counts: [[0; Times::PLACES]; 2] };
+            world.pass([(0, 1.0); 2]);
+            world
         }
 
-        /// A second passes. Says whether the build rested.
+        /// Nodes are asked once more, which is mostly after a second. Says whether the build rested until then.
         fn pass(&mut self, batches: [(u64, f64); 2]) -> bool {
             let rested = self.pacer.rests();
-            assert_eq!(self.pacer.due(), Some(self.now + EVERY));
-            self.now += EVERY;
+            self.now = self.pacer.due().unwrap();
             for (counts, (count, millis)) in self.counts.iter_mut().zip(batches) {
                 counts[Times::place(Duration::from_secs_f64(millis / 1000.0))] += count;
             }
@@ -201,35 +211,44 @@ mod tests {
     fn it_rests_for_a_second_in_twenty() {
         let mut world = World::new();
         let rested: Vec<usize> = (0..60).filter(|_| world.pass([(100, 2.0); 2])).collect();
-        assert_eq!(rested, [2, 22, 42]);
+        assert_eq!(rested, [1, 21, 41]);
         assert_eq!(world.pacer.share, 1.0);
         let mut world = World::new();
         // Few, and then more.
         assert!(!(0..60).any(|_| world.pass([(10, 2.0); 2])));
         assert_eq!((0..3).filter(|_| world.pass([(20, 2.0); 2])).collect::<Vec<_>>(), [1]);
         let mut world = World::new();
-        assert_eq!(
-            world.rest_after(SLICE, 1, 0),
-            Duration::ZERO,
-            "what is built within a second is never held up"
-        );
-        world.pass([(100, 2.0); 2]);
         world.pass([(100, 2.0); 2]);
         assert_eq!(world.rest_after(SLICE, 1, 0), EVERY - SLICE);
+        assert_eq!(world.pacer.due(), Some(world.now + EVERY));
+    }
+
+    #[test]
+    fn it_begins_slowly_and_hears_soon_whether_anybody_writes() {
+        let mut world = World::new();
+        assert_eq!(world.rest_after(SLICE, 1, 0), SLICE * 4);
+        assert_eq!(world.pacer.due(), Some(world.now + SOON));
+        world.pass([(0, 1.0); 2]);
+        assert_eq!(world.rest_after(SLICE, 1, 0), Duration::ZERO, "nobody does");
+        let mut world = World::new();
+        world.pass([(100, 1.0), (0, 1.0)]);
+        world.pass([(500, 1.0), (0, 1.0)]);
+        assert!(world.pacer.share < FIRST * 1.5, "somebody does");
     }
 
     #[test]
     fn its_share_is_halved_when_writers_wait_and_grows_when_they_do_not() {
         let mut world = World::new();
         let usual = [(100, 2.0), (1000, 1.0)];
-        for _ in 0..3 {
+        for _ in 0..30 {
             world.pass(usual);
         }
+        assert_eq!(world.pacer.share, 1.0);
         // One node's suffice.
         world.pass([(100, 2.0), (1000, 2.0)]);
         assert_eq!(world.pacer.share, 0.5);
         assert_eq!(world.rest_after(SLICE, 1, 0), SLICE);
-        for _ in 0..10 {
+        for _ in 0..9 {
             world.pass([(100, 4.0), (1000, 1.0)]);
         }
         assert_eq!(world.pacer.share, LEAST);
@@ -274,16 +293,18 @@ mod tests {
         for _ in 0..3 {
             world.pass([(100, 1.0); 2]);
         }
+        let share = world.pacer.share;
         world.pacer.hear(world.now, Vec::new());
         world.pass([(100, 9.0); 2]);
         world.counts = [[0; Times::PLACES]; 2];
         world.pass([(100, 9.0); 2]);
-        assert_eq!(world.pacer.share, 1.0);
+        assert_eq!(world.pacer.share, share);
     }
 
     #[test]
     fn a_rate_bounds_it() {
-        let world = World::new();
+        let mut world = World::new();
+        world.pass([(0, 1.0); 2]);
         let mib = 1 << 20;
         assert_eq!(world.rest_after(SLICE, mib, 4 * mib), Duration::from_millis(240));
         assert_eq!(world.rest_after(SLICE, mib, 1000 * mib), Duration::ZERO);
@@ -295,11 +316,11 @@ mod tests {
         world.pass([(100, 1.0); 2]);
         world.pacer.end();
         assert_eq!(world.pacer.due(), None);
-        assert_eq!(world.rest_after(SLICE, 1, 0), Duration::ZERO);
+        assert!(world.rest_after(SLICE, 1, 0) < EVERY - SLICE, "nothing is waited for");
         // An answer that comes late begins nothing.
         world.pacer.hear(world.now, Vec::new());
         assert_eq!(world.pacer.due(), None);
         world.pacer.begin(world.now);
-        assert_eq!(world.pacer.due(), Some(world.now + EVERY));
+        assert_eq!(world.pacer.due(), Some(world.now));
     }
 }

@@ -349,7 +349,7 @@ fn who_asks_hears_of_a_full_disk_and_by_asking_has_it_go_on() {
     let rest = |rests| build.work.lock().rests = rests;
     // The slices until there is nothing more to do.
     let go_on = |limit: Option<u32>| {
-        while let (Next::Slice(_), _) = build.slice() {
+        while let Next::Slice { .. } = build.slice() {
             if let (Some(copying), Some(pages)) = (&*build.copying.lock(), limit) {
                 copying.limit(pages);
             }
@@ -364,7 +364,7 @@ fn who_asks_hears_of_a_full_disk_and_by_asking_has_it_go_on() {
     assert_eq!(ask().unwrap_err().sqlstate, SqlState::DISK_FULL);
     assert!(matches!(ask().unwrap(), Built::Copying(_)));
     rest(true);
-    assert!(matches!(build.slice().0, Next::Nothing));
+    assert!(matches!(build.slice(), Next::Nothing));
     rest(false);
     go_on(None);
     assert_eq!(ask().unwrap(), Built::Copied);
