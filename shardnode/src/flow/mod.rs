@@ -15,6 +15,7 @@
 //! who serves.
 
 mod brake;
+mod ease;
 mod progress;
 mod queue;
 mod source;

@@ -4,6 +4,7 @@
 //! has taken over meanwhile, or this one without hearing of it, is never taken over again.
 
 use super::brake::{Brake, Order};
+use super::ease::Ease;
 use super::progress::Progress;
 use super::queue::{Entries, Next, Queue, Seal, WRITE_BYTES};
 use super::source::{Heard, listen};
@@ -146,16 +147,22 @@ impl Target {
     /// Takes over what comes, as long as the group is led here.
     pub async fn run(&mut self) -> Result<(), Stop> {
         let (mut epochs, mut orders) = (self.node.epochs(), self.brake.orders());
+        let mut ease = Ease::default();
         while self.replica.is_leader() {
             let mut goes_on = true;
             while goes_on {
                 epochs.mark_unchanged();
-                let order = *orders.borrow_and_update();
+                let (order, begun) = (*orders.borrow_and_update(), machine::now());
                 goes_on = self.align(order).await? || self.adopt().await?;
                 for place in 0..self.sources.len() {
                     goes_on |= self.take(place, order).await?;
                 }
                 self.stand(order);
+                let now = machine::now();
+                let rest = ease.after(now, now - begun, self.lacks(now));
+                if !rest.is_zero() {
+                    tokio::time::sleep(rest).await;
+                }
             }
             // Nobody may have anything to say for long, and meanwhile somebody else may lead.
             let heard = async {
@@ -209,6 +216,12 @@ impl Target {
             Heard::Again => source.queue.forget_begun(),
             Heard::Forgotten => progress.stop(FlowObstacle::Forgotten),
         }
+    }
+
+    /// How many bytes are still to come, of the source that lacks most of them.
+    fn lacks(&self, now: Instant) -> u64 {
+        let lacks = |progress: &Progress| progress.status(now).lag_bytes;
+        self.progress.lock().iter().map(lacks).max().unwrap_or_default()
     }
 
     /// Says where it stands, if anybody holds a flow.
