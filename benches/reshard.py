@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
 """Measures how fast new shards are built, and what writers notice of it, and prints the ratios.
 
-    benches/reshard.py copy [--rows 1000000] [--rounds 3] [--clients 8] [--usual 15] [--copying 15] [--shoal PATH]
+    benches/reshard.py copy [--replicas 1] [--rows 1000000] [--rounds 3] [--clients 8] [--usual 15] [--copying 15] [--shoal PATH]
 
-A node of its own has one shard, with rows of about 100 bytes and one index. It is split in two, as far as the new shards' files are
-copied, and that is cancelled.
+A cluster of its own, of as many nodes as replicas, has one shard, with rows of about 100 bytes and one index. It is split in two, as far
+as it could switch, and that is cancelled. What counts as its copying ends with the new shards' files; "ready" is told beside it.
 
 First nobody writes. `sqlite3 f .dump | sqlite3 g`, of a copy of the shard's database, and a split take turns, so that a noisy machine
 hurts both alike. The ratio is that of their rates: how often a shard is copied while it is dumped and read once.
 
 Then pgbench updates single rows by key. For some seconds nothing else happens, then a split copies: with a rate that has it take about as long
 as those (`--rate`), or as fast as it likes, held back only by how long writers wait. Printed are the 99th percentiles of the updates' latencies
-in both times, and their ratio, for each kind the median of the rounds.
+in both times, and their ratio, for each kind the median of the rounds; beside them those of the time from then on until the new shards
+have caught up.
 """
 
 import argparse
@@ -38,27 +39,36 @@ BEFORE = {"planned", "placing", "imaging", "copying"}
 BATCH = 100_000
 
 
-class Node:
-    """A cluster of one `shoal node`, with one shard."""
+class Cluster:
+    """A cluster of `shoal node`s, with one shard."""
 
     name = "shoal"
 
-    def __init__(self, folder, binary):
-        self.binary, self.data = binary, folder / "data"
-        command = [binary, "node", "--data-dir", str(self.data), "--listen", "127.0.0.1:0", "--pg-listen", "127.0.0.1:0"]
-        self.log = open(folder / "log", "w")
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True)
+    def __init__(self, folder, binary, nodes):
+        self.binary, self.nodes, self.data = binary, [], folder / "data"
         self.admin = self.connection = None
-        for line in self.process.stdout:
+        for number in range(nodes):
+            self.start(folder, number)
+        self.shoal("init", "--replicas", str(nodes), "--shards", "1")
+
+    def start(self, folder, number):
+        command = [self.binary, "node", "--data-dir", str(self.data / str(number)), "--listen", "127.0.0.1:0", "--pg-listen", "127.0.0.1:0"]
+        if self.admin:
+            command += ["--join", self.admin]
+        log = open(folder / f"log-{number}", "w")
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        self.nodes.append((process, log))
+        admin = connection = None
+        for line in process.stdout:
             if found := re.match(r"admin: (\S+)", line):
-                self.admin = found[1]
+                admin = found[1]
             if found := re.search(r"psql -h (\S+) -p (\d+)", line):
-                self.connection = ["-h", found[1], "-p", found[2], "-U", "shoal"]
-            if self.admin and self.connection:
+                connection = ["-h", found[1], "-p", found[2], "-U", "shoal"]
+            if admin and connection:
                 break
         else:
             raise SystemExit("shoal node ended before it was ready")
-        self.shoal("init", "--replicas", "1", "--shards", "1")
+        self.admin, self.connection = self.admin or admin, self.connection or connection
 
     def shoal(self, *arguments):
         command = [self.binary, *arguments, "--host", self.admin]
@@ -99,13 +109,19 @@ class Node:
         while self.status(number)["phase"] in BEFORE:
             time.sleep(0.05)
 
+    def wait_until_ready(self, number):
+        while self.status(number)["phase"] != "ready":
+            time.sleep(0.05)
+
     def cancel(self, number):
         self.shoal("reshard", "cancel", number)
 
     def stop(self):
-        self.process.send_signal(signal.SIGINT)
-        self.process.wait(60)
-        self.log.close()
+        for process, _ in self.nodes:
+            process.send_signal(signal.SIGINT)
+        for process, log in self.nodes:
+            process.wait(60)
+            log.close()
 
 
 def seconds_of_dump(database, folder):
@@ -120,28 +136,30 @@ def seconds_of_dump(database, folder):
     return time.monotonic() - begun
 
 
-def seconds_of_split(node):
+def seconds_of_split(cluster):
     begun = time.monotonic()
-    number = node.split()
-    node.wait_until_copied(number)
-    took = time.monotonic() - begun
-    node.cancel(number)
-    return took
+    number = cluster.split()
+    cluster.wait_until_copied(number)
+    copied = time.monotonic() - begun
+    cluster.wait_until_ready(number)
+    ready = time.monotonic() - begun
+    cluster.cancel(number)
+    return copied, ready
 
 
-def build(node, folder, options):
+def build(cluster, folder, options):
     image = folder / "image.sqlite"
-    subprocess.run(["sqlite3", str(node.database()), f".backup {image}"], check=True)
+    subprocess.run(["sqlite3", str(cluster.database()), f".backup {image}"], check=True)
     size = image.stat().st_size / 2**20
     dumps, splits = [], []
     for _ in range(options.rounds):
         dumps.append(seconds_of_dump(image, folder))
-        splits.append(seconds_of_split(node))
-    dump, split = statistics.median(dumps), statistics.median(splits)
-    print(f"building, {options.rows} rows, {size:.0f} MiB, nobody writes, median of {options.rounds} rounds")
+        splits.append(seconds_of_split(cluster))
+    dump = statistics.median(dumps)
+    print(f"building, {options.rows} rows, {size:.0f} MiB, {options.replicas} replicas, nobody writes, median of {options.rounds} rounds")
     print(f"{'':>12} {'s':>7} {'MiB/s':>7} {'ratio':>6}")
-    print(f"{'.dump':>12} {dump:>7.2f} {size / dump:>7.1f}")
-    print(f"{'split':>12} {split:>7.2f} {size / split:>7.1f} {dump / split:>6.2f}", flush=True)
+    for name, took in zip([".dump", "copied", "ready"], [dump, *map(statistics.median, zip(*splits))]):
+        print(f"{name:>12} {took:>7.2f} {size / took:>7.1f} {dump / took:>6.2f}", flush=True)
     return size
 
 
@@ -149,59 +167,62 @@ def percentile(latencies, share):
     return sorted(latencies)[min(len(latencies) - 1, int(len(latencies) * share))] / 1000
 
 
-def writing(node, folder, options, arguments, kind):
-    """The 99th percentiles of updates, in ms: usually, and while a split copies; and how long that took."""
+def writing(cluster, folder, options, arguments, kind):
+    """The 99th percentiles of updates, in ms: usually, while a split copies, and while it catches up; and how long it copied."""
     script, log = folder / "update.sql", folder / "updates"
     script.write_text(UPDATE.format(kind=kind))
-    seconds = options.usual + 3 * options.copying
-    command = [find("pgbench"), *node.connection, "-n", "-M", "prepared", "-c", options.clients, "-j", "1", "-T", str(seconds),
+    command = [find("pgbench"), *cluster.connection, "-n", "-M", "prepared", "-c", options.clients, "-j", "1", "-T", "3600",
                "-D", f"rows={options.rows}", "-f", str(script), "-l", f"--log-prefix={log}", "--max-tries=100", "shoal"]
     writers = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     first = time.time()
     time.sleep(options.usual)
     begun = time.time()
-    number = node.split(*arguments)
-    node.wait_until_copied(number)
-    ended = time.time()
+    number = cluster.split(*arguments)
+    cluster.wait_until_copied(number)
+    copied = time.time()
+    cluster.wait_until_ready(number)
+    ready = time.time()
+    writers.send_signal(signal.SIGINT)
     said = writers.communicate()[0]
-    if writers.returncode or "error" in said:
+    if "error" in said:
         raise SystemExit(f"pgbench failed:\n{said}")
-    node.cancel(number)
-    usual, copying = [], []
+    cluster.cancel(number)
+    # The first seconds are those of connections.
+    times = [(first + 2, begun), (begun, copied), (copied, ready)]
+    found = [[] for _ in times]
     for path in folder.glob("updates.*"):
         for line in path.read_text().splitlines():
             words = line.split()
-            if not words[2].isdigit():
+            if len(words) < 6 or not words[2].isdigit():
                 continue
             at = int(words[4]) + int(words[5]) / 1e6
-            # The first seconds are those of connections.
-            if first + 2 < at < begun:
-                usual.append(int(words[2]))
-            elif begun <= at < ended:
-                copying.append(int(words[2]))
+            for latencies, (begin, end) in zip(found, times):
+                if begin <= at < end:
+                    latencies.append(int(words[2]))
         path.unlink()
-    return percentile(usual, 0.99), percentile(copying, 0.99), ended - begun
+    return *[percentile(latencies, 0.99) for latencies in found], copied - begun
 
 
-def latencies(node, folder, size, options):
+def latencies(cluster, folder, size, options):
     rate = max(1, int(size / options.copying * 1024))
-    print(f"updates, {options.clients} clients, medians of {options.rounds} rounds, 99th percentiles")
-    print(f"{'':>12} {'usual ms':>8} {'copying':>8} {'ratio':>6} {'lowest':>7} {'highest':>7} {'took s':>7}")
+    print(f"updates, {options.clients} clients, medians of {options.rounds} rounds, 99th percentiles in ms")
+    print(f"{'':>12} {'usual':>8} {'copying':>8} {'ratio':>6} {'lowest':>7} {'highest':>7} {'took s':>7} {'catching up':>12}")
     kinds = {"by rate": ["--rate", f"{rate}KiB"], "as it likes": []}
     found = {kind: [] for kind in kinds}
     for _ in range(options.rounds):
         for kind, arguments in kinds.items():
-            found[kind].append(writing(node, folder, options, arguments, kind.replace(" ", "-")))
+            found[kind].append(writing(cluster, folder, options, arguments, kind.replace(" ", "-")))
     for kind, rounds in found.items():
-        ratios = [copying / usual for usual, copying, _ in rounds]
-        usual, copying, took = [statistics.median(column) for column in zip(*rounds)]
+        ratios = [copying / usual for usual, copying, *_ in rounds]
+        usual, copying, catching, took = [statistics.median(column) for column in zip(*rounds)]
         print(f"{kind:>12} {usual:>8.2f} {copying:>8.2f} {statistics.median(ratios):>6.2f} {min(ratios):>7.2f} {max(ratios):>7.2f}"
-              f" {took:>7.1f}", flush=True)
+              f" {took:>7.1f} {catching:>12.2f}", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["copy"])
+    parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", default="8")
@@ -216,13 +237,13 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        node = Node(folder, options.shoal)
+        cluster = Cluster(folder, options.shoal, options.replicas)
         try:
-            node.fill(options.rows)
-            size = build(node, folder, options)
-            latencies(node, folder, size, options)
+            cluster.fill(options.rows)
+            size = build(cluster, folder, options)
+            latencies(cluster, folder, size, options)
         finally:
-            node.stop()
+            cluster.stop()
 
 
 if __name__ == "__main__":
