@@ -14,7 +14,7 @@ use bytes::Bytes;
 use proto::machine;
 use proto::services::{
     BuildAction, BuildRequest, BuildTarget, Built, Consistency, HandOver, HandOverAction, HandedOver,
-    LogHold, ReplicaAction, ReplicaRole, ReplicaService, ReplicaStatus, ShardService,
+    LogHold, Progress, ReplicaAction, ReplicaRole, ReplicaService, ReplicaStatus, ShardService,
 };
 use proto::topology::{Shard, Topology};
 use proto::{Attempt, GroupId, LogIndex, NodeId, ReshardId, Retry, ShardId, SqlState, WireError};
@@ -217,9 +217,11 @@ impl Asker {
             Built::Copying(progress) => {
                 let mut seen = self.core.reshards.lock();
                 let seen = seen.entry(self.record.id).or_default();
-                // First the images, then their rows.
-                let is_copying = progress.rows > 0;
-                seen.built = Some(if is_copying { progress.bytes } else { progress.images });
+                // All is copied twice: into images, and from them.
+                let (images, bytes) = (progress.images, progress.bytes);
+                let total = images.total.max(bytes.total);
+                let imaged = if bytes.total > 0 { total } else { images.done };
+                seen.built = Some(Progress { done: imaged + bytes.done, total: total * 2 });
                 seen.rows = Some(progress.rows);
                 Ok(None)
             }

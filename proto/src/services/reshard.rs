@@ -210,7 +210,7 @@ pub struct BuildProgress {
     pub images: Progress,
     /// How many rows were copied.
     pub rows: u64,
-    /// How many bytes these have, of how many the images have.
+    /// How much of the images' bytes was worked off, rows and indexes.
     pub bytes: Progress,
 }
 

@@ -11,6 +11,7 @@ use super::plan::{Plan, Schema, Source, Target, file, open};
 use crate::layout::Share;
 use crate::touched::{encode, values};
 use dialect::sqlite::error;
+use proto::services::Progress;
 use proto::{Value, ValueRef, WireError};
 use rusqlite::fallible_streaming_iterator::FallibleStreamingIterator as _;
 use rusqlite::types::{ToSqlOutput, Type, ValueRef as Sqlite};
@@ -26,6 +27,9 @@ const SLICE: u64 = 64 << 10;
 /// Between so many of SQLite's instructions, of some ten nanoseconds each, an index's making may pause.
 const INSTRUCTIONS: i32 = 1000;
 
+/// What an index costs for each row that it is made of, by the row's own costs.
+const INDEX: f64 = 0.3;
+
 /// Pauses if it is time to. Whether it is given up.
 pub(super) type Pause = Arc<dyn Fn() -> bool + Send + Sync>;
 
@@ -37,6 +41,8 @@ pub(crate) struct Copying {
     batch: u64,
     /// How many bytes of the present batch have been read.
     taken: u64,
+    /// How many rows the files are to have, in all. Counted before the first one is copied.
+    rows_total: Option<u64>,
     bytes_total: u64,
     pause: Option<Pause>,
 }
@@ -75,7 +81,16 @@ impl Copying {
         };
         let sizes = sources.iter().map(size).collect::<rusqlite::Result<Vec<_>>>().map_err(error)?;
         let bytes_total = sizes.iter().map(|bytes| bytes.cast_unsigned()).sum();
-        Ok(Self { sources, schema, files, batch: BATCH, taken: 0, bytes_total, pause: None })
+        Ok(Self {
+            sources,
+            schema,
+            files,
+            batch: BATCH,
+            taken: 0,
+            rows_total: None,
+            bytes_total,
+            pause: None,
+        })
     }
 
     /// Has it pause while it makes an index, which takes long.
@@ -83,15 +98,36 @@ impl Copying {
         Self { pause: Some(pause), ..self }
     }
 
-    /// How many rows the files have or are getting, how many bytes these are, and how many bytes the images have.
-    pub fn progress(&self) -> (u64, u64, u64) {
-        let sum = |of: fn(&Done) -> u64| self.files.iter().map(|file| of(&file.done)).sum();
-        (sum(|done| done.rows), sum(|done| done.bytes), self.bytes_total)
+    /// How many rows the files have or are getting, and how much of the work is done: of the images' bytes, as if rows and indexes were
+    /// made of them evenly.
+    pub fn progress(&self) -> (u64, Progress) {
+        let rows = self.files.iter().map(|file| file.done.rows).sum::<u64>();
+        let share = |done: f64, of: f64| if of > 0.0 { done / of } else { 1.0 };
+        let copied = match self.rows_total {
+            Some(total) => share(rows as f64, total as f64),
+            None if self.has_rows_left() => 0.0,
+            None => 1.0,
+        };
+        let indexes = self.schema.indexes.len() as f64;
+        let made = self.files.iter().map(|file| file.done.indexes).sum::<usize>() as f64;
+        let made = INDEX * indexes * share(made, indexes * self.files.len() as f64);
+        let done = (copied + made) / (1.0 + INDEX * indexes);
+        let total = self.bytes_total;
+        (rows, Progress { done: ((total as f64 * done) as u64).min(total), total })
+    }
+
+    /// How many bytes of rows the files have or are getting.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.done.bytes).sum()
     }
 
     /// Goes on for a moment: a part of a batch, an index, or the files' end. Whether all files are complete and on the disk. After
     /// an error it is opened anew.
     pub fn step(&mut self) -> Result<bool, WireError> {
+        if self.rows_total.is_none() && self.has_rows_left() {
+            self.rows_total = Some(self.count()?);
+            return Ok(false);
+        }
         if self.has_rows_left() {
             self.rows()?;
             if self.taken >= self.batch || !self.has_rows_left() {
@@ -145,6 +181,29 @@ impl Copying {
     #[cfg(test)]
     pub fn scans(&self) -> Vec<String> {
         self.schema.tables.iter().flat_map(|table| [table.all.clone(), table.after.clone()]).collect()
+    }
+
+    /// Counts the rows that are to be copied. It takes a small part of what copying them does.
+    fn count(&mut self) -> Result<u64, WireError> {
+        let Self { sources, schema, files, pause, .. } = self;
+        let mut total = 0;
+        for (number, source) in sources.iter_mut().enumerate() {
+            let count = |connection: &Connection| -> rusqlite::Result<u64> {
+                let mut total = 0;
+                for table in &schema.tables {
+                    let times = match table.is_reference() {
+                        true if number > 0 => continue,
+                        true => files.len() as u64,
+                        false => 1,
+                    };
+                    let rows: i64 = connection.query_row(&table.count, [], |row| row.get(0))?;
+                    total += rows.cast_unsigned() * times;
+                }
+                Ok(total)
+            };
+            total += pausing(&mut source.connection, pause.clone(), count)?;
+        }
+        Ok(total)
     }
 
     fn has_rows_left(&self) -> bool {
@@ -284,11 +343,7 @@ impl File {
     fn make(&mut self, index: &str, pause: Option<Pause>) -> Result<(), WireError> {
         begin(self.connection()?)?;
         if let Some(connection) = &mut self.connection {
-            let handler = pause.map(|pause| move || pause());
-            connection.progress_handler(INSTRUCTIONS, handler).map_err(error)?;
-            let made = connection.execute_batch(index);
-            connection.progress_handler(0, None::<fn() -> bool>).map_err(error)?;
-            made.map_err(error)?;
+            pausing(connection, pause, |connection| connection.execute_batch(index))?;
         }
         Ok(())
     }
@@ -324,6 +379,19 @@ impl Done {
         });
         read.map_err(error)
     }
+}
+
+/// Runs something that takes long, and pauses within it.
+fn pausing<T>(
+    connection: &mut Connection,
+    pause: Option<Pause>,
+    run: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+) -> Result<T, WireError> {
+    let handler = pause.map(|pause| move || pause());
+    connection.progress_handler(INSTRUCTIONS, handler).map_err(error)?;
+    let ran = run(connection);
+    connection.progress_handler(0, None::<fn() -> bool>).map_err(error)?;
+    ran.map_err(error)
 }
 
 fn begin(connection: &Connection) -> Result<(), WireError> {

@@ -103,8 +103,10 @@ struct Work {
     rests: bool,
     /// How many bytes of rows a second are copied at most; 0 for any number.
     rate: u64,
-    /// How many rows were copied, how many bytes, and of how many: of what is being copied.
-    copied: Option<(u64, u64, u64)>,
+    /// How many bytes those have that are.
+    imaged: u64,
+    /// How many rows were copied, and how much of the images: of what is being copied.
+    copied: Option<(u64, Progress)>,
     is_copied: bool,
     /// Nothing is done until somebody has heard of it.
     failure: Option<WireError>,
@@ -498,15 +500,15 @@ impl Build {
                 copying.insert(Copying::open(&plan)?.pausing(pause))
             }
         };
-        let before = present.progress().1;
+        let before = present.bytes();
         let is_copied = present.step()?;
-        let progress = present.progress();
+        let (bytes, progress) = (present.bytes().saturating_sub(before), present.progress());
         if is_copied {
             *copying = None;
         }
         let mut work = self.work.lock();
         (work.is_copied, work.copied) = (is_copied, (!is_copied).then_some(progress));
-        Ok(Next::Slice { bytes: progress.1.saturating_sub(before), rate: work.rate })
+        Ok(Next::Slice { bytes, rate: work.rate })
     }
 
     /// Begins an image, or finds it begun.
@@ -601,19 +603,19 @@ impl Work {
         let before = image.progress().done;
         let is_whole = image.step().map_err(WireError::from)?;
         let bytes = image.progress().done.saturating_sub(before);
-        if !is_whole {
-            self.images.insert(shard, image);
+        match is_whole {
+            true => self.imaged += image.progress().total,
+            false => drop(self.images.insert(shard, image)),
         }
         Ok(Some(bytes))
     }
 
     fn progress(&self) -> BuildProgress {
-        let nothing = Progress { done: 0, total: 0 };
+        let whole = Progress { done: self.imaged, total: self.imaged };
         let images = self.images.values().map(replica::Copying::progress);
-        let images =
-            images.fold(nothing, |a, b| Progress { done: a.done + b.done, total: a.total + b.total });
-        let (rows, done, total) = self.copied.unwrap_or_default();
-        BuildProgress { images, rows, bytes: Progress { done, total } }
+        let images = images.fold(whole, |a, b| Progress { done: a.done + b.done, total: a.total + b.total });
+        let (rows, bytes) = self.copied.unwrap_or((0, Progress { done: 0, total: 0 }));
+        BuildProgress { images, rows, bytes }
     }
 }
 

@@ -78,6 +78,8 @@ pub(crate) struct Table {
     /// All rows, and those after a key, in the order of the primary key.
     pub all: String,
     pub after: String,
+    /// How many rows there are, row by row, so that it can pause.
+    pub count: String,
     pub insert: String,
 }
 
@@ -103,6 +105,7 @@ impl Table {
             create,
             after: format!("{all} WHERE ({order}) > ({}) ORDER BY {order}", places(key.len())),
             all: format!("{all} ORDER BY {order}"),
+            count: format!("SELECT count({}) FROM {name}", column_name(columns[key[0]].id)),
             insert: format!("INSERT INTO {name} ({list}) VALUES ({})", places(columns.len())),
             key,
             laid,

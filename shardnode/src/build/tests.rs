@@ -7,7 +7,7 @@ use crate::fence::{self, Standing, State};
 use crate::layout::tests::{Chance, fill, make, tables};
 use crate::layout::{Layouts, Share};
 use proto::catalog::{Index, IndexColumn, Table};
-use proto::services::Built;
+use proto::services::{Built, Progress};
 use proto::topology::Sharding;
 use proto::{ColumnId, IndexId, KeyRange, SchemaVersion, ShardId, SqlState, Value};
 use rusqlite::Connection;
@@ -281,6 +281,29 @@ fn whatever_stops_it_it_goes_on_from_the_last_batch() {
     check(&plan);
     // So it is if it stops before it has done anything, and at the end.
     assert_eq!(build(&plan), 0);
+}
+
+#[test]
+fn progress_grows_from_nothing_to_all() {
+    let directory = tempfile::tempdir().unwrap();
+    images(directory.path(), Sharding::Hash, &(2..).zip(cut(&[&[0x60]])).collect::<Vec<_>>());
+    let plan = plan(directory.path(), &[2, 3], &cut(&[&[0x30], &[0xa0]]));
+    let (mut copying, mut seen) = (open(&plan), Vec::new());
+    loop {
+        let (rows, bytes) = copying.progress();
+        seen.push((rows, bytes.done));
+        if copying.step().unwrap() {
+            break;
+        }
+    }
+    let (all, total) = (seen.last().unwrap().0, copying.progress().1.total);
+    assert_eq!((seen[0], seen.last().unwrap().1), ((0, 0), total));
+    assert!(seen.is_sorted() && seen.len() > 20, "{seen:?}");
+    // What the indexes take is a part of it.
+    let (_, copied) = seen.iter().find(|(rows, _)| *rows == all).unwrap();
+    assert!((total / 4..total * 9 / 10).contains(copied), "{copied} of {total}");
+    // Opened anew it says so, too.
+    assert_eq!(open(&plan).progress().1, Progress { done: total, total });
 }
 
 #[test]
