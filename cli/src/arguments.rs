@@ -38,6 +38,9 @@ pub enum Command {
     /// Shows tables with where their rows lie, how many these are, and how big
     #[command(after_help = "Examples:\n  shoal tables\n  shoal tables --json")]
     Tables(Status),
+    /// Says what could be done for shards and nodes, the most urgent first, with the command
+    #[command(after_help = "Examples:\n  shoal advise\n  shoal advise --json")]
+    Advise(Status),
     /// Changes who holds a group's replicas, or compares them
     #[command(subcommand)]
     Replica(Replica),
@@ -222,7 +225,7 @@ pub struct Admin {
     pub host: String,
 }
 
-/// `shoal status`, `shoal shards`, `shoal nodes` and `shoal tables`.
+/// `shoal status`, `shoal shards`, `shoal nodes`, `shoal tables` and `shoal advise`.
 #[derive(Debug, Args)]
 pub struct Status {
     /// Where to ask.

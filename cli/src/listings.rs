@@ -9,9 +9,7 @@ use crate::failure::Failure;
 use crate::tables::ago;
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{HumanBytes, HumanCount};
-use proto::KeyspaceNumber;
-use proto::catalog::{Catalog, Placement};
-use proto::services::{ClusterStatus, Counted, ReplicaStatus, ShardTally, TableTally};
+use proto::services::{ClusterStatus, ReplicaStatus, ShardTally};
 use proto::topology::{Node, Shard, Topology};
 use serde::Serialize;
 use std::io::Write;
@@ -107,20 +105,11 @@ fn shard_line(
         leader: status.state.leaders.get(shard.group).map(|node| node.0),
         replicas: shard.replicas.iter().map(|node| node.0).collect(),
         bytes: replicas(status, shard).map(|replica| replica.bytes).max(),
-        rows: counted.map(|counted| rows_of(&status.state.catalog, shard.keyspace, counted)),
+        rows: counted.map(|counted| counted.rows_of(shard.keyspace, &status.state.catalog)),
         rows_age_ms: counted.map(|counted| u64::try_from(counted.age.as_millis()).unwrap_or(u64::MAX)),
         writes_per_second: load.map(|load| tenths(load.writes_per_second)),
         reads_per_second: load.map(|load| tenths(load.reads_per_second)),
     }
-}
-
-/// The rows of a keyspace's own tables.
-fn rows_of(catalog: &Catalog, keyspace: KeyspaceNumber, counted: &Counted) -> u64 {
-    let is_own = |tally: &&TableTally| match catalog.table(tally.table).map(|table| &table.placement) {
-        Some(Placement::Sharded { keyspace: of, .. } | Placement::Single { keyspace: of }) => *of == keyspace,
-        Some(Placement::Reference) | None => false,
-    };
-    counted.tables.iter().filter(is_own).map(|tally| tally.rows).sum()
 }
 
 fn node_line(status: &ClusterStatus, node: &Node) -> NodeLine {
@@ -220,6 +209,8 @@ fn whole(rate: f64) -> String {
 pub(crate) mod tests {
     use super::*;
     use crate::tables::tests::{definition, tally};
+    use proto::KeyspaceNumber;
+    use proto::catalog::{Catalog, Placement};
     use proto::services::{ClusterState, GroupLoad};
     use proto::topology::{Keyspace, Leaders, Roles, Sharding};
     use proto::{GroupId, Incarnation, KeyRange, LogIndex, NodeId, SchemaVersion, ShardId, Term};

@@ -4,6 +4,7 @@
 //! thing, and exit code 1 ([`Failure::exit_code`] has the others); wrong arguments are clap's message and exit code 2.
 
 mod admin;
+mod advise;
 mod arguments;
 mod course;
 mod data_dir;
@@ -75,6 +76,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Shards(options) => runtime.block_on(listings::shards(options)),
         Command::Nodes(options) => runtime.block_on(listings::nodes(options)),
         Command::Tables(options) => runtime.block_on(tables::run(options)),
+        Command::Advise(options) => runtime.block_on(advise::run(options)),
         Command::Replica(command) => runtime.block_on(replicas::run(command)),
         Command::Keyspace(command) => runtime.block_on(admin::keyspace(command)),
         Command::Stream(options) => runtime.block_on(stream::run(options)),

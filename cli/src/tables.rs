@@ -155,6 +155,7 @@ pub(crate) mod tests {
             rows: *rows,
             bytes: *bytes,
             middle: None,
+            growth: None,
         });
         let counted =
             Counted { age: Duration::from_secs(age), took: Duration::ZERO, tables: tables.collect() };

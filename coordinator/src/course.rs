@@ -205,6 +205,11 @@ fn left(aim: &Aim, scene: &Scene<'_>, leaders: &Leaders) -> Left {
     left
 }
 
+/// Whether all that a node holds has somewhere to go.
+pub(crate) fn can_drain(node: NodeId, scene: &Scene<'_>, leaders: &Leaders) -> bool {
+    left(&Aim::Drain(node), scene, leaders).stuck.is_empty()
+}
+
 struct Planning<'a> {
     scene: &'a Scene<'a>,
     leaders: &'a Leaders,

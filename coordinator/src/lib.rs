@@ -23,7 +23,7 @@
 //!
 //! Many changes of replicas that come to one thing, a node that is drained for example, are a course: which of them are left
 //! follows from the topology (`course`). A shard that is split or merged is a reshard (`reshard`). How many rows shards have
-//! followers count now and then (`tallies`).
+//! followers count now and then (`tallies`). What an admin could do follows from what is known of all this (`advise`).
 //!
 //! The life of a distributed transaction, as far as it is told here:
 //!
@@ -37,6 +37,7 @@
 //! It must never know SQL beyond the statements of [`dialect::physical`], nor a row of a user's but to copy it.
 
 mod admit;
+mod advise;
 mod alter;
 mod care;
 mod claims;

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use prometheus::proto::MetricFamily;
 use proto::machine;
 use proto::services::{
-    Alarm, BoxFuture, BoxStream, Claim, ClusterState, ClusterStatus, Consistency, CoordinatorService,
+    Advice, Alarm, BoxFuture, BoxStream, Claim, ClusterState, ClusterStatus, Consistency, CoordinatorService,
     CoursePlan, CourseWish, CreateKeyspace, Decision, Joined, NodeJoin, Peers, ReplicaChange, ReplicaRole,
     ReplicaStatus, ReshardCommand, ReshardPhase, ReshardPlan, ReshardStatus, ReshardWish,
     SchemaChangeRequest, SequenceBlock, ServiceResult, ShardTally, Spent, TransactionStatus, Verdict,
@@ -491,6 +491,10 @@ impl CoordinatorService for Coordinator {
 
     fn reshards(&self) -> BoxFuture<'_, ServiceResult<Vec<ReshardStatus>>> {
         Box::pin(self.core.reshards())
+    }
+
+    fn advise(&self) -> BoxFuture<'_, ServiceResult<Vec<Advice>>> {
+        Box::pin(self.core.advise())
     }
 
     fn tallies(&self) -> BoxFuture<'_, ServiceResult<Vec<ShardTally>>> {

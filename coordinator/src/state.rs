@@ -103,6 +103,11 @@ impl State {
         self.loads.lock().all(MINUTE, machine::now())
     }
 
+    /// How busy groups have been in the last ten minutes.
+    pub(crate) fn loads_of_late(&self) -> Vec<GroupLoad> {
+        self.loads.lock().all(10 * MINUTE, machine::now())
+    }
+
     /// What each node last said.
     pub(crate) fn reports(&self) -> Vec<ReplicaStatus> {
         self.vitals.lock().statuses()

@@ -126,7 +126,7 @@ impl Tallies {
     }
 
     /// What has been counted.
-    fn all(&self, topology: &Topology, now: Instant) -> Vec<ShardTally> {
+    pub(crate) fn all(&self, topology: &Topology, now: Instant) -> Vec<ShardTally> {
         let serving = topology.shards.values().filter(|shard| topology.serves(shard.id));
         let tally = serving.filter_map(|shard| {
             let entry = self.0.get(&shard.group)?.counted.as_ref()?;
@@ -208,7 +208,7 @@ mod tests {
     }
 
     fn counted(age: u64, took: u64, rows: u64) -> Option<Option<Counted>> {
-        let table = TableTally { table: TableId(16384), rows, bytes: rows * 10, middle: None };
+        let table = TableTally { table: TableId(16384), rows, bytes: rows * 10, middle: None, growth: None };
         let (age, took) = (Duration::from_secs(age), Duration::from_secs(took));
         Some(Some(Counted { age, took, tables: vec![table] }))
     }

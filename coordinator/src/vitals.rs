@@ -172,6 +172,16 @@ impl Vitals {
         self.reports.values().flat_map(|report| report.replicas.values()).cloned().collect()
     }
 
+    /// How big groups' databases are, in bytes: as the biggest of their replicas says.
+    pub(crate) fn sizes(&self) -> BTreeMap<GroupId, u64> {
+        let mut sizes: BTreeMap<GroupId, u64> = BTreeMap::new();
+        for status in self.reports.values().flat_map(|report| report.replicas.values()) {
+            let size = sizes.entry(status.group).or_default();
+            *size = status.bytes.max(*size);
+        }
+        sizes
+    }
+
     /// What those say of their replicas that run and were heard of in the last `patience`.
     pub(crate) fn running(&self, patience: Duration, now: Instant) -> impl Iterator<Item = &ReplicaStatus> {
         let since = self.since;

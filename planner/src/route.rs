@@ -184,11 +184,12 @@ fn by_range(
         let value = scalars[id.0 as usize].as_ref();
         (!value.is_null()).then(|| Some(KeyspaceId::range([key_form(*ty, value).as_ref()])))
     };
+    let includes_high = high.is_some_and(|(_, inclusive)| inclusive);
     let (Some(low), Some(high)) = (bound(low), bound(high)) else {
         return Ok(Route::None);
     };
     // Keys of several columns that begin with the bound have its encoding as a prefix, so the bound's shard and, for
-    // the upper one, every shard that begins with it, can hold such keys.
+    // the upper one if it's included, every shard that begins with it, can hold such keys.
     let mut shards = BTreeSet::new();
     for id in &keyspace.shards {
         let Some(shard) = topology.shards.get(id) else {
@@ -196,9 +197,10 @@ fn by_range(
         };
         let ends_before =
             low.as_ref().is_some_and(|low| shard.range.end.as_ref().is_some_and(|end| *end <= low.0));
-        let begins_after = high
-            .as_ref()
-            .is_some_and(|high| shard.range.start > high.0 && !shard.range.start.starts_with(&high.0));
+        let begins_after = high.as_ref().is_some_and(|high| {
+            let start = &shard.range.start;
+            if includes_high { *start > high.0 && !start.starts_with(&high.0) } else { *start >= high.0 }
+        });
         if !ends_before && !begins_after {
             shards.insert(*id);
         }
@@ -308,5 +310,11 @@ mod tests {
         assert_eq!(find(between(Some(2), None)), Route::One(ShardId(3)));
         assert_eq!(find(between(Some(3), None)), Route::None);
         assert!(matches!(find(between(None, None)), Route::All(_)));
+        // What is below 10 and isn't 10 lies before the shard that begins there.
+        let below = |high: u32| {
+            target(vec![Type::Int4, Type::Text], KeyFilter::Between(None, Some((ScalarId(high), false))))
+        };
+        assert_eq!(find(below(1)), Route::One(ShardId(1)));
+        assert_eq!(find(below(2)), Route::All(vec![ShardId(1), ShardId(2), ShardId(3)]));
     }
 }

@@ -197,6 +197,7 @@ fn cause(status: &ReplicaStatus, known: Option<&'static str>) -> Option<&'static
 mod tests {
     use super::*;
     use crate::error::ReplicaError;
+    use proto::{GroupId, NodeId};
     use std::io::ErrorKind;
     use std::path::Path;
     use std::sync::Arc;
@@ -232,5 +233,28 @@ mod tests {
         let wrapped = raft::Error::Store(raft::StorageError::Other(Box::new(full)));
         assert_eq!(ReplicaError::Raft(wrapped).cause(), "disk_full");
         assert_eq!(ReplicaError::FilesGone.cause(), "files_gone");
+    }
+
+    #[test]
+    fn that_a_disk_is_full_is_known_by_what_is_said() {
+        let os = |code| ReplicaError::io(Path::new("f"))(std::io::Error::from_raw_os_error(code));
+        let sqlite = |code| {
+            let source = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
+            ReplicaError::sqlite(Path::new("f"))(source)
+        };
+        let log = raft_engine::Error::Io(std::io::Error::from_raw_os_error(libc::ENOSPC));
+        for error in [
+            os(libc::ENOSPC),
+            os(libc::EDQUOT),
+            sqlite(rusqlite::ffi::SQLITE_FULL),
+            ReplicaError::Log { path: "log".into(), source: log },
+            os(libc::EIO),
+            sqlite(rusqlite::ffi::SQLITE_IOERR_WRITE),
+            ReplicaError::FilesGone,
+        ] {
+            let stopped = Some(error.to_string());
+            let status = ReplicaStatus { stopped, ..ReplicaStatus::new(NodeId(1), GroupId(2)) };
+            assert_eq!(status.has_full_disk(), error.cause() == "disk_full", "{error}");
+        }
     }
 }

@@ -193,6 +193,11 @@ impl Laid {
         }
     }
 
+    /// Whether rows lie in the order of their keys.
+    pub fn is_by_range(&self) -> bool {
+        matches!(self.placing, Placing::ByKey(Sharding::Range, _))
+    }
+
     /// Whether a row is a shard's.
     pub fn is_in<'v>(&self, share: &Share, value: impl Fn(usize) -> ValueRef<'v>) -> bool {
         self.keyspace_id(value).map_or(share.references, |id| share.range.contains(&id.0))

@@ -2,7 +2,8 @@
 //!
 //! In comes a question, out comes what was counted last; what is older than the question wants is counted anew, in the
 //! background. A pass reads each table once, in the order of its primary key, a slice at a time, each slice in a
-//! snapshot of its own: so it holds nobody up, and rows that change meanwhile may be counted or not. It must never know who asks.
+//! snapshot of its own: so it holds nobody up, and rows that change meanwhile may be counted or not. Of tables by range a pass
+//! tells, too, how many rows are past the greatest key that there was some minutes before. It must never know who asks.
 
 use crate::build::{Table, borrowed, bytes_of, stored};
 use crate::layout::Layouts;
@@ -10,11 +11,11 @@ use dialect::physical::table_name;
 use dialect::sqlite::error;
 use parking_lot::Mutex;
 use proto::machine::{self, Machine};
-use proto::services::{Consistency, Counted, ServiceResult, TableTally, Tally};
+use proto::services::{Consistency, Counted, Growth, ServiceResult, TableTally, Tally};
 use proto::{GroupId, TableId, Value, WireError};
 use replica::Replica;
 use rusqlite::Connection;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
@@ -23,6 +24,10 @@ use tokio::task::AbortHandle;
 const SLICE: u64 = 256 << 10;
 /// The middle is looked for among so many rows of a table at most, which lie evenly in it; half of them at least, if it has so many.
 const SAMPLE: usize = 1024;
+/// Growth is told over so long at least, once a table is known for that, and over twice as long at most if it's counted often.
+const MARKED: Duration = Duration::from_secs(300);
+/// Of a table with fewer rows nobody can say where others would come.
+const FEW: u64 = 100;
 /// How long a slice may wait until a snapshot is open.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -37,9 +42,23 @@ pub(crate) struct Tallies {
 #[derive(Default)]
 struct Known(Mutex<State>);
 
+/// What a pass has found of tables by range.
+struct Marks {
+    at: Instant,
+    tables: BTreeMap<TableId, Mark>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mark {
+    rows: u64,
+    greatest: Vec<u8>,
+}
+
 #[derive(Default)]
 struct State {
     last: Option<(Instant, Duration, Vec<TableTally>)>,
+    /// What earlier passes have found, two of them at most. The first is what growth is told over.
+    marks: VecDeque<Arc<Marks>>,
     /// The pass that is under way: since when, rows so far, and bytes that it may read in a second.
     since: Option<Instant>,
     rows: u64,
@@ -96,7 +115,7 @@ impl Known {
 
     /// Counts once, and notes what it has found.
     async fn count(self: Arc<Self>, replica: Replica, turn: Arc<tokio::sync::Mutex<()>>, machine: Machine) {
-        let mut pass = Pass::default();
+        let mut pass = Pass { marks: self.0.lock().marked(machine::now()), ..Pass::default() };
         loop {
             let _turn = turn.lock().await;
             let begun = machine::now();
@@ -120,11 +139,31 @@ impl Known {
         if pass.is_done {
             let now = machine::now();
             let took = state.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-            state.last = Some((now, took, pass.tables.clone()));
+            state.last = Some((now, took, pass.told(now)));
+            state.mark(Marks { at: now, tables: pass.found.clone() });
             return None;
         }
         state.rows = pass.tables.iter().map(|table| table.rows).sum::<u64>() + pass.current.rows;
         Some(Duration::from_secs_f64(bytes as f64 / state.rate.max(1) as f64))
+    }
+}
+
+impl State {
+    /// What growth is told over: what a pass has found not too lately, or the first that has found anything.
+    fn marked(&mut self, now: Instant) -> Option<Arc<Marks>> {
+        if let [_, later] = self.marks.make_contiguous()
+            && now.saturating_duration_since(later.at) >= MARKED
+        {
+            self.marks.pop_front();
+        }
+        self.marks.front().cloned()
+    }
+
+    /// Remembers what a pass has found, if it will be told over.
+    fn mark(&mut self, found: Marks) {
+        if self.marks.len() < 2 {
+            self.marks.push_back(Arc::new(found));
+        }
     }
 }
 
@@ -141,6 +180,10 @@ async fn slice(replica: &Replica, mut pass: Pass, machine: &Machine) -> ServiceR
 /// How far a pass is.
 #[derive(Default)]
 struct Pass {
+    /// What an earlier one has found.
+    marks: Option<Arc<Marks>>,
+    /// What this one has, of tables by range.
+    found: BTreeMap<TableId, Mark>,
     /// Those that are done.
     tables: Vec<TableTally>,
     current: Current,
@@ -156,9 +199,22 @@ struct Current {
     rows: u64,
     bytes: u64,
     sample: Sample,
+    /// Of a table by range.
+    greatest: Vec<u8>,
+    /// How many rows are past what was the greatest.
+    past: u64,
 }
 
 impl Pass {
+    /// What has been counted, as of now.
+    fn told(&self, now: Instant) -> Vec<TableTally> {
+        let Some(marks) = &self.marks else { return self.tables.clone() };
+        let over = now.saturating_duration_since(marks.at);
+        let told = self.tables.iter().cloned();
+        told.map(|tally| TableTally { growth: tally.growth.map(|growth| Growth { over, ..growth }), ..tally })
+            .collect()
+    }
+
     /// Counts the next rows of one table. Says how many bytes it has read.
     fn slice(&mut self, connection: &Connection) -> Result<u64, WireError> {
         let layouts = Layouts::read(connection)?;
@@ -172,9 +228,19 @@ impl Pass {
         }
         let table = Table::read(connection, &table_name(id), laid, String::new())?;
         let before = self.current.bytes;
-        if self.current.slice(connection, &table)? {
-            let Current { rows, bytes, sample, .. } = std::mem::take(&mut self.current);
-            self.tables.push(TableTally { table: id, rows, bytes, middle: sample.middle() });
+        let mark = self.marks.as_ref().and_then(|marks| marks.tables.get(&id));
+        if self.current.slice(connection, &table, mark)? {
+            let Current { rows, bytes, sample, greatest, past, .. } = std::mem::take(&mut self.current);
+            let is_known = |mark: &&Mark| mark.rows >= FEW && table.laid.is_by_range();
+            let growth = mark.filter(is_known).map(|mark| Growth {
+                over: Duration::ZERO,
+                added: rows.saturating_sub(mark.rows),
+                past,
+            });
+            if table.laid.is_by_range() {
+                self.found.insert(id, Mark { rows, greatest });
+            }
+            self.tables.push(TableTally { table: id, rows, bytes, middle: sample.middle(), growth });
             self.current.table = TableId(id.0 + 1);
             return Ok(bytes - before);
         }
@@ -184,7 +250,12 @@ impl Pass {
 
 impl Current {
     /// Counts some rows. Whether these were the last.
-    fn slice(&mut self, connection: &Connection, table: &Table) -> Result<bool, WireError> {
+    fn slice(
+        &mut self,
+        connection: &Connection,
+        table: &Table,
+        mark: Option<&Mark>,
+    ) -> Result<bool, WireError> {
         // Of a table whose key is another by now, what was counted says nothing.
         if self.after.as_ref().is_some_and(|after| after.len() != table.key.len()) {
             *self = Current { table: self.table, ..Current::default() };
@@ -195,12 +266,21 @@ impl Current {
             scan.raw_bind_parameter(place + 1, stored(value.as_ref())).map_err(error)?;
         }
         let (mut rows, until) = (scan.raw_query(), self.bytes + SLICE);
-        let width = table.laid.layout.columns.len();
+        let (width, is_by_range) = (table.laid.layout.columns.len(), table.laid.is_by_range());
         while let Some(row) = rows.next().map_err(error)? {
             let values = (0..width).map(|place| borrowed(row, place)).collect::<Result<Vec<_>, _>>()?;
             self.rows += 1;
             self.bytes += values.iter().map(bytes_of).sum::<u64>();
-            self.sample.take(|| table.laid.keyspace_id(|place| values[place]).map(|id| id.0));
+            let id = || table.laid.keyspace_id(|place| values[place]).map(|id| id.0);
+            if let Some(id) = is_by_range.then(id).flatten() {
+                self.past += u64::from(mark.is_some_and(|mark| id > mark.greatest));
+                self.sample.take(|| Some(id.clone()));
+                if id > self.greatest {
+                    self.greatest = id;
+                }
+            } else {
+                self.sample.take(id);
+            }
             if self.bytes >= until {
                 self.after = Some(table.key.iter().map(|place| values[*place].to_owned()).collect());
                 return Ok(false);
@@ -314,6 +394,44 @@ mod tests {
         });
         let rows: Vec<_> = tables.iter().map(|table| (table.table.0, table.rows)).collect();
         assert_eq!(rows, [(5, 5), (8, 0)], "what is gone isn't told of");
+    }
+
+    /// Counts as the node does, so many seconds after a moment.
+    fn pass(connection: &Connection, state: &mut State, zero: Instant, second: u64) -> Vec<TableTally> {
+        let at = zero + Duration::from_secs(second);
+        let mut pass = Pass { marks: state.marked(at), ..Pass::default() };
+        while !pass.is_done {
+            pass.slice(connection).unwrap();
+        }
+        state.mark(Marks { at, tables: pass.found.clone() });
+        pass.told(at)
+    }
+
+    #[test]
+    fn growth_tells_rows_past_the_greatest_key_that_there_was() {
+        let (connection, mut state, zero) = (database(), State::default(), Instant::now());
+        let grown = |tables: &[TableTally]| {
+            let growth = tables.iter().find(|table| table.table == TableId(3)).unwrap().growth;
+            growth.map(|growth| (growth.over.as_secs(), growth.added, growth.past))
+        };
+        let sql = "INSERT INTO t3 VALUES (?1, 'k', 'so')";
+        fill(&connection, sql, 1_000..1_050);
+        assert_eq!(grown(&pass(&connection, &mut state, zero, 0)), None, "nothing is known of before");
+        fill(&connection, sql, 1_050..1_200);
+        assert_eq!(grown(&pass(&connection, &mut state, zero, 20)), None, "there were too few rows");
+        // From here on it is told over the second pass, which was five minutes ago.
+        assert_eq!(grown(&pass(&connection, &mut state, zero, 320)), Some((300, 0, 0)));
+        fill(&connection, sql, 1_200..1_300);
+        fill(&connection, sql, 0..30);
+        assert_eq!(grown(&pass(&connection, &mut state, zero, 340)), Some((320, 130, 100)));
+        connection.execute("DELETE FROM t3 WHERE c1 < 1190", []).unwrap();
+        assert_eq!(grown(&pass(&connection, &mut state, zero, 360)), Some((340, 0, 100)), "fewer are none");
+        fill(&connection, sql, 1_300..1_400);
+        let tables = pass(&connection, &mut state, zero, 620);
+        assert_eq!(grown(&tables), Some((300, 10, 200)), "over what there was at 320");
+        assert!(tables.iter().all(|table| table.table == TableId(3) || table.growth.is_none()));
+        // What is counted seldom is told over what was counted last.
+        assert_eq!(grown(&pass(&connection, &mut state, zero, 4_000)), Some((3_380, 0, 0)));
     }
 
     fn middle(ids: impl IntoIterator<Item = u32>) -> Option<u32> {

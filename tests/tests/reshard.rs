@@ -4,9 +4,12 @@
 
 use serde_json::Value;
 use std::process::Output;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tests::load::{self, Load};
 use tests::nodes::{self, Nodes};
-use tests::wait::PATIENCE;
+use tests::wait::{LOOK, PATIENCE, until};
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 /// What a command printed, line by line, each of which is an object.
 fn lines(output: &Output) -> Vec<Value> {
@@ -195,4 +198,123 @@ fn a_shard_is_cut_at_keys_and_by_its_rows() {
     let shards: Vec<Value> = serde_json::from_slice(&nodes.shoal(1, &["shards", "--json"]).stdout).unwrap();
     let shard = shards.iter().find(|shard| shard["shard"] == "event/-").unwrap();
     assert_eq!(shard["rows"].as_u64(), Some(1000), "{shard}");
+}
+
+/// What a query answers, row by row.
+async fn ask(client: &Client, sql: &str) -> Vec<String> {
+    let rows = client.simple_query(sql).await.unwrap();
+    let row = |message| match message {
+        SimpleQueryMessage::Row(row) => {
+            Some((0..row.len()).map(|at| row.get(at).unwrap_or("null")).collect::<Vec<_>>().join(","))
+        }
+        _ => None,
+    };
+    rows.into_iter().filter_map(row).collect()
+}
+
+/// The shards that a query is said to ask.
+async fn asked(client: &Client, sql: &str) -> Vec<String> {
+    let plan = ask(client, &format!("EXPLAIN {sql}")).await;
+    let route = plan.iter().find_map(|line| line.trim().strip_prefix("Route: "));
+    let (_, shards) = route.unwrap_or_else(|| panic!("{plan:?}")).split_once('(').unwrap();
+    shards.trim_end_matches(')').split(", ").map(str::to_owned).collect()
+}
+
+/// What is advised about a keyspace: why, and by which command.
+fn advised(nodes: &Nodes, keyspace: &str) -> Vec<(String, Option<String>)> {
+    let output = nodes.shoal(0, &["advise", "--json"]);
+    assert!(output.status.success(), "{output:?}");
+    let lines: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let lines = lines.iter().map(|line| (text(&line["why"]).unwrap(), text(&line["command"])));
+    lines.filter(|(why, _)| why.contains(&format!("{keyspace}/"))).collect()
+}
+
+#[test]
+fn a_range_keyspace_is_split_and_scans_ask_whom_they_must() {
+    let nodes = Nodes::start(2, &["--shards", "1", "--replicas", "2"]);
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(1).enable_all().build().unwrap();
+    let client = runtime.block_on(async {
+        let client = nodes.connect(0).await;
+        let table = "CREATE TABLE event (id int, name text, PRIMARY KEY (id, name)) PARTITION BY RANGE (id)";
+        client.batch_execute(table).await.unwrap();
+        let rows: Vec<_> = (0..1000).map(|id| format!("({id}, 'e{id}')")).collect();
+        client.batch_execute(&format!("INSERT INTO event VALUES {}", rows.join(", "))).await.unwrap();
+        client
+    });
+    let split = |arguments: &[&str]| {
+        let options = ["--yes", "--keep", "0", "--json"];
+        let told = lines(&nodes.shoal(0, &[&["reshard", "split"], arguments, &options].concat()));
+        assert_eq!(told.last().unwrap()["phase"], "ended", "{told:?}");
+    };
+    let id = |number: u32| format!("10{:016x}", u64::from(number) ^ (1 << 63));
+    split(&["event/-", "--at", "200"]);
+    let upper = format!("event/{}-", id(200));
+    split(&[&upper, "--median"]);
+    let [low, middle, high] =
+        [format!("-{}", id(200)), format!("{}-{}", id(200), id(600)), format!("{}-", id(600))]
+            .map(|range| format!("event/{range}"));
+    runtime.block_on(async {
+        for (condition, shards, rows) in [
+            ("id = 5", vec![&low], "1,5"),
+            ("id = 200", vec![&middle], "1,200"),
+            ("id < 200", vec![&low], "200,19900"),
+            ("id <= 200", vec![&low, &middle], "201,20100"),
+            ("id BETWEEN 250 AND 599", vec![&middle], "350,148575"),
+            ("id >= 599 AND id < 601", vec![&middle, &high], "2,1199"),
+            ("id > 600", vec![&high], "399,319200"),
+            ("id IN (1, 999)", vec![&low, &high], "2,1000"),
+            ("name = 'e7'", vec![&low, &middle, &high], "1,7"),
+        ] {
+            let sql = format!("SELECT count(*), sum(id) FROM event WHERE {condition}");
+            assert_eq!(asked(&client, &sql).await.iter().collect::<Vec<_>>(), shards, "{condition}");
+            assert_eq!(ask(&client, &sql).await, [rows], "{condition}");
+        }
+        let ordered = ask(&client, "SELECT id FROM event WHERE id BETWEEN 198 AND 202 ORDER BY id").await;
+        assert_eq!(ordered, ["198", "199", "200", "201", "202"]);
+        // Rows that move from shard to shard by their key, and new ones, are where they belong.
+        client.batch_execute("UPDATE event SET id = 2000 WHERE id = 7").await.unwrap();
+        assert_eq!(ask(&client, "SELECT name FROM event WHERE id = 2000").await, ["e7"]);
+        assert_eq!(asked(&client, "SELECT name FROM event WHERE id = 2000").await, [high.as_str()]);
+    });
+
+    // The view has them with their rows, once these are counted.
+    let counted = "SELECT shard, rows FROM shoal_shards WHERE keyspace = 'event' ORDER BY shard";
+    let expected = [format!("{low},199"), format!("{middle},400"), format!("{high},401")];
+    let seen = until(PATIENCE, LOOK, || {
+        let found = runtime.block_on(ask(&client, counted));
+        if found == expected { Ok(()) } else { Err(found) }
+    });
+    assert_eq!(seen, Ok(()));
+
+    // Who appends hears that no split helps, and what does.
+    let before = advised(&nodes, "event");
+    assert!(before.is_empty(), "{before:?}");
+    let stop = Arc::new(AtomicBool::new(false));
+    let writing = runtime.spawn({
+        let stop = stop.clone();
+        async move {
+            let mut id = 3000;
+            while !stop.load(Ordering::Relaxed) {
+                let rows: Vec<_> = (id..id + 20).map(|id| format!("({id}, 'e')")).collect();
+                client.batch_execute(&format!("INSERT INTO event VALUES {}", rows.join(", "))).await.unwrap();
+                id += 20;
+            }
+        }
+    });
+    let told = until(PATIENCE, LOOK, || {
+        let advised = advised(&nodes, "event");
+        let is_told = |(why, _): &&(String, _)| why.contains("keys grow");
+        advised.iter().find(is_told).cloned().ok_or(advised)
+    });
+    stop.store(true, Ordering::Relaxed);
+    runtime.block_on(writing).unwrap();
+    let (why, command) = told.unwrap();
+    assert!(why.starts_with(&format!("{high}, the last shard of range keyspace event, gets")), "{why}");
+    assert!(why.contains("Splitting it won't help") && why.contains("PARTITION BY HASH"), "{why}");
+    assert_eq!(command, None, "there is no command that helps");
+    let splits =
+        |(_, command): &(String, Option<String>)| command.as_ref().is_some_and(|c| c.contains("split"));
+    assert!(!advised(&nodes, "event").iter().any(splits), "and none that wouldn't");
 }

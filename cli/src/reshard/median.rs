@@ -107,6 +107,7 @@ mod tests {
             rows: *rows,
             bytes: *bytes,
             middle: middle.map(|byte| vec![byte]),
+            growth: None,
         };
         Counted { age: Duration::ZERO, took: Duration::ZERO, tables: tables.iter().map(tally).collect() }
     }

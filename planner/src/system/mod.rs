@@ -10,7 +10,7 @@
 //! argument): the binder reads those as lookups. `pg_attrdef.adbin` and `pg_constraint.conbin` are the expressions' text
 //! already, which is what `pg_get_expr` makes of them. `shoal_keyspace` and `shoal_shard` show the topology,
 //! `shoal_transactions` what is under way, `shoal_replicas` what the shards' replicas are doing, `shoal_reshards` how far
-//! the replacing of shards by others is.
+//! the replacing of shards by others is, `shoal_shards` how big and busy shards are.
 
 mod definitions;
 mod fixed;
@@ -58,6 +58,8 @@ pub struct SessionFacts {
     pub replicas: Vec<ReplicaFact>,
     /// The reshards, if `shoal_reshards` is read.
     pub reshards: Vec<ReshardStatus>,
+    /// The shards that serve, if `shoal_shards` is read.
+    pub shards: Vec<ShardFact>,
 }
 
 /// A setting of the session's.
@@ -97,8 +99,30 @@ pub const REPLICAS: &str = "shoal_replicas";
 /// The relation whose rows are [`SessionFacts::reshards`].
 pub const RESHARDS: &str = "shoal_reshards";
 
+/// The relation whose rows are [`SessionFacts::shards`].
+pub const SHARDS: &str = "shoal_shards";
+
+/// A shard that serves, as the coordinator knows it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ShardFact {
+    /// The shard.
+    pub shard: ShardId,
+    /// The node that leads it.
+    pub leader: Option<NodeId>,
+    /// How big its database is, in bytes.
+    pub bytes: Option<u64>,
+    /// How many rows its keyspace's tables have in it, as a follower has counted them.
+    pub rows: Option<u64>,
+    /// How many milliseconds ago it has.
+    pub rows_age_ms: Option<u64>,
+    /// Of the last minute.
+    pub writes_per_second: Option<f64>,
+    /// Of the last minute.
+    pub reads_per_second: Option<f64>,
+}
+
 /// The relations of Shoal's own that are found without a schema.
-pub(crate) const OWN: [&str; 3] = [TRANSACTIONS, REPLICAS, RESHARDS];
+pub(crate) const OWN: [&str; 4] = [TRANSACTIONS, REPLICAS, RESHARDS, SHARDS];
 
 /// A replica: what its node says of it, and what this router has seen of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -252,6 +276,12 @@ impl From<&String> for Cell {
 impl From<i64> for Cell {
     fn from(value: i64) -> Self {
         Cell(Value::Int(value))
+    }
+}
+
+impl From<f64> for Cell {
+    fn from(value: f64) -> Self {
+        Cell(Value::Real(value))
     }
 }
 

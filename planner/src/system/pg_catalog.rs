@@ -1,6 +1,6 @@
 //! The rows of `pg_catalog`.
 
-use super::{REPLICAS, RESHARDS, ReplicaFact, SettingFact, TRANSACTIONS, TransactionFact};
+use super::{REPLICAS, RESHARDS, ReplicaFact, SHARDS, SettingFact, ShardFact, TRANSACTIONS, TransactionFact};
 use super::{
     Row, Sources, attnum, by_name, definitions, fixed, format_type, made, oid, relations, tables, typed,
 };
@@ -44,6 +44,7 @@ pub(super) fn rows(name: &str, sources: &Sources<'_>) -> Vec<Vec<Value>> {
         "shoal_shard" => shards(sources),
         TRANSACTIONS => transactions(sources),
         RESHARDS => reshards(sources),
+        SHARDS => serving(sources),
         REPLICAS => replicas(sources),
         _ => Vec::new(),
     };
@@ -670,6 +671,25 @@ fn replicas(sources: &Sources<'_>) -> Vec<Row> {
             .set("avoided", fact.avoided)
     };
     sources.facts.replicas.iter().map(row).collect()
+}
+
+fn serving(sources: &Sources<'_>) -> Vec<Row> {
+    let row = |fact: &ShardFact| {
+        let shard = sources.topology.shards.get(&fact.shard)?;
+        let keyspace = sources.topology.keyspaces.get(&shard.keyspace)?;
+        let row = Row::empty(by_name(SHARDS))
+            .set("shard", sources.topology.shard_name(shard.id))
+            .set("incarnation", u64::from(shard.incarnation.0))
+            .set("keyspace", &keyspace.name)
+            .set("leader", fact.leader.map(|node| node.0))
+            .set("bytes", fact.bytes)
+            .set("rows", fact.rows)
+            .set("rows_age_ms", fact.rows_age_ms)
+            .set("writes_per_second", fact.writes_per_second)
+            .set("reads_per_second", fact.reads_per_second);
+        Some(row)
+    };
+    sources.facts.shards.iter().filter_map(row).collect()
 }
 
 fn reshards(sources: &Sources<'_>) -> Vec<Row> {

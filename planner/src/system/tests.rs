@@ -100,6 +100,18 @@ fn facts() -> SessionFacts {
             ReplicaFact { node: NodeId(3), role: "unreachable", ..ReplicaFact::default() },
         ],
         reshards: vec![reshard()],
+        shards: vec![
+            ShardFact {
+                shard: ShardId(1),
+                leader: Some(NodeId(2)),
+                bytes: Some(4096),
+                rows: Some(7),
+                rows_age_ms: Some(1500),
+                writes_per_second: Some(2.5),
+                reads_per_second: Some(0.0),
+            },
+            ShardFact { shard: ShardId(99), ..ShardFact::default() },
+        ],
     }
 }
 
@@ -125,6 +137,14 @@ fn reshard() -> ReshardStatus {
         completes_in: None,
         since: Duration::from_secs(240),
     }
+}
+
+#[test]
+fn a_shard_shows_how_big_and_busy_it_is() {
+    let names: Vec<_> = relation(None, SHARDS).unwrap().columns.iter().map(|(name, _)| *name).collect();
+    let shown = select("pg_catalog", SHARDS, &names);
+    assert_eq!(shown.len(), 1, "of one that isn't in the topology there is nothing to say: {shown:?}");
+    assert_eq!(shown[0][3..], ["2", "4096", "7", "1500", "2.5", "0"].map(str::to_owned));
 }
 
 #[test]

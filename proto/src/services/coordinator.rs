@@ -2,7 +2,7 @@
 
 use super::transaction::{Claim, Decision, Spent, TransactionStatus, Verdict};
 use super::{
-    BoxFuture, BoxStream, ReplicaStatus, ReshardCommand, ReshardPlan, ReshardStatus, ReshardWish,
+    Advice, BoxFuture, BoxStream, ReplicaStatus, ReshardCommand, ReshardPlan, ReshardStatus, ReshardWish,
     ServiceResult, ShardTally,
 };
 use crate::catalog::{Catalog, RoleChange, Sequence, Table};
@@ -94,6 +94,9 @@ pub trait CoordinatorService: Send + Sync {
         &self,
         one: Option<TransactionId>,
     ) -> BoxFuture<'_, ServiceResult<Vec<TransactionStatus>>>;
+
+    /// What an admin could do, the most urgent first.
+    fn advise(&self) -> BoxFuture<'_, ServiceResult<Vec<Advice>>>;
 
     /// What there is and how it does.
     fn status(&self) -> BoxFuture<'_, ServiceResult<ClusterStatus>>;

@@ -3,6 +3,7 @@
 //! A service is a trait with two implementations: the local object itself, and (with the `transport` feature) the
 //! gRPC client. Who calls can't tell which it has. Deadlines cross as time left, never as a time of day.
 
+mod advice;
 mod bootstrap;
 mod changes;
 mod coordinator;
@@ -15,6 +16,7 @@ mod sums;
 mod tally;
 mod transaction;
 
+pub use advice::*;
 pub use bootstrap::*;
 pub use changes::*;
 pub use coordinator::*;

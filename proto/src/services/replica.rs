@@ -136,6 +136,13 @@ impl ReplicaStatus {
     /// it back what it had.
     pub const FILES_GONE: &str = "its files are gone";
 
+    /// Whether it has stopped because its disk is full.
+    pub fn has_full_disk(&self) -> bool {
+        // As SQLite says it, and the operating system.
+        let texts = ["disk is full", "No space left on device", "quota exceeded"];
+        self.stopped.as_ref().is_some_and(|why| texts.iter().any(|text| why.contains(text)))
+    }
+
     /// A replica of which nothing is known yet.
     pub fn new(node: NodeId, group: GroupId) -> Self {
         Self {

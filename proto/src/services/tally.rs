@@ -2,7 +2,8 @@
 //!
 //! Counts are of a moment that is past: rows that change meanwhile may be counted or not, and each answer tells its age.
 
-use crate::ids::{ShardId, TableId};
+use crate::catalog::{Catalog, Placement};
+use crate::ids::{KeyspaceNumber, ShardId, TableId};
 use std::time::Duration;
 
 /// A question for what a replica's tables have. Repeating it is safe.
@@ -36,6 +37,19 @@ pub struct Counted {
     pub tables: Vec<TableTally>,
 }
 
+impl Counted {
+    /// How many rows a keyspace's own tables have.
+    pub fn rows_of(&self, keyspace: KeyspaceNumber, catalog: &Catalog) -> u64 {
+        let is_own = |id: TableId| match catalog.table(id).map(|table| &table.placement) {
+            Some(Placement::Sharded { keyspace: of, .. } | Placement::Single { keyspace: of }) => {
+                *of == keyspace
+            }
+            Some(Placement::Reference) | None => false,
+        };
+        self.tables.iter().filter(|tally| is_own(tally.table)).map(|tally| tally.rows).sum()
+    }
+}
+
 /// What a table has on one shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableTally {
@@ -47,6 +61,19 @@ pub struct TableTally {
     pub bytes: u64,
     /// The keyspace id before which about half of the rows are, and some at least; `None` if all rows are in one place.
     pub middle: Option<Vec<u8>>,
+    /// How it has grown. Known of tables by range alone, once they were counted twice and had rows the first time.
+    pub growth: Option<Growth>,
+}
+
+/// How a table's rows have changed since they were counted before, by the same node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Growth {
+    /// How long before.
+    pub over: Duration,
+    /// How many rows more there are; 0 if there are fewer.
+    pub added: u64,
+    /// How many rows are past the greatest keyspace id that there was.
+    pub past: u64,
 }
 
 /// What a shard's tables have.

@@ -10,9 +10,9 @@ use crate::services::*;
 use crate::wire::generated::Nothing;
 use crate::wire::generated::link::{self, Answer, Call, Caller, answer::Kind as AnswerKind, call::Kind};
 use crate::wire::{
-    Allocate, AskOutcome, BranchStatuses, ChangeMembers, CheckTables, Claimed, CommandReshard, Convert,
-    DecodeError, HoldLog, OneTransaction, Outcome, Report, ReshardStatuses, ResponseHead, SetSequence,
-    ShardTallies, StateEncoder, Statuses, TransactionStatuses, Transactions, TransferLeader,
+    AllAdvice, Allocate, AskOutcome, BranchStatuses, ChangeMembers, CheckTables, Claimed, CommandReshard,
+    Convert, DecodeError, HoldLog, OneTransaction, Outcome, Report, ReshardStatuses, ResponseHead,
+    SetSequence, ShardTallies, StateEncoder, Statuses, TransactionStatuses, Transactions, TransferLeader,
     UnsettledTransactions, Wire,
 };
 use bytes::Bytes;
@@ -108,7 +108,7 @@ fn writes(kind: &Kind) -> bool {
             false
         }
         Kind::Outcome(_) | Kind::Build(_) | Kind::Sums(_) | Kind::Compare(_) => false,
-        Kind::Tally(_) | Kind::Tallies(_) | Kind::Load(_) => false,
+        Kind::Tally(_) | Kind::Tallies(_) | Kind::Load(_) | Kind::Advise(_) => false,
         Kind::Found(_) | Kind::Init(_) | Kind::HandOver(_) => true,
     }
 }
@@ -257,6 +257,9 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
         }
         Kind::Tallies(Nothing {}) => {
             AnswerKind::Tallies(ShardTallies(coordinator(reply)?.tallies().await?).to_message())
+        }
+        Kind::Advise(Nothing {}) => {
+            AnswerKind::Advise(AllAdvice(coordinator(reply)?.advise().await?).to_message())
         }
         Kind::Join(join) => {
             let join = NodeJoin::from_message(join)?;

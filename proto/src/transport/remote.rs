@@ -16,9 +16,9 @@ use crate::topology::Node;
 use crate::wire::generated::link::{Caller, answer, call};
 use crate::wire::generated::{ClusterState as StateMessage, Nothing};
 use crate::wire::{
-    Allocate, AskOutcome, BranchStatuses, ChangeMembers, CheckTables, Claimed, CommandReshard, Convert,
-    DecodeError, HoldLog, OneTransaction, Outcome, Report, ReshardStatuses, ResponseHead, SetSequence,
-    ShardTallies, StateDecoder, Statuses, TransactionStatuses, Transactions, TransferLeader,
+    AllAdvice, Allocate, AskOutcome, BranchStatuses, ChangeMembers, CheckTables, Claimed, CommandReshard,
+    Convert, DecodeError, HoldLog, OneTransaction, Outcome, Report, ReshardStatuses, ResponseHead,
+    SetSequence, ShardTallies, StateDecoder, Statuses, TransactionStatuses, Transactions, TransferLeader,
     UnsettledTransactions, decode_message,
 };
 use prost::Message;
@@ -523,6 +523,16 @@ impl CoordinatorService for NodeClient {
                 _ => None,
             };
             self.simple(self.call_timeout(), Retry::Later, call::Kind::Tallies(Nothing {}), read).await
+        })
+    }
+
+    fn advise(&self) -> BoxFuture<'_, ServiceResult<Vec<Advice>>> {
+        Box::pin(async move {
+            let read = |answer| match answer {
+                answer::Kind::Advise(all) => Some(AllAdvice::from_message(all).map(|all| all.0)),
+                _ => None,
+            };
+            self.simple(self.call_timeout(), Retry::Later, call::Kind::Advise(Nothing {}), read).await
         })
     }
 

@@ -9,7 +9,7 @@ use crate::ids::{
 };
 use crate::rows::RowBatch;
 use crate::services::{
-    BranchStatus, ClusterState, ReplicaStatus, ReshardCommand, ReshardStatus, ShardTally, Spent,
+    Advice, BranchStatus, ClusterState, ReplicaStatus, ReshardCommand, ReshardStatus, ShardTally, Spent,
     TransactionStatus, Unsettled,
 };
 use std::sync::Arc;
@@ -385,6 +385,23 @@ impl Convert for ReshardStatuses {
 
     fn from_message(message: link::ReshardStatuses) -> Result<Self, DecodeError> {
         Ok(ReshardStatuses(each("reshards", message.reshards)?))
+    }
+}
+
+/// What an admin could do.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct AllAdvice(pub Vec<Advice>);
+
+impl Convert for AllAdvice {
+    type Message = link::AllAdvice;
+    const NAME: &'static str = "all_advice";
+
+    fn to_message(&self) -> link::AllAdvice {
+        link::AllAdvice { advice: messages(&self.0) }
+    }
+
+    fn from_message(message: link::AllAdvice) -> Result<Self, DecodeError> {
+        Ok(AllAdvice(each("advice", message.advice)?))
     }
 }
 

@@ -5,6 +5,7 @@
 //! range out of order or a malformed row batch is a [`DecodeError`] that names the field, never a panic. The
 //! generated messages stay in here: no other crate may see them.
 
+mod advice;
 #[cfg(feature = "transport")]
 mod bootstrap;
 mod catalog;
@@ -31,9 +32,10 @@ mod tests;
 pub(crate) use bootstrap::{cluster_bytes, cluster_from};
 #[cfg(feature = "transport")]
 pub(crate) use link::{
-    Allocate, AskOutcome, BranchStatuses, ChangeMembers, CheckTables, Claimed, CommandReshard, HoldLog,
-    OneTransaction, Outcome, Report, ReshardStatuses, ResponseHead, SetSequence, ShardTallies, StateDecoder,
-    StateEncoder, Statuses, TransactionStatuses, Transactions, TransferLeader, UnsettledTransactions,
+    AllAdvice, Allocate, AskOutcome, BranchStatuses, ChangeMembers, CheckTables, Claimed, CommandReshard,
+    HoldLog, OneTransaction, Outcome, Report, ReshardStatuses, ResponseHead, SetSequence, ShardTallies,
+    StateDecoder, StateEncoder, Statuses, TransactionStatuses, Transactions, TransferLeader,
+    UnsettledTransactions,
 };
 
 /// What the build script generates.

@@ -4,7 +4,7 @@ use super::generated as pb;
 use super::shard::nanos;
 use super::{Convert, DecodeError, each, id, maybe, messages, one};
 use crate::ids::{ShardId, TableId};
-use crate::services::{Counted, ShardTally, TableTally, Tally, TallyRequest};
+use crate::services::{Counted, Growth, ShardTally, TableTally, Tally, TallyRequest};
 use std::time::Duration;
 
 impl Convert for TallyRequest {
@@ -58,13 +58,31 @@ impl Convert for TableTally {
     const NAME: &'static str = "table_tally";
 
     fn to_message(&self) -> pb::TableTally {
-        let TableTally { table, rows, bytes, middle } = self;
-        pb::TableTally { table: table.0, rows: *rows, bytes: *bytes, middle: middle.clone().map(Into::into) }
+        let TableTally { table, rows, bytes, middle, growth } = self;
+        let growth = growth.as_ref().map(Convert::to_message);
+        let middle = middle.clone().map(Into::into);
+        pb::TableTally { table: table.0, rows: *rows, bytes: *bytes, middle, growth }
     }
 
     fn from_message(message: pb::TableTally) -> Result<Self, DecodeError> {
-        let pb::TableTally { table, rows, bytes, middle } = message;
-        Ok(TableTally { table: TableId(table), rows, bytes, middle: middle.map(Into::into) })
+        let pb::TableTally { table, rows, bytes, middle, growth } = message;
+        let (middle, growth) = (middle.map(Into::into), maybe("growth", growth)?);
+        Ok(TableTally { table: TableId(table), rows, bytes, middle, growth })
+    }
+}
+
+impl Convert for Growth {
+    type Message = pb::Growth;
+    const NAME: &'static str = "growth";
+
+    fn to_message(&self) -> pb::Growth {
+        let Growth { over, added, past } = *self;
+        pb::Growth { over: nanos(over), added, past }
+    }
+
+    fn from_message(message: pb::Growth) -> Result<Self, DecodeError> {
+        let pb::Growth { over, added, past } = message;
+        Ok(Growth { over: Duration::from_nanos(over), added, past })
     }
 }
 

@@ -354,13 +354,27 @@ fn reshards_come_back() {
         check_equal(ReshardWish { request, course, options, dry_run: true });
     }
     for middle in [None, Some(vec![0x40])] {
-        let tables = vec![TableTally { table: TableId(16384), rows: 7, bytes: 70, middle }];
+        let over = Duration::from_secs(300);
+        let growth = middle.as_ref().map(|_| Growth { over, added: 5, past: 4 });
+        let tables = vec![TableTally { table: TableId(16384), rows: 7, bytes: 70, middle, growth }];
         let counted = Counted { age: Duration::from_secs(9), took: Duration::from_secs(2), tables };
         check_equal(ShardTally { shard: ShardId(3), counted: counted.clone() });
         check_equal(Tally { counted: Some(counted), counting: None });
         check_equal(Tally { counted: None, counting: Some(8) });
     }
     check_equal(TallyRequest { shard: ShardId(3), within: Duration::from_secs(1), rate: 1 << 24 });
+    let shard = || "main/-80".to_owned();
+    for remedy in [
+        None,
+        Some(Remedy::Split { shard: shard(), parts: None }),
+        Some(Remedy::Split { shard: shard(), parts: Some(3) }),
+        Some(Remedy::Merge { shards: vec![shard(), "main/80-".into()] }),
+        Some(Remedy::Move { shard: shard(), from: NodeId(1), to: NodeId(2) }),
+        Some(Remedy::Lead { shard: shard(), node: NodeId(3) }),
+        Some(Remedy::Drain(NodeId(4))),
+    ] {
+        check_equal(Advice { why: "so".into(), remedy });
+    }
     for course in [None, Some(7)] {
         let (from, to) = (vec![NodeId(1), NodeId(2)], vec![NodeId(1), NodeId(3)]);
         let moves = course.map(|_| PlannedMove { group: GroupId(4), from, to });

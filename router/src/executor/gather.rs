@@ -120,6 +120,7 @@ impl Executor {
             transactions: run.facts.transactions.clone(),
             replicas: run.facts.replicas.clone(),
             reshards: run.facts.reshards.clone(),
+            shards: run.facts.shards.clone(),
         };
         let width = u16::try_from(source.columns.len());
         let width = width.map_err(|_| WireError::internal("a relation has too many columns"))?;

@@ -22,6 +22,7 @@ mod reshards;
 pub mod rows;
 pub mod scalars;
 pub mod schema;
+mod shards;
 pub mod sqlite;
 pub mod statement;
 pub mod transactions;

@@ -9,7 +9,7 @@ use super::statement::Statement;
 use dialect::datetime::{TimeZone, timestamptz_to_timestamp};
 use dialect::io;
 use planner::plan::{Environment, Plan, Scalar};
-use planner::system::{ReplicaFact, SettingFact, TransactionFact};
+use planner::system::{ReplicaFact, SettingFact, ShardFact, TransactionFact};
 use proto::catalog::USER;
 use proto::machine::Machine;
 use proto::services::ReshardStatus;
@@ -39,6 +39,8 @@ pub struct Facts {
     pub replicas: Vec<ReplicaFact>,
     /// The reshards; filled for queries of `shoal_reshards`.
     pub reshards: Vec<ReshardStatus>,
+    /// The shards; filled for queries of `shoal_shards`.
+    pub shards: Vec<ShardFact>,
 }
 
 impl Facts {
@@ -162,6 +164,7 @@ mod tests {
             transactions: vec![],
             replicas: vec![],
             reshards: vec![],
+            shards: vec![],
         };
         assert_eq!(environment(Environment::TransactionTime, &facts, &Machine::default()), Value::Int(1));
         assert_eq!(

@@ -92,6 +92,10 @@ impl CoordinatorService for Fake {
         Box::pin(async { self.come_to(self.note("tallies", 0), || Ok(self.tallies.lock().clone())).await })
     }
 
+    fn advise(&self) -> BoxFuture<'_, ServiceResult<Vec<Advice>>> {
+        Box::pin(async { Err(WireError::unsupported("advice of a fake")) })
+    }
+
     fn decide(&self, decision: Decision) -> BoxFuture<'_, ServiceResult<Verdict>> {
         Box::pin(async move {
             let decide = || {

@@ -141,6 +141,7 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             transactions: Vec::new(),
             replicas: Vec::new(),
             reshards: Vec::new(),
+            shards: Vec::new(),
         };
         Self {
             shared,

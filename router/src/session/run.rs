@@ -15,7 +15,7 @@ use dialect::Type;
 use dialect::types::Typed;
 use planner::Context;
 use planner::plan::{Action, CopyOut, Gather, Insert, InsertRows, OutputColumn, Plan, Query, SourceRows};
-use planner::system::{REPLICAS, RESHARDS, TRANSACTIONS};
+use planner::system::{REPLICAS, RESHARDS, SHARDS, TRANSACTIONS};
 use planner::text::Text;
 use proto::machine;
 use proto::services::ClusterState;
@@ -363,6 +363,11 @@ impl<W: AsyncWrite + Unpin> Session<W> {
             let shared = self.shared.clone();
             let asked = shared.executor.reshards_now(deadline);
             self.facts.reshards = attend(&self.interrupt, deadline, Box::pin(asked)).await?;
+        }
+        if reads(plan, &|key| key == SHARDS) {
+            let shared = self.shared.clone();
+            let asked = shared.executor.shards_now(deadline);
+            self.facts.shards = attend(&self.interrupt, deadline, Box::pin(asked)).await?;
         }
         if reads(plan, &|_| true) {
             self.facts.settings = self.all_settings();

@@ -1,7 +1,7 @@
 //! The relations that PostgreSQL hasn't got: what psql's functions read here, and what Shoal tells of itself.
 
 use crate::system::Relation;
-use dialect::types::Type::{Bool, Int4, Int8, Name, Oid, Text};
+use dialect::types::Type::{Bool, Float8, Int4, Int8, Name, Oid, Text};
 
 pub(super) static RELATIONS: &[Relation] = &[
     // What psql and others learn from `pg_get_indexdef` and `pg_get_constraintdef`: the binder reads it from here.
@@ -69,6 +69,24 @@ pub(super) static RELATIONS: &[Relation] = &[
             ("reads", Int8),
             ("latency_us", Int8),
             ("avoided", Bool),
+        ],
+    },
+    Relation {
+        schema: "pg_catalog",
+        name: "shoal_shards",
+        key: "shoal_shards",
+        oid: 9993,
+        view: true,
+        columns: &[
+            ("shard", Text),
+            ("incarnation", Int8),
+            ("keyspace", Name),
+            ("leader", Int8),
+            ("bytes", Int8),
+            ("rows", Int8),
+            ("rows_age_ms", Int8),
+            ("writes_per_second", Float8),
+            ("reads_per_second", Float8),
         ],
     },
     Relation {

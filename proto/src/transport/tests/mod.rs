@@ -149,8 +149,13 @@ impl ShardService for Shard {
     }
 
     fn tally(&self, request: TallyRequest) -> BoxFuture<'_, ServiceResult<Tally>> {
-        let tables =
-            vec![TableTally { table: TableId(7), rows: request.rate, bytes: 5, middle: Some(vec![0x80]) }];
+        let tables = vec![TableTally {
+            table: TableId(7),
+            rows: request.rate,
+            bytes: 5,
+            middle: Some(vec![0x80]),
+            growth: None,
+        }];
         let counted = Some(Counted { age: request.within, took: Duration::ZERO, tables });
         Box::pin(async move { Ok(Tally { counted, counting: Some(request.shard.0) }) })
     }
@@ -385,6 +390,10 @@ impl CoordinatorService for Coordinator {
     fn tallies(&self) -> BoxFuture<'_, ServiceResult<Vec<ShardTally>>> {
         let counted = Counted { age: HANG, took: Duration::ZERO, tables: vec![] };
         Box::pin(async { Ok(vec![ShardTally { shard: ShardId(4), counted }]) })
+    }
+
+    fn advise(&self) -> BoxFuture<'_, ServiceResult<Vec<Advice>>> {
+        Box::pin(async { Ok(vec![Advice { why: "so".into(), remedy: Some(Remedy::Drain(NodeId(3))) }]) })
     }
 
     fn join(&self, join: NodeJoin) -> BoxFuture<'_, ServiceResult<Joined>> {

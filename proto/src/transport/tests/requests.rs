@@ -303,8 +303,11 @@ async fn every_other_request_crosses() {
     assert_eq!(soon(client.reshards()).await, Ok(vec![reshard_status()]));
     let counted = Counted { age: HANG, took: Duration::ZERO, tables: vec![] };
     assert_eq!(soon(client.tallies()).await, Ok(vec![ShardTally { shard: ShardId(4), counted }]));
+    let advice = Advice { why: "so".into(), remedy: Some(Remedy::Drain(NodeId(3))) };
+    assert_eq!(soon(client.advise()).await, Ok(vec![advice]));
     let asked = TallyRequest { shard: ShardId(3), within: HANG, rate: 9 };
-    let tables = vec![TableTally { table: TableId(7), rows: 9, bytes: 5, middle: Some(vec![0x80]) }];
+    let tables =
+        vec![TableTally { table: TableId(7), rows: 9, bytes: 5, middle: Some(vec![0x80]), growth: None }];
     let tally =
         Tally { counted: Some(Counted { age: HANG, took: Duration::ZERO, tables }), counting: Some(3) };
     assert_eq!(soon(client.tally(asked)).await, Ok(tally));

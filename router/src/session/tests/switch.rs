@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::fake::sealed;
-use proto::services::{ReshardPhase, ReshardStatus};
+use proto::services::{Counted, ReshardPhase, ReshardStatus, ShardTally, TableTally};
 use proto::{Attempt, Epoch, KeyRange, KeyspaceId, ReshardId, Retry, ShardId, ValueRef};
 
 /// The first shard's halves take its place.
@@ -47,6 +47,24 @@ async fn contents(server: &Server) -> Vec<Vec<Option<String>>> {
 }
 
 const ROWS: &str = "INSERT INTO t VALUES ([A], 'a'), ([B], 'b'), ([C], 'c'); INSERT INTO r VALUES (1, 'r')";
+
+#[tokio::test]
+async fn a_view_shows_shards_as_they_were_counted() {
+    let server = Server::start(Config::default()).await;
+    let client = server.client().await;
+    let sql = "SELECT keyspace, rows, rows_age_ms, bytes FROM shoal_shards WHERE rows IS NOT NULL";
+    assert_eq!(run(&client, sql).await, Ok(vec![]));
+    let (shard, state) = (ShardId(1), server.fake.state());
+    let of = |name: &str| state.catalog.table_named(name).unwrap().id;
+    let tally = |table, rows| TableTally { table, rows, bytes: 9, middle: None, growth: None };
+    let tables = vec![tally(of("t"), 5), tally(of("r"), 100)];
+    let counted = Counted { age: Duration::from_secs(2), took: Duration::ZERO, tables };
+    *server.fake.tallies.lock() = vec![ShardTally { shard, counted }];
+    let found = run(&client, sql).await.unwrap();
+    let expected = ["main", "5", "2000"].map(|value| Some(value.to_owned()));
+    assert_eq!(found, [[&expected[..], &[None]].concat()], "reference tables have no shard of their own");
+    assert!(run(&client, "SELECT * FROM shoal_shards").await.unwrap().len() > 1);
+}
 
 #[tokio::test]
 async fn the_view_shows_what_the_coordinator_says() {
