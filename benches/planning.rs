@@ -63,8 +63,14 @@ fn topology() -> Topology {
         };
         topology.shards.insert(shard.id, shard);
     }
-    let keyspace =
-        Keyspace { number, name: "main".to_owned(), sharding: Sharding::Hash, replicas: 1, shards };
+    let keyspace = Keyspace {
+        number,
+        name: "main".to_owned(),
+        sharding: Sharding::Hash,
+        replicas: 1,
+        shards,
+        auto: None,
+    };
     topology.keyspaces.insert(number, keyspace);
     topology
 }

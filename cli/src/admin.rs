@@ -1,15 +1,12 @@
 //! The admin's way into a running cluster: any node's address leads to the coordinator's leader.
 
-use crate::arguments::{Admin, Keyspace, ShardingArgument};
-use crate::drain;
+use crate::arguments::Admin;
 use crate::failure::Failure;
 use parking_lot::Mutex;
-use proto::services::{
-    BootstrapService, BoxFuture, ClusterStatus, CoordinatorService, CreateKeyspace, ServiceResult,
-};
-use proto::topology::{Node, Sharding};
+use proto::services::{BootstrapService, BoxFuture, ClusterStatus, CoordinatorService, ServiceResult};
+use proto::topology::Node;
 use proto::transport::NodeClient;
-use proto::{RequestId, Retry, RouterIncarnation, SqlState, WireError};
+use proto::{Retry, SqlState, WireError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,30 +16,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const ATTEMPT: Duration = Duration::from_secs(5);
 /// How long it waits until it asks again for a leader.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// Runs `shoal keyspace ..`.
-pub async fn keyspace(command: Keyspace) -> Result<(), Failure> {
-    let (name, sharding, shards, replicas, admin) = match command {
-        Keyspace::Create { name, sharding, shards, replicas, admin } => {
-            (name, sharding, shards, replicas, admin)
-        }
-        Keyspace::Alter { name, replicas, admin } => return drain::alter(name, replicas, admin).await,
-    };
-    let sharding = match sharding {
-        ShardingArgument::Hash => Sharding::Hash,
-        ShardingArgument::Range => Sharding::Range,
-        ShardingArgument::Single => Sharding::Single,
-    };
-    let id = RequestId { router: RouterIncarnation(rand::random()), sequence: 1 };
-    let request = CreateKeyspace { request: id, name: name.clone(), sharding, shards, replicas };
-    ask_leader(&admin, |coordinator| {
-        let request = request.clone();
-        Box::pin(async move { coordinator.create_keyspace(request).await })
-    })
-    .await?;
-    println!("keyspace {name} created");
-    Ok(())
-}
 
 /// Asks the coordinator's leader, wherever it is.
 pub async fn ask_leader<T>(

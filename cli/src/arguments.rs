@@ -5,7 +5,8 @@ mod reshard;
 pub use reshard::{Move, One, Options as ReshardOptions, Reshard, Show, Wait};
 
 use crate::tuning::Tuning;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use crate::units::Size;
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use proto::TransactionId;
 use proto::gtid::GtidSet;
 use serde::Deserialize;
@@ -44,7 +45,7 @@ pub enum Command {
     /// Changes who holds a group's replicas, or compares them
     #[command(subcommand)]
     Replica(Replica),
-    /// Makes keyspaces, and changes how many replicas they have
+    /// Makes keyspaces, and changes how many replicas they have and what they split by themselves
     #[command(subcommand)]
     Keyspace(Keyspace),
     /// Prints what is committed to a table from now on, as lines of JSON
@@ -341,13 +342,29 @@ pub enum Keyspace {
         #[command(flatten)]
         admin: Admin,
     },
-    /// Changes how many replicas each of a keyspace's shards has
+    /// Changes how many replicas each of a keyspace's shards has, and whether it splits by itself what is too big
+    #[command(
+        after_help = "Examples:\n  \
+        shoal keyspace alter main --replicas 5\n  \
+        shoal keyspace alter main --auto on --auto-size 20GiB --auto-shards 16\n  \
+        shoal keyspace alter main --auto off",
+        group = ArgGroup::new("what").required(true).multiple(true)
+    )]
     Alter {
         /// Its name
         name: String,
-        /// How many
-        #[arg(long, value_parser = clap::value_parser!(u32).range(1..=16))]
-        replicas: u32,
+        /// How many replicas
+        #[arg(long, group = "what", value_parser = clap::value_parser!(u32).range(1..=16))]
+        replicas: Option<u32>,
+        /// Whether shards that are too big are split without being asked for, one at a time, and never within an hour of the last
+        #[arg(long, group = "what", value_enum, value_name = "on|off")]
+        auto: Option<OnOff>,
+        /// What is too big [default: what was set before, or 10GiB]
+        #[arg(long, requires = "auto", value_name = "SIZE")]
+        auto_size: Option<Size>,
+        /// Up to how many shards it splits [default: what was set before, or 64]
+        #[arg(long, requires = "auto", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+        auto_shards: Option<u32>,
         /// Where to ask.
         #[command(flatten)]
         admin: Admin,
@@ -387,6 +404,15 @@ pub enum Txn {
         #[command(flatten)]
         admin: Admin,
     },
+}
+
+/// Whether something is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnOff {
+    /// It is
+    On,
+    /// It isn't
+    Off,
 }
 
 /// How a keyspace places rows.

@@ -1,4 +1,4 @@
-//! `shoal node drain|undrain|remove` and `shoal keyspace alter`: what many changes of replicas come to.
+//! `shoal node drain|undrain|remove` and `shoal keyspace alter --replicas`: what many changes of replicas come to.
 //!
 //! In come the admin's wishes, out goes one request to the coordinator, under one name however often it is sent, and then how far
 //! it is, until it is done. It goes on when the command ends.
@@ -31,7 +31,7 @@ pub async fn run(command: NodeAdmin) -> Result<(), Failure> {
     }
 }
 
-/// Runs `shoal keyspace alter`.
+/// Runs `shoal keyspace alter --replicas`.
 pub async fn alter(keyspace: String, replicas: u32, admin: Admin) -> Result<(), Failure> {
     let status = follow(&admin, Course::Count { keyspace: keyspace.clone(), replicas }).await?;
     altered(&status.state.topology, &keyspace, replicas as usize)?;
@@ -118,6 +118,7 @@ mod tests {
             sharding: Sharding::Hash,
             replicas: 2,
             shards: vec![ShardId(1)],
+            auto: None,
         };
         topology.keyspaces.insert(keyspace.number, keyspace);
         assert!(altered(&topology, "main", 2).is_ok());

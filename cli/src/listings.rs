@@ -235,7 +235,8 @@ pub(crate) mod tests {
             topology.shards.insert(shard.id, shard);
         }
         let (sharding, shards) = (Sharding::Hash, vec![ShardId(1), ShardId(2)]);
-        let keyspace = Keyspace { number: main, name: "main".into(), sharding, replicas: 2, shards };
+        let keyspace =
+            Keyspace { number: main, name: "main".into(), sharding, replicas: 2, shards, auto: None };
         topology.keyspaces.insert(main, keyspace);
         for id in replicas {
             let (address, zone) = (format!("n{id}:1"), String::new());

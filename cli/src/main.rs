@@ -13,6 +13,7 @@ mod drain;
 mod failure;
 mod identity;
 mod init;
+mod keyspaces;
 mod listings;
 mod meeting;
 mod metrics;
@@ -78,7 +79,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Tables(options) => runtime.block_on(tables::run(options)),
         Command::Advise(options) => runtime.block_on(advise::run(options)),
         Command::Replica(command) => runtime.block_on(replicas::run(command)),
-        Command::Keyspace(command) => runtime.block_on(admin::keyspace(command)),
+        Command::Keyspace(command) => runtime.block_on(keyspaces::run(command)),
         Command::Stream(options) => runtime.block_on(stream::run(options)),
         Command::Reshard(command) => runtime.block_on(reshard::run(command)),
         Command::Txn(command) => runtime.block_on(transactions::run(command)),

@@ -3,6 +3,7 @@
 use crate::admin;
 use crate::arguments;
 use crate::failure::Failure;
+use crate::keyspaces::bounds;
 use comfy_table::{Table, presets};
 use proto::services::{ClusterStatus, ReplicaRole, ReplicaStatus};
 use proto::topology::{Node, Roles, Topology};
@@ -43,6 +44,16 @@ struct KeyspaceLine {
     sharding: String,
     shards: usize,
     replicas: u32,
+    /// What it splits by itself; null if nothing.
+    auto: Option<AutoLine>,
+}
+
+#[derive(Serialize)]
+struct AutoLine {
+    size_bytes: u64,
+    shards: u32,
+    #[serde(skip)]
+    text: String,
 }
 
 #[derive(Serialize)]
@@ -147,6 +158,11 @@ fn report(status: &ClusterStatus) -> Report {
                 sharding: k.sharding.to_string(),
                 shards: k.shards.len(),
                 replicas: k.replicas,
+                auto: k.auto.map(|auto| AutoLine {
+                    size_bytes: auto.size,
+                    shards: auto.shards,
+                    text: bounds(&auto),
+                }),
             })
             .collect(),
         coordinator: group_line(status, GroupId::COORDINATOR, &topology.coordinators),
@@ -293,10 +309,12 @@ fn tables(report: &Report) -> String {
         let NodeLine { node, address, roles, zone, .. } = node;
         nodes.add_row([node.to_string(), address.clone(), roles.join(", "), zone.clone(), heard]);
     }
-    let mut keyspaces = table(&["keyspace", "sharding", "shards", "replicas"]);
+    let mut keyspaces = table(&["keyspace", "sharding", "shards", "replicas", "splits by itself what is"]);
     for keyspace in &report.keyspaces {
-        let KeyspaceLine { keyspace, sharding, shards, replicas } = keyspace;
-        keyspaces.add_row([keyspace.clone(), sharding.clone(), shards.to_string(), replicas.to_string()]);
+        let KeyspaceLine { keyspace, sharding, shards, replicas, auto } = keyspace;
+        let auto = auto.as_ref().map_or("", |auto| auto.text.as_str());
+        let (shards, replicas) = (shards.to_string(), replicas.to_string());
+        keyspaces.add_row([keyspace, sharding, &shards, &replicas, auto]);
     }
     let mut shards = table(&["shard", "group", "leader", "replicas (node: role, applied index)"]);
     let coordinator = ("coordinator".to_owned(), &report.coordinator);

@@ -368,7 +368,7 @@ mod tests {
             seen.topology.shards.insert(id, shard);
         }
         let (name, sharding) = ("main".into(), Sharding::Hash);
-        let main = Keyspace { number: keyspace, name, sharding, replicas: 1, shards: ids };
+        let main = Keyspace { number: keyspace, name, sharding, replicas: 1, shards: ids, auto: None };
         seen.topology.keyspaces.insert(keyspace, main);
         let text = show(&seen, id(5)).unwrap();
         assert!(text.starts_with("transaction 5a-5: committed\nGTID main/-80.1:7,main/80-.1:9\n"), "{text}");

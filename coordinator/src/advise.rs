@@ -12,7 +12,7 @@ use proto::machine;
 use proto::services::{
     Advice, Consistency, GroupLoad, Growth, Remedy, ReshardPhase, ServiceResult, ShardTally,
 };
-use proto::topology::{Keyspace, Leaders, Node, Shard, Sharding, Topology};
+use proto::topology::{AutoSplit, Keyspace, Leaders, Node, Shard, Sharding, Topology};
 use proto::{GroupId, NodeId, ShardId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -172,6 +172,11 @@ impl Advising<'_> {
             }
             let is_bigger = size > SMALL && size > median.saturating_mul(3);
             if size <= BIG && !is_bigger {
+                continue;
+            }
+            let splits = |auto: AutoSplit| size > auto.size && shards.len() < auto.shards as usize;
+            if keyspace.auto.is_some_and(splits) {
+                // It is split without anybody's doing.
                 continue;
             }
             let shard_name = self.name(shard.id);

@@ -1,8 +1,9 @@
 //! What the coordinator's leader looks after by itself.
 //!
-//! In come the topology and what nodes report; out go notes that groups are formed, and repairs. Nothing is kept here
+//! In come the topology and what nodes report; out go notes that groups are formed, repairs, and splits where they are wanted. Nothing is kept here
 //! that another leader would miss: it looks again.
 
+use crate::auto::Auto;
 use crate::repair::{Scene, Trouble};
 use crate::replicas::{self, Known};
 use crate::service::Core;
@@ -34,6 +35,7 @@ struct Seen {
 pub(crate) async fn care(core: Arc<Core>) {
     core.state.begin();
     let (mut seen, mut left_over) = (Seen::default(), reshard::LeftOver::default());
+    let mut auto = Auto::new(machine::now());
     let mut ticks = tokio::time::interval(core.config.look_every);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -43,6 +45,9 @@ pub(crate) async fn care(core: Arc<Core>) {
         }
         if let Err(error) = left_over.end(&core).await {
             tracing::debug!(%error, "holds that nobody needs are left");
+        }
+        if let Err(error) = auto.look(&core).await {
+            tracing::debug!(%error, "nothing could be split by itself");
         }
     }
 }

@@ -107,8 +107,8 @@ pub(crate) fn make(
         store.put_shard(&shard)?;
         shards.push(shard.id);
     }
-    let keyspace =
-        Keyspace { number, name: request.name.clone(), sharding: request.sharding, replicas, shards };
+    let (name, sharding) = (request.name.clone(), request.sharding);
+    let keyspace = Keyspace { number, name, sharding, replicas, shards, auto: None };
     store.put_keyspace(&KeyspaceRow { keyspace: keyspace.clone(), ready, owner })?;
     store.next_epoch()?;
     Ok(keyspace)

@@ -23,7 +23,8 @@
 //!
 //! Many changes of replicas that come to one thing, a node that is drained for example, are a course: which of them are left
 //! follows from the topology (`course`). A shard that is split or merged is a reshard (`reshard`). How many rows shards have
-//! followers count now and then (`tallies`). What an admin could do follows from what is known of all this (`advise`).
+//! followers count now and then (`tallies`). What an admin could do follows from what is known of all this (`advise`);
+//! where an admin wants it, what is too big is split without being asked for (`auto`).
 //!
 //! The life of a distributed transaction, as far as it is told here:
 //!
@@ -39,6 +40,7 @@
 mod admit;
 mod advise;
 mod alter;
+mod auto;
 mod care;
 mod claims;
 mod config;

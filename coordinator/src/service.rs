@@ -20,12 +20,13 @@ use parking_lot::Mutex;
 use prometheus::proto::MetricFamily;
 use proto::machine;
 use proto::services::{
-    Advice, Alarm, BoxFuture, BoxStream, Claim, ClusterState, ClusterStatus, Consistency, CoordinatorService,
-    CoursePlan, CourseWish, CreateKeyspace, Decision, Joined, NodeJoin, Peers, ReplicaChange, ReplicaRole,
-    ReplicaStatus, ReshardCommand, ReshardPhase, ReshardPlan, ReshardStatus, ReshardWish,
-    SchemaChangeRequest, SequenceBlock, ServiceResult, ShardTally, Spent, TransactionStatus, Verdict,
+    Advice, Alarm, AutoWish, BoxFuture, BoxStream, Claim, ClusterState, ClusterStatus, Consistency,
+    CoordinatorService, CoursePlan, CourseWish, CreateKeyspace, Decision, Joined, NodeJoin, Peers,
+    ReplicaChange, ReplicaRole, ReplicaStatus, ReshardCommand, ReshardPhase, ReshardPlan, ReshardStatus,
+    ReshardWish, SchemaChangeRequest, SequenceBlock, ServiceResult, ShardTally, Spent, TransactionStatus,
+    Verdict,
 };
-use proto::topology::Node;
+use proto::topology::{AutoSplit, Node};
 use proto::wire::Wire;
 use proto::{
     GroupId, KeyspaceNumber, NodeId, RequestId, ReshardId, Retry, RouterIncarnation, SchemaVersion,
@@ -491,6 +492,10 @@ impl CoordinatorService for Coordinator {
 
     fn reshards(&self) -> BoxFuture<'_, ServiceResult<Vec<ReshardStatus>>> {
         Box::pin(self.core.reshards())
+    }
+
+    fn set_auto(&self, wish: AutoWish) -> BoxFuture<'_, ServiceResult<Option<AutoSplit>>> {
+        Box::pin(self.core.set_auto(wish))
     }
 
     fn advise(&self) -> BoxFuture<'_, ServiceResult<Vec<Advice>>> {

@@ -201,7 +201,8 @@ mod tests {
         };
         topology.shards.insert(id, shard);
         let (sharding, shards) = (Sharding::Hash, vec![id]);
-        let keyspace = Keyspace { number: main, name: "main".into(), sharding, replicas: 3, shards };
+        let keyspace =
+            Keyspace { number: main, name: "main".into(), sharding, replicas: 3, shards, auto: None };
         topology.keyspaces.insert(main, keyspace);
         leaders.learn(GROUP, Term(1), NodeId(1));
         (topology, leaders)

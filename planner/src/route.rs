@@ -236,7 +236,7 @@ mod tests {
                 },
             );
         }
-        let keyspace = Keyspace { number, name: "k".into(), sharding, replicas: 1, shards };
+        let keyspace = Keyspace { number, name: "k".into(), sharding, replicas: 1, shards, auto: None };
         topology.keyspaces.insert(number, keyspace);
         topology
     }

@@ -36,7 +36,8 @@ impl Cluster {
         ];
         for (i, (name, sharding)) in kinds.into_iter().enumerate() {
             let number = KeyspaceNumber(i as u32 + 1);
-            let keyspace = Keyspace { number, name: name.into(), sharding, replicas: 1, shards: Vec::new() };
+            let keyspace =
+                Keyspace { number, name: name.into(), sharding, replicas: 1, shards: Vec::new(), auto: None };
             topology.keyspaces.insert(number, keyspace);
         }
         Cluster { topology, tables: BTreeMap::new(), sequences: BTreeMap::new(), next: 16384, version: 1 }

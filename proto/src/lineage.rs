@@ -149,7 +149,9 @@ mod tests {
         }
         let shards = serving.iter().map(|(id, ..)| ShardId(*id)).collect();
         let (name, sharding) = ("main".into(), Sharding::Hash);
-        topology.keyspaces.insert(MAIN, Keyspace { number: MAIN, name, sharding, replicas: 1, shards });
+        topology
+            .keyspaces
+            .insert(MAIN, Keyspace { number: MAIN, name, sharding, replicas: 1, shards, auto: None });
         topology
     }
 

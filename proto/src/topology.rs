@@ -109,6 +109,17 @@ pub struct Keyspace {
     pub replicas: u32,
     /// The shards that serve it, in the order of their ranges, without gaps or overlaps.
     pub shards: Vec<ShardId>,
+    /// Whether what is too big of it is split without being asked for.
+    pub auto: Option<AutoSplit>,
+}
+
+/// What is split without being asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AutoSplit {
+    /// A shard of more bytes.
+    pub size: u64,
+    /// Of a keyspace with fewer shards.
+    pub shards: u32,
 }
 
 /// One shard.
@@ -268,8 +279,14 @@ mod tests {
                 },
             );
         }
-        let keyspace =
-            Keyspace { number, name: "main".into(), sharding: Sharding::Hash, replicas: 1, shards };
+        let keyspace = Keyspace {
+            number,
+            name: "main".into(),
+            sharding: Sharding::Hash,
+            replicas: 1,
+            shards,
+            auto: None,
+        };
         topology.keyspaces.insert(number, keyspace);
         topology
     }

@@ -186,6 +186,7 @@ impl Fake {
             sharding: Sharding::Hash,
             replicas: 1,
             shards: ids,
+            auto: None,
         };
         topology.keyspaces.insert(MAIN, keyspace);
         let state =
@@ -306,6 +307,7 @@ impl Fake {
                 sharding: Sharding::Range,
                 replicas: 1,
                 shards: vec![id],
+                auto: None,
             };
             topology.keyspaces.insert(number, keyspace);
             state.topology = topology.into();

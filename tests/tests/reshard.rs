@@ -318,3 +318,72 @@ fn a_range_keyspace_is_split_and_scans_ask_whom_they_must() {
         |(_, command): &(String, Option<String>)| command.as_ref().is_some_and(|c| c.contains("split"));
     assert!(!advised(&nodes, "event").iter().any(splits), "and none that wouldn't");
 }
+
+/// The shards of `main` that serve, and the reshards that there are and have been.
+fn of_main(nodes: &Nodes) -> (Vec<String>, Vec<Value>) {
+    let status = nodes.status(0).unwrap();
+    let serves = |group: &&Value| group["keyspace"] == "main" && group["serves"] == true;
+    let shards = nodes::groups(&status).filter(serves).map(|group| group["shard"].as_str().unwrap().into());
+    (shards.collect(), lines(&nodes.shoal(0, &["reshard", "status", "--json"])))
+}
+
+#[test]
+fn a_keyspace_splits_by_itself_what_is_too_big() {
+    let nodes = Nodes::start(2, &["--shards", "1", "--replicas", "2"]);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let client = runtime.block_on(async {
+        let client = nodes.connect(0).await;
+        client.batch_execute("CREATE TABLE account (id int PRIMARY KEY, v text)").await.unwrap();
+        let v = "v".repeat(1000);
+        for first in (0..24_000).step_by(1_000) {
+            let rows: Vec<_> = (first..first + 1_000).map(|id| format!("({id}, '{v}')")).collect();
+            client.batch_execute(&format!("INSERT INTO account VALUES {}", rows.join(", "))).await.unwrap();
+        }
+        client
+    });
+    let alter = |arguments: &[&str]| {
+        let output = nodes.shoal(1, &[&["keyspace", "alter"], arguments].concat());
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+    };
+    for (arguments, code, reason) in [
+        (&["single", "--auto", "on"][..], 1, "keyspace single has one shard and is not split"),
+        (&["other", "--auto", "on"], 1, "keyspace \"other\" does not exist"),
+        (&["main", "--auto", "on", "--auto-size", "1KiB"], 1, "at 1 MiB or more"),
+        (&["main", "--auto", "off", "--auto-size", "1GiB"], 1, "--auto off takes neither"),
+        (&["main", "--auto-size", "1GiB"], 2, "--auto <on|off>"),
+        (&["main"], 2, "required arguments"),
+    ] {
+        let (ended, said) = alter(arguments);
+        assert_eq!((ended, said.contains(reason)), (Some(code), true), "{arguments:?}: {said}");
+    }
+    // Off: though it is known how big it is, and where its middle is.
+    nodes.wait_for(0, "the shard is measured", |_| {
+        let shards: Vec<Value> =
+            serde_json::from_slice(&nodes.shoal(1, &["shards", "--json"]).stdout).unwrap();
+        let shard = shards.iter().find(|shard| shard["shard"] == "main/-").unwrap();
+        shard["rows"] == 24_000 && shard["bytes"].as_u64().unwrap() > 14 << 20
+    });
+    assert_eq!(of_main(&nodes), (vec!["main/-".to_owned()], vec![]));
+
+    let bounds = ["main", "--auto", "on", "--auto-size", "14MiB", "--auto-shards", "8"];
+    let told = "main splits by itself what is bigger than 14MiB, up to 8 shards\n";
+    assert_eq!(alter(&bounds), (Some(0), told.to_owned()));
+    nodes.wait_for(0, "it has split itself", |status| {
+        let (shards, reshards) = of_main(&nodes);
+        let is_set =
+            status["keyspaces"][0]["auto"] == serde_json::json!({"size_bytes": 14 << 20, "shards": 8});
+        assert!(is_set && reshards.len() <= 1, "{status}\n{reshards:?}");
+        shards == ["main/-80", "main/80-"] && reshards[0]["phase"] == "switched"
+    });
+    let (_, reshards) = of_main(&nodes);
+    assert_eq!(reshards[0]["what"], "split main/- into main/-80, main/80-");
+    let completed = nodes.shoal(0, &["reshard", "complete", "1"]);
+    assert!(completed.status.success(), "{completed:?}");
+    let told = "main splits nothing by itself\n";
+    assert_eq!(alter(&["main", "--auto", "off"]), (Some(0), told.to_owned()));
+    assert_eq!(nodes.status(0).unwrap()["keyspaces"][0]["auto"], Value::Null);
+    assert_eq!(of_main(&nodes).1.len(), 1);
+    let rows = runtime.block_on(ask(&client, "SELECT count(*), sum(id) FROM account"));
+    assert_eq!(rows, ["24000,287988000"]);
+}

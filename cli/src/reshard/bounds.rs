@@ -141,9 +141,10 @@ pub(super) mod tests {
             topology.shards.insert(id, shard);
             let name = name.to_owned();
             let shards = vec![id];
-            topology
-                .keyspaces
-                .insert(keyspace, Keyspace { number: keyspace, name, sharding, replicas: 1, shards });
+            topology.keyspaces.insert(
+                keyspace,
+                Keyspace { number: keyspace, name, sharding, replicas: 1, shards, auto: None },
+            );
         }
         let tables = tables.into_iter().map(Arc::new);
         let catalog = Catalog::new(SchemaVersion(1), tables, []);

@@ -8,11 +8,11 @@ use crate::admin::Way;
 use crate::failure::Failure;
 use crate::progress::Display;
 use indicatif::HumanCount;
-use proto::catalog::{Catalog, Placement};
+use proto::catalog::Catalog;
 use proto::services::{ClusterStatus, Counted, ShardService, Tally, TallyRequest};
 use proto::topology::{Keyspace, Shard};
 use proto::transport::NodeClient;
-use proto::{KeyspaceNumber, SqlState, WireError};
+use proto::{SqlState, WireError};
 use std::time::{Duration, Instant};
 
 /// How many bytes of rows a second are read: somebody waits.
@@ -77,20 +77,15 @@ fn middle(
     shard: &str,
     counted: &Counted,
 ) -> Result<Vec<u8>, WireError> {
-    let is_there = |number: KeyspaceNumber| number == keyspace.number;
-    let tables = counted.tables.iter().filter_map(|tally| Some((tally, catalog.table(tally.table)?)));
-    let placed = tables.filter(|(_, table)| match &table.placement {
-        Placement::Sharded { keyspace, .. } => is_there(*keyspace),
-        Placement::Single { .. } | Placement::Reference => false,
-    });
-    let biggest = placed.max_by_key(|(tally, _)| (tally.bytes, tally.table));
     let refused = |message: String| {
         WireError::new(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, message).with_hint("Say where, with --at.")
     };
-    let (tally, table) =
-        biggest.filter(|(tally, _)| tally.rows > 0).ok_or_else(|| refused(format!("{shard} has no rows")))?;
-    let middle = tally.middle.clone();
-    middle.ok_or_else(|| refused(format!("the rows that table {} has on {shard} have one key", table.name)))
+    let biggest = counted.biggest_of(keyspace.number, catalog).filter(|tally| tally.rows > 0);
+    let tally = biggest.ok_or_else(|| refused(format!("{shard} has no rows")))?;
+    tally.middle.clone().ok_or_else(|| {
+        let table = catalog.table(tally.table).map_or("?", |table| table.name.as_str());
+        refused(format!("the rows that table {table} has on {shard} have one key"))
+    })
 }
 
 #[cfg(test)]
@@ -98,8 +93,8 @@ mod tests {
     use super::super::bounds::tests::{state, table};
     use super::*;
     use dialect::types::Type;
-    use proto::TableId;
     use proto::services::TableTally;
+    use proto::{KeyspaceNumber, TableId};
 
     fn counted(tables: &[(u32, u64, u64, Option<u8>)]) -> Counted {
         let tally = |(table, rows, bytes, middle): &(u32, u64, u64, Option<u8>)| TableTally {

@@ -65,7 +65,7 @@ impl Scene {
             self.topology.shards.insert(id, shard);
             ids.push(id);
         }
-        let keyspace = Keyspace { number, name: name.into(), sharding, replicas: 3, shards: ids };
+        let keyspace = Keyspace { number, name: name.into(), sharding, replicas: 3, shards: ids, auto: None };
         self.topology.keyspaces.insert(number, keyspace);
         self
     }
@@ -149,6 +149,15 @@ fn what_is_too_big_is_split() {
         "log/- has 11.0 GiB | split log/- where half of the rows are",
         "few/80- has 4.0 GiB, and half of its keyspace's shards have 1.0 GiB at most | split few/80- into 4",
     ];
+    assert_eq!(scene.said(), expected);
+    // What is split by itself is left to that, as long as there may be more shards.
+    let few = |scene: &mut Scene, shards| {
+        let keyspace = scene.topology.keyspaces.get_mut(&KeyspaceNumber(3)).unwrap();
+        keyspace.auto = Some(AutoSplit { size: GIB, shards });
+    };
+    few(&mut scene, 3);
+    assert_eq!(scene.said(), expected[..4]);
+    few(&mut scene, 2);
     assert_eq!(scene.said(), expected);
     // Of what is being changed nothing is said.
     scene.changing.extend((2..=5).map(GroupId));

@@ -27,7 +27,7 @@ mod golden;
 
 pub(crate) use leftover::LeftOver;
 pub(crate) use record::Record;
-pub(crate) use tables::{TABLES, dropped, has_replicas_wait, has_schema_wait, of_group};
+pub(crate) use tables::{TABLES, begin, dropped, has_replicas_wait, has_schema_wait, of_group};
 pub(crate) use worker::{Seen, run};
 
 use std::time::Duration;

@@ -63,7 +63,7 @@ impl World {
                 },
             );
         }
-        let keyspace = Keyspace { number, name: name.to_owned(), sharding, replicas: 1, shards };
+        let keyspace = Keyspace { number, name: name.to_owned(), sharding, replicas: 1, shards, auto: None };
         self.topology.keyspaces.insert(number, keyspace);
     }
 

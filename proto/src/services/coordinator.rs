@@ -10,7 +10,7 @@ use crate::ids::{
     ClusterId, ColumnId, GroupId, KeyspaceNumber, NodeId, RequestId, ReshardId, RouterIncarnation,
     SchemaVersion, SequenceId, TableId, TransactionId,
 };
-use crate::topology::{Leaders, Node, Roles, Sharding, Topology};
+use crate::topology::{AutoSplit, Leaders, Node, Roles, Sharding, Topology};
 use crate::value::Value;
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,6 +94,9 @@ pub trait CoordinatorService: Send + Sync {
         &self,
         one: Option<TransactionId>,
     ) -> BoxFuture<'_, ServiceResult<Vec<TransactionStatus>>>;
+
+    /// Sets whether a keyspace splits by itself what is too big. Repeating it is safe. Answers with what is set by then.
+    fn set_auto(&self, wish: AutoWish) -> BoxFuture<'_, ServiceResult<Option<AutoSplit>>>;
 
     /// What an admin could do, the most urgent first.
     fn advise(&self) -> BoxFuture<'_, ServiceResult<Vec<Advice>>>;
@@ -340,6 +343,26 @@ pub struct CreateKeyspace {
     pub shards: u32,
     /// How many replicas each shard has; `None` for as many as `main` has.
     pub replicas: Option<u32>,
+}
+
+/// Whether a keyspace is to split by itself what is too big. Repeating it under the same id is safe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AutoWish {
+    /// Names the wish.
+    pub request: RequestId,
+    /// The keyspace's name.
+    pub keyspace: String,
+    /// `None` for off.
+    pub auto: Option<AutoChange>,
+}
+
+/// What changes of an [`AutoSplit`]; what is `None` stays as it was, or is as usual if it was off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AutoChange {
+    /// [`AutoSplit::size`].
+    pub size: Option<u64>,
+    /// [`AutoSplit::shards`].
+    pub shards: Option<u32>,
 }
 
 /// What there is and how it does.

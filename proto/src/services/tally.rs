@@ -38,6 +38,16 @@ pub struct Counted {
 }
 
 impl Counted {
+    /// The biggest of a keyspace's tables whose rows lie by a key, if any of them was counted.
+    pub fn biggest_of(&self, keyspace: KeyspaceNumber, catalog: &Catalog) -> Option<&TableTally> {
+        let is_placed = |id: TableId| match catalog.table(id).map(|table| &table.placement) {
+            Some(Placement::Sharded { keyspace: of, .. }) => *of == keyspace,
+            Some(Placement::Single { .. } | Placement::Reference) | None => false,
+        };
+        let tables = self.tables.iter().filter(|tally| is_placed(tally.table));
+        tables.max_by_key(|tally| (tally.bytes, tally.table))
+    }
+
     /// How many rows a keyspace's own tables have.
     pub fn rows_of(&self, keyspace: KeyspaceNumber, catalog: &Catalog) -> u64 {
         let is_own = |id: TableId| match catalog.table(id).map(|table| &table.placement) {

@@ -10,10 +10,10 @@ use crate::services::*;
 use crate::wire::generated::Nothing;
 use crate::wire::generated::link::{self, Answer, Call, Caller, answer::Kind as AnswerKind, call::Kind};
 use crate::wire::{
-    AllAdvice, Allocate, AskOutcome, BranchStatuses, ChangeMembers, CheckTables, Claimed, CommandReshard,
-    Convert, DecodeError, HoldLog, OneTransaction, Outcome, Report, ReshardStatuses, ResponseHead,
-    SetSequence, ShardTallies, StateEncoder, Statuses, TransactionStatuses, Transactions, TransferLeader,
-    UnsettledTransactions, Wire,
+    AllAdvice, Allocate, AskOutcome, AutoSet, BranchStatuses, ChangeMembers, CheckTables, Claimed,
+    CommandReshard, Convert, DecodeError, HoldLog, OneTransaction, Outcome, Report, ReshardStatuses,
+    ResponseHead, SetSequence, ShardTallies, StateEncoder, Statuses, TransactionStatuses, Transactions,
+    TransferLeader, UnsettledTransactions, Wire,
 };
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
@@ -101,7 +101,7 @@ fn writes(kind: &Kind) -> bool {
         Kind::Allocate(_) | Kind::SetSequence(_) | Kind::CreateKeyspace(_) => true,
         Kind::ChangeMembers(_) | Kind::TransferLeader(_) | Kind::Check(_) => true,
         Kind::ChangeReplicas(_) | Kind::Join(_) | Kind::HoldLog(_) => true,
-        Kind::Reshard(_) | Kind::Command(_) | Kind::Course(_) => true,
+        Kind::Reshard(_) | Kind::Command(_) | Kind::Course(_) | Kind::SetAuto(_) => true,
         Kind::Reshards(_) => false,
         Kind::Transact(_) | Kind::Decide(_) | Kind::Finished(_) => true,
         Kind::Branches(_) | Kind::Transactions(_) | Kind::KeepAlive(_) | Kind::Claim(_) | Kind::Cut(_) => {
@@ -257,6 +257,10 @@ async fn run(reply: &Reply, call: Kind) -> Result<(), End> {
         }
         Kind::Tallies(Nothing {}) => {
             AnswerKind::Tallies(ShardTallies(coordinator(reply)?.tallies().await?).to_message())
+        }
+        Kind::SetAuto(wish) => {
+            let wish = AutoWish::from_message(wish)?;
+            AnswerKind::SetAuto(AutoSet(coordinator(reply)?.set_auto(wish).await?).to_message())
         }
         Kind::Advise(Nothing {}) => {
             AnswerKind::Advise(AllAdvice(coordinator(reply)?.advise().await?).to_message())

@@ -12,14 +12,14 @@ use crate::ids::{
 };
 use crate::rows::RowBatch;
 use crate::services::*;
-use crate::topology::Node;
+use crate::topology::{AutoSplit, Node};
 use crate::wire::generated::link::{Caller, answer, call};
 use crate::wire::generated::{ClusterState as StateMessage, Nothing};
 use crate::wire::{
-    AllAdvice, Allocate, AskOutcome, BranchStatuses, ChangeMembers, CheckTables, Claimed, CommandReshard,
-    Convert, DecodeError, HoldLog, OneTransaction, Outcome, Report, ReshardStatuses, ResponseHead,
-    SetSequence, ShardTallies, StateDecoder, Statuses, TransactionStatuses, Transactions, TransferLeader,
-    UnsettledTransactions, decode_message,
+    AllAdvice, Allocate, AskOutcome, AutoSet, BranchStatuses, ChangeMembers, CheckTables, Claimed,
+    CommandReshard, Convert, DecodeError, HoldLog, OneTransaction, Outcome, Report, ReshardStatuses,
+    ResponseHead, SetSequence, ShardTallies, StateDecoder, Statuses, TransactionStatuses, Transactions,
+    TransferLeader, UnsettledTransactions, decode_message,
 };
 use prost::Message;
 use std::marker::PhantomData;
@@ -523,6 +523,17 @@ impl CoordinatorService for NodeClient {
                 _ => None,
             };
             self.simple(self.call_timeout(), Retry::Later, call::Kind::Tallies(Nothing {}), read).await
+        })
+    }
+
+    fn set_auto(&self, wish: AutoWish) -> BoxFuture<'_, ServiceResult<Option<AutoSplit>>> {
+        Box::pin(async move {
+            let call = call::Kind::SetAuto(wish.to_message());
+            let read = |answer| match answer {
+                answer::Kind::SetAuto(set) => Some(AutoSet::from_message(set).map(|set| set.0)),
+                _ => None,
+            };
+            self.simple(self.call_timeout(), Retry::Unknown, call, read).await
         })
     }
 

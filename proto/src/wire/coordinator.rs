@@ -10,9 +10,9 @@ use super::{Convert, DecodeError, each, id, maybe, messages, one, required};
 use crate::catalog::RoleChange;
 use crate::ids::{ClusterId, ColumnId, GroupId, NodeId, SchemaVersion, SequenceId, TableId};
 use crate::services::{
-    Alarm, ClusterState, ClusterStatus, Course, CoursePlan, CourseWish, CreateKeyspace, GroupLoad, JobStatus,
-    Joined, NodeJoin, PlannedMove, ReplicaAction, ReplicaChange, ReplicaTarget, SchemaChange,
-    SchemaChangeRequest, SequenceBlock,
+    Alarm, AutoChange, AutoWish, ClusterState, ClusterStatus, Course, CoursePlan, CourseWish, CreateKeyspace,
+    GroupLoad, JobStatus, Joined, NodeJoin, PlannedMove, ReplicaAction, ReplicaChange, ReplicaTarget,
+    SchemaChange, SchemaChangeRequest, SequenceBlock,
 };
 use crate::topology::Roles;
 use std::sync::Arc;
@@ -204,6 +204,23 @@ impl Convert for CourseWish {
             },
             dry_run,
         })
+    }
+}
+
+impl Convert for AutoWish {
+    type Message = pb::AutoWish;
+    const NAME: &'static str = "auto_wish";
+
+    fn to_message(&self) -> pb::AutoWish {
+        let AutoWish { request, keyspace, auto } = self;
+        let auto = auto.map(|AutoChange { size, shards }| pb::auto_wish::Change { size, shards });
+        pb::AutoWish { request: Some(request.to_message()), keyspace: keyspace.clone(), auto }
+    }
+
+    fn from_message(message: pb::AutoWish) -> Result<Self, DecodeError> {
+        let pb::AutoWish { request, keyspace, auto } = message;
+        let auto = auto.map(|pb::auto_wish::Change { size, shards }| AutoChange { size, shards });
+        Ok(AutoWish { request: one("request", request)?, keyspace, auto })
     }
 }
 

@@ -12,6 +12,7 @@ use crate::services::{
     Advice, BranchStatus, ClusterState, ReplicaStatus, ReshardCommand, ReshardStatus, ShardTally, Spent,
     TransactionStatus, Unsettled,
 };
+use crate::topology::AutoSplit;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -402,6 +403,23 @@ impl Convert for AllAdvice {
 
     fn from_message(message: link::AllAdvice) -> Result<Self, DecodeError> {
         Ok(AllAdvice(each("advice", message.advice)?))
+    }
+}
+
+/// What is split by itself of a keyspace.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct AutoSet(pub Option<AutoSplit>);
+
+impl Convert for AutoSet {
+    type Message = link::AutoSet;
+    const NAME: &'static str = "auto_set";
+
+    fn to_message(&self) -> link::AutoSet {
+        link::AutoSet { auto: self.0.as_ref().map(Convert::to_message) }
+    }
+
+    fn from_message(message: link::AutoSet) -> Result<Self, DecodeError> {
+        Ok(AutoSet(maybe("auto", message.auto)?))
     }
 }
 

@@ -32,9 +32,9 @@ mod tests;
 pub(crate) use bootstrap::{cluster_bytes, cluster_from};
 #[cfg(feature = "transport")]
 pub(crate) use link::{
-    AllAdvice, Allocate, AskOutcome, BranchStatuses, ChangeMembers, CheckTables, Claimed, CommandReshard,
-    HoldLog, OneTransaction, Outcome, Report, ReshardStatuses, ResponseHead, SetSequence, ShardTallies,
-    StateDecoder, StateEncoder, Statuses, TransactionStatuses, Transactions, TransferLeader,
+    AllAdvice, Allocate, AskOutcome, AutoSet, BranchStatuses, ChangeMembers, CheckTables, Claimed,
+    CommandReshard, HoldLog, OneTransaction, Outcome, Report, ReshardStatuses, ResponseHead, SetSequence,
+    ShardTallies, StateDecoder, StateEncoder, Statuses, TransactionStatuses, Transactions, TransferLeader,
     UnsettledTransactions,
 };
 

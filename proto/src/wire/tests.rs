@@ -135,7 +135,8 @@ fn topology() -> Topology {
     for (number, sharding) in [(1, Sharding::Hash), (2, Sharding::Range), (3, Sharding::Single)] {
         let number = KeyspaceNumber(number);
         let (name, shards) = (format!("k{number}"), shards.clone());
-        topology.keyspaces.insert(number, Keyspace { number, name, sharding, replicas: 3, shards });
+        let auto = (sharding == Sharding::Hash).then_some(AutoSplit { size: 10 << 30, shards: 64 });
+        topology.keyspaces.insert(number, Keyspace { number, name, sharding, replicas: 3, shards, auto });
     }
     let source = |range, incarnation| gtid::GtidSource {
         keyspace: "main".into(),
@@ -363,6 +364,11 @@ fn reshards_come_back() {
         check_equal(Tally { counted: None, counting: Some(8) });
     }
     check_equal(TallyRequest { shard: ShardId(3), within: Duration::from_secs(1), rate: 1 << 24 });
+    for (size, shards) in [(None, Some(3)), (Some(0), None)] {
+        let (keyspace, auto) = ("main".to_owned(), Some(AutoChange { size, shards }));
+        check_equal(AutoWish { request, keyspace: keyspace.clone(), auto });
+        check_equal(AutoWish { request, keyspace, auto: None });
+    }
     let shard = || "main/-80".to_owned();
     for remedy in [
         None,

@@ -8,7 +8,7 @@ use crate::ids::{
 };
 use crate::key_range::KeyRange;
 use crate::topology::{
-    Build, Flow, Keyspace, Leaders, Node, Reshard, Retired, Roles, Shard, Sharding, Topology,
+    AutoSplit, Build, Flow, Keyspace, Leaders, Node, Reshard, Retired, Roles, Shard, Sharding, Topology,
 };
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -88,18 +88,19 @@ impl Convert for Keyspace {
     const NAME: &'static str = "keyspace";
 
     fn to_message(&self) -> pb::Keyspace {
-        let Keyspace { number, name, sharding, replicas, shards } = self;
+        let Keyspace { number, name, sharding, replicas, shards, auto } = self;
         pb::Keyspace {
             number: number.0,
             name: name.clone(),
             sharding: sharding_number(*sharding),
             replicas: *replicas,
             shards: shards.iter().map(|shard| shard.0).collect(),
+            auto: auto.as_ref().map(Convert::to_message),
         }
     }
 
     fn from_message(message: pb::Keyspace) -> Result<Self, DecodeError> {
-        let pb::Keyspace { number, name, sharding: how, replicas, shards } = message;
+        let pb::Keyspace { number, name, sharding: how, replicas, shards, auto } = message;
         Ok(Keyspace {
             number: KeyspaceNumber(id("number", number)?),
             name,
@@ -109,7 +110,23 @@ impl Convert for Keyspace {
                 .into_iter()
                 .map(|shard| Ok(ShardId(id("shards", shard)?)))
                 .collect::<Result<_, _>>()?,
+            auto: maybe("auto", auto)?,
         })
+    }
+}
+
+impl Convert for AutoSplit {
+    type Message = pb::AutoSplit;
+    const NAME: &'static str = "auto_split";
+
+    fn to_message(&self) -> pb::AutoSplit {
+        let AutoSplit { size, shards } = *self;
+        pb::AutoSplit { size, shards }
+    }
+
+    fn from_message(message: pb::AutoSplit) -> Result<Self, DecodeError> {
+        let pb::AutoSplit { size, shards } = message;
+        Ok(AutoSplit { size, shards })
     }
 }
 

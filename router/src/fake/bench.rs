@@ -56,6 +56,7 @@ impl Bench {
             transactions: vec![],
             replicas: vec![],
             reshards: vec![],
+            shards: vec![],
         };
         Self {
             fake,

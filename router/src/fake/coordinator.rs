@@ -3,7 +3,7 @@
 use super::Fake;
 use futures::StreamExt;
 use proto::services::*;
-use proto::topology::Node;
+use proto::topology::{AutoSplit, Node};
 use proto::*;
 use std::sync::atomic::Ordering;
 
@@ -90,6 +90,10 @@ impl CoordinatorService for Fake {
 
     fn tallies(&self) -> BoxFuture<'_, ServiceResult<Vec<ShardTally>>> {
         Box::pin(async { self.come_to(self.note("tallies", 0), || Ok(self.tallies.lock().clone())).await })
+    }
+
+    fn set_auto(&self, _: AutoWish) -> BoxFuture<'_, ServiceResult<Option<AutoSplit>>> {
+        Box::pin(async { Err(WireError::unsupported("keyspaces of a fake that split by themselves")) })
     }
 
     fn advise(&self) -> BoxFuture<'_, ServiceResult<Vec<Advice>>> {

@@ -255,8 +255,14 @@ pub fn state(replicas: Vec<NodeId>) -> ClusterState {
         formed: false,
         first: LogIndex(0),
     };
-    let keyspace =
-        Keyspace { number, name: "main".into(), sharding: Sharding::Hash, replicas: 1, shards: vec![SHARD] };
+    let keyspace = Keyspace {
+        number,
+        name: "main".into(),
+        sharding: Sharding::Hash,
+        replicas: 1,
+        shards: vec![SHARD],
+        auto: None,
+    };
     let topology = Topology {
         epoch: Epoch(1),
         keyspaces: [(number, keyspace)].into(),

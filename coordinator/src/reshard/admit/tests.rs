@@ -86,7 +86,8 @@ impl Stage {
                 };
                 topology.shards.insert(id, shard);
             }
-            let keyspace = Keyspace { number, name: name.to_owned(), sharding, replicas: 3, shards };
+            let keyspace =
+                Keyspace { number, name: name.to_owned(), sharding, replicas: 3, shards, auto: None };
             topology.keyspaces.insert(number, keyspace);
         }
         let config = Config::new(NodeId(1), vec![NodeId(1)]);

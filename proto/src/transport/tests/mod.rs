@@ -392,6 +392,11 @@ impl CoordinatorService for Coordinator {
         Box::pin(async { Ok(vec![ShardTally { shard: ShardId(4), counted }]) })
     }
 
+    fn set_auto(&self, wish: AutoWish) -> BoxFuture<'_, ServiceResult<Option<topology::AutoSplit>>> {
+        let set = |auto: AutoChange| topology::AutoSplit { size: auto.size.unwrap_or(7), shards: 3 };
+        Box::pin(async move { Ok(wish.auto.map(set)) })
+    }
+
     fn advise(&self) -> BoxFuture<'_, ServiceResult<Vec<Advice>>> {
         Box::pin(async { Ok(vec![Advice { why: "so".into(), remedy: Some(Remedy::Drain(NodeId(3))) }]) })
     }

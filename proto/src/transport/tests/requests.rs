@@ -304,6 +304,14 @@ async fn every_other_request_crosses() {
     let counted = Counted { age: HANG, took: Duration::ZERO, tables: vec![] };
     assert_eq!(soon(client.tallies()).await, Ok(vec![ShardTally { shard: ShardId(4), counted }]));
     let advice = Advice { why: "so".into(), remedy: Some(Remedy::Drain(NodeId(3))) };
+    let wish = |size| AutoWish {
+        request: RequestId { router: RouterIncarnation(1), sequence: 2 },
+        keyspace: "main".into(),
+        auto: Some(AutoChange { size, shards: None }),
+    };
+    let set = topology::AutoSplit { size: 9, shards: 3 };
+    assert_eq!(soon(client.set_auto(wish(Some(9)))).await, Ok(Some(set)));
+    assert_eq!(soon(client.set_auto(AutoWish { auto: None, ..wish(None) })).await, Ok(None));
     assert_eq!(soon(client.advise()).await, Ok(vec![advice]));
     let asked = TallyRequest { shard: ShardId(3), within: HANG, rate: 9 };
     let tables =

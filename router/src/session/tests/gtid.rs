@@ -200,7 +200,7 @@ async fn what_is_no_position_is_refused() {
         Shard { id, keyspace: number, range: KeyRange::full(), ..topology.shards[&ShardId(1)].clone() };
     topology.shards.insert(id, shard);
     let (name, sharding, shards) = ("more".into(), Sharding::Single, vec![id]);
-    topology.keyspaces.insert(number, Keyspace { number, name, sharding, replicas: 1, shards });
+    topology.keyspaces.insert(number, Keyspace { number, name, sharding, replicas: 1, shards, auto: None });
     topology.epoch.0 += 1;
     *server.fake.untold_topology.lock() = Some(Arc::new(topology));
     set(&client, "more/-.1:5").await.unwrap();
@@ -389,7 +389,9 @@ async fn what_is_too_long_is_not_told() {
             topology.shards.insert(id, shard);
         }
         let (name, sharding) = ("many".into(), Sharding::Hash);
-        topology.keyspaces.insert(number, Keyspace { number, name, sharding, replicas: 1, shards });
+        topology
+            .keyspaces
+            .insert(number, Keyspace { number, name, sharding, replicas: 1, shards, auto: None });
     });
     let token: Vec<_> = ranges.iter().map(|range| format!("many/{range}.1:1")).collect();
     let set = format!("SET shoal.gtid = '{}'; SET shoal.report_gtid = on", token.join(","));
