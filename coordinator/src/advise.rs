@@ -213,14 +213,14 @@ impl Advising<'_> {
             let leader = self.view.leaders.get(shard.group).filter(|_| self.is_free(shard));
             let Some(leader) = leader else { continue };
             let (rate, all) = (self.rate(shard), nodes[&leader]);
-            let others: f64 = nodes.iter().filter(|(node, _)| **node != leader).map(|(_, rate)| rate).sum();
-            let mean = others / (nodes.len() - 1) as f64;
-            if all < BUSY || all <= 2.0 * mean || rate <= all / 2.0 {
+            let others = nodes.iter().filter(|(node, _)| **node != leader).map(|(_, rate)| *rate);
+            let most = others.fold(0.0, f64::max);
+            if all < BUSY || all <= 2.0 * most || rate <= all / 2.0 {
                 continue;
             }
             let name = self.name(shard.id);
             let why = format!(
-                "{name} has {rate:.0} of the {all:.0} writes a second of node {leader}, which leads it; other nodes have {mean:.0}"
+                "{name} has {rate:.0} of the {all:.0} writes a second of node {leader}, which leads it; other nodes have {most:.0} at most"
             );
             let may_lead = |node: &&NodeId| **node != leader && !self.is_out(**node);
             let followers = shard.replicas.iter().filter(may_lead);

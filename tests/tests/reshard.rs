@@ -245,8 +245,11 @@ fn a_range_keyspace_is_split_and_scans_ask_whom_they_must() {
     });
     let split = |arguments: &[&str]| {
         let options = ["--yes", "--keep", "0", "--json"];
-        let told = lines(&nodes.shoal(0, &[&["reshard", "split"], arguments, &options].concat()));
-        assert_eq!(told.last().unwrap()["phase"], "ended", "{told:?}");
+        lines(&nodes.shoal(0, &[&["reshard", "split"], arguments, &options].concat()));
+        nodes.wait_for(0, "the old shard is gone", |_| {
+            let reshards = lines(&nodes.shoal(0, &["reshard", "status", "--json"]));
+            reshards.iter().all(|reshard| reshard["phase"] == "ended")
+        });
     };
     let id = |number: u32| format!("10{:016x}", u64::from(number) ^ (1 << 63));
     split(&["event/-", "--at", "200"]);

@@ -174,10 +174,11 @@ fn who_is_busy_is_relieved() {
         ("40-80", &[1, 2, 3], GIB, 300.0),
         ("80-", &[2, 3, 1], GIB, 100.0),
     ]);
-    let why = "main/-40 has 900 of the 1200 writes a second of node 1, which leads it; other nodes have 50";
+    let why = "main/-40 has 900 of the 1200 writes a second of node 1, which leads it; other nodes have 100 at most";
     assert_eq!(leads_two[0], format!("{why} | have 3 lead main/-40"));
     let leads_one = hot(&[("-80", &[1, 2, 3], GIB, 900.0), ("80-", &[2, 3, 1], GIB, 100.0)]);
-    let why = "main/-80 has 900 of the 900 writes a second of node 1, which leads it; other nodes have 50";
+    let why =
+        "main/-80 has 900 of the 900 writes a second of node 1, which leads it; other nodes have 100 at most";
     assert_eq!(leads_one, [format!("{why} | split main/-80 into 2")]);
     assert_eq!(hot(&[("-80", &[1, 2, 3], GIB, 90.0), ("80-", &[2, 3, 1], GIB, 1.0)]), [] as [&str; 0]);
 }
@@ -208,13 +209,14 @@ fn who_appends_is_told_that_a_split_does_not_help() {
 
 #[test]
 fn a_last_shard_whose_keys_spread_is_split() {
-    let why = "event/40- has 950 of the 950 writes a second of node 1, which leads it; other nodes have 25";
+    let why =
+        "event/40- has 950 of the 950 writes a second of node 1, which leads it; other nodes have 50 at most";
     let split = format!("{why} | split event/40- where half of the rows are");
     assert_eq!(event(950.0).grown(2, 20_000, 17_000).said(), [split.as_str()], "most isn't nearly all");
     assert_eq!(event(950.0).grown(2, 900, 900).said(), [split.as_str()], "of few rows nothing is concluded");
     // Others than the last are split whatever the last one does.
     let first = event(100.0).grown(2, 20_000, 20_000).said();
-    let why = "event/-40 has 900 of the 900 writes a second of node 2, which leads it; other nodes have 50";
+    let why = "event/-40 has 900 of the 900 writes a second of node 2, which leads it; other nodes have 100 at most";
     assert_eq!(first, [format!("{why} | split event/-40 where half of the rows are")]);
     let unknown = event(950.0).said();
     let hint = "Whether its keys grow, so that a split won't help, isn't known yet: ask again in a minute";
