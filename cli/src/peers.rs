@@ -81,7 +81,7 @@ struct Book {
     nodes: BTreeMap<NodeId, Remote>,
     coordinators: Vec<NodeId>,
     epoch: Epoch,
-    /// Where a topology has ever said that nodes are. What a node says itself counts until the topology says something new.
+    /// Where the topology has said that its nodes are. What a node says itself counts until the topology says something new.
     told: BTreeMap<NodeId, String>,
 }
 
@@ -147,6 +147,7 @@ impl NodePeers {
                 book.nodes.keys().filter(|id| gone(id) && !book.coordinators.contains(id)).copied().collect();
             for id in gone {
                 book.nodes.remove(&id);
+                book.told.remove(&id);
                 membership.raft.remove(id);
             }
         });
@@ -248,5 +249,32 @@ impl RaftTransport for NodePeers {
             Some(host) => host.receive(membership.node, messages),
             None => membership.raft.send(to, messages),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::topology::Topology;
+
+    #[tokio::test]
+    async fn a_node_that_was_removed_is_reached_again_once_it_is_back() {
+        let peers = NodePeers::new(Arc::default());
+        peers.enter(ClusterId(7), NodeId(1), &[]);
+        let known = |epoch: u64, ids: &[u64]| {
+            let node = |id: &u64| {
+                let (id, address, zone) = (NodeId(*id), format!("127.0.0.1:{id}"), String::new());
+                (id, Node { id, address, roles: Roles::ALL, zone, draining: false })
+            };
+            let nodes = ids.iter().map(node).collect();
+            let topology = Arc::new(Topology { epoch: Epoch(epoch), nodes, ..Topology::default() });
+            peers.follow(&ClusterState { topology, leaders: Arc::default(), catalog: Arc::default() });
+            let known = peers.known().into_iter().map(|other| (other.member.unwrap().1.0, other.address));
+            known.collect::<Vec<_>>()
+        };
+        let (two, three) = ((2, "127.0.0.1:2".to_owned()), (3, "127.0.0.1:3".to_owned()));
+        assert_eq!(known(1, &[1, 2, 3]), [two.clone(), three.clone()]);
+        assert_eq!(known(2, &[1, 2]), std::slice::from_ref(&two));
+        assert_eq!(known(3, &[1, 2, 3]), [two, three]);
     }
 }
