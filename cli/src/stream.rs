@@ -56,13 +56,13 @@ pub async fn run(options: Stream) -> Result<(), Failure> {
         Some(token) => from_token(topology, token, &serving)?,
         None => now(&status, &serving).await?,
     };
-    print(&shards_line(topology, &places))?;
     let mut reading =
         Reading { way: Arc::new(way), status, table, open: BTreeMap::new(), tasks: JoinSet::new() };
     let (sender, receiver) = channel(AHEAD);
     for (shard, after) in places {
         reading.begin(shard, after, &sender)?;
     }
+    reading.tell_places()?;
     reading.run(&sender, receiver).await
 }
 
@@ -76,6 +76,8 @@ enum What {
     Part(Changes),
     /// The next part begins after the last entry that was given whole.
     Again,
+    /// The shard isn't there any more, as this says, and its log was read so far.
+    Gone(LogIndex, Box<ClusterStatus>),
     Failed(Failure),
 }
 
@@ -93,14 +95,16 @@ struct Open {
     /// What comes after its seal, as long as it isn't known whether that is still the shard's.
     after: AfterSeal,
     position: LogIndex,
+    /// The position that the last line of the shards has said.
+    told: LogIndex,
     reader: tokio::task::AbortHandle,
 }
 
 impl Reading {
     /// Reads a shard's log.
     fn begin(&mut self, shard: ShardId, after: LogIndex, sender: &Sender<Said>) -> Result<(), Failure> {
-        let source = self.status.state.topology.gtid_source(shard);
-        let source = source.ok_or_else(|| refused(format!("shard {shard} is gone"), "try again"))?;
+        let topology = &self.status.state.topology;
+        let source = topology.gtid_source(shard).ok_or_else(|| gone(topology, shard, after))?;
         let (way, sender) = (Arc::clone(&self.way), sender.clone());
         let reader = self.tasks.spawn(async move {
             let mut place = after;
@@ -109,7 +113,8 @@ impl Reading {
             }
         });
         let lines = Lines::new(source, Arc::clone(&self.table));
-        self.open.insert(shard, Open { lines, after: AfterSeal::default(), position: after, reader });
+        let (seal, position, told) = (AfterSeal::default(), after, LogIndex(0));
+        self.open.insert(shard, Open { lines, after: seal, position, told, reader });
         Ok(())
     }
 
@@ -126,6 +131,13 @@ impl Reading {
                             open.after.again();
                         });
                     }
+                    What::Gone(place, status) => {
+                        if status.state.topology.epoch >= self.status.state.topology.epoch {
+                            self.status = *status;
+                        }
+                        self.end(shard, place).await?;
+                        self.follow_heirs(sender)?;
+                    }
                     What::Failed(failure) => return Err(failure),
                 }
             }
@@ -133,6 +145,10 @@ impl Reading {
                 looked = Instant::now();
                 self.status = self.way.status().await?;
                 self.follow_heirs(sender)?;
+                // No more has to be heard again than what came since.
+                if self.open.values().any(Open::is_further) && !self.open.values().any(Open::is_within) {
+                    self.tell_places()?;
+                }
             }
             self.open.retain(|_, open| {
                 let goes_on = !open.lines.is_dropped();
@@ -162,7 +178,7 @@ impl Reading {
             // By now it's known whether the group serves as this shard again, or as another one.
             self.status = self.way.status().await?;
         }
-        let retired = self.status.state.topology.lineage.values().find(|retired| retired.shard == shard);
+        let retired = ended(&self.status.state.topology, shard).map(|(_, retired)| retired);
         let mut text = String::new();
         for part in open.after.take(part, retired) {
             for line in open.lines.take(&part)? {
@@ -175,10 +191,23 @@ impl Reading {
         out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Failure::Print)
     }
 
+    /// A shard is gone, and its log was read so far: nothing is missed if that was its end.
+    async fn end(&mut self, shard: ShardId, place: LogIndex) -> Result<(), Failure> {
+        // What was held back may be told now that it is known whose it is.
+        self.take(shard, Changes { changes: Vec::new(), position: place, committed: place }).await?;
+        let topology = &self.status.state.topology;
+        let (open, ended) = (self.open.get(&shard), ended(topology, shard));
+        match (open, ended) {
+            (Some(open), Some((_, retired))) if open.position >= retired.last => Ok(()),
+            (Some(open), _) => Err(gone(topology, shard, open.position)),
+            (None, _) => Ok(()),
+        }
+    }
+
     /// Goes on with the heirs of shards that have said all.
     fn follow_heirs(&mut self, sender: &Sender<Said>) -> Result<(), Failure> {
         let topology = Arc::clone(&self.status.state.topology);
-        let ended = |shard: &ShardId| topology.lineage.values().find(|retired| retired.shard == *shard);
+        let ended = |shard: &ShardId| ended(&topology, *shard).map(|(_, retired)| retired);
         // Who takes over from several begins when all of them have said their last word.
         let done: Vec<_> = self
             .open
@@ -200,11 +229,33 @@ impl Reading {
                 open.reader.abort();
             }
         }
+        // They may be replaced by now, too.
         for (heir, first) in heirs {
-            self.begin(heir, first, sender)?;
+            for (shard, after) in place_of(&topology, heir, first)? {
+                self.begin(shard, after, sender)?;
+            }
         }
+        self.tell_places()
+    }
+
+    /// Prints the line that tells where each shard is.
+    fn tell_places(&mut self) -> Result<(), Failure> {
         let places = self.open.iter().map(|(shard, open)| (*shard, open.position)).collect();
-        print(&shards_line(&topology, &places))
+        print(&shards_line(&self.status.state.topology, &places))?;
+        self.open.values_mut().for_each(|open| open.told = open.position);
+        Ok(())
+    }
+}
+
+impl Open {
+    /// Whether it is further than lines have said.
+    fn is_further(&self) -> bool {
+        self.position > self.told.max(self.lines.told())
+    }
+
+    /// Whether the lines of an entry aren't all there yet.
+    fn is_within(&self) -> bool {
+        self.lines.is_within()
     }
 }
 
@@ -276,10 +327,9 @@ async fn read(way: &Way, shard: ShardId, place: &mut LogIndex, sender: &Sender<S
         let status = way.status().await?;
         let topology = &status.state.topology;
         let Some(known) = topology.shards.get(&shard) else {
-            return Err(refused(
-                format!("what comes after {place} of shard {shard} is gone with the shard"),
-                COPY_ANEW,
-            ));
+            // Nobody listens any more if that can't be sent.
+            drop(sender.send(Said { shard, what: What::Gone(*place, Box::new(status)) }).await);
+            return Ok(());
         };
         // Who follows has less to do.
         let mut nodes = known.replicas.clone();
@@ -405,14 +455,7 @@ fn place(topology: &Topology, source: &GtidSource, index: LogIndex) -> Result<Pl
     if let Some(retired) = retired.filter(|retired| index >= retired.last) {
         let mut places = Places::new();
         for (successor, first) in &retired.successors {
-            match topology.gtid_source(*successor) {
-                Some(source) => places.extend(place(topology, &source, *first)?),
-                None => {
-                    let gone = topology.lineage.iter().find(|(_, retired)| retired.shard == *successor);
-                    let Some((source, _)) = gone else { continue };
-                    places.extend(place(topology, source, *first)?);
-                }
-            }
+            places.extend(place_of(topology, *successor, *first)?);
         }
         return Ok(places);
     }
@@ -421,6 +464,31 @@ fn place(topology: &Topology, source: &GtidSource, index: LogIndex) -> Result<Pl
         Some(shard) => Ok([(*shard, index)].into()),
         None => Err(refused(format!("there is no log {source}"), COPY_ANEW)),
     }
+}
+
+/// The same for a position of a shard, which may be gone.
+fn place_of(topology: &Topology, shard: ShardId, index: LogIndex) -> Result<Places, Failure> {
+    // Of what was dropped nothing comes.
+    source(topology, shard).map_or_else(|| Ok(Places::new()), |source| place(topology, &source, index))
+}
+
+/// The log of a shard, which may be gone.
+fn source(topology: &Topology, shard: ShardId) -> Option<GtidSource> {
+    let gone = || ended(topology, shard).map(|(source, _)| source.clone());
+    topology.gtid_source(shard).or_else(gone)
+}
+
+/// How a shard's log ended, if it has, and its name.
+fn ended(topology: &Topology, shard: ShardId) -> Option<(&GtidSource, &Retired)> {
+    topology.lineage.iter().find(|(_, retired)| retired.shard == shard)
+}
+
+/// Nobody has a log any more, and something may have been missed.
+fn gone(topology: &Topology, shard: ShardId, after: LogIndex) -> Failure {
+    let name = source(topology, shard).map(|source| format!("{}/{}", source.keyspace, source.shard));
+    let name = name.unwrap_or_else(|| topology.shard_name(shard));
+    let message = format!("what comes after {after} of {name} is gone with the shard");
+    Failure::Undecided(message, COPY_ANEW.to_owned())
 }
 
 /// The line that tells where each shard is.
@@ -433,7 +501,7 @@ fn shards_line(topology: &Topology, places: &Places) -> String {
     }
     let mut set = GtidSet::default();
     for (shard, position) in places {
-        if let Some(source) = topology.gtid_source(*shard) {
+        if let Some(source) = source(topology, *shard) {
             set.raise(source, *position);
         }
     }

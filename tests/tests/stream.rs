@@ -18,8 +18,7 @@ struct Stream {
 
 impl Stream {
     fn begin(nodes: &Nodes, node: usize, from: Option<&str>) -> Stream {
-        let mut arguments = vec!["stream", "--table", "account"];
-        arguments.extend(from.iter().flat_map(|from| ["--from", from]));
+        let arguments = Self::arguments(from);
         let mut child = nodes.begin_shoal(node, &arguments);
         let stdout = child.stdout.take().expect("piped");
         let (send, lines) = channel();
@@ -33,25 +32,43 @@ impl Stream {
         stream
     }
 
+    fn arguments(from: Option<&str>) -> Vec<&str> {
+        let from = from.into_iter().flat_map(|from| ["--from", from]);
+        ["stream", "--table", "account"].into_iter().chain(from).collect()
+    }
+
     fn next(&mut self) -> Value {
         let line = self.lines.recv_timeout(PATIENCE).expect("a line comes");
         let line: Value = serde_json::from_str(&line).expect("each line is JSON");
         if line["last"] == true {
+            let is_all = line["op"] == "shards";
+            let before = if is_all { std::mem::take(&mut self.places) } else { self.places.clone() };
             for position in line["gtid"].as_str().expect("each has a gtid").split(',') {
                 let (source, index) = position.rsplit_once(':').expect("a position");
                 let index: u64 = index.parse().expect("an index");
-                let before = self.places.insert(source.to_owned(), index);
-                assert!(before.is_none_or(|before| before < index), "each log in its order: {line}");
+                let before = before.get(source).copied().unwrap_or(0);
+                assert!(before < index || is_all && before == index, "each log in its order: {line}");
+                self.places.insert(source.to_owned(), index);
             }
         }
         line
+    }
+
+    /// The next line that isn't about where it is.
+    fn change(&mut self) -> Value {
+        loop {
+            let line = self.next();
+            if line["op"] != "shards" {
+                return line;
+            }
+        }
     }
 
     /// The next so many changes: `+7=a`, `~7=b`, `-7`, sorted, for shards have no order between them.
     fn changes(&mut self, count: usize) -> Vec<String> {
         let mut told: Vec<String> = (0..count)
             .map(|_| {
-                let line = self.next();
+                let line = self.change();
                 let (id, note) = (&line["key"]["id"], line["new"]["note"].as_str());
                 match line["op"].as_str() {
                     Some("insert") => format!("+{id}={}", note.unwrap_or("null")),
@@ -129,15 +146,15 @@ async fn what_is_committed_is_told_across_deaths_and_changes_of_the_schema() {
 
     client.batch_execute("ALTER TABLE account ADD COLUMN worth numeric").await.unwrap();
     client.batch_execute("INSERT INTO account VALUES (9, 'd', 1.50)").await.unwrap();
-    let mut told: Vec<Value> = (0..3).map(|_| stream.next()).collect();
+    let mut told: Vec<Value> = (0..3).map(|_| stream.change()).collect();
     told.sort_by_key(|line| line["op"].to_string());
     assert_eq!(told[0]["new"].to_string(), r#"{"id":9,"note":"d","worth":"1.50"}"#);
     assert_eq!(told[1]["columns"][2]["name"], "worth", "{told:?}");
     assert_eq!(told[2]["op"], "schema");
     client.batch_execute("TRUNCATE account").await.unwrap();
-    assert!((0..2).all(|_| stream.next()["op"] == "truncate"));
+    assert!((0..2).all(|_| stream.change()["op"] == "truncate"));
     client.batch_execute("DROP TABLE account").await.unwrap();
-    assert!((0..2).all(|_| stream.next()["columns"].as_array().is_some_and(Vec::is_empty)));
+    assert!((0..2).all(|_| stream.change()["columns"].as_array().is_some_and(Vec::is_empty)));
     assert!(stream.end().success(), "nothing more can come");
 }
 
@@ -156,4 +173,51 @@ async fn who_names_no_place_of_each_shard_is_refused() {
     refused(&["stream", "--table", "account", "--from", "main/-80.9:3,main/80-.1:3"], 1, "there is no log");
     refused(&["stream", "--table", "account", "--from", "nonsense"], 2, "--from");
     refused(&["stream"], 2, "--table");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_that_is_gone_is_no_matter_to_who_has_heard_all_of_it() {
+    let nodes = Nodes::start(1, &["--shards", "1", "--replicas", "1"]);
+    let client = nodes.connect(0).await;
+    client.batch_execute("CREATE TABLE account (id int PRIMARY KEY, note text)").await.unwrap();
+    client.batch_execute("CREATE TABLE other (id int PRIMARY KEY)").await.unwrap();
+    let mut stream = Stream::begin(&nodes, 0, None);
+    client.batch_execute("INSERT INTO account VALUES (1, 'a'), (2, 'a'), (3, 'a')").await.unwrap();
+    assert_eq!(stream.changes(3), numbered("+", 1..=3, "=a"));
+    let early = stream.token();
+    // What is no line of the table takes it further all the same.
+    client.batch_execute("INSERT INTO other VALUES (1)").await.unwrap();
+    while stream.token() == early {
+        assert_eq!(stream.next()["op"], "shards");
+    }
+    let reshard = |line: &str| {
+        let arguments: Vec<&str> = line.split(' ').collect();
+        let output = nodes.shoal(0, &[&["reshard"], &arguments[..], &["--yes", "--keep", "0"]].concat());
+        assert!(output.status.success(), "{output:?}");
+    };
+    reshard("split main/- --into 2");
+    client.batch_execute("UPDATE account SET note = 'b'").await.unwrap();
+    assert_eq!(stream.changes(3), numbered("~", 1..=3, "=b"));
+    let halves = stream.token();
+    assert!(halves.contains("main/-80.1:") && halves.contains("main/80-.1:"), "{halves}");
+    assert!(!halves.contains("main/-.1:"), "{halves}");
+    reshard("merge main/-80 main/80-");
+    client.batch_execute("DELETE FROM account").await.unwrap();
+    assert_eq!(stream.changes(3), numbered("-", 1..=3, ""));
+    let late = stream.token();
+    drop(stream);
+
+    // What may have come after is gone with the shard.
+    for (from, shard) in [(early, "main/-"), (halves, "main/-80")] {
+        let output = nodes.shoal(0, &Stream::arguments(Some(&from)));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(3), 0), "{said}");
+        assert!(
+            said.contains(&format!(" of {shard} is gone with the shard (hint: copy the table")),
+            "{said}"
+        );
+    }
+    client.batch_execute("INSERT INTO account VALUES (4, 'd')").await.unwrap();
+    let mut stream = Stream::begin(&nodes, 0, Some(&late));
+    assert_eq!(stream.changes(1), ["+4=d"]);
 }

@@ -31,6 +31,8 @@ pub struct Lines {
     /// How many lines were made of the last entry that had any, and how many of them come once more.
     made: (LogIndex, u64),
     again: u64,
+    /// The last entry whose lines are all there.
+    told: LogIndex,
 }
 
 /// What happened to a row, or to all of them.
@@ -72,7 +74,18 @@ impl Serialize for Fields {
 impl Lines {
     /// Of a table on the shard of this log.
     pub fn new(source: GtidSource, table: Arc<Table>) -> Self {
-        Lines { source, table, layout: None, held: None, made: (LogIndex(0), 0), again: 0 }
+        let (made, told) = ((LogIndex(0), 0), LogIndex(0));
+        Lines { source, table, layout: None, held: None, made, again: 0, told }
+    }
+
+    /// The last entry of which there were lines, and no more will come.
+    pub fn told(&self) -> LogIndex {
+        self.told
+    }
+
+    /// Whether an entry has had lines, and may have more.
+    pub fn is_within(&self) -> bool {
+        self.held.is_some()
     }
 
     /// The entry that wasn't at its end comes once more, from its beginning. Every replica tells it alike.
@@ -127,7 +140,8 @@ impl Lines {
                 ChangeKind::Serving(_) | ChangeKind::Left(_) => {}
             }
         }
-        if let Some((_, held)) = self.held.take_if(|(index, _)| *index <= part.position) {
+        if let Some((index, held)) = self.held.take_if(|(index, _)| *index <= part.position) {
+            self.told = index;
             lines.push(json(&Line { last: true, ..held }));
         }
         Ok(lines)
@@ -145,6 +159,9 @@ impl Lines {
         }
         self.made = (index, if self.made.0 == index { self.made.1 + 1 } else { 1 });
         if let Some((of, before)) = self.held.replace((index, line)) {
+            if of < index {
+                self.told = of;
+            }
             lines.push(json(&Line { last: of < index, ..before }));
         }
     }
