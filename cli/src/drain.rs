@@ -62,13 +62,17 @@ fn drained(topology: &Topology, id: NodeId) -> Result<(), Failure> {
     if !node.draining {
         return Err(ended(format!("node {id} isn't being drained any more")));
     }
-    let holds = topology.shards.values().any(|shard| shard.replicas.contains(&id))
-        || topology.coordinators.contains(&id)
-        || topology.joining.iter().any(|(_, node)| *node == id);
-    if holds {
+    if holds(topology, id) {
         return Err(ended(format!("node {id} still holds replicas")));
     }
     Ok(())
+}
+
+/// Whether a node holds replicas, or gets one.
+pub fn holds(topology: &Topology, id: NodeId) -> bool {
+    topology.shards.values().any(|shard| shard.replicas.contains(&id))
+        || topology.coordinators.contains(&id)
+        || topology.joining.iter().any(|(_, node)| *node == id)
 }
 
 /// Whether each shard of a keyspace has so many replicas.

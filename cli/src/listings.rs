@@ -5,11 +5,14 @@
 
 use crate::admin;
 use crate::arguments;
+use crate::drain::holds;
 use crate::failure::Failure;
 use crate::tables::ago;
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{HumanBytes, HumanCount};
-use proto::services::{ClusterStatus, ReplicaStatus, ShardTally};
+use proto::KeyspaceNumber;
+use proto::catalog::{Catalog, Placement};
+use proto::services::{ClusterStatus, Counted, ReplicaStatus, ShardTally};
 use proto::topology::{Node, Shard, Topology};
 use serde::Serialize;
 use std::io::Write;
@@ -24,7 +27,7 @@ struct ShardLine {
     leader: Option<u64>,
     replicas: Vec<u64>,
     bytes: Option<u64>,
-    /// Of its keyspace's tables, as followers have counted them; null if they haven't yet.
+    /// Of its keyspace's tables, as followers have counted them; null if they haven't counted all of them yet.
     rows: Option<u64>,
     /// How long ago they have.
     rows_age_ms: Option<u64>,
@@ -45,6 +48,8 @@ struct NodeLine {
     bytes: u64,
     writes_per_second: f64,
     draining: bool,
+    /// Whether it is draining, and all that it held is elsewhere.
+    drained: bool,
 }
 
 /// Runs `shoal shards`.
@@ -105,11 +110,22 @@ fn shard_line(
         leader: status.state.leaders.get(shard.group).map(|node| node.0),
         replicas: shard.replicas.iter().map(|node| node.0).collect(),
         bytes: replicas(status, shard).map(|replica| replica.bytes).max(),
-        rows: counted.map(|counted| counted.rows_of(shard.keyspace, &status.state.catalog)),
+        rows: counted
+            .filter(|counted| is_counted(&status.state.catalog, shard.keyspace, counted))
+            .map(|counted| counted.rows_of(shard.keyspace, &status.state.catalog)),
         rows_age_ms: counted.map(|counted| u64::try_from(counted.age.as_millis()).unwrap_or(u64::MAX)),
         writes_per_second: load.map(|load| tenths(load.writes_per_second)),
         reads_per_second: load.map(|load| tenths(load.reads_per_second)),
     }
+}
+
+/// Whether all of a keyspace's own tables are counted.
+fn is_counted(catalog: &Catalog, keyspace: KeyspaceNumber, counted: &Counted) -> bool {
+    let mut own = catalog.tables().filter(|table| match table.placement {
+        Placement::Sharded { keyspace: of, .. } | Placement::Single { keyspace: of } => of == keyspace,
+        Placement::Reference => false,
+    });
+    own.all(|table| counted.tables.iter().any(|tally| tally.table == table.id))
 }
 
 fn node_line(status: &ClusterStatus, node: &Node) -> NodeLine {
@@ -131,6 +147,7 @@ fn node_line(status: &ClusterStatus, node: &Node) -> NodeLine {
         bytes: held().filter_map(of_node).map(|replica| replica.bytes).sum(),
         writes_per_second: tenths(writes.sum()),
         draining: node.draining,
+        drained: node.draining && !holds(topology, node.id),
     }
 }
 
@@ -174,9 +191,14 @@ fn shard_table(lines: &[ShardLine]) -> String {
             rate(line.reads_per_second),
         ]);
     }
-    match lines.iter().filter_map(|line| line.rows_age_ms).max() {
-        Some(age) => format!("{table}\nrows as of {}", ago(age)),
-        None => table.to_string(),
+    let counted = lines.iter().filter(|line| line.rows.is_some());
+    let ages: Vec<_> = counted.filter_map(|line| line.rows_age_ms).collect();
+    match (ages.iter().min(), ages.iter().max()) {
+        (Some(least), Some(most)) if ago(*least) != ago(*most) => {
+            format!("{table}\nrows counted {} at the latest, and {} at the earliest", ago(*least), ago(*most))
+        }
+        (Some(age), _) => format!("{table}\nrows counted {}", ago(*age)),
+        (None, _) => table.to_string(),
     }
 }
 
@@ -194,7 +216,11 @@ fn node_table(lines: &[NodeLine]) -> Table {
             line.leads.to_string(),
             HumanBytes(line.bytes).to_string(),
             whole(line.writes_per_second),
-            if line.draining { "is drained".to_owned() } else { String::new() },
+            match (line.drained, line.draining) {
+                (true, _) => "is drained".to_owned(),
+                (false, true) => "being drained".to_owned(),
+                (false, false) => String::new(),
+            },
         ]);
     }
     table
@@ -209,8 +235,6 @@ fn whole(rate: f64) -> String {
 pub(crate) mod tests {
     use super::*;
     use crate::tables::tests::{definition, tally};
-    use proto::KeyspaceNumber;
-    use proto::catalog::{Catalog, Placement};
     use proto::services::{ClusterState, GroupLoad};
     use proto::topology::{Keyspace, Leaders, Roles, Sharding};
     use proto::{GroupId, Incarnation, KeyRange, LogIndex, NodeId, SchemaVersion, ShardId, Term};
@@ -298,9 +322,18 @@ pub(crate) mod tests {
         ];
         let table = shard_table(&lines);
         assert_eq!(cells(&table), expected, "what node 9 says isn't of a replica that counts");
-        assert!(table.ends_with("\nrows as of 3 minutes ago"), "{table}");
+        assert!(table.ends_with("\nrows counted 3 minutes ago"), "{table}");
+        let recent = tally(2, 14, &[(1, 7, 7)]);
+        let table = shard_table(&shard_lines(&status, &[tallies[0].clone(), recent]));
+        let expected = "\nrows counted 14 seconds ago at the latest, and 3 minutes ago at the earliest";
+        assert!(table.ends_with(expected), "{table}");
         assert_eq!((lines[0].writes_per_second, lines[2].bytes), (Some(1_200.0), None));
         assert_eq!((lines[0].rows_age_ms, lines[1].rows), (Some(185_000), None));
+        // A table that has come since isn't counted yet.
+        let new = Placement::Sharded { keyspace: KeyspaceNumber(1), key: Vec::new() };
+        let tables = status.state.catalog.tables().cloned().chain([definition(3, "new", new)]);
+        status.state.catalog = Arc::new(Catalog::new(SchemaVersion(2), tables, []));
+        assert_eq!(shard_lines(&status, &tallies)[0].rows, None);
     }
 
     #[test]
@@ -311,8 +344,21 @@ pub(crate) mod tests {
         let expected: [&[&str]; 3] = [
             &["node", "address", "zone", "heard", "replicas", "leads", "size", "writes/s"],
             &["1", "n1:1", "1.2 s ago", "3", "1", "53.00 MiB", "1,200"],
-            &["2", "n2:1", "never", "3", "1", "53.00 MiB", "0", "is drained"],
+            &["2", "n2:1", "never", "3", "1", "53.00 MiB", "0", "being drained"],
         ];
         assert_eq!(cells(&node_table(&lines)), expected);
+        let mut gone = Topology::clone(&status.state.topology);
+        gone.shards.values_mut().for_each(|shard| shard.replicas = vec![NodeId(1)]);
+        let last = |topology: &Topology| {
+            let state = ClusterState { topology: Arc::new(topology.clone()), ..status.state.clone() };
+            let lines = [node_line(&ClusterStatus { state, ..status.clone() }, &topology.nodes[&NodeId(2)])];
+            cells(&node_table(&lines))[1].last().unwrap().clone()
+        };
+        assert_eq!(last(&gone), "is drained");
+        gone.joining = vec![(GroupId(2), NodeId(2))];
+        assert_eq!(last(&gone), "being drained");
+        gone.joining.clear();
+        gone.coordinators = vec![NodeId(2)];
+        assert_eq!(last(&gone), "being drained");
     }
 }

@@ -33,6 +33,7 @@ mod tuning;
 mod units;
 
 use arguments::{Arguments, Command};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser};
 use failure::Failure;
 use std::io::{IsTerminal, Write};
@@ -46,7 +47,7 @@ use tracing_subscriber::EnvFilter;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::try_parse().unwrap_or_else(|error| with_tip(error).exit());
     let filter = EnvFilter::try_from_env("SHOAL_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     let ansi = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).init();
@@ -57,6 +58,19 @@ fn main() -> ExitCode {
             ExitCode::from(failure.exit_code())
         }
     }
+}
+
+/// What else says where the cluster is.
+fn with_tip(mut error: clap::Error) -> clap::Error {
+    let lacks_host = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::Strings(missing)) => missing.iter().any(|name| name.starts_with("--host ")),
+        _ => false,
+    };
+    if error.kind() == ErrorKind::MissingRequiredArgument && lacks_host {
+        let tip = "SHOAL_HOST in the environment says it, too".to_owned();
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
 }
 
 fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -91,4 +105,21 @@ fn completions(shell: clap_complete::Shell) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Arguments::command(), "shoal", &mut script);
     std::io::stdout().write_all(&script).map_err(Failure::Print)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_names_no_host_is_told_how() {
+        let command = Arguments::command().mut_subcommand("status", |status| {
+            status.mut_arg("host", |host| host.env(clap::builder::Resettable::Reset))
+        });
+        let said = |line: &[&str]| {
+            with_tip(command.clone().try_get_matches_from(line).unwrap_err()).render().to_string()
+        };
+        assert!(said(&["shoal", "status"]).contains("SHOAL_HOST"));
+        assert!(!said(&["shoal", "status", "--host"]).contains("SHOAL_HOST"));
+    }
 }

@@ -237,10 +237,10 @@ fn ended(command: ReshardCommand, status: &ReshardStatus, show: &Show) -> Result
             format!("\"shoal reshard resume {id}\" has it go on, \"shoal reshard status {id}\" shows it");
         return Err(Failure::Undecided(message, hint));
     }
+    let old = status.old.join(", ");
+    let (are, them) = if status.old.len() == 1 { ("is", "it") } else { ("are", "them") };
     let told = match (command, status.phase) {
         (ReshardCommand::Switch, ReshardPhase::Switched) => {
-            let old = status.old.join(", ");
-            let (are, them) = if status.old.len() == 1 { ("is", "it") } else { ("are", "them") };
             let end = match status.completes_in {
                 Some(left) => format!(
                     "it is completed in {} (\"shoal reshard complete {id}\" does it now)",
@@ -258,10 +258,10 @@ fn ended(command: ReshardCommand, status: &ReshardStatus, show: &Show) -> Result
             Some(format!("{}\n{way}", show::switch(status)))
         }
         (ReshardCommand::Complete, ReshardPhase::Ended) if status.failed.is_none() => {
-            Some(format!("{} gone for good", status.old.join(", ")))
+            Some(format!("{old} {are} gone for good"))
         }
         (ReshardCommand::Switch, ReshardPhase::Ended) if status.failed.is_none() => {
-            Some(show::switch(status))
+            Some(format!("it {}; {old} {are} gone for good", show::switch(status)))
         }
         (ReshardCommand::Cancel, ReshardPhase::Ended) => Some("nothing is left of it".to_owned()),
         (ReshardCommand::Verify, ReshardPhase::Ready | ReshardPhase::Switched) => {
@@ -384,7 +384,8 @@ mod tests {
         assert_eq!(show::line(&ended, &none), "ended        it was cancelled");
         assert_eq!(show::line(&status(ReshardPhase::Ended), &none), "ended        completed");
         assert_eq!(show::table(&[]), "no reshards");
-        assert!(show::table(&[ended]).contains(" 4 minutes "));
+        assert!(show::table(&[status(ReshardPhase::Copying)]).contains(" 4 minutes "));
+        assert!(!show::table(&[ended]).contains("minutes"), "nobody has counted");
     }
 
     #[test]

@@ -83,6 +83,8 @@ struct GroupLine {
 #[derive(Serialize)]
 struct ReplicaLine {
     node: u64,
+    /// Whether nothing was heard of the node for long: the rest is of before.
+    silent: bool,
     role: Option<&'static str>,
     term: Option<u64>,
     applied: Option<u64>,
@@ -252,8 +254,15 @@ fn group_line(status: &ClusterStatus, group: GroupId, nodes: &[NodeId]) -> Group
             let has = if leading.node == *node { Some(leading.last) } else { has };
             Some(leading.last.0.saturating_sub(has?.0))
         });
+        // Who has been replaced and says nothing any more doesn't lead.
+        let is_former = |r: &ReplicaStatus| {
+            let leaders = &status.state.leaders;
+            r.role == ReplicaRole::Leader && leader != Some(*node) && leaders.term(group) > r.term
+        };
+        let role = |r| if is_former(r) && r.stopped.is_none() { "former leader" } else { role(r) };
         ReplicaLine {
             node: node.0,
+            silent: !lives(*node),
             role: said.map(role),
             term: said.map(|r| r.term.0),
             applied: said.map(|r| r.applied.0),
@@ -369,12 +378,40 @@ fn entries_of(number: u64) -> String {
 
 fn replica(r: &ReplicaLine) -> String {
     let lag = lag(r);
+    let node = if r.silent { format!("{} (silent):", r.node) } else { format!("{}:", r.node) };
     match (r.role, r.applied, &r.stopped, &r.image) {
-        (Some(_), _, Some(cause), _) => format!("{}: stopped: {cause}", r.node),
+        (Some(_), _, Some(cause), _) => format!("{node} stopped: {cause}"),
         (Some(role), _, None, Some(ImageLine { done_bytes, total_bytes })) => {
-            format!("{}: {role}, receives an image: {done_bytes} of {total_bytes} bytes", r.node)
+            format!("{node} {role}, receives an image: {done_bytes} of {total_bytes} bytes")
         }
-        (Some(role), Some(applied), None, None) => format!("{}: {role}, {applied}{lag}", r.node),
+        (Some(role), Some(applied), None, None) => format!("{node} {role}, {applied}{lag}"),
         _ => format!("{}: unheard of", r.node),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::Term;
+
+    #[test]
+    fn a_dead_nodes_replica_leads_no_more() {
+        let mut status = crate::listings::tests::status();
+        status.heard.push((NodeId(2), Duration::from_secs(14)));
+        let group = |status: &ClusterStatus| {
+            replicas(&group_line(status, GroupId(2), &[NodeId(1), NodeId(2), NodeId(3)]))
+        };
+        let said = |node, term| ReplicaStatus {
+            role: ReplicaRole::Leader,
+            term: Term(term),
+            ..ReplicaStatus::new(NodeId(node), GroupId(2))
+        };
+        status.replicas = vec![said(1, 1), said(2, 0)];
+        assert_eq!(group(&status), "1: leader, 0\n2 (silent): former leader, 0\n3: unheard of");
+        status.heard[1].1 = Duration::from_secs(1);
+        assert_eq!(group(&status), "1: leader, 0\n2: former leader, 0\n3: unheard of");
+        // Who says that it leads in a later term does.
+        status.replicas[1].term = Term(2);
+        assert_eq!(group(&status), "1: leader, 0\n2: leader, 0\n3: unheard of");
     }
 }

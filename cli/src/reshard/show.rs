@@ -168,7 +168,9 @@ pub fn table(all: &[ReshardStatus]) -> String {
     table.load_preset(presets::UTF8_BORDERS_ONLY).set_header(["reshard", "what", "phase", "progress", "for"]);
     for status in all {
         let (id, what, phase) = (status.id.to_string(), status.what.clone(), status.phase.name().to_owned());
-        table.add_row([id, what, phase, progress(status, &Speed::default()), rounded(status.since)]);
+        let is_over = status.phase == ReshardPhase::Ended;
+        let since = if is_over { String::new() } else { rounded(status.since) };
+        table.add_row([id, what, phase, progress(status, &Speed::default()), since]);
     }
     table.to_string()
 }
