@@ -83,6 +83,8 @@ struct Stored {
 struct Left {
     /// What could be begun, the most urgent first, one change for each group.
     steps: Vec<(GroupId, ReplicaAction)>,
+    /// How many groups get a replica already: what comes next is seen then.
+    moving: usize,
     /// Why the rest can't.
     stuck: Vec<String>,
     /// What isn't there yet, and is to be gone again: it has to come first.
@@ -259,7 +261,12 @@ impl Planning<'_> {
         shard.map_or_else(|| "the coordinator".to_owned(), |shard| topology.shard_name(shard.id))
     }
 
+    /// Nobody is free. Whoever gets a replica already isn't.
     fn stuck(&mut self, group: GroupId) {
+        if self.scene.topology.joining.iter().any(|(joined, _)| *joined == group) {
+            self.left.moving += 1;
+            return;
+        }
         let name = self.name(group);
         self.left.stuck.push(format!("no other node can hold a replica of {name}"));
     }
@@ -341,7 +348,8 @@ pub(crate) fn begin(
             let (shard, replicas) = named(&topology, shard)?;
             check_nodes(&topology, known, to)?;
             let to = destination(shard, &topology.shard_name(shard.id), replicas as usize, *from, to)?;
-            let nodes: Vec<_> = to.iter().map(ToString::to_string).collect();
+            let nodes: BTreeSet<_> = to.iter().copied().collect();
+            let nodes: Vec<_> = nodes.iter().map(ToString::to_string).collect();
             let what = format!("move {} to nodes {}", topology.shard_name(shard.id), nodes.join(", "));
             (Aim::Move(shard.group, to), what)
         }
@@ -525,11 +533,19 @@ fn check_removal(topology: &Topology, id: NodeId, known: &Known) -> Result<()> {
         let hint = format!("\"shoal node drain {id}\" has others hold it.");
         return Err(refused(format!("node {id} still holds replicas")).with_hint(hint));
     }
-    if known.vitals.silence(id, known.now) < known.config.silent_after {
-        let hint = format!("Stop it first, and wait {} seconds.", known.config.silent_after.as_secs());
-        return Err(refused(format!("node {id} is alive")).with_hint(hint));
+    let patience = known.config.silent_after;
+    let Some(rest) = patience.checked_sub(known.vitals.silence(id, known.now)).filter(|rest| !rest.is_zero())
+    else {
+        return Ok(());
+    };
+    if known.vitals.heard(id, known.now).is_none() {
+        let hint = format!("Try again in {} seconds.", rest.as_secs_f64().ceil());
+        let message =
+            format!("node {id} may be alive: the coordinator has a new leader, which still listens for it");
+        return Err(refused(message).with_hint(hint));
     }
-    Ok(())
+    let hint = format!("Stop it first, and wait {} seconds.", patience.as_secs());
+    Err(refused(format!("node {id} is alive")).with_hint(hint))
 }
 
 /// No other course wants something else of the same groups.
@@ -622,12 +638,13 @@ impl Core {
         let scene = Scene { topology, vitals: &known.vitals, config: &known.config, now: known.now };
         let leaders = self.state.subscribe().borrow().leaders.clone();
         let left = left(&course.aim, &scene, &leaders);
-        let mut progress = match left.steps.len() + left.stuck.len() + left.comes.len() {
+        let groups = left.steps.len() + left.moving + left.stuck.len() + left.comes.len();
+        let mut progress = match groups {
             0 => "nearly done".to_owned(),
             1 => "1 group left".to_owned(),
             groups => format!("{groups} groups left"),
         };
-        if let Some(obstacle) = self.obstacles.lock().get(&course.id) {
+        if let Some(obstacle) = self.obstacles.lock().get(&course.id).filter(|_| groups > 0) {
             progress.push_str("; held up: ");
             progress.push_str(obstacle);
         }
@@ -648,8 +665,10 @@ impl Core {
         let leaders = self.state.subscribe().borrow().leaders.clone();
         let scene =
             Scene { topology: &topology, vitals: &known.vitals, config: &known.config, now: known.now };
-        let Left { steps, stuck, comes } = left(&course.aim, &scene, &leaders);
-        if steps.is_empty() && stuck.is_empty() && comes.is_empty() {
+        let left = left(&course.aim, &scene, &leaders);
+        let is_done = left == Left::default();
+        let Left { steps, moving: _, stuck, comes } = left;
+        if is_done {
             tracing::info!(course = id, what = course.what, "a course is at its end");
             self.write(move |store| store.end_course(&course).map(|()| Bytes::new())).await?;
             return Ok(false);

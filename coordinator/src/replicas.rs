@@ -289,6 +289,15 @@ impl<'a> Wish<'a> {
         if well >= needed {
             return Ok(());
         }
+        let vitals = &self.known.vitals;
+        let is_new = |node: &NodeId| {
+            let silence = vitals.silence(*node, self.known.now);
+            vitals.status(self.group, *node).is_none() && silence < self.known.config.silent_after
+        };
+        if members.iter().all(is_new) {
+            return Err(refused(format!("no replica of {} has been heard of yet", self.name))
+                .with_hint("Try again in some seconds."));
+        }
         let message = format!(
             "{} has {well} of {} replicas alive, and needs {needed} to change anything",
             self.name,

@@ -68,7 +68,7 @@ fn a_shard_is_moved_while_clients_write() {
     assert_eq!(planned.len(), 1, "{planned:?}");
     assert_eq!((&planned[0]["course"], numbers(&planned[0]["from"])), (&Value::Null, held.clone()));
     assert_eq!(numbers(&planned[0]["to"]), to);
-    assert_eq!(planned[0]["what"], format!("move {shard} to nodes {c}, {b}"));
+    assert_eq!(planned[0]["what"], format!("move {shard} to nodes {}, {}", to[0], to[1]));
     assert_eq!(
         (first_shard(&nodes).1, &nodes.status(0).unwrap()["jobs"]),
         (held.clone(), &Value::Array(vec![]))

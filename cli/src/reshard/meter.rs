@@ -118,7 +118,7 @@ mod tests {
         meter.hear(SECOND, &copied(500));
         let speed = meter.hear(9 * SECOND, &copied(500));
         assert_eq!((speed.rate, speed.remaining), (Some(0), None), "it doesn't go on");
-        let paused = ReshardStatus { paused: Some("an admin has it rest".into()), ..copied(600) };
+        let paused = ReshardStatus { paused: Some("an admin has paused it".into()), ..copied(600) };
         assert_eq!(meter.hear(10 * SECOND, &paused), Speed::default());
         assert_eq!(meter.hear(20 * SECOND, &copied(10)), Speed::default(), "it begins anew");
         assert_eq!(meter.hear(30 * SECOND, &behind(70)), Speed::default(), "it's another phase");

@@ -178,6 +178,48 @@ fn what_has_nowhere_to_go_is_refused_or_waits() {
 }
 
 #[test]
+fn what_is_on_its_way_is_left_and_holds_nothing_up() {
+    let mut stage = Stage::new(4);
+    let mut topology = stage.topology();
+    // Node 4, the only one that could take them over, gets two of them already, and says so.
+    let groups: Vec<_> = crate::repair::groups(&topology).map(|(group, _)| group).collect();
+    let (moving, rest) = groups.split_at(2);
+    topology.joining = moving.iter().map(|group| (*group, NodeId(4))).collect();
+    let statuses: Vec<_> = moving.iter().map(|group| ReplicaStatus::new(NodeId(4), *group)).collect();
+    stage.known.vitals.report(NodeId(4), &statuses, Vec::new(), stage.known.now);
+    for group in &groups {
+        stage.leaders.learn(*group, Term(9), NodeId(2));
+    }
+    let Known { vitals, config, now } = &stage.known;
+    let scene = Scene { topology: &topology, vitals, config, now: *now };
+    let left = left(&Aim::Drain(NodeId(1)), &scene, &stage.leaders);
+    assert_eq!((left.moving, left.stuck.as_slice()), (2, &[][..]));
+    let steps: Vec<_> = left.steps.iter().map(|(group, _)| *group).collect();
+    assert_eq!(steps, rest);
+}
+
+#[test]
+fn a_node_is_removed_once_it_was_listened_for_in_vain() {
+    let mut stage = Stage::new(5);
+    let said = |stage: &Stage, seconds| {
+        let (known, topology) = (&stage.known, stage.topology());
+        let now = known.now + Duration::from_secs(seconds);
+        let known = Known { vitals: known.vitals.clone(), config: known.config.clone(), now };
+        let refused = check_removal(&topology, NodeId(5), &known).err();
+        refused.map(|error| (error.message, error.hint.unwrap()))
+    };
+    let (message, hint) = said(&stage, 3).unwrap();
+    assert_eq!((message.as_str(), hint.as_str()), ("node 5 is alive", "Stop it first, and wait 10 seconds."));
+    assert_eq!(said(&stage, 10), None);
+    // A new leader has heard of nobody.
+    stage.known.vitals.begin(stage.known.now + Duration::from_secs(1));
+    let (message, hint) = said(&stage, 4).unwrap();
+    assert!(message.starts_with("node 5 may be alive: "), "{message}");
+    assert_eq!(hint, "Try again in 7 seconds.");
+    assert_eq!(said(&stage, 11), None);
+}
+
+#[test]
 fn the_coordinator_does_without_a_replica_that_has_nowhere_to_go() {
     let mut stage = Stage::new(5);
     stage.store().put_coordinators(&ids(&[1, 2, 3, 4, 5])).unwrap();
@@ -248,8 +290,7 @@ fn one_replica_is_moved_and_the_others_stay() {
     let plan = stage.wish(&CourseWish { dry_run: true, ..wish.clone() }).unwrap();
     let to: Vec<_> = before.iter().map(|node| if *node == NodeId(2) { NodeId(4) } else { *node }).collect();
     let moves = PlannedMove { group: shard(&stage).group, from: before.clone(), to: to.clone() };
-    let nodes: Vec<_> = to.iter().map(ToString::to_string).collect();
-    let what = format!("move main/-80 to nodes {}", nodes.join(", "));
+    let what = "move main/-80 to nodes 1, 3, 4".to_owned();
     assert_eq!(plan, CoursePlan { course: None, what, moves: Some(moves) });
     assert_eq!(stage.store().courses().unwrap(), [], "a dry run begins nothing");
     let begun = stage.wish(&wish).unwrap();

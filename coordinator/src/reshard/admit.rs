@@ -14,11 +14,14 @@ use proto::{
     GroupId, Incarnation, KeyRange, KeyspaceNumber, LogIndex, NodeId, ReshardId, ShardId, SqlState, WireError,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// Into how many shards one is split at most, and how many become one.
 const MOST: usize = 16;
 /// A hash keyspace's ids have so many bytes.
 const HASH_BYTES: usize = 8;
+/// Nodes report every two seconds: who is silent for so long may be dead.
+const LATE: Duration = Duration::from_secs(3);
 
 type Result<T> = std::result::Result<T, WireError>;
 
@@ -100,8 +103,8 @@ impl Place<'_> {
         })
     }
 
-    /// Who builds, if not `lost`: the node that lacks the fewest of the old shards, leads the fewest of them, and leads the
-    /// fewest groups.
+    /// Who builds, if not `lost`: the node that was heard of just now, lacks the fewest of the old shards, leads the fewest of them,
+    /// and leads the fewest groups.
     pub(crate) fn builder(&self, groups: &[GroupId], lost: Option<NodeId>) -> Option<NodeId> {
         let mut held: BTreeMap<NodeId, usize> = BTreeMap::new();
         let shards = self.topology().shards.values();
@@ -113,9 +116,11 @@ impl Place<'_> {
         };
         let nodes = self.topology().nodes.keys().copied();
         let able = nodes.filter(|node| Some(*node) != lost && self.check_node(*node).is_ok());
+        let Scene { vitals, now, .. } = &self.scene;
         able.min_by_key(|node| {
+            let is_late = vitals.silence(*node, *now) >= LATE;
             let lacks = groups.len() - held.get(node).copied().unwrap_or(0);
-            (lacks, leads(*node, &|group| groups.contains(&group)), leads(*node, &|_| true), *node)
+            (is_late, lacks, leads(*node, &|group| groups.contains(&group)), leads(*node, &|_| true), *node)
         })
     }
 
@@ -388,8 +393,13 @@ fn split(keyspace: &Keyspace, shard: &Shard, at: &SplitAt, topology: &Topology) 
             bound.truncate(bound.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1));
         }
         if bound <= start || shard.range.end.as_ref().is_some_and(|end| bound >= *end) {
-            let message = format!("{name} can't be split at {}", hex(&bound));
-            return Err(invalid(message).with_hint("The bounds are ascending, and within the shard."));
+            let range = &shard.range;
+            let is_within = bound > range.start && range.end.as_ref().is_none_or(|end| bound < *end);
+            let why = if is_within { "bounds are ascending".into() } else { format!("its range is {range}") };
+            let message = format!("{name} can't be split at {}: {why}", hex(&bound));
+            return Err(
+                invalid(message).with_hint("A bound is greater than the one before, and within the shard.")
+            );
         }
         ranges.push(KeyRange { start: std::mem::replace(&mut start, bound.clone()), end: Some(bound) });
     }

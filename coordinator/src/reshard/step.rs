@@ -193,6 +193,8 @@ impl Next {
             }
             Step::Founded => {
                 record.go(Founding, Spreading)?;
+                // What became of earlier copies is of no interest any more.
+                record.message.clear();
                 self.changes.push(Change::Put(record.ids(Which::New)));
                 Ok(())
             }
@@ -425,7 +427,7 @@ impl Next {
                 record.stay();
                 Ok(())
             }
-            (ReshardCommand::Switch, Ready) if record.paused.is_some() => {
+            (ReshardCommand::Switch, phase) if phase <= Ready && record.paused.is_some() => {
                 refused(record, "switched", resume())
             }
             (ReshardCommand::Switch, Ready) => {
@@ -482,7 +484,7 @@ impl Next {
             (ReshardCommand::Pause, Completing | Cancelling | Ended) => refused(record, "paused", status()),
             (ReshardCommand::Pause, _) => {
                 if record.paused.is_none() {
-                    record.pause(PauseCause::Admin, "an admin has it rest".to_owned());
+                    record.pause(PauseCause::Admin, "an admin has paused it".to_owned());
                 }
                 Ok(())
             }

@@ -70,7 +70,8 @@ async fn a_node_that_leads_and_coordinates_is_drained_while_rows_stay() {
     tokio::time::timeout(PATIENCE, emptied).await.expect("its replicas go");
     drop(host);
     let alive = begin(&cluster, Course::Remove(node)).await.unwrap_err();
-    assert_eq!(alive.message, format!("node {node} is alive"));
+    let says = |what: &str| alive.message.starts_with(&format!("node {node} {what} alive"));
+    assert!(says("is") || says("may be"), "{alive}");
     begin(&cluster, Course::Undrain(node)).await.unwrap();
     assert!(!cluster.state().await.topology.nodes[&node].draining);
 }

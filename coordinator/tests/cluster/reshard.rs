@@ -97,7 +97,7 @@ async fn a_reshard_is_known_to_the_next_leader_and_to_a_new_replica() {
     assert_eq!(known.len(), 1);
     assert_eq!((known[0].id, known[0].keyspace.as_str()), (id, "main"));
     assert_eq!((&known[0].old, &known[0].new.len()), (&vec!["main/-80".to_owned()], &2));
-    assert_eq!(known[0].paused.as_deref(), Some("an admin has it rest"));
+    assert_eq!(known[0].paused.as_deref(), Some("an admin has paused it"));
     assert_eq!(begin(&cluster, &wish).await.unwrap(), begun);
     command(&cluster, id, ReshardCommand::Cancel).await.unwrap();
     command(&cluster, id, ReshardCommand::Cancel).await.unwrap();

@@ -185,12 +185,12 @@ fn what_cant_be_split_is_refused() {
     assert_eq!(refused(&into("main/-80", 17)), is("22023", "a shard is split into 2 to 16, not 17"));
     assert_eq!(refused(&at("main/-80", &[])), is("22023", "a shard is split into 2 to 16, not 1"));
     for (bounds, wrong) in [
-        (&[&[0x80][..]][..], "80"),
-        (&[&[0]], ""),
-        (&[&[]], ""),
-        (&[&[0x40], &[0x40, 0]], "40"),
-        (&[&[0x40], &[0x20]], "20"),
-        (&[&[0x90]], "90"),
+        (&[&[0x80][..]][..], "80: its range is -80"),
+        (&[&[0]], ": its range is -80"),
+        (&[&[]], ": its range is -80"),
+        (&[&[0x40], &[0x40, 0]], "40: bounds are ascending"),
+        (&[&[0x40], &[0x20]], "20: bounds are ascending"),
+        (&[&[0x90]], "90: its range is -80"),
     ] {
         let expected = is("22023", &format!("main/-80 can't be split at {wrong}"));
         assert_eq!(refused(&at("main/-80", bounds)), expected);
@@ -257,6 +257,20 @@ fn who_has_most_of_it_and_leads_least_builds() {
     let place = Place { scene, leaders, reshards };
     assert_eq!(place.builder(&[GroupId(2)], None), Some(NodeId(2)));
     assert_eq!(place.builder(&[GroupId(2)], Some(NodeId(2))), Some(NodeId(3)));
+
+    // Node 2 has just died, or it's the only one.
+    let later = *now + Duration::from_secs(4);
+    let mut vitals = vitals.clone();
+    for id in [1, 3, 4].map(NodeId) {
+        vitals.report(id, &[ReplicaStatus::new(id, GroupId(1))], Vec::new(), later);
+    }
+    let mut few = topology.clone();
+    few.nodes.retain(|id, _| *id == NodeId(2));
+    for (topology, builder) in [(topology, 3), (&few, 2)] {
+        let scene = Scene { topology, vitals: &vitals, config, now: later };
+        let place = Place { scene, leaders, reshards };
+        assert_eq!(place.builder(&[GroupId(2)], None), Some(NodeId(builder)));
+    }
 }
 
 #[test]
