@@ -12,13 +12,15 @@ use proto::services::{
     ReshardStatus, ReshardWish, ServiceResult, SplitAt,
 };
 use proto::topology::{Shard, Topology};
-use proto::{KeyRange, RequestId, Retry, RouterIncarnation, WireError};
+use proto::{Attempt, KeyRange, RequestId, ReshardId, Retry, RouterIncarnation, WireError};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// How long it waits between two things that it does, at most.
 const THINK: u64 = 800;
+/// How often it looks, at most, whether a switch that is to come has begun.
+const LOOK: u64 = 12;
 /// How long it waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long it waits until it asks again.
@@ -33,13 +35,17 @@ pub struct Admin {
     shared: Arc<Shared>,
     random: Random,
     wishes: u64,
+    /// The attempt that was seen last.
+    seen: (ReshardId, Attempt),
+    /// Whether a switch is to come soon.
+    is_near: bool,
 }
 
 impl Admin {
     /// One who hasn't done anything.
     pub fn new(shared: Arc<Shared>) -> Self {
         let random = Random::stream(shared.seed, "admin", 0);
-        Self { shared, random, wishes: 0 }
+        Self { shared, random, wishes: 0, seen: (ReshardId(0), Attempt(0)), is_near: false }
     }
 
     /// Works until everybody ends, and until nothing that it has begun is left.
@@ -47,18 +53,56 @@ impl Admin {
         loop {
             let ends = self.shared.ends.load(Ordering::Relaxed);
             let think = if ends { THINK / 4 } else { THINK };
-            tokio::time::sleep(Duration::from_millis(self.random.within(0..think))).await;
-            let Some(reshards) = self.ask("reshards", |c| Box::pin(async move { c.reshards().await })).await
-            else {
-                continue;
-            };
-            let open = reshards.into_iter().find(|status| status.phase != ReshardPhase::Ended);
+            let think = self.random.within(0..think);
+            let Some(reshards) = self.look_for(think).await else { continue };
+            let open = reshards.iter().find(|status| status.phase != ReshardPhase::Ended).cloned();
             match open {
                 Some(status) if ends => self.finish(&status).await,
-                None if ends => return,
+                None if ends => return self.sum_up(&reshards),
                 Some(status) => self.go_on(&status).await,
                 None => self.begin().await,
             }
+        }
+    }
+
+    /// Waits for so many milliseconds, and looks how far all reshards are: more often while a switch is near.
+    async fn look_for(&mut self, mut think: u64) -> Option<Vec<ReshardStatus>> {
+        loop {
+            let pause = if self.is_near { think.min(self.random.within(2..LOOK)) } else { think };
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            think -= pause;
+            let reshards = self.ask("reshards", |c| Box::pin(async move { c.reshards().await })).await?;
+            self.notice(&reshards);
+            if think == 0 {
+                return Some(reshards);
+            }
+        }
+    }
+
+    /// Tells the world of a switch that has begun, and clients whether one is near.
+    fn notice(&mut self, reshards: &[ReshardStatus]) {
+        use ReshardPhase::{Ended, Ready, Switched, Switching};
+        let open = reshards.iter().find(|status| status.phase != Ended);
+        if let Some(ReshardStatus { id, attempt, phase: Switching, .. }) = open
+            && self.seen != (*id, *attempt)
+        {
+            self.seen = (*id, *attempt);
+            self.shared.has_switch.store(true, Ordering::Relaxed);
+        }
+        self.is_near = open.is_some_and(|status| match status.phase {
+            Switching => true,
+            Ready | Switched => status.wanted && status.paused.is_none(),
+            _ => false,
+        });
+        self.shared.is_calm.store(!self.is_near, Ordering::Relaxed);
+    }
+
+    /// Counts what was tried.
+    fn sum_up(&self, reshards: &[ReshardStatus]) {
+        for status in reshards {
+            (0..status.switches).for_each(|_| self.shared.count("switches decided"));
+            (status.switches..status.attempt.0).for_each(|_| self.shared.count("switches given up"));
+            (0..status.ended).for_each(|_| self.shared.count("transactions ended for a switch"));
         }
     }
 
@@ -105,16 +149,19 @@ impl Admin {
         };
         let Some(course) = self.draw(&status.state.topology) else { return };
         self.wishes += 1;
+        // With little time blocks are ended that only wait for somebody.
+        let is_hasty = self.random.permille(400);
+        let drain = if is_hasty { self.random.within(10..60) } else { self.random.within(100..2_000) };
         let wish = ReshardWish {
             request: RequestId { router: NAME, sequence: self.wishes },
             course,
             options: ReshardOptions {
-                auto: self.random.permille(500),
+                auto: self.random.permille(700),
                 verify: self.random.permille(800),
-                drain: Duration::from_millis(self.random.within(100..2_000)),
+                drain: Duration::from_millis(drain),
                 keep: *self
                     .random
-                    .pick(&[Some(Duration::ZERO), Some(Duration::from_secs(2)), None])
+                    .pick(&[Some(Duration::ZERO), Some(Duration::from_secs(2)), None, None, None])
                     .expect("there are some"),
                 ..ReshardOptions::default()
             },
@@ -168,11 +215,12 @@ impl Admin {
         let command = match status.phase {
             _ if is_paused => (chance < 60).then_some(Resume),
             ReshardPhase::Ready if !status.wanted && chance < 60 => Some(Switch),
-            ReshardPhase::Switched if chance < 20 => Some(Reverse),
-            ReshardPhase::Switched if chance < 45 => Some(Complete),
+            // Each way back is a switch more, and nothing has to be copied for it.
+            ReshardPhase::Switched if !status.wanted && chance < 45 => Some(Reverse),
+            ReshardPhase::Switched if chance < 60 => Some(Complete),
             ReshardPhase::Switched => None,
-            _ if chance < 4 => Some(Cancel),
-            _ if chance < 8 => Some(Pause),
+            _ if chance < 2 => Some(Cancel),
+            _ if chance < 4 => Some(Pause),
             _ => None,
         };
         if let Some(command) = command {

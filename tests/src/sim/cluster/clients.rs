@@ -25,6 +25,8 @@ use tokio::runtime::Handle;
 const MONEY: i64 = 100;
 /// How long a client waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// So many times as long it thinks while there needn't be much to do.
+const CALM: u32 = 6;
 /// How long it waits until it tries again what can't be had now.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often a transaction is run with its idempotency key, at most.
@@ -56,12 +58,18 @@ pub struct Shared {
     pub cuts: bool,
     /// Whether some clients read from any replica, as of what they have seen, or at bounded staleness, or whatever there is.
     pub sessions: bool,
+    /// Whether shards are replaced meanwhile.
+    pub reshards: bool,
     /// Tokens that clients have handed on.
     pub tokens: Mutex<Vec<Handed>>,
     /// Somebody with a token is to commit something on all shards.
     pub wants_wide: AtomicBool,
     /// The routers over which somebody has just sent such a COMMIT.
     pub committing: Mutex<Vec<u64>>,
+    /// Somebody has seen that a switch has begun.
+    pub has_switch: AtomicBool,
+    /// Nothing is near for which there must be much to do: clients think for longer.
+    pub is_calm: AtomicBool,
     /// The routers that run.
     pub doors: Mutex<BTreeMap<u64, Door>>,
     /// What clients did and saw.
@@ -228,7 +236,8 @@ impl Client {
     pub async fn work(mut self) {
         loop {
             let think = Duration::from_nanos(self.random.within(0..self.shared.think));
-            tokio::time::sleep(think).await;
+            let is_calm = self.shared.is_calm.load(Ordering::Relaxed);
+            tokio::time::sleep(if is_calm { think * CALM } else { think }).await;
             if self.shared.ends.load(Ordering::Relaxed) {
                 return;
             }
@@ -530,8 +539,10 @@ impl Client {
     async fn append_at_once(&mut self) {
         let under = self.begin("append at once");
         let (one, element) = (self.row(), self.element());
-        let other = (one + 1) % self.shared.rows;
-        for key in [one, other] {
+        // Where shards are replaced much depends on writes that nobody has to wait for.
+        let is_of_one = self.shared.reshards && self.random.permille(500);
+        let other = if is_of_one { one } else { (one + 1) % self.shared.rows };
+        for key in if is_of_one { vec![one] } else { vec![one, other] } {
             lock(&self.shared.history).append(under.number, key, element);
         }
         let sql = format!("UPDATE lists SET v = v || '{}' WHERE k IN ({one}, {other})", text(&[element]));

@@ -27,7 +27,7 @@
 //! 3. Clients (`clients`) move money between accounts and append to lists, a transaction at a time, on one shard and on
 //!    several, and read them, while faults strike. Some, if asked for, carry a token from router to router, and hand it on, and
 //!    read from any replica; others read at bounded staleness, or whatever there is.
-//!    In some, if asked for, an admin has shards split and merged meanwhile (`admin`).
+//!    In some, if asked for, an admin has shards split and merged meanwhile (`admin`), and some faults wait for its switches.
 //!    Of one kind of run nodes die and nothing else goes wrong, and what their routers had prepared must soon be free (`world/deaths.rs`).
 //! 4. All is healed. Everybody must get somewhere again; then nothing may be left of any transaction.
 //! 5. What clients did, saw and were told is judged from outside (`history`).
@@ -90,7 +90,7 @@ impl Scenario for Plan {
     }
 
     fn demand_reshards(&mut self) {
-        self.reshards = true;
+        Plan::demand_reshards(self);
     }
 
     fn demand_deaths(&mut self) {

@@ -107,6 +107,8 @@ pub enum Fault {
     SlowDisk(Who, Time, Time),
     /// The leader of the so-manyth group hands over to this node.
     Transfer(u64, u64),
+    /// Something goes wrong so long after it is seen that a switch has begun, the next one from here on.
+    AtSwitch(Time, Box<Fault>),
 }
 
 /// A fault's kind.
@@ -201,6 +203,7 @@ impl Fault {
             Fault::SlowNode(..) => Kind::SlowNode,
             Fault::SlowDisk(..) => Kind::SlowDisk,
             Fault::Transfer(..) => Kind::Transfer,
+            Fault::AtSwitch(_, fault) => fault.kind(),
         }
     }
 
@@ -329,6 +332,35 @@ impl Plan {
             })
             .collect();
         self.length = time;
+    }
+
+    /// Has an admin reshard. There is time for some switches, and something to do meanwhile; faults come later, and some wait
+    /// for a switch.
+    pub fn demand_reshards(&mut self) {
+        self.reshards = true;
+        if self.deaths {
+            return;
+        }
+        let mut random = Random::stream(self.seed, "cluster switches", 0);
+        self.length += random.within(5 * SECOND..12 * SECOND);
+        self.clients = self.clients.max(3);
+        self.setup.think = self.setup.think.min(60 * MILLISECOND);
+        // As above, and new shards' groups.
+        let groups = u64::from(self.setup.shards) + 5;
+        let share = random.within(150..700);
+        let kinds = Kind::ALL.into_iter().filter(|kind| *kind != Kind::Silence);
+        let kinds: Vec<Kind> = kinds.filter(|_| random.permille(share)).collect();
+        // A shard that is replaced must first be copied, which takes some seconds in which all is well.
+        for (time, fault) in &mut self.faults {
+            *time = random.within(0..self.length);
+            if random.permille(500) {
+                let delay = random.within(0..60 * MILLISECOND);
+                let drawn = random.pick(&kinds).copied();
+                let fault_then = drawn.map_or(fault.clone(), |kind| Fault::draw(kind, groups, &mut random));
+                *fault = Fault::AtSwitch(delay, Box::new(fault_then));
+            }
+        }
+        self.faults.sort_by_key(|(time, _)| *time);
     }
 
     /// Has some clients read from any replica, and followers lag. In some runs shards can't answer some router for longer than

@@ -22,7 +22,7 @@ use super::wires::{Item, Sent, WireId, Wires};
 use deaths::Dead;
 use proto::services::{RaftMessage, RaftService};
 use proto::{GroupId, NodeId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -82,6 +82,8 @@ enum Event {
         poll: bool,
     },
     Fault(usize),
+    /// What has waited for a switch happens.
+    Ambush(usize),
     Start {
         node: u64,
     },
@@ -123,6 +125,8 @@ pub struct World {
     dead: Vec<Dead>,
     /// How long routers are to hear nothing of a node, each from a commit on.
     silences: Vec<Time>,
+    /// The faults that wait for a switch.
+    lurking: VecDeque<usize>,
     healed: bool,
     counts: BTreeMap<&'static str, u64>,
     faults: BTreeMap<Kind, u64>,
@@ -143,9 +147,12 @@ impl World {
             think: plan.setup.think,
             cuts: plan.cuts,
             sessions: plan.sessions,
+            reshards: plan.reshards,
             tokens: Mutex::default(),
             wants_wide: AtomicBool::new(false),
             committing: Mutex::default(),
+            has_switch: AtomicBool::new(false),
+            is_calm: AtomicBool::new(plan.reshards),
             doors: Mutex::default(),
             history: Mutex::new(History::new(clock.clone())),
             log: Mutex::default(),
@@ -167,6 +174,7 @@ impl World {
             random: Random::stream(seed, "world", 0),
             dead: Vec::new(),
             silences: Vec::new(),
+            lurking: VecDeque::new(),
             healed: false,
             counts: BTreeMap::new(),
             faults: BTreeMap::new(),
@@ -312,6 +320,7 @@ impl World {
                 Ok(())
             }
             Event::Fault(number) => self.strike(number),
+            Event::Ambush(number) => self.ambush(number),
             Event::Start { node } => {
                 if self.nodes[&node].process.is_none() {
                     self.start(node)
@@ -430,6 +439,10 @@ impl World {
         }
         let committing = std::mem::take(&mut *lock(&self.shared.committing));
         self.fall_silent(committing);
+        if self.shared.has_switch.swap(false, Ordering::Relaxed) {
+            self.note(format_args!("a switch has begun"));
+            self.lie_in_wait();
+        }
         self.shared.wants_wide.store(!self.silences.is_empty() && !self.healed, Ordering::Relaxed);
         for id in self.ids() {
             self.look_after(id);

@@ -40,6 +40,30 @@ impl World {
         let Some((_, fault)) = self.plan.faults.get(number).cloned().filter(|_| !self.healed) else {
             return Ok(());
         };
+        if matches!(fault, Fault::AtSwitch(..)) {
+            self.lurking.push_back(number);
+            return Ok(());
+        }
+        self.hit(fault)
+    }
+
+    /// A switch has begun: what waits for one comes soon.
+    pub(super) fn lie_in_wait(&mut self) {
+        let Some(number) = self.lurking.pop_front() else { return };
+        if let Some((_, Fault::AtSwitch(delay, _))) = self.plan.faults.get(number) {
+            self.at(self.now() + delay, Event::Ambush(number));
+        }
+    }
+
+    /// What has waited for a switch happens.
+    pub(super) fn ambush(&mut self, number: usize) -> Outcome {
+        match self.plan.faults.get(number).cloned() {
+            Some((_, Fault::AtSwitch(_, fault))) if !self.healed => self.hit(*fault),
+            _ => Ok(()),
+        }
+    }
+
+    fn hit(&mut self, fault: Fault) -> Outcome {
         *self.faults.entry(fault.kind()).or_default() += 1;
         self.note(format_args!("FAULT {fault:?}"));
         let now = self.now();
@@ -105,6 +129,7 @@ impl World {
                 self.at(now + time, Event::Unslow { from, to });
             }
             Fault::Silence(time) => self.silences.push(time),
+            Fault::AtSwitch(_, fault) => return self.hit(*fault),
             Fault::Network(quality, time) => {
                 self.network.set_quality(quality);
                 self.at(now + time, Event::Calm);
