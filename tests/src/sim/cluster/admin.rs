@@ -12,7 +12,8 @@ use proto::services::{
     ReshardStatus, ReshardWish, ServiceResult, SplitAt,
 };
 use proto::topology::{Shard, Topology};
-use proto::{Attempt, KeyRange, RequestId, ReshardId, Retry, RouterIncarnation, WireError};
+use proto::{Attempt, KeyRange, RequestId, ReshardId, Retry, RouterIncarnation, ShardId, WireError};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -72,7 +73,11 @@ impl Admin {
             tokio::time::sleep(Duration::from_millis(pause)).await;
             think -= pause;
             let reshards = self.ask("reshards", |c| Box::pin(async move { c.reshards().await })).await?;
+            let was_near = self.is_near;
             self.notice(&reshards);
+            if self.is_near && !was_near {
+                self.find_groups().await;
+            }
             if think == 0 {
                 return Some(reshards);
             }
@@ -95,6 +100,16 @@ impl Admin {
             _ => false,
         });
         self.shared.is_calm.store(!self.is_near, Ordering::Relaxed);
+    }
+
+    /// Tells the world whom the next switch is about.
+    async fn find_groups(&self) {
+        let status = self.ask("status", |c| Box::pin(async move { c.status().await }));
+        let Some(topology) = status.await.map(|status| status.state.topology) else { return };
+        let flows = topology.reshards.iter().flat_map(|reshard| &reshard.flows);
+        let shards: BTreeSet<ShardId> = flows.flat_map(|flow| [flow.source, flow.target]).collect();
+        let groups = shards.iter().filter_map(|shard| topology.shards.get(shard).map(|shard| shard.group));
+        *lock(&self.shared.switching) = groups.collect();
     }
 
     /// Counts what was tried.

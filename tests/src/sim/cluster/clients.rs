@@ -13,6 +13,7 @@ use super::super::trace::Time;
 use super::history::{Asked, Element, History, Key, Level, Number, Outcome};
 use connection::{Connection, Trouble};
 use coordinator::Coordinator;
+use proto::GroupId;
 use router::Router;
 use session::{Handed, Session};
 use std::collections::BTreeMap;
@@ -66,6 +67,8 @@ pub struct Shared {
     pub wants_wide: AtomicBool,
     /// The routers over which somebody has just sent such a COMMIT.
     pub committing: Mutex<Vec<u64>>,
+    /// The groups that the switch is about which begins next.
+    pub switching: Mutex<Vec<GroupId>>,
     /// Somebody has seen that a switch has begun.
     pub has_switch: AtomicBool,
     /// Nothing is near for which there must be much to do: clients think for longer.

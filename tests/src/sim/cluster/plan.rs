@@ -355,9 +355,11 @@ impl Plan {
             *time = random.within(0..self.length);
             if random.permille(500) {
                 let delay = random.within(0..60 * MILLISECOND);
-                let drawn = random.pick(&kinds).copied();
-                let fault_then = drawn.map_or(fault.clone(), |kind| Fault::draw(kind, groups, &mut random));
-                *fault = Fault::AtSwitch(delay, Box::new(fault_then));
+                // What a leader has in memory, and the next one hasn't, is much of what a switch is about.
+                let transfers = random.permille(250);
+                let kind = if transfers { Some(Kind::Transfer) } else { random.pick(&kinds).copied() };
+                let then = kind.map_or(fault.clone(), |kind| Fault::draw(kind, groups, &mut random));
+                *fault = Fault::AtSwitch(delay, Box::new(then));
             }
         }
         self.faults.sort_by_key(|(time, _)| *time);

@@ -151,6 +151,7 @@ impl World {
             tokens: Mutex::default(),
             wants_wide: AtomicBool::new(false),
             committing: Mutex::default(),
+            switching: Mutex::default(),
             has_switch: AtomicBool::new(false),
             is_calm: AtomicBool::new(plan.reshards),
             doors: Mutex::default(),

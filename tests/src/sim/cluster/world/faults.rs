@@ -1,6 +1,7 @@
 //! Faults that strike a world, and how they pass.
 
 use super::super::super::plan::Way;
+use super::super::clients::lock;
 use super::super::plan::{Fault, Who};
 use super::{Event, KEEPALIVE, Outcome, World};
 use crate::sim::network::Quality;
@@ -58,8 +59,38 @@ impl World {
     /// What has waited for a switch happens.
     pub(super) fn ambush(&mut self, number: usize) -> Outcome {
         match self.plan.faults.get(number).cloned() {
-            Some((_, Fault::AtSwitch(_, fault))) if !self.healed => self.hit(*fault),
+            Some((_, Fault::AtSwitch(_, fault))) if !self.healed => {
+                let fault = self.aim(*fault);
+                self.hit(fault)
+            }
             _ => Ok(()),
+        }
+    }
+
+    /// Has a fault that hits a leader hit one whom the switch is about, or the coordinator's.
+    fn aim(&self, fault: Fault) -> Fault {
+        let all = self.groups();
+        let switching = lock(&self.shared.switching);
+        let number = |number: u64| {
+            let place = usize::try_from(number.checked_sub(1)?).ok()?.checked_rem(switching.len())?;
+            all.iter().position(|group| *group == switching[place]).map(|place| place as u64)
+        };
+        let at = |who| match who {
+            Who::Leader(group, node) => Who::Leader(number(group).unwrap_or(group), node),
+            Who::Node(_) => who,
+        };
+        match fault {
+            Fault::Crash(who, down) => Fault::Crash(at(who), down),
+            Fault::CrashSending(who, after, down) => Fault::CrashSending(at(who), after, down),
+            Fault::CrashInLog(who, down) => Fault::CrashInLog(at(who), down),
+            Fault::CrashInFile(who, writes, down) => Fault::CrashInFile(at(who), writes, down),
+            Fault::Pause(who, time) => Fault::Pause(at(who), time),
+            Fault::Isolate(who, way, time) => Fault::Isolate(at(who), way, time),
+            Fault::SlowLink(who, to, delay, time) => Fault::SlowLink(at(who), to, delay, time),
+            Fault::SlowNode(who, delay, time) => Fault::SlowNode(at(who), delay, time),
+            Fault::SlowDisk(who, delay, time) => Fault::SlowDisk(at(who), delay, time),
+            Fault::Transfer(group, to) => Fault::Transfer(number(group).unwrap_or(group), to),
+            other => other,
         }
     }
 
