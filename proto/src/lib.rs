@@ -24,6 +24,8 @@ pub mod topology;
 #[cfg(feature = "transport")]
 pub mod transport;
 pub mod value;
+#[cfg(any(feature = "machine", feature = "transport"))]
+pub mod watch;
 pub mod wire;
 
 pub use error::{Retry, SqlState, Violation, WireError};

@@ -115,6 +115,11 @@ impl ReplicaError {
         }
     }
 
+    /// Whether there is no room for what was to be written.
+    fn is_disk_full(&self) -> bool {
+        self.cause() == "disk_full"
+    }
+
     /// Whether SQLite couldn't sync a file. The kernel says so once: asked again, it claims that all is well.
     pub(crate) fn is_failed_sync(&self) -> bool {
         matches!(self, Self::Sqlite { source, .. } if fault::is_failed_sync(source))
@@ -146,6 +151,7 @@ impl From<ReplicaError> for WireError {
     fn from(error: ReplicaError) -> Self {
         let (sqlstate, retry) = match &error {
             ReplicaError::Refused(error) => return error.clone(),
+            _ if error.is_disk_full() => (SqlState::DISK_FULL, Retry::Never),
             ReplicaError::Io { .. } | ReplicaError::Sqlite { .. } | ReplicaError::Log { .. } => {
                 (SqlState::IO_ERROR, Retry::Never)
             }
@@ -159,5 +165,34 @@ impl From<ReplicaError> for WireError {
             ReplicaError::ShutDown => (SqlState::ADMIN_SHUTDOWN, Retry::NotLeader(None)),
         };
         WireError::new(sqlstate, error.to_string()).with_retry(retry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rusqlite::ffi;
+
+    #[test]
+    fn who_asks_hears_that_a_disk_is_full_whoever_found_it() {
+        let path = Path::new("/data/builds/7-1/image-2.sqlite.part");
+        let io = |kind: ErrorKind| ReplicaError::io(path)(kind.into());
+        let sqlite =
+            |code| ReplicaError::sqlite(path)(rusqlite::Error::SqliteFailure(ffi::Error::new(code), None));
+        let log = |kind: ErrorKind| ReplicaError::Log {
+            path: path.into(),
+            source: raft_engine::Error::Io(kind.into()),
+        };
+        let told = |error: ReplicaError| {
+            let error = WireError::from(error);
+            assert!(error.message.contains("image-2.sqlite.part: "), "{error}");
+            error.sqlstate
+        };
+        for full in [io(ErrorKind::StorageFull), sqlite(ffi::SQLITE_FULL), log(ErrorKind::QuotaExceeded)] {
+            assert_eq!(told(full), SqlState::DISK_FULL);
+        }
+        for other in [io(ErrorKind::NotFound), sqlite(ffi::SQLITE_IOERR), log(ErrorKind::NotFound)] {
+            assert_eq!(told(other), SqlState::IO_ERROR);
+        }
     }
 }

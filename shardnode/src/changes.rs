@@ -16,7 +16,7 @@ use proto::services::{
     BoxStream, Change, ChangeKind, Changes, ChangesRequest, Consistency, Estate, Left, NamedAnswer,
     ReplayRun, SchemaRun, SchemaStep, ServiceResult, Serving,
 };
-use proto::{Attempt, LogIndex, ShardId, SqlState, Value, WireError};
+use proto::{LogIndex, Retry, ShardId, SqlState, Value, WireError};
 use replica::{Answered, Content, Logged, Replayed, Replica, Snapshot, TailError};
 use rusqlite::Connection;
 use std::collections::VecDeque;
@@ -33,13 +33,16 @@ const CHANGE_COST: usize = 64;
 /// Beats are no shorter and no longer.
 const BEATS: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_secs(60);
 
+/// A replica to which nothing comes, and which is behind for so long, says no more: others may know what it doesn't.
+const CUT_OFF: Duration = Duration::from_secs(2);
+
 /// How long a snapshot may be waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The table of the shard's row, where it says what its group serves as, and for which attempt.
+/// The table of the shard's row, where it says what its group serves as, and by which seal.
 const ROW: &str = "shoal_shard";
 const STATE: usize = 3;
-const ATTEMPT: usize = 5;
+const SEAL: usize = 5;
 
 /// A shard's log as this replica has it. The stream ends with its first error.
 pub(crate) fn read(replica: Replica, request: ChangesRequest) -> BoxStream<ServiceResult<Changes>> {
@@ -80,6 +83,10 @@ impl Log {
         if self.begun.is_none() && self.read.is_empty() {
             let read = self.replica.entries_after(self.position, machine::now() + self.beat).await;
             self.read = read.map_err(|error| self.unread(error))?.into();
+            let behind = self.replica.status().behind;
+            if self.read.is_empty() && behind > CUT_OFF {
+                return Err(self.cut_off(behind));
+            }
         }
         let (mut changes, mut bytes) = (Vec::new(), 0);
         while bytes < PART_BYTES {
@@ -186,11 +193,12 @@ impl Log {
         }
         let snapshot = self.snapshot(index).await?;
         look(&snapshot, |connection| {
-            let Standing { state, reshard, attempt, .. } = Standing::read(connection)?;
+            let standing = Standing::read(connection)?;
             // What is sealed stays as it is, and an attempt seals once.
-            if state != State::Sealed || set.attempt != Some(attempt) {
+            if standing.state != State::Sealed || set.seal != Some(standing.seal()) {
                 return Ok(vec![ChangeKind::Serving(Serving::Sealed(None))]);
             }
+            let Standing { reshard, attempt, .. } = standing;
             let sealed = ChangeKind::Serving(Serving::Sealed(Some(Estate { reshard, attempt })));
             let left = estate::left(connection)?.into_iter().map(ChangeKind::Left);
             Ok(iter::once(sealed).chain(left).collect())
@@ -201,6 +209,11 @@ impl Log {
     async fn snapshot(&self, index: LogIndex) -> ServiceResult<Snapshot> {
         let until = machine::now() + PATIENCE;
         self.replica.snapshot_after(Consistency::Eventual, index, until).await
+    }
+
+    fn cut_off(&self, behind: Duration) -> WireError {
+        let message = format!("this replica of shard {} has been behind for {behind:.1?}", self.shard);
+        WireError::new(SqlState::CANNOT_CONNECT_NOW, message).with_retry(Retry::Later)
     }
 
     fn unread(&self, error: TailError) -> WireError {
@@ -245,8 +258,8 @@ fn cost(kind: &ChangeKind) -> usize {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Set {
     state: State,
-    /// By which attempt, if that is another one than before.
-    attempt: Option<Attempt>,
+    /// By which seal, if that is another one than before.
+    seal: Option<i64>,
 }
 
 /// What a changeset makes of the shard's row, if it changes what the group serves as.
@@ -262,8 +275,7 @@ fn set(changeset: &Bytes) -> ServiceResult<Option<Set>> {
             _ => None,
         };
         let Some(state) = int(STATE) else { continue };
-        let attempt = int(ATTEMPT).and_then(|attempt| attempt.try_into().ok()).map(Attempt);
-        found = Some(Set { state: State::of(state)?, attempt });
+        found = Some(Set { state: State::of(state)?, seal: int(SEAL) });
     }
     Ok(found)
 }

@@ -27,7 +27,7 @@ pub(crate) struct Standing {
     pub state: State,
     /// The last reshard that has asked for a seal, or to open what one had sealed.
     pub reshard: ReshardId,
-    /// The attempt of it that has sealed the shard; 0 unless it is sealed, so that the entry of each seal names its own.
+    /// The attempt of it that has sealed the shard; 0 unless it is sealed.
     pub attempt: Attempt,
     /// Up to here its attempts can't seal the shard any more.
     pub void: Attempt,
@@ -133,16 +133,24 @@ impl Standing {
         let mut rows = statement.query([]).map_err(error)?;
         let row = rows.next().map_err(error)?.ok_or_else(damaged)?;
         let number = |column| row.get::<_, i64>(column).map(i64::cast_unsigned).map_err(error);
-        let attempt = |column| u32::try_from(number(column)?).map(Attempt).map_err(|_| damaged());
         let state = State::of(row.get(2).map_err(error)?)?;
         Ok(Standing {
             least: SchemaVersion(number(0)?),
             shard: ShardId(number(1)?),
             state,
             reshard: ReshardId(number(3)?),
-            attempt: attempt(4)?,
-            void: attempt(5)?,
+            attempt: Attempt(number(4)? as u32),
+            void: u32::try_from(number(5)?).map(Attempt).map_err(|_| damaged())?,
         })
+    }
+
+    /// The column `attempt`: it has the reshard before the attempt, and is 0 while nothing is sealed. So what the entry of a seal
+    /// changes names the seal, also where the attempt before it was of the same reshard.
+    pub fn seal(&self) -> i64 {
+        match self.attempt {
+            Attempt(0) => 0,
+            Attempt(attempt) => (self.reshard.0 << 32 | u64::from(attempt)).cast_signed(),
+        }
     }
 
     /// Writes it into the row. Only a closure on the writer may that has the fence's word for it ([`Fence::change`]).
@@ -156,7 +164,7 @@ impl Standing {
             number(self.shard.0),
             self.state.number(),
             number(self.reshard.0),
-            self.attempt.0,
+            self.seal(),
             self.void.0,
         );
         connection.prepare_cached(sql).map_err(error)?.execute(values).map_err(error)?;

@@ -159,6 +159,25 @@ fn what_is_simulated_takes_nothing_past_the_machine() {
     }
 }
 
+#[test]
+fn who_follows_a_value_goes_on_in_order() {
+    let mut sources = Vec::new();
+    for place in SIMULATED.iter().chain(&["proto/src", "replica/src"]) {
+        collect(&root().join(place), &mut sources);
+    }
+    for path in sources {
+        let place = path.strip_prefix(root()).unwrap().display().to_string();
+        if place.contains("tests") || place.contains("/fake") || place == "proto/src/watch.rs" {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        for line in text.lines().map(|line| line.split("//").next().unwrap()) {
+            let is_by_lot = line.contains("tokio::sync::") && line.contains("watch");
+            assert!(!is_by_lot, "{place}: tokio wakes those who wait by lot, `proto::watch` doesn't");
+        }
+    }
+}
+
 fn collect(place: &Path, sources: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(place).unwrap_or_else(|e| panic!("{}: {e}", place.display())) {
         let path = entry.unwrap().path();

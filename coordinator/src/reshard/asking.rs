@@ -341,7 +341,7 @@ impl Asker {
 fn told(tries: u32, answer: Built) -> Result<Option<Event>> {
     Ok(match answer {
         Built::Copied => Some(Event::Copied { tries }),
-        Built::DiskFull => Some(Event::DiskFull { tries }),
+        Built::DiskFull(directory) => Some(Event::DiskFull { tries, directory }),
         Built::Lost(what) => Some(Event::Lost { tries, what }),
         Built::Begun(_) | Built::Copying(_) | Built::Founded | Built::Discarded => None,
     })

@@ -86,8 +86,8 @@ pub(crate) enum Event {
     Copied { tries: u32 },
     /// Something is gone of what was to be copied.
     Lost { tries: u32, what: String },
-    /// The builder's disk is full.
-    DiskFull { tries: u32 },
+    /// The builder has no room left in its directory.
+    DiskFull { tries: u32, directory: String },
     /// The group has its leader.
     Founded { group: GroupId, tries: u32 },
     /// The group is on these nodes, where it was to be.
@@ -223,8 +223,9 @@ impl Machine {
             Event::Lost { tries: of, what } if of == tries && builds && phase > ReshardPhase::Placing => {
                 heard.trouble = Some(Step::Anew(what));
             }
-            Event::DiskFull { tries: of } if of == tries && builds && record.paused.is_none() => {
-                let why = format!("the disk of node {}, which builds, is full", record.builder);
+            Event::DiskFull { tries: of, directory } if of == tries && builds && record.paused.is_none() => {
+                let node = record.builder;
+                let why = format!("node {node}, which builds, has no room left on the disk of {directory}");
                 heard.trouble = Some(Step::Pause(PauseCause::Disk, why));
             }
             Event::Founded { group, tries: of } if of == tries => {

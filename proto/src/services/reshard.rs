@@ -193,8 +193,8 @@ pub enum Built {
     Copying(BuildProgress),
     /// All files are complete, and on the disk.
     Copied,
-    /// The node's disk is full. Asked again, it goes on from where it is.
-    DiskFull,
+    /// There is no room left where it builds, which this says. Asked again, it goes on from where it is.
+    DiskFull(String),
     /// An image that there must be is gone: all of them are to be begun anew, as another try. Says what was lost.
     Lost(String),
     /// The group has its leader, on this node.

@@ -98,7 +98,7 @@ impl Convert for Built {
                 })
             }
             Built::Copied => Outcome::Copied(pb::Nothing {}),
-            Built::DiskFull => Outcome::DiskFull(pb::Nothing {}),
+            Built::DiskFull(directory) => Outcome::DiskFull(directory.clone()),
             Built::Lost(what) => Outcome::Lost(what.clone()),
             Built::Founded => Outcome::Founded(pb::Nothing {}),
             Built::Discarded => Outcome::Discarded(pb::Nothing {}),
@@ -119,7 +119,7 @@ impl Convert for Built {
                 })
             }
             Outcome::Copied(pb::Nothing {}) => Built::Copied,
-            Outcome::DiskFull(pb::Nothing {}) => Built::DiskFull,
+            Outcome::DiskFull(directory) => Built::DiskFull(directory),
             Outcome::Lost(what) => Built::Lost(what),
             Outcome::Founded(pb::Nothing {}) => Built::Founded,
             Outcome::Discarded(pb::Nothing {}) => Built::Discarded,

@@ -295,7 +295,7 @@ fn reshards_come_back() {
         Built::Begun(LogIndex(9)),
         Built::Copying(copying),
         Built::Copied,
-        Built::DiskFull,
+        Built::DiskFull("/data/builds/7-1".into()),
         Built::Lost("an image".into()),
         Built::Founded,
         Built::Discarded,

@@ -14,6 +14,7 @@ use crate::peer::Peer;
 use crate::readers::{Reader, Readers};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use proto::services::{LogHold, Progress, ReplicaRole, ReplicaStatus, TableHash};
+use proto::watch;
 use proto::{GroupId, LogIndex, NodeId, Retry, SqlState, Term, WireError};
 use raft::StateRole;
 use raft::eraftpb::ConfState;
@@ -22,7 +23,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 const NOT_LEADING: u64 = u64::MAX;
 const NOT_HELD: u64 = u64::MAX;

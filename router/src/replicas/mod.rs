@@ -323,7 +323,7 @@ impl Chosen {
                     return Verdict::Failed;
                 }
                 (Retry::Later | Retry::Unknown | Retry::Moved, _)
-                | (_, SqlState::IO_ERROR | SqlState::DATA_CORRUPTED) => {
+                | (_, SqlState::IO_ERROR | SqlState::DISK_FULL | SqlState::DATA_CORRUPTED) => {
                     figures.breaker.failed(Failure::Refused, self.pass, now);
                     return Verdict::Failed;
                 }

@@ -177,6 +177,12 @@ impl Copying {
         pages
     }
 
+    /// Has the next step panic that comes to a reference table.
+    #[cfg(test)]
+    pub fn lose_sources(&mut self) {
+        self.sources.clear();
+    }
+
     /// The statements that read rows.
     #[cfg(test)]
     pub fn scans(&self) -> Vec<String> {

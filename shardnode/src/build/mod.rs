@@ -141,7 +141,7 @@ impl ShardNode {
             BuildAction::Discard => builds.discard(request.reshard).await,
         };
         answer.or_else(|error| match error.sqlstate {
-            SqlState::DISK_FULL => Ok(Built::DiskFull),
+            SqlState::DISK_FULL => Ok(Built::DiskFull(builds.path(name).display().to_string())),
             _ => Err(error),
         })
     }
@@ -427,10 +427,9 @@ impl Build {
                     self.pacer.lock().end();
                     self.news.notified().await;
                 }
-                Err(error) => {
-                    tracing::error!(%error, "building shards has failed");
-                    return;
-                }
+                // The process ends.
+                Err(error) if error.is_cancelled() => return,
+                Err(error) => self.fail(WireError::internal(format!("building shards has failed: {error}"))),
             }
         }
     }
@@ -466,16 +465,25 @@ impl Build {
         *self.since.lock() = Some(machine::now());
         let mut copying = self.copying.lock();
         self.step(&mut copying).unwrap_or_else(|error| {
-            if !self.goes.load(Ordering::Relaxed) {
-                tracing::warn!(directory = %self.directory.display(), %error, "building shards is held up");
-            }
-            // What isn't whole is begun anew, or goes on from its last batch.
-            let mut work = self.work.lock();
-            work.images.clear();
-            (*copying, work.copied) = (None, None);
-            work.failure = Some(error);
+            self.give_up(&mut copying, error);
             Next::Nothing
         })
+    }
+
+    /// A slice didn't come to its end.
+    fn fail(&self, error: WireError) {
+        machine::in_place(|| self.give_up(&mut self.copying.lock(), error));
+    }
+
+    /// Leaves it there until somebody has heard why. What isn't whole is begun anew then, or goes on from its last batch.
+    fn give_up(&self, copying: &mut Option<Copying>, error: WireError) {
+        if !self.goes.load(Ordering::Relaxed) {
+            tracing::warn!(directory = %self.directory.display(), %error, "building shards is held up");
+        }
+        let mut work = self.work.lock();
+        work.images.clear();
+        (*copying, work.copied) = (None, None);
+        work.failure = Some(error);
     }
 
     fn step(self: &Arc<Self>, copying: &mut Option<Copying>) -> ServiceResult<Next> {
@@ -545,20 +553,23 @@ impl Build {
         if work.is_copied {
             return Ok(Built::Copied);
         }
-        let gone = |shard: &&ShardId| {
-            !work.images.contains_key(shard) && !plan::image(&self.directory, **shard).exists()
-        };
-        if let Some(shard) = plan.sources.iter().find(gone) {
-            return Ok(Built::Lost(format!("the image of shard {shard}")));
-        }
-        match &work.plan {
-            Some(known) if *known != plan => return Err(WireError::internal("a build has another plan")),
-            _ => work.plan = Some(plan),
-        }
+        // What it failed with may be why an image is gone. Who has it rest can do nothing about either.
         if !work.rests
             && let Some(failure) = work.failure.take()
         {
             return Err(failure);
+        }
+        let gone = |shard: &&ShardId| {
+            !work.images.contains_key(shard) && !plan::image(&self.directory, **shard).exists()
+        };
+        match plan.sources.iter().find(gone) {
+            Some(_) if work.rests => return Ok(Built::Copying(work.progress())),
+            Some(shard) => return Ok(Built::Lost(format!("the image of shard {shard}"))),
+            None => {}
+        }
+        match &work.plan {
+            Some(known) if *known != plan => return Err(WireError::internal("a build has another plan")),
+            _ => work.plan = Some(plan),
         }
         Ok(Built::Copying(work.progress()))
     }

@@ -7,6 +7,7 @@ use crate::fence::{self, Standing, State};
 use crate::layout::tests::{Chance, fill, make, tables};
 use crate::layout::{Layouts, Share};
 use proto::catalog::{Index, IndexColumn, Table};
+use proto::machine::Machine;
 use proto::services::{Built, Progress};
 use proto::topology::Sharding;
 use proto::{ColumnId, IndexId, KeyRange, SchemaVersion, ShardId, SqlState, Value};
@@ -396,6 +397,52 @@ fn who_asks_hears_of_a_full_disk_and_by_asking_has_it_go_on() {
     let (mut fresh, known) = (Work::default(), build.copy(&mut Work::default(), other.clone()));
     assert!(known.is_ok() && build.copy(&mut fresh, plan.clone()).is_ok());
     assert!(build.copy(&mut fresh, other).unwrap_err().to_string().contains("another plan"));
+}
+
+/// A full disk under an image, too: it is gone then, and whoever hears only that begins it again on the same disk.
+#[test]
+fn a_full_disk_is_told_before_what_is_gone_because_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let plan = plan(directory.path(), &[2], &cut(&[&[0x50]]));
+    let build = Build::new(directory.path().to_owned());
+    let ask = || build.copy(&mut build.work.lock(), plan.clone());
+    let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+    build.fail(super::io(&image(directory.path(), ShardId(2)), full));
+    // Who has it rest until there is room isn't told that there is something to begin anew.
+    build.work.lock().rests = true;
+    assert!(matches!(ask().unwrap(), Built::Copying(_)));
+    build.work.lock().rests = false;
+    assert_eq!(ask().unwrap_err().sqlstate, SqlState::DISK_FULL);
+    build.work.lock().rests = true;
+    assert!(matches!(ask().unwrap(), Built::Copying(_)));
+    build.work.lock().rests = false;
+    assert_eq!(ask().unwrap(), Built::Lost("the image of shard 2".into()));
+}
+
+#[tokio::test]
+async fn who_asks_hears_of_a_panic_and_by_asking_has_it_go_on() {
+    let directory = tempfile::tempdir().unwrap();
+    images(directory.path(), Sharding::Hash, &[(2, KeyRange::full())]);
+    let plan = plan(directory.path(), &[2], &cut(&[&[0x50]]));
+    let build = Arc::new(Build::new(directory.path().to_owned()));
+    let mut broken = open(&plan);
+    broken.lose_sources();
+    *build.copying.lock() = Some(broken);
+    let at_work = tokio::spawn(Arc::clone(&build).go_on(Machine::default()));
+    let told = async || loop {
+        let told = build.copy(&mut build.work.lock(), plan.clone());
+        build.news.notify_one();
+        match told {
+            Ok(Built::Copying(_)) => tokio::task::yield_now().await,
+            told => return told,
+        }
+    };
+    let error = told().await.unwrap_err();
+    assert_eq!(error.sqlstate, SqlState::INTERNAL_ERROR);
+    assert!(error.message.contains("panicked with message"), "{error}");
+    assert_eq!(told().await.unwrap(), Built::Copied);
+    check(&plan);
+    at_work.abort();
 }
 
 /// An index is made in one go, which pauses, and can be given up. It is made anew then.

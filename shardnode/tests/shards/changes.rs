@@ -370,14 +370,40 @@ async fn where_nothing_happens_it_is_said_how_far_it_is() {
     assert_eq!(unknown.err().unwrap().retry, Retry::Later);
 }
 
+/// A follower that its leader can't reach has nothing to tell, and can't say how much it lacks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_cut_off_from_its_leader_says_no_more() {
+    let (nodes, network) = three(|_| {}).await;
+    let beat = Duration::from_millis(50);
+    let request = |node| ChangesRequest { shard: SHARD, after: applied(node), beat, layouts: false };
+    let mut cut_off = nodes[1].shards.changes(request(&nodes[1])).await.unwrap();
+    let mut other = nodes[2].shards.changes(request(&nodes[2])).await.unwrap();
+    next(&mut cut_off).await;
+    network.detach(NodeId(2));
+    let ends = async {
+        loop {
+            match cut_off.next().await.expect("it says why it ends") {
+                Ok(part) => assert_eq!(part.changes, []),
+                Err(error) => return error,
+            }
+            // Those that hear of their leader go on, though nothing comes.
+            next(&mut other).await;
+        }
+    };
+    let error = tokio::time::timeout(PATIENCE, ends).await.expect("it ends");
+    assert_eq!((error.sqlstate, error.retry), (SqlState::CANNOT_CONNECT_NOW, Retry::Later));
+    assert!(cut_off.next().await.is_none());
+    next(&mut other).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_seal_is_told_of_as_long_as_it_holds() {
     let node = Node::start().await;
     let begin = applied(&node);
     let mut parts = read(&node, begin).await;
     let seal = |attempt| match attempt {
-        1 => "UPDATE shoal_shard SET state = 1, reshard = 7, attempt = 1",
-        _ => "UPDATE shoal_shard SET state = 1, reshard = 7, attempt = 2",
+        1 => "UPDATE shoal_shard SET state = 1, reshard = 7, attempt = (7 << 32) | 1",
+        _ => "UPDATE shoal_shard SET state = 1, reshard = 7, attempt = (7 << 32) | 2",
     };
     let estate = |attempt| Some(Estate { reshard: ReshardId(7), attempt: Attempt(attempt) });
     let serving = |(all, _): (Vec<Change>, Vec<Changes>)| -> Vec<Serving> {

@@ -585,7 +585,7 @@ async fn what_is_kept_is_read_on_under_the_name_of_then() {
     assert_eq!(node.shards.execute(anew).await.unwrap().affected, 1);
 }
 
-/// Each entry says of which attempt it is, though no two of them change the same of the row.
+/// Each entry says of which reshard and attempt it is, though no two of them change the same of the row.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_log_tells_of_seals() {
     let node = start().await;
@@ -607,6 +607,6 @@ async fn the_log_tells_of_seals() {
     let served: Vec<_> = served.collect();
     let estate = Estate { reshard: ReshardId(8), attempt: Attempt(3) };
     let undone = [Serving::Sealed(None), Serving::Open];
-    assert_eq!(served[..4], [undone.clone(), undone].concat());
-    assert_eq!(served.last(), Some(&Serving::Sealed(Some(estate))));
+    assert_eq!(served[..6], [undone.clone(), undone.clone(), undone].concat());
+    assert_eq!(served[6..], [Serving::Sealed(Some(estate))]);
 }

@@ -172,7 +172,7 @@ fn may_arrive(world: &World, ask: &Ask) -> bool {
 fn rare(runner: &Runner, chance: &mut Chance) -> Event {
     let record = &runner.world.record;
     match chance.below(6) {
-        0 => Event::DiskFull { tries: record.tries },
+        0 => Event::DiskFull { tries: record.tries, directory: "/data/builds".to_owned() },
         1 => Event::BuilderLost { node: record.builder, another: Some(NodeId(record.builder.0 + 1)) },
         2 => Event::GroupLost { group: record.targets()[0].group },
         3 => Event::Overrun { group: record.sources()[0].group },

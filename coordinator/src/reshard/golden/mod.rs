@@ -317,7 +317,7 @@ impl Runner {
         let record = &self.world.record;
         let (tries, attempt, node) = (record.tries, record.attempt, record.builder);
         Ok(match name {
-            "disk-full" => Event::DiskFull { tries },
+            "disk-full" => Event::DiskFull { tries, directory: "/data/builds".to_owned() },
             "lost" => Event::Lost { tries, what: "an image is gone".to_owned() },
             "builder-lost" => Event::BuilderLost { node, another: Some(NodeId(node.0 + 1)) },
             "no-builder" => Event::BuilderLost { node, another: None },
