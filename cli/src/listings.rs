@@ -10,9 +10,7 @@ use crate::failure::Failure;
 use crate::tables::ago;
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::{HumanBytes, HumanCount};
-use proto::KeyspaceNumber;
-use proto::catalog::{Catalog, Placement};
-use proto::services::{ClusterStatus, Counted, ReplicaStatus, ShardTally};
+use proto::services::{ClusterStatus, ReplicaStatus, ShardTally};
 use proto::topology::{Node, Shard, Topology};
 use serde::Serialize;
 use std::io::Write;
@@ -110,22 +108,11 @@ fn shard_line(
         leader: status.state.leaders.get(shard.group).map(|node| node.0),
         replicas: shard.replicas.iter().map(|node| node.0).collect(),
         bytes: replicas(status, shard).map(|replica| replica.bytes).max(),
-        rows: counted
-            .filter(|counted| is_counted(&status.state.catalog, shard.keyspace, counted))
-            .map(|counted| counted.rows_of(shard.keyspace, &status.state.catalog)),
+        rows: counted.and_then(|counted| counted.rows_of(shard.keyspace, &status.state.catalog)),
         rows_age_ms: counted.map(|counted| u64::try_from(counted.age.as_millis()).unwrap_or(u64::MAX)),
         writes_per_second: load.map(|load| tenths(load.writes_per_second)),
         reads_per_second: load.map(|load| tenths(load.reads_per_second)),
     }
-}
-
-/// Whether all of a keyspace's own tables are counted.
-fn is_counted(catalog: &Catalog, keyspace: KeyspaceNumber, counted: &Counted) -> bool {
-    let mut own = catalog.tables().filter(|table| match table.placement {
-        Placement::Sharded { keyspace: of, .. } | Placement::Single { keyspace: of } => of == keyspace,
-        Placement::Reference => false,
-    });
-    own.all(|table| counted.tables.iter().any(|tally| tally.table == table.id))
 }
 
 fn node_line(status: &ClusterStatus, node: &Node) -> NodeLine {
@@ -235,6 +222,8 @@ fn whole(rate: f64) -> String {
 pub(crate) mod tests {
     use super::*;
     use crate::tables::tests::{definition, tally};
+    use proto::KeyspaceNumber;
+    use proto::catalog::{Catalog, Placement};
     use proto::services::{ClusterState, GroupLoad};
     use proto::topology::{Keyspace, Leaders, Roles, Sharding};
     use proto::{GroupId, Incarnation, KeyRange, LogIndex, NodeId, SchemaVersion, ShardId, Term};

@@ -48,15 +48,14 @@ impl Counted {
         tables.max_by_key(|tally| (tally.bytes, tally.table))
     }
 
-    /// How many rows a keyspace's own tables have.
-    pub fn rows_of(&self, keyspace: KeyspaceNumber, catalog: &Catalog) -> u64 {
-        let is_own = |id: TableId| match catalog.table(id).map(|table| &table.placement) {
-            Some(Placement::Sharded { keyspace: of, .. } | Placement::Single { keyspace: of }) => {
-                *of == keyspace
-            }
-            Some(Placement::Reference) | None => false,
-        };
-        self.tables.iter().filter(|tally| is_own(tally.table)).map(|tally| tally.rows).sum()
+    /// How many rows a keyspace's own tables have, if all of them were counted.
+    pub fn rows_of(&self, keyspace: KeyspaceNumber, catalog: &Catalog) -> Option<u64> {
+        let own = catalog.tables().filter(|table| match table.placement {
+            Placement::Sharded { keyspace: of, .. } | Placement::Single { keyspace: of } => of == keyspace,
+            Placement::Reference => false,
+        });
+        let rows = |id| self.tables.iter().find(|tally| tally.table == id).map(|tally| tally.rows);
+        own.map(|table| rows(table.id)).sum()
     }
 }
 

@@ -40,7 +40,7 @@ fn fact(status: &ClusterStatus, tallies: &[ShardTally], shard: &Shard) -> ShardF
         shard: shard.id,
         leader: status.state.leaders.get(shard.group),
         bytes: of_shard.map(|replica| replica.bytes).max(),
-        rows: counted.map(|counted| counted.rows_of(shard.keyspace, &status.state.catalog)),
+        rows: counted.and_then(|counted| counted.rows_of(shard.keyspace, &status.state.catalog)),
         rows_age_ms: counted.map(|counted| u64::try_from(counted.age.as_millis()).unwrap_or(u64::MAX)),
         writes_per_second: load.map(|load| load.writes_per_second),
         reads_per_second: load.map(|load| load.reads_per_second),
