@@ -55,12 +55,19 @@ pub(crate) fn register(
     keyspace::bootstrap(store, config)
 }
 
-/// Gives a node its id.
+/// Gives a node its id. Founders have theirs, and must have registered: until then nobody's number is known to be free.
 pub(crate) fn join(store: Store<'_>, join: &NodeJoin) -> Result<Joined> {
     let id = match store.answer(join.request)? {
         Some(Ok(id)) => NodeId(id),
         Some(Err(error)) => return Err(error),
         None => {
+            let nodes = store.nodes()?;
+            if let Some(founder) = store.coordinators()?.iter().find(|id| !nodes.contains_key(id)) {
+                let message =
+                    format!("node {founder}, which the cluster is founded with, hasn't registered yet");
+                return Err(WireError::new(SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE, message)
+                    .with_retry(Retry::Later));
+            }
             let id = NodeId(store.take(Counter::Node)?);
             if id.0 > MOST {
                 let message = format!("the cluster has given out all of its {MOST} node ids");
@@ -170,6 +177,7 @@ impl Store<'_> {
 mod tests {
     use super::*;
     use proto::topology::Roles;
+    use proto::{RequestId, RouterIncarnation};
     use rusqlite::Connection;
 
     #[test]
@@ -193,5 +201,26 @@ mod tests {
         assert_eq!((store.nodes().unwrap()[&NodeId(1)].draining, store.epoch().unwrap()), (true, before));
         register(store, &node("b:1", false), None, &config).unwrap();
         assert_eq!(store.nodes().unwrap()[&NodeId(1)], node("b:1", true));
+    }
+
+    #[test]
+    fn who_joins_gets_no_founders_number() {
+        let voters: Vec<_> = (1..=3).map(NodeId).collect();
+        let config = Config { expected_nodes: 9, ..Config::new(NodeId(1), voters.clone()) };
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(&crate::store::init(&config).join(";")).unwrap();
+        let store = Store(&connection);
+        let (roles, zone) = (Roles::ALL, String::new());
+        let request = RequestId { router: RouterIncarnation(7), sequence: 1 };
+        let wish = NodeJoin { request, address: "d:1".into(), roles, zone: zone.clone() };
+        for id in voters {
+            let early = join(store, &wish).unwrap_err();
+            assert_eq!((early.retry, early.message.contains("hasn't registered yet")), (Retry::Later, true));
+            let founder = Node { id, address: format!("a:{id}"), roles, zone: zone.clone(), draining: false };
+            register(store, &founder, None, &config).unwrap();
+        }
+        let joined = join(store, &wish).unwrap();
+        assert_eq!((joined.node, joined.coordinators.len()), (NodeId(4), 3));
+        assert_eq!(join(store, &wish).unwrap(), joined, "it asks again");
     }
 }
