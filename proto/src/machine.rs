@@ -34,12 +34,6 @@ pub fn in_place<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
-/// Has the thread sleep that work is run on which may wait ([`Machine::blocking`]). Never in a simulation: its one thread would be
-/// kept, and its time would stand still.
-pub fn sleep(time: Duration) {
-    thread::sleep(time);
-}
-
 /// Gives this thread about a tenth of the weight that others have.
 fn give_way() {
     // Elsewhere it would be the whole process. It may fail: it's only polite.

@@ -14,7 +14,7 @@ use crate::node::ShardNode;
 use copy::{Copying, Pause};
 pub(crate) use copy::{borrowed, bytes_of, compare_all, stored};
 use pace::{Pacer, Slice};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 pub(crate) use plan::Table;
 use plan::{Plan, Target};
 use proto::machine::{self, Machine};
@@ -29,7 +29,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -39,10 +38,8 @@ use tokio::task::AbortHandle;
 const LONGEST: Duration = Duration::from_secs(60);
 /// How long a node is waited for that is asked what its leaders commit.
 const PATIENCE: Duration = Duration::from_millis(300);
-/// An index's making pauses after so long,
+/// An index's making pauses after so long.
 const SPELL: Duration = Duration::from_millis(2);
-/// and looks so often whether it is given up.
-const LOOK: Duration = Duration::from_millis(50);
 
 /// What names a build: the reshard, and which try it is.
 pub(crate) type Name = (ReshardId, u32);
@@ -85,8 +82,9 @@ struct Build {
     pacer: Mutex<Pacer>,
     /// Since when it has worked without a rest; nothing before it does.
     since: Mutex<Option<Instant>>,
-    /// It is to be deleted.
-    goes: AtomicBool,
+    /// It is to be deleted. Who pauses is told.
+    goes: Mutex<bool>,
+    gone: Condvar,
     /// The pacer has begun to count.
     paced: Notify,
     /// The groups of the old shards, as far as they were heard of.
@@ -335,7 +333,7 @@ impl Builds {
             task.abort();
         }
         if let Some(build) = build {
-            build.goes.store(true, Ordering::Relaxed);
+            build.go();
             let mut copying = build.copying.lock();
             *build.work.lock() = Work { ended: true, ..Work::default() };
             *copying = None;
@@ -357,7 +355,7 @@ impl Drop for Builds {
                 task.abort();
             }
             if let Some(build) = &known.build {
-                build.goes.store(true, Ordering::Relaxed);
+                build.go();
             }
         }
     }
@@ -384,8 +382,14 @@ impl Ears {
 impl Build {
     fn new(directory: PathBuf) -> Self {
         let (copying, work, news, pacer, since) = Default::default();
-        let (goes, paced, groups) = Default::default();
-        Self { directory, copying, work, news, pacer, since, goes, paced, groups }
+        let (goes, gone, paced, groups) = Default::default();
+        Self { directory, copying, work, news, pacer, since, goes, gone, paced, groups }
+    }
+
+    /// It is to be deleted: what is under way ends soon.
+    fn go(&self) {
+        *self.goes.lock() = true;
+        self.gone.notify_all();
     }
 
     /// Hears what writers wait for, whenever there is something to do.
@@ -445,19 +449,17 @@ impl Build {
     /// Has the thread rest that makes an index, if it is time to. Whether the build is to be deleted.
     fn pause(&self) -> bool {
         let slice = self.spell(machine::now(), 0, 0);
-        while slice.ended.saturating_duration_since(slice.begun) >= SPELL
-            && !self.goes.load(Ordering::Relaxed)
-        {
+        let mut goes = self.goes.lock();
+        while !*goes && slice.ended.saturating_duration_since(slice.begun) >= SPELL {
             let (until, now) = (self.pacer.lock().until(slice), machine::now());
             if now >= until {
                 *self.since.lock() = Some(now);
                 break;
             }
-            // SQLite calls this in the midst of a statement, on a thread that may wait: nothing can be awaited here. No longer than a
-            // look, so that a build which is to be deleted ends.
-            machine::sleep((until - now).min(LOOK));
+            // SQLite calls this in the midst of a statement, on a thread that may wait: nothing can be awaited here.
+            self.gone.wait_until(&mut goes, until);
         }
-        self.goes.load(Ordering::Relaxed)
+        *goes
     }
 
     /// Goes on for a moment. Says what is to follow.
@@ -477,7 +479,7 @@ impl Build {
 
     /// Leaves it there until somebody has heard why. What isn't whole is begun anew then, or goes on from its last batch.
     fn give_up(&self, copying: &mut Option<Copying>, error: WireError) {
-        if !self.goes.load(Ordering::Relaxed) {
+        if !*self.goes.lock() {
             tracing::warn!(directory = %self.directory.display(), %error, "building shards is held up");
         }
         let mut work = self.work.lock();

@@ -22,7 +22,9 @@ use proto::services::{
     BoxStream, Consistency, FlowObstacle, Left, NamedAnswer, Peers, ReplayRun, ServiceResult,
 };
 use proto::topology::{Flow, Reshard};
-use proto::{Attempt, LogIndex, Retry, RouterIncarnation, ShardId, SqlState, Term, TransactionId, WireError};
+use proto::{
+    Attempt, LogIndex, ReshardId, Retry, RouterIncarnation, ShardId, SqlState, Term, TransactionId, WireError,
+};
 use replica::{Overlay, Piece, Pieces, Rehearsal, Replay, Replica, SchemaEntry, Stage, Staging, Write};
 use rusqlite::{Connection, OptionalExtension};
 use std::future::poll_fn;
@@ -159,7 +161,9 @@ impl Target {
                 }
                 self.stand(order);
                 let now = machine::now();
-                let rest = ease.after(now, now - begun, self.lacks(now));
+                // Nobody rests while routers keep clients waiting for a switch.
+                let lacks = if self.gate().is_none() { self.lacks(now) } else { 0 };
+                let rest = ease.after(now, now - begun, lacks);
                 if !rest.is_zero() {
                     tokio::time::sleep(rest).await;
                 }
@@ -216,6 +220,13 @@ impl Target {
             Heard::Again => source.queue.forget_begun(),
             Heard::Forgotten => progress.stop(FlowObstacle::Forgotten),
         }
+    }
+
+    /// The attempt for which routers wait, if any.
+    fn gate(&self) -> Option<(ReshardId, Attempt)> {
+        let topology = self.node.topology();
+        let flows = |reshard: &&Reshard| reshard.flows.iter().any(|flow| flow.target == self.target);
+        topology.reshards.iter().find(flows).and_then(|of| Some((of.id, of.gate?)))
     }
 
     /// How many bytes are still to come, of the source that lacks most of them.
@@ -290,10 +301,7 @@ impl Target {
             let Some(seal) = source.queue.seal() else { return Ok(false) };
             seals.push(seal);
         }
-        let topology = self.node.topology();
-        let target = self.target;
-        let flows = |reshard: &&Reshard| reshard.flows.iter().any(|flow| flow.target == target);
-        let gate = topology.reshards.iter().find(flows).and_then(|of| Some((of.id, of.gate?)));
+        let (target, gate) = (self.target, self.gate());
         if seals.iter().any(|seal| Some((seal.by.reshard, seal.by.attempt)) != gate) {
             return Ok(false);
         }
