@@ -20,9 +20,16 @@ use std::time::Instant;
 #[derive(Clone, Debug, Default)]
 pub struct Overlay(Arc<Mutex<Contents>>);
 
-/// Which overlay it is, for as long as it is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct OverlayId(usize);
+/// Which overlay it is. As long as this is there nothing else can come in its place.
+#[derive(Debug)]
+pub(crate) struct OverlayId(Weak<Mutex<Contents>>);
+
+impl OverlayId {
+    /// Whether it is this one.
+    pub fn is(&self, overlay: &Overlay) -> bool {
+        std::ptr::eq(self.0.as_ptr(), Arc::as_ptr(&overlay.0))
+    }
+}
 
 #[derive(Debug, Default)]
 struct Contents {
@@ -86,7 +93,7 @@ impl Overlay {
 
     /// Which one it is.
     pub(crate) fn id(&self) -> OverlayId {
-        OverlayId(Arc::as_ptr(&self.0).addr())
+        OverlayId(Arc::downgrade(&self.0))
     }
 
     /// What it has changed, step by step, as far as it is in memory.
@@ -230,22 +237,21 @@ pub(crate) fn altered(why: &str) -> WireError {
         .with_hint("Run the transaction again.")
 }
 
-/// An overlay as it was applied, in whose place nothing else can have come.
+/// An overlay as it was applied.
 pub(crate) struct Applied {
-    overlay: Weak<Mutex<Contents>>,
+    overlay: OverlayId,
     pub version: u64,
 }
 
 impl Applied {
     /// This version of it.
     pub fn new(overlay: &Overlay, version: u64) -> Self {
-        Self { overlay: Arc::downgrade(&overlay.0), version }
+        Self { overlay: overlay.id(), version }
     }
 
     /// Whether it is this overlay, and as it is now.
     pub fn is(&self, overlay: &Overlay) -> bool {
-        std::ptr::eq(self.overlay.as_ptr(), Arc::as_ptr(&overlay.0))
-            && self.version == overlay.0.lock().version
+        self.overlay.is(overlay) && self.version == overlay.0.lock().version
     }
 }
 

@@ -30,13 +30,12 @@ impl Company {
         if overlay.is_empty() {
             return;
         }
-        let id = overlay.id();
-        if let Some((_, last)) = self.siblings.iter_mut().find(|(sibling, _)| *sibling == id) {
+        if let Some((_, last)) = self.siblings.iter_mut().find(|(sibling, _)| sibling.is(overlay)) {
             *last = now;
         } else if self.siblings.len() < SIBLINGS {
-            self.siblings.push((id, now));
+            self.siblings.push((overlay.id(), now));
         } else if let Some(oldest) = self.siblings.iter_mut().min_by_key(|(_, last)| *last) {
-            *oldest = (id, now);
+            *oldest = (overlay.id(), now);
         }
     }
 
@@ -102,6 +101,16 @@ mod tests {
         now += IDLE;
         overlays[1..].iter().for_each(|overlay| company.step(overlay, now));
         assert!(!company.is_awaited(1, now), "one is idle");
+    }
+
+    #[test]
+    fn who_is_gone_isnt_taken_for_who_comes_in_its_place() {
+        let (mut company, now) = (Company::default(), Duration::from_secs(1));
+        for _ in 0..SIBLINGS {
+            // Memory that it leaves is the next one's.
+            company.step(&overlays(1)[0], now);
+        }
+        assert!(company.is_awaited(1, now));
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Reshards that go on while whoever has a part in them is killed: in each phase the coordinator's leader, an old shard's, a new
-//! shard's, and the command.
+//! shard's, and the command. Every third of them is cancelled on its way.
 
 use super::Failure;
 use super::steps::{Work, lines, told};
+use proto::services::ReshardPhase;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};
 use std::process::Child;
 use std::time::{Duration, Instant};
@@ -31,26 +32,58 @@ enum Victim {
 
 const VICTIMS: [Victim; 4] = [Victim::Coordinator, Victim::Old, Victim::New, Victim::Command];
 
+/// Where reshards are cancelled, in turn. In the midst of a switch that has to be undone.
+const CANCELLED_IN: [ReshardPhase; 6] = [
+    ReshardPhase::Switching,
+    ReshardPhase::Copying,
+    ReshardPhase::CatchingUp,
+    ReshardPhase::Ready,
+    ReshardPhase::Spreading,
+    ReshardPhase::Imaging,
+];
+
 /// Who was killed when, and who is next.
 pub struct Kills {
     every: Duration,
     next: Instant,
     away: Option<(usize, Instant)>,
-    count: BTreeMap<(String, Victim), u32>,
-    cancelled: u32,
+    count: BTreeMap<(ReshardPhase, Victim), u32>,
+    /// The phases that a reshard was seen in.
+    seen: BTreeSet<ReshardPhase>,
+    begun: usize,
+    cancelled: usize,
+    late: u32,
 }
 
 impl Kills {
     pub fn every(every: Duration) -> Kills {
-        Kills { every, next: Instant::now() + every, away: None, count: BTreeMap::new(), cancelled: 0 }
+        let (away, count, seen, begun, cancelled, late) = Default::default();
+        Kills { every, next: Instant::now() + every, away, count, seen, begun, cancelled, late }
     }
 
     /// Says how often each was killed in each phase.
     pub fn tell(&self) {
         for ((phase, victim), times) in &self.count {
-            println!("  killed in {phase}: {victim:?}, {times} times");
+            println!("  killed in {}: {victim:?}, {times} times", phase.name());
         }
-        println!("{} kills, {} reshards cancelled", self.count.values().sum::<u32>(), self.cancelled);
+        let missed = self.seen.iter().filter(|phase| self.killed_in(**phase) == 0).map(|phase| phase.name());
+        println!("  nobody killed in: {}", missed.collect::<Vec<_>>().join(", "));
+        let kills: u32 = self.count.values().sum();
+        println!("{kills} kills, {} reshards cancelled, {} as they took too long", self.cancelled, self.late);
+    }
+
+    /// How often somebody was killed in this phase.
+    fn killed_in(&self, phase: ReshardPhase) -> u32 {
+        self.count
+            .range((phase, Victim::Coordinator)..=(phase, Victim::Command))
+            .map(|(_, times)| times)
+            .sum()
+    }
+
+    /// Where the reshard that begins now is to be cancelled, if anywhere.
+    fn cancel_next(&mut self) -> Option<ReshardPhase> {
+        self.begun += 1;
+        self.begun.is_multiple_of(3).then(|| CANCELLED_IN[self.cancelled % CANCELLED_IN.len()])
     }
 
     /// Starts the node again that is away, if it is time or if it must be.
@@ -66,13 +99,18 @@ impl Kills {
         usize::from(self.away.is_some_and(|(node, _)| node == 0))
     }
 
-    /// Whoever was killed least often in this phase, and then in all, if a kill is due.
-    fn due(&self, phase: &str, has: impl Fn(Victim) -> bool) -> Option<Victim> {
-        if self.away.is_some() || Instant::now() < self.next {
-            return None;
-        }
+    /// Whether somebody is to be killed in this phase. As long as a later one has had fewer kills, nobody is to be away when it comes.
+    fn is_due(&self, phase: ReshardPhase) -> bool {
+        let here = self.killed_in(phase);
+        self.away.is_none()
+            && Instant::now() >= self.next
+            && self.seen.range(phase..).all(|later| self.killed_in(*later) >= here)
+    }
+
+    /// Whoever was killed least often in this phase, and then in all.
+    fn due(&self, phase: ReshardPhase, has: impl Fn(Victim) -> bool) -> Option<Victim> {
         let count = |victim: &Victim| {
-            let here = self.count.get(&(phase.to_owned(), *victim)).copied().unwrap_or(0);
+            let here = self.count.get(&(phase, *victim)).copied().unwrap_or(0);
             let all = self.count.iter().filter(|((_, other), _)| other == victim);
             (here, all.map(|(_, times)| times).sum::<u32>())
         };
@@ -84,7 +122,8 @@ impl Work<'_> {
     /// Begins a reshard and has it come through these switches, and to its end, while somebody is killed.
     pub fn drive(&mut self, what: &str, wish: &[&str], commands: &[&str]) -> Result<(), Failure> {
         let (id, command) = self.begin(wish)?;
-        let mut course = Course { work: self, id, command: Some(command), told: Instant::now() };
+        let cancel_in = self.kills.as_mut().and_then(Kills::cancel_next);
+        let mut course = Course { work: self, id, command: Some(command), told: Instant::now(), cancel_in };
         for command in commands {
             let goal = if *command == "reverse" { "ready" } else { "switched" };
             if !course.come_to(command, goal)? {
@@ -137,45 +176,65 @@ struct Course<'a, 'b> {
     id: u64,
     command: Option<Child>,
     told: Instant,
+    /// Where it is to be cancelled.
+    cancel_in: Option<ReshardPhase>,
 }
 
 impl Course<'_, '_> {
-    /// Goes on until the reshard is in this phase, and gives this command whenever it waits for one. A reshard that takes too
-    /// long is cancelled: then there is no more to come.
+    /// Goes on until the reshard is in this phase, and gives this command whenever it waits for one. A reshard that is cancelled,
+    /// as it is its turn or takes too long, has no more to come.
     fn come_to(&mut self, command: &str, goal: &str) -> Result<bool, Failure> {
-        let (begun, mut seen) = (Instant::now(), String::new());
+        let (begun, mut seen, mut cancelled) = (Instant::now(), None, false);
         loop {
             wait::pause(LOOK);
             self.revive(false);
-            let Some((line, status)) = self.look() else { continue };
-            let phase = line["phase"].as_str().unwrap_or_default();
-            if phase != seen {
-                self.work.say(&format!("  reshard {} is {phase}: {}", self.id, line["message"]));
-                phase.clone_into(&mut seen);
+            let Some((phase, line)) = self.look() else { continue };
+            if seen != Some(phase) {
+                self.work.say(&format!("  reshard {} is {}: {}", self.id, phase.name(), line["message"]));
+                seen = Some(phase);
+                if let Some(kills) = &mut self.work.kills {
+                    kills.seen.insert(phase);
+                }
             }
-            if phase == goal {
+            // It was told when the switch was decided already.
+            cancelled &= phase != ReshardPhase::Switched;
+            if phase.name() == goal && !cancelled {
                 self.forget_command();
                 return if line["failed"].is_null() { Ok(true) } else { Err(line.to_string().into()) };
             }
-            if phase == "ended" {
-                return Err(format!("reshard {} has ended: {line}", self.id).into());
+            if phase == ReshardPhase::Ended {
+                self.forget_command();
+                return if cancelled { Ok(false) } else { Err(format!("it has ended: {line}").into()) };
             }
             if begun.elapsed() > LONG {
                 println!("reshard {} isn't {goal} after {LONG:?}: {line}", self.id);
                 return self.cancel().map(|()| false);
             }
-            self.kill(phase, &line, &status)?;
-            self.tell(command, phase, &line);
+            if self.cancel_in == Some(phase) {
+                self.cancel_in = None;
+                self.forget_command();
+                self.give("cancel");
+                self.work.say(&format!("  reshard {} is told to cancel, in {}", self.id, phase.name()));
+                cancelled = true;
+                if let Some(kills) = &mut self.work.kills {
+                    kills.cancelled += 1;
+                }
+            }
+            if self.kills().is_due(phase) {
+                self.kill(phase, &line)?;
+            }
+            self.tell(if cancelled { "cancel" } else { command }, phase, &line);
         }
     }
 
-    /// What is known of the reshard, and of the cluster. Nothing, if nobody could be asked.
-    fn look(&self) -> Option<(Value, Value)> {
+    /// What is known of the reshard. Nothing, if nobody could be asked.
+    fn look(&self) -> Option<(ReshardPhase, Value)> {
         let nodes = &self.work.stage.nodes;
-        let alive = self.kills().alive();
-        let status = nodes.status(alive)?;
-        let output = nodes.shoal(alive, &["reshard", "status", &self.id.to_string(), "--json"]);
-        Some((lines(&output).pop()?, status))
+        let output =
+            nodes.shoal(self.kills().alive(), &["reshard", "status", &self.id.to_string(), "--json"]);
+        let line = lines(&output).pop()?;
+        let phase = ReshardPhase::ALL.into_iter().find(|phase| line["phase"] == phase.name())?;
+        Some((phase, line))
     }
 
     fn kills(&self) -> &Kills {
@@ -188,11 +247,12 @@ impl Course<'_, '_> {
         }
     }
 
-    /// Kills whose turn it is, if it is time.
-    fn kill(&mut self, phase: &str, line: &Value, status: &Value) -> Result<(), Failure> {
+    /// Kills whose turn it is.
+    fn kill(&mut self, phase: ReshardPhase, line: &Value) -> Result<(), Failure> {
         let nodes = &self.work.stage.nodes;
+        let Some(status) = nodes.status(self.kills().alive()) else { return Ok(()) };
         let leader = |shard: &Value| {
-            let group = groups(status).find(|group| group["shard"] == *shard && shard.is_string())?;
+            let group = groups(&status).find(|group| group["shard"] == *shard && shard.is_string())?;
             nodes.numbered(group["leader"].as_u64()?)
         };
         let node = |victim| match victim {
@@ -210,17 +270,18 @@ impl Course<'_, '_> {
         match node {
             Some(node) => {
                 self.work.stage.nodes.kill(node);
-                self.work.say(&format!("  node {node} is killed, which leads {victim:?}, in {phase}"));
+                self.work
+                    .say(&format!("  node {node} is killed, which leads {victim:?}, in {}", phase.name()));
             }
             None => {
                 let Some(mut command) = self.command.take() else { return Ok(()) };
                 command.kill()?;
                 command.wait()?;
-                self.work.say(&format!("  the command is killed, in {phase}"));
+                self.work.say(&format!("  the command is killed, in {}", phase.name()));
             }
         }
         if let Some(kills) = &mut self.work.kills {
-            *kills.count.entry((phase.to_owned(), victim)).or_default() += 1;
+            *kills.count.entry((phase, victim)).or_default() += 1;
             kills.away = node.map(|node| (node, Instant::now()));
             kills.next = Instant::now() + kills.every;
         }
@@ -228,23 +289,25 @@ impl Course<'_, '_> {
     }
 
     /// Gives a command if the reshard rests and none follows it.
-    fn tell(&mut self, command: &str, phase: &str, line: &Value) {
+    fn tell(&mut self, command: &str, phase: ReshardPhase, line: &Value) {
         if let Some(Ok(Some(_))) = self.command.as_mut().map(Child::try_wait) {
             self.command = None;
         }
         if self.command.is_some() || self.told.elapsed() < AGAIN {
             return;
         }
-        let command = match phase {
-            _ if line["paused"].is_string() => "resume",
-            "ready" | "switched" => command,
-            _ => return,
-        };
-        let mut child = self
-            .work
-            .stage
-            .nodes
-            .begin_shoal(self.kills().alive(), &["reshard", command, &self.id.to_string(), "--json"]);
+        match phase {
+            _ if command == "cancel" => self.give(command),
+            _ if line["paused"].is_string() => self.give("resume"),
+            ReshardPhase::Ready | ReshardPhase::Switched => self.give(command),
+            _ => {}
+        }
+    }
+
+    /// Gives a command, and has it follow the reshard.
+    fn give(&mut self, command: &str) {
+        let arguments = ["reshard", command, &self.id.to_string(), "--json"];
+        let mut child = self.work.stage.nodes.begin_shoal(self.kills().alive(), &arguments);
         drain(&mut child);
         (self.command, self.told) = (Some(child), Instant::now());
     }
@@ -259,7 +322,7 @@ impl Course<'_, '_> {
             return Err(format!("reshard {id} neither ends nor can be cancelled: {}", told(&output)).into());
         }
         if let Some(kills) = &mut self.work.kills {
-            kills.cancelled += 1;
+            kills.late += 1;
         }
         Ok(())
     }
