@@ -6,13 +6,13 @@
 use crate::config::Config;
 use futures_core::Stream;
 use proto::services::{BoxStream, ClusterState, Peers, ReplicaService, ServiceResult, ShardService};
-use proto::watch;
 use proto::{GroupId, NodeId, Retry, ShardId, SqlState, WireError};
 use std::collections::{BTreeSet, VecDeque};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// The pause after all replicas have refused; it doubles up to the second.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);

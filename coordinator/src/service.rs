@@ -27,7 +27,6 @@ use proto::services::{
     Verdict,
 };
 use proto::topology::{AutoSplit, Node};
-use proto::watch;
 use proto::wire::Wire;
 use proto::{
     GroupId, KeyspaceNumber, NodeId, RequestId, ReshardId, Retry, RouterIncarnation, SchemaVersion,
@@ -39,6 +38,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 
 /// How soon a request is tried again that others were in the way of.
@@ -279,7 +279,7 @@ async fn lead(core: Arc<Core>) {
 }
 
 /// Waits for the end of this node's leadership.
-async fn lost(status: &mut watch::Receiver<ReplicaStatus>) -> Result<(), watch::Closed> {
+async fn lost(status: &mut watch::Receiver<ReplicaStatus>) -> Result<(), watch::error::RecvError> {
     status.wait_for(|status| status.role != ReplicaRole::Leader).await.map(drop)
 }
 

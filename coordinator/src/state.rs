@@ -12,12 +12,12 @@ use proto::catalog::Catalog;
 use proto::machine;
 use proto::services::{ClusterState, Consistency, GroupLoad, ReplicaRole, ReplicaStatus};
 use proto::topology::{Leaders, Topology};
-use proto::watch;
 use proto::{GroupId, NodeId, RouterIncarnation, WireError};
 use replica::Replica;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// How long a node's own replica may take to open a snapshot.
 const SNAPSHOT: Duration = Duration::from_secs(5);

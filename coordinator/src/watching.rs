@@ -6,9 +6,9 @@
 
 use proto::machine;
 use proto::services::{BoxStream, ClusterState, PULSE, ReplicaRole, ReplicaStatus};
-use proto::watch;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_stream::wrappers::ReceiverStream;
 

@@ -25,7 +25,6 @@ pub mod topology;
 pub mod transport;
 pub mod value;
 #[cfg(any(feature = "machine", feature = "transport"))]
-pub mod watch;
 pub mod wire;
 
 pub use error::{Retry, SqlState, Violation, WireError};

@@ -21,13 +21,13 @@ use crate::replica::Replica;
 use crate::revive::Tries;
 use parking_lot::{Mutex, MutexGuard};
 use proto::services::{RaftMessage, RaftService, RaftTransport, ReplicaStatus};
-use proto::watch;
 use proto::{GroupId, NodeId};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
+use tokio::sync::watch;
 
 /// How many results of one router's requests are remembered, and how many bytes of them. A router has far fewer under
 /// way at once, so only those are beyond it that it should have settled long ago.

@@ -12,11 +12,11 @@ use crate::staging::Replay;
 use crate::write::{MemberTarget, SchemaEntry, Write, Written};
 use arc_swap::ArcSwap;
 use proto::services::{Consistency, Members, ReplicaStatus};
-use proto::watch;
 use proto::{GroupId, LogIndex, NodeId, Retry, SqlState, WireError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+use tokio::sync::watch;
 use tokio::time::timeout_at;
 
 /// A time in which a replica leads its group without a break.

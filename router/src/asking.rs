@@ -10,10 +10,10 @@ use crate::gtid;
 use crate::retry::Backoff;
 use proto::services::{FragmentResponse, ShardService};
 use proto::topology::Topology;
-use proto::watch;
 use proto::{Epoch, GroupId, NodeId, RequestId, Retry, SchemaVersion, ShardId, SqlState, Term, WireError};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// How long a node that doesn't lead any more may take to answer what it was asked while it did.
 const LAST_WORDS: Duration = Duration::from_millis(200);

@@ -11,11 +11,11 @@ use futures::StreamExt;
 use proto::machine;
 use proto::services::{ClusterState, CoordinatorService, Peers, SILENCE};
 use proto::topology::Leaders;
-use proto::watch;
 use proto::{Epoch, GroupId, NodeId, Retry, SchemaVersion, SqlState, WireError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// How long one coordinator may take to say how things are, until another is asked.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);

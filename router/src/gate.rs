@@ -8,10 +8,10 @@ use parking_lot::Mutex;
 use prometheus::proto::MetricFamily;
 use prometheus::{Histogram, HistogramOpts, Registry};
 use proto::topology::Topology;
-use proto::watch;
 use proto::{Attempt, ReshardId, machine};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// Keeps transactions waiting.
 pub struct Gate {

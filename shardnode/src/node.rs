@@ -32,7 +32,6 @@ use proto::services::{
     Times, Unsettled, is_cut_lost,
 };
 use proto::topology::{Shard, Topology};
-use proto::watch;
 use proto::{
     CutId, Epoch, GroupId, LogIndex, NodeId, RequestId, Retry, RouterIncarnation, SchemaVersion, ShardId,
     SqlState, WireError,
@@ -42,6 +41,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// A statement that doesn't wait for locks waits so long for transactions that may have committed.
 const HASTE: Duration = Duration::from_millis(500);

@@ -29,7 +29,7 @@ const PURE: &[&str] =
     &["proto/src", "dialect/src", "planner/src", "replica/src/consensus", "replica/src/engine"];
 
 /// Parts of them that are impure on purpose, behind a feature.
-const PURE_EXCEPT: &[&str] = &["proto/src/transport", "proto/src/machine.rs", "proto/src/watch.rs"];
+const PURE_EXCEPT: &[&str] = &["proto/src/transport", "proto/src/machine.rs"];
 
 /// What would give them one.
 const IMPURE_WORDS: &[&str] = &[
@@ -155,25 +155,6 @@ fn what_is_simulated_takes_nothing_past_the_machine() {
             let first =
                 select.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with("//"));
             assert_eq!(first, Some("biased;"), "{place}: a select! by lot");
-        }
-    }
-}
-
-#[test]
-fn who_follows_a_value_goes_on_in_order() {
-    let mut sources = Vec::new();
-    for place in SIMULATED.iter().chain(&["proto/src", "replica/src"]) {
-        collect(&root().join(place), &mut sources);
-    }
-    for path in sources {
-        let place = path.strip_prefix(root()).unwrap().display().to_string();
-        if place.contains("tests") || place.contains("/fake") || place == "proto/src/watch.rs" {
-            continue;
-        }
-        let text = fs::read_to_string(&path).unwrap();
-        for line in text.lines().map(|line| line.split("//").next().unwrap()) {
-            let is_by_lot = line.contains("tokio::sync::") && line.contains("watch");
-            assert!(!is_by_lot, "{place}: tokio wakes those who wait by lot, `proto::watch` doesn't");
         }
     }
 }

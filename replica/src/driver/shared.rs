@@ -14,7 +14,6 @@ use crate::peer::Peer;
 use crate::readers::{Reader, Readers};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use proto::services::{LogHold, Progress, ReplicaRole, ReplicaStatus, TableHash};
-use proto::watch;
 use proto::{GroupId, LogIndex, NodeId, Retry, SqlState, Term, WireError};
 use raft::StateRole;
 use raft::eraftpb::ConfState;
@@ -24,6 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::Semaphore;
+use tokio::sync::watch;
 
 const NOT_LEADING: u64 = u64::MAX;
 const NOT_HELD: u64 = u64::MAX;

@@ -3,12 +3,12 @@
 use crate::cluster::{Cluster, GROUP, PATIENCE, number, number_after, soon, write};
 use proto::services::Consistency::{Session, Strong};
 use proto::services::{Members, ReplicaRole};
-use proto::watch;
 use proto::{LogIndex, NodeId, Retry, SqlState, WireError};
 use replica::{MemberTarget, Replica};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 const TABLE: &str = "CREATE TABLE t1 (c1 INTEGER PRIMARY KEY, c2 TEXT) STRICT";
 const ROWS: &str = "SELECT c1 || ':' || c2 FROM t1 ORDER BY c1";

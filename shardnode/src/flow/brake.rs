@@ -4,9 +4,9 @@
 //! heard them. An order ends with its [`Held`], whatever becomes of who gave it: nobody can leave a flow held. It must never know what
 //! the position is for.
 
-use proto::watch;
 use proto::{LogIndex, ShardId};
 use std::sync::Arc;
+use tokio::sync::watch;
 
 /// The brake of a target's flows.
 #[derive(Debug, Default)]

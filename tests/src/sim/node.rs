@@ -10,7 +10,6 @@ use super::random::Random;
 use super::rows;
 use super::trace::{SECOND, Time};
 use proto::services::{RaftMessage, RaftTransport};
-use proto::watch;
 use proto::{GroupId, NodeId};
 use replica::simulation::{Loops, holds_lease};
 use replica::{Config, Host, Replica, Snapshot};
@@ -18,6 +17,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// The group that a simulation is about.
 pub const GROUP: GroupId = GroupId(7);

@@ -33,8 +33,8 @@
 //! 5. What clients did, saw and were told is judged from outside (`history`).
 //!
 //! Nothing here may read a real clock, draw real randomness or depend on the order of a hash map. What is simulated may
-//! not either: where two runs of a seed differ, look for a `HashMap` that is walked through, a `select!` by lot, or a
-//! `tokio::sync::watch`, which wakes those who wait by lot (`proto::watch` doesn't).
+//! not either: where two runs of a seed differ, look for a `HashMap` of foldhash's that is walked through, a `select!` by lot,
+//! or an address by which something is known when another may have come there.
 
 mod admin;
 mod clients;

@@ -99,12 +99,13 @@ impl Kills {
         usize::from(self.away.is_some_and(|(node, _)| node == 0))
     }
 
-    /// Whether somebody is to be killed in this phase. As long as a later one has had fewer kills, nobody is to be away when it comes.
+    /// Whether somebody is to be killed in this phase. As long as a later one has had far fewer kills, nobody is to be away when it
+    /// comes.
     fn is_due(&self, phase: ReshardPhase) -> bool {
         let here = self.killed_in(phase);
         self.away.is_none()
             && Instant::now() >= self.next
-            && self.seen.range(phase..).all(|later| self.killed_in(*later) >= here)
+            && self.seen.range(phase..).all(|later| self.killed_in(*later) + VICTIMS.len() as u32 > here)
     }
 
     /// Whoever was killed least often in this phase, and then in all.
@@ -192,7 +193,9 @@ impl Course<'_, '_> {
             if seen != Some(phase) {
                 self.work.say(&format!("  reshard {} is {}: {}", self.id, phase.name(), line["message"]));
                 seen = Some(phase);
-                if let Some(kills) = &mut self.work.kills {
+                if phase != ReshardPhase::Ended
+                    && let Some(kills) = &mut self.work.kills
+                {
                     kills.seen.insert(phase);
                 }
             }
