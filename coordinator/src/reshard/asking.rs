@@ -231,7 +231,7 @@ impl Asker {
 
     async fn discard(&self, node: NodeId) -> Result<Option<Event>> {
         let silence = self.core.state.silence(node);
-        if !self.topology().nodes.contains_key(&node) || silence >= self.core.config.replace_after {
+        if !self.topology().nodes.contains_key(&node) || silence >= self.core.config.silent_after {
             // It deletes what nobody names when it comes back.
             return Ok(Some(Event::Discarded { node }));
         }

@@ -31,7 +31,7 @@ async fn insert(cluster: &Cluster, shard: &Shard, t: TableId, keys: std::ops::Ra
 }
 
 /// Waits until a node's replica of a group, or its absence, is as wanted.
-async fn replica_where(
+pub async fn replica_where(
     cluster: &Cluster,
     node: NodeId,
     group: GroupId,

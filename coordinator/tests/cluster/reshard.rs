@@ -251,6 +251,25 @@ async fn a_builder_gets_what_it_lacks_logs_are_held_and_cancelling_leaves_nothin
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cancelling_doesnt_wait_for_a_builder_that_is_dead() {
+    let (mut cluster, wish, builder) = lent().await;
+    let before = crate::replicas::shard(&cluster).await;
+    let id = begin(&cluster, &wish).await.unwrap().reshard.unwrap();
+    status_where(&cluster, id, |status| status.phase == ReshardPhase::Ready).await;
+    let topology = cluster.state().await.topology;
+    let groups: Vec<_> = new_shards(&topology).iter().map(|shard| topology.shards[shard].group).collect();
+    cluster.stop(builder).await;
+    command(&cluster, id, ReshardCommand::Cancel).await.unwrap();
+    status_where(&cluster, id, |status| status.phase == ReshardPhase::Ended).await;
+    as_before(&cluster, &before).await;
+
+    cluster.open(builder);
+    for group in groups {
+        crate::members::replica_where(&cluster, builder, group, |status| status.is_none()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_next_leader_goes_on_with_it() {
     let (mut cluster, wish, builder) = lent().await;
     let before = crate::replicas::shard(&cluster).await;
