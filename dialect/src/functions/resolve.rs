@@ -390,9 +390,6 @@ impl Call<'_> {
 
 /// `func_select_candidate`.
 fn select<C: Candidate>(mut rows: Vec<Row<C>>, types: &[Type]) -> Option<Row<C>> {
-    // varchar counts as text for exact matches, as any domain counts as its base.
-    let types: Vec<Type> = types.iter().map(|t| if *t == Type::Varchar { Type::Text } else { *t }).collect();
-    let types = types.as_slice();
     keep_best(&mut rows, |row| row.exact_matches(types));
     if rows.len() == 1 {
         return rows.pop();

@@ -6,8 +6,8 @@
 use super::{Planner, key_places};
 use crate::bind::tree::{Body, Expr, ExprKind, From, JoinKind, RelId, RelationSource, Select};
 use crate::bind::walk::grow;
-use crate::emit::is_plain;
 use crate::plan::{KeyFilter, KeyPart, ScalarId};
+use dialect::Type;
 use proto::WireError;
 use proto::catalog::{Placement, Table};
 use proto::topology::Sharding;
@@ -55,17 +55,28 @@ fn column(expr: &Expr) -> Option<Col> {
 }
 
 /// The type that a column has under casts that change nothing.
-fn inner_type(expr: &Expr) -> dialect::Type {
+fn inner_type(expr: &Expr) -> Type {
     match &expr.kind {
         ExprKind::Cast(conversion, inner) if conversion.cast.is_noop() => inner_type(inner),
         _ => expr.ty.ty,
     }
 }
 
-/// Whether equality of these two is equality of their stored values, or of one type's key forms.
+/// Whether equality of these two is equality of their key forms, and so is their order.
 fn same_keys(a: &Expr, b: &Expr) -> bool {
     let (a, b) = (inner_type(a), inner_type(b));
-    a == b || is_plain(a) && is_plain(b)
+    a == b || family(a).is_some_and(|of| family(b) == Some(of))
+}
+
+/// What types are stored alike, whichever of them a value has. Others that are numbers or texts when stored mean something else by
+/// them: a date counts days and a timestamp microseconds, and of blanks at the end a `char(n)` knows nothing.
+fn family(ty: Type) -> Option<Type> {
+    match ty {
+        Type::Int2 | Type::Int4 | Type::Int8 | Type::Oid | Type::Regclass => Some(Type::Int8),
+        Type::Float4 | Type::Float8 => Some(Type::Float8),
+        Type::Text | Type::Varchar | Type::Name => Some(Type::Text),
+        _ => None,
+    }
 }
 
 impl<'q> Facts<'q> {
