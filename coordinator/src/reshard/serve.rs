@@ -84,7 +84,9 @@ fn status(record: &Record, topology: &Topology, seen: &Seen, now: Instant) -> Re
     let one_way = record.one_way.as_ref().map(|why| format!("there is no way back: {why}"));
     let last = Some(&record.message).filter(|message| !message.is_empty());
     let equal = seen.comparing.as_ref().and_then(|comparing| comparing.equal(&keyspace, record.sources()));
-    let message = one_way.or_else(|| seen.waits_for().or(last).cloned()).or(equal);
+    let is_due = record.wanted && record.phase == record.resting() && record.paused.is_none();
+    let near = is_due.then(|| "it begins when those that follow have been near for a second".to_owned());
+    let message = one_way.or_else(|| seen.waits_for().or(last).cloned()).or(near).or(equal);
     let compared = seen.comparing.as_ref().filter(|_| record.phase == ReshardPhase::Verifying);
     ReshardStatus {
         id: record.id,
