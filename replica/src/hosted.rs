@@ -61,15 +61,24 @@ impl Host {
         self.note_change();
     }
 
-    /// Reports that the files of a replica are gone, until a fresh one takes its place. What is here is left alone.
-    pub fn note_missing(&self, group: GroupId) {
+    /// Reports that the files of a replica are gone, until a fresh one takes its place. What is here is left alone, and what its
+    /// group has removed isn't missed: members know of that before all others. Says whether it is missed.
+    pub fn note_missing(&self, group: GroupId) -> bool {
         let mut groups = self.lock_groups();
-        if groups.contains_key(&group) || self.going().lock().contains_key(&group) {
-            return;
+        if groups.contains_key(&group) || self.going().lock().contains_key(&group) || self.is_buried(group) {
+            return false;
         }
         groups.insert(group, self.stopped(group, None, &ReplicaError::FilesGone));
         drop(groups);
         self.note_change();
+        true
+    }
+
+    /// Whether the last replica of a group that was here was removed.
+    fn is_buried(&self, group: GroupId) -> bool {
+        let Some((log, _)) = self.log_and_drive() else { return false };
+        let (peer, tombstone) = (log::peer(log.as_ref(), group.0), log::tombstone(log.as_ref(), group.0));
+        matches!((peer, tombstone), (Ok(None), Ok(Some(_))))
     }
 
     /// Deletes what was removed, as far as nobody uses it any more.

@@ -164,9 +164,8 @@ impl Agent {
         let missing = self.is_missing(&state);
         let (host, shards) = (Arc::clone(&self.host), self.shards.clone());
         let settled = self.machine.blocking(move || {
-            if missing {
+            if missing && host.note_missing(GroupId::COORDINATOR) {
                 tracing::error!("the files of the coordinator's replica are gone");
-                host.note_missing(GroupId::COORDINATOR);
             }
             if left_over && let Err(error) = host.remove(GroupId::COORDINATOR) {
                 tracing::error!(%error, "the coordinator's replica that was taken from this node can't be removed");

@@ -311,8 +311,9 @@ impl ShardNode {
 
     fn make(&self, shard: &Shard) {
         if shard.formed {
-            tracing::error!(shard = %shard.id, group = %shard.group, "the files of a replica are gone");
-            self.host.note_missing(shard.group);
+            if self.host.note_missing(shard.group) {
+                tracing::error!(shard = %shard.id, group = %shard.group, "the files of a replica are gone");
+            }
             return;
         }
         let init = fence::init(shard.id, fence::State::Open, SchemaVersion(0));

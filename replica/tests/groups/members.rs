@@ -154,6 +154,7 @@ async fn a_dead_member_is_replaced_by_another_node() {
     cluster.start(NodeId(3));
     gone(&cluster, 3).await;
     assert_eq!(leader(&cluster).await.status().term, term, "it disturbed nobody");
+    assert!(!cluster.hosts[&NodeId(3)].note_missing(GROUP), "nobody misses it");
     // Founding it again would be wrong: the others have rows that it hasn't.
     assert!(cluster.hosts[&NodeId(3)].create(GROUP, &nodes(&[1, 2, 3]), &[]).is_err());
     // It may come again, as another.
@@ -207,7 +208,7 @@ async fn a_replica_whose_files_were_lost_is_rebuilt() {
         cluster.stop(node);
         std::fs::remove_dir_all(cluster.data_dir(node)).unwrap();
         cluster.start(node);
-        cluster.hosts[&node].note_missing(GROUP);
+        assert!(cluster.hosts[&node].note_missing(GROUP));
         let lost = cluster.replica(node);
         let mut status = lost.watch();
         let told = status.wait_for(|status| status.stopped.as_deref() == Some("its files are gone"));
