@@ -71,6 +71,10 @@ impl Host {
         if let Some(replica) = groups.get(&group) {
             return Ok(replica.clone());
         }
+        if self.log_and_drive().is_none() {
+            // By now it may be another process that has the files.
+            return Err(ReplicaError::ShutDown);
+        }
         if !is_there {
             rest.iter().try_for_each(|step| step(&founding))?;
         }

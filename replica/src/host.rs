@@ -430,6 +430,8 @@ impl Host {
     /// Ends the loops and closes the files. What was waiting is answered with an error. Doing it again does nothing.
     pub fn shutdown(&self) {
         let Some(running) = self.running.lock().take() else { return };
+        // Who is making a replica comes to an end: what it writes to the log and to the disk belongs together.
+        drop(self.lock_groups());
         // First Raft, so that nothing is committed any more of which an engine would not tell its callers.
         self.common.mailbox.send(Mail::ShutDown);
         running.drive.finish_consensus();
